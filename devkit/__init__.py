@@ -1,0 +1,1 @@
+"""Parts of dev.py: environment, hosts, headless server and API client (standard library only)."""

@@ -1,0 +1,142 @@
+"""Command line of dev.py and the set-up that its commands share."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from devkit import commands
+from devkit.cache import SetupError, cache_root, exclusive, make_folder
+from devkit.environment import Environment, environment_key, install, make_environment
+from devkit.hosts import DEFAULT_HOST, HOSTS, OLDER_HOST, check_user_tree, provide_host
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What a command runs on: an interpreter, and ComfyUI trees by version."""
+
+    cache: Path
+    environment: Environment
+    hosts: dict[str, Path]
+
+    @property
+    def python(self) -> Path:
+        """Interpreter of the environment."""
+        return self.environment.python
+
+    @property
+    def tree(self) -> Path:
+        """The first ComfyUI tree."""
+        return next(iter(self.hosts.values()))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The commands and their flags."""
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument(
+        "--comfyui", type=Path, metavar="PATH", help="an installed ComfyUI to use (or COMFYUI_PATH)"
+    )
+    shared.add_argument(
+        "--host", choices=list(HOSTS), help=f"ComfyUI release to fetch and use (default {DEFAULT_HOST})"
+    )
+    parser = argparse.ArgumentParser(prog="dev.py", description=__doc__)
+    kinds = parser.add_subparsers(dest="command", required=True)
+    test = kinds.add_parser(
+        "test", parents=[shared], help="run the linter and all tests; other flags go to pytest"
+    )
+    test.add_argument("--fast", action="store_true", help="unit tests only")
+    serve = kinds.add_parser("serve", parents=[shared], help="run ComfyUI with this pack and the demo models")
+    serve.add_argument("--port", type=int, default=8188, help="port on this machine (default 8188)")
+    demo = kinds.add_parser(
+        "demo", parents=[shared], help="draw dense and accelerated pictures and compare them"
+    )
+    demo.add_argument("--prompts", type=int, default=2, metavar="N", help="number of prompts (default 2)")
+    demo.add_argument(
+        "--out", type=Path, default=Path("demo_output"), metavar="DIR", help="where pictures and report go"
+    )
+    return parser
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Parsed flags; what `test` does not know itself is kept for pytest."""
+    parser = build_parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and options.command != "test":
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    options.pytest_arguments = [argument for argument in rest if argument != "--"]
+    if options.comfyui is None and options.host is None and os.environ.get("COMFYUI_PATH"):
+        options.comfyui = Path(os.environ["COMFYUI_PATH"])
+    if options.comfyui is not None and options.host is not None:
+        parser.error(
+            "--comfyui and --host exclude each other: give the installed ComfyUI or the release to fetch"
+        )
+    if options.command == "demo" and options.prompts < 1:
+        parser.error(f"--prompts {options.prompts}: give 1 or more")
+    return options
+
+
+def wanted_hosts(options: argparse.Namespace) -> list[str]:
+    """Releases that a command runs on, the main one first."""
+    if options.host is not None:
+        return [options.host]
+    both = options.command == "test" and not options.fast
+    return [DEFAULT_HOST, OLDER_HOST] if both else [DEFAULT_HOST]
+
+
+def prepare(options: argparse.Namespace) -> Ground:
+    """Make or reuse environment and hosts."""
+    cache = make_folder(cache_root())
+    with exclusive(cache / "setup.lock", print):
+        if options.comfyui is not None:
+            tree = check_user_tree(options.comfyui)
+            print(f"ComfyUI: {tree} (with dev.py's own environment; nothing is written there)", flush=True)
+            environment = provide_environment(cache, tree, pinned=False)
+            return Ground(cache, environment, {"installed": tree})
+        # Old releases run on the newest one's requirements, so that one environment serves all.
+        scratch = make_environment(cache / "environments" / "downloader", purpose="downloading", gib=0.5)
+        hosts = {
+            name: provide_host(name, cache, scratch.python, scratch.log) for name in wanted_hosts(options)
+        }
+        requirements = provide_host(DEFAULT_HOST, cache, scratch.python, scratch.log)
+        return Ground(cache, provide_environment(cache, requirements, pinned=True), hosts)
+
+
+def provide_environment(cache: Path, tree: Path, pinned: bool) -> Environment:
+    """The environment for a ComfyUI tree's requirements."""
+    requirements = (tree / "requirements.txt").read_text(encoding="utf-8")
+    environment = make_environment(cache / "environments" / environment_key(requirements))
+    install(environment, requirements, pinned)
+    return environment
+
+
+def main(arguments: list[str]) -> int:
+    """Run one command; returns the exit code."""
+    options = parse(arguments)
+    if threading.current_thread() is threading.main_thread():
+        # So that `finally` blocks stop child processes when this one is asked to end.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    started = time.monotonic()
+    try:
+        ground = prepare(options)
+        print(f"set-up ready in {time.monotonic() - started:.1f} s; interpreter {ground.python}", flush=True)
+        return getattr(commands, options.command)(ground, options)
+    except SetupError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if error.errno != 28:  # ENOSPC
+            raise
+        print(
+            f"error: no disk space left ({error.filename or cache_root()}): free some and run again",
+            file=sys.stderr,
+        )
+        return 1
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        return 130

@@ -1,0 +1,132 @@
+"""What dev.py's commands do once everything is set up."""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from devkit.base_folder import REPOSITORY, make_base_folder, remove_base_folder
+from devkit.cache import SetupError, make_folder
+from devkit.device import has_gpu
+from devkit.server import ComfyServer, child_environment, keep_tree_clean
+
+if TYPE_CHECKING:
+    import argparse
+
+    from devkit.cli import Ground
+
+NO_TESTS_COLLECTED = 5
+DEMO_SCRIPT = REPOSITORY / "demo" / "run.py"
+
+
+@contextmanager
+def temporary_base(cache: Path, kind: str) -> Iterator[Path]:
+    """A base folder of its own for one run, removed afterwards."""
+    folder = Path(tempfile.mkdtemp(prefix=f"{kind}-", dir=make_folder(cache / "runs")))
+    try:
+        yield make_base_folder(folder)
+    finally:
+        remove_base_folder(folder)
+
+
+def device_name(python: Path) -> str:
+    """The device that ComfyUI will use."""
+    return "GPU" if has_gpu(python) else "CPU"
+
+
+def script_environment(ground: Ground, tree: Path, threads: int | None) -> dict[str, str]:
+    """Environment of tests and scripts: where the host is, and a quiet host tree."""
+    environment = keep_tree_clean(child_environment(threads), tree)
+    return {**environment, "RAPID_HOST_TREE": str(tree)}
+
+
+def serve(ground: Ground, options: argparse.Namespace) -> int:
+    """ComfyUI with the pack and the demo models until Ctrl-C."""
+    base = make_base_folder(make_folder(ground.cache / "serve"))  # kept, so that pictures outlive the server
+    version, device = next(iter(ground.hosts)), device_name(ground.python)
+    print(f"starting ComfyUI {version} on the {device}, log {base / 'server.log'}", flush=True)
+    server = ComfyServer(ground.tree, base, python=ground.python, port=options.port)
+    with server:
+        print(f"ComfyUI is up: {server.url} (pictures in {base / 'output'}; Ctrl-C ends it)", flush=True)
+        while server.process is not None and server.process.poll() is None:
+            time.sleep(0.5)
+    raise SetupError(f"ComfyUI ended by itself:\n{server.log_tail()}")
+
+
+def demo(ground: Ground, options: argparse.Namespace) -> int:
+    """Run demo/run.py in the environment, on a base folder of its own."""
+    if not DEMO_SCRIPT.is_file():
+        raise SetupError(
+            f"{DEMO_SCRIPT} not found: the demo is part of the repository, not of the installed pack"
+        )
+    environment = script_environment(ground, ground.tree, threads=None)
+    environment["PYTHONPATH"] = str(REPOSITORY)  # for `devkit` and `demo`; not handed on to ComfyUI
+    with temporary_base(ground.cache, "demo") as base:
+        command = [
+            *(
+                str(ground.python),
+                str(DEMO_SCRIPT),
+                "--prompts",
+                str(options.prompts),
+                "--out",
+                str(options.out),
+            ),
+            *("--host-tree", str(ground.tree), "--base", str(base)),
+        ]
+        return subprocess.call(command, env=environment)
+
+
+def test(ground: Ground, options: argparse.Namespace) -> int:
+    """Linter, then pytest on every host; the run on the main host comes last and closes the output."""
+    environment = script_environment(ground, ground.tree, threads=1)
+    print("== ruff check", flush=True)
+    lint = subprocess.call([str(ground.python), "-m", "ruff", "check", "."], cwd=REPOSITORY, env=environment)
+    failed = ["ruff check"] if lint else []
+    status = 0
+    for number, (version, tree) in reversed(list(enumerate(ground.hosts.items()))):
+        paths = test_paths(options, main_host=number == 0)
+        if not paths:
+            continue
+        name = f"pytest {' '.join(paths)} on ComfyUI {version} ({device_name(ground.python)})"
+        print(f"== {name}", flush=True)
+        status = run_pytest(ground, tree, [*paths, *flags(options)])
+        if number > 0 and status not in (0, NO_TESTS_COLLECTED):
+            failed.append(name)
+    if failed:  # pytest's closing line knows nothing of these
+        print(f"failed: {'; '.join(failed)}", flush=True)
+    return 1 if failed or status else 0
+
+
+def run_pytest(ground: Ground, tree: Path, arguments: list[str]) -> int:
+    """One pytest process; returns its exit code."""
+    environment = script_environment(ground, tree, threads=1)
+    command = [str(ground.python), "-m", "pytest", *arguments]
+    return subprocess.call(command, cwd=REPOSITORY, env=environment)
+
+
+def is_path(argument: str) -> bool:
+    """Whether a pytest argument names a file or folder of tests."""
+    path = argument.split("::")[0]
+    return path.startswith("tests") and (REPOSITORY / path).exists()
+
+
+def flags(options: argparse.Namespace) -> list[str]:
+    """pytest's flags, without the paths."""
+    return [argument for argument in options.pytest_arguments if not is_path(argument)]
+
+
+def test_paths(options: argparse.Namespace, main_host: bool) -> list[str]:
+    """Test folders of one pytest run: all on the main host, only integration tests on others."""
+    given = [argument for argument in options.pytest_arguments if is_path(argument)]
+    if options.fast:
+        paths = given or ["tests/unit"]
+    elif main_host:
+        paths = given or ["tests"]
+    else:
+        paths = [path for path in given if "integration" in path] if given else ["tests/integration"]
+    return paths
