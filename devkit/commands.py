@@ -85,7 +85,11 @@ def test(ground: Ground, options: argparse.Namespace) -> int:
     """Linter, then pytest on every host; the run on the main host comes last and closes the output."""
     environment = script_environment(ground, ground.tree, threads=1)
     print("== ruff check", flush=True)
-    lint = subprocess.call([str(ground.python), "-m", "ruff", "check", "."], cwd=REPOSITORY, env=environment)
+    lint = subprocess.call(
+        [str(ground.python), "-m", "ruff", "check", "--output-format", "concise", "."],
+        cwd=REPOSITORY,
+        env=environment,
+    )
     failed = ["ruff check"] if lint else []
     status = 0
     for number, (version, tree) in reversed(list(enumerate(ground.hosts.items()))):

@@ -1,0 +1,25 @@
+"""What all tests share: import paths, and the same random numbers every time."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+sys.path.insert(0, str(ROOT / "tests"))  # for rapid_testing
+# Last, never first: the folder `nodes` here must not hide ComfyUI's module `nodes`.
+sys.path.append(str(ROOT))
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """Root of the repository."""
+    return ROOT
+
+
+@pytest.fixture(autouse=True)
+def _same_random_numbers():
+    """Seed torch where it is loaded, so that a test does not depend on those before it."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)

@@ -1,0 +1,126 @@
+"""Fixtures of the tests that run in the real ComfyUI."""
+
+import importlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from devkit.base_folder import make_base_folder
+from devkit.server import ComfyServer
+from rapid_testing.comfy_process import Comfy, host_tree, import_comfy
+
+
+def pytest_report_header() -> str:
+    """Which ComfyUI the integration tests use."""
+    try:
+        return f"ComfyUI: {host_tree()}"
+    except RuntimeError as error:
+        return f"ComfyUI: {error}"
+
+
+@pytest.fixture(scope="session")
+def comfy_host(tmp_path_factory: pytest.TempPathFactory) -> Comfy:
+    """ComfyUI, imported into this process (20 s, once)."""
+    return import_comfy(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="session")
+def pack(comfy_host: Comfy) -> ModuleType:
+    """This pack, loaded by ComfyUI."""
+    return comfy_host.load_pack(comfy_host.base / "custom_nodes" / "rapid")
+
+
+@pytest.fixture(scope="session")
+def demo_pack(comfy_host: Comfy) -> ModuleType:
+    """The demo's node pack, loaded by ComfyUI."""
+    return comfy_host.load_pack(comfy_host.base / "custom_nodes" / "rapid_demo")
+
+
+@pytest.fixture(scope="session")
+def pack_module(pack: ModuleType) -> Callable[[str], ModuleType]:
+    """Modules of the loaded pack, e.g. pack_module("rapid_core.record"); a plain import is another copy."""
+    return lambda name: importlib.import_module(f"{pack.__name__}.{name}")
+
+
+@pytest.fixture(scope="session")
+def load_tiny(comfy_host: Comfy, tmp_path_factory: pytest.TempPathFactory) -> Callable:
+    """load_tiny(kind, seed=0): a fresh MODEL of kind "flux", "sd3" or "sd35"; its file is made once."""
+    import comfy.sd
+
+    from rapid_testing.tiny_models import save_tiny_model
+
+    folder = tmp_path_factory.mktemp("tiny_models")
+
+    def load(kind: str, seed: int = 0):
+        path = folder / f"{kind}-{seed}.safetensors"
+        if not path.is_file():
+            save_tiny_model(kind, path, seed)
+        return comfy.sd.load_diffusion_model(str(path))
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def _loaded(load_tiny: Callable) -> dict:
+    """Models that all tests share; each test gets a clone."""
+    return {}
+
+
+@pytest.fixture(scope="session")
+def _shared(load_tiny: Callable, _loaded: dict) -> Callable:
+    def get(kind: str):
+        if kind not in _loaded:
+            _loaded[kind] = load_tiny(kind)
+        return _loaded[kind].clone()
+
+    return get
+
+
+@pytest.fixture
+def tiny_flux(_shared: Callable):
+    """A clone of the tiny FLUX model: 2 double and 2 single blocks."""
+    return _shared("flux")
+
+
+@pytest.fixture
+def tiny_sd3(_shared: Callable):
+    """A clone of the tiny SD3 model: 2 blocks."""
+    return _shared("sd3")
+
+
+@pytest.fixture
+def tiny_sd35(_shared: Callable):
+    """A clone of the tiny SD3.5-medium-like model: 2 blocks, the first with a second attention."""
+    return _shared("sd35")
+
+
+@pytest.fixture(params=["flux", "sd3"])
+def tiny_model(request: pytest.FixtureRequest, _shared: Callable):
+    """Each of the two main architectures in turn (a clone)."""
+    return _shared(request.param)
+
+
+@pytest.fixture(scope="session")
+def sample(comfy_host: Comfy) -> Callable:
+    """rapid_testing.sampling.sample."""
+    from rapid_testing.sampling import sample
+
+    return sample
+
+
+@pytest.fixture(scope="session")
+def make_conditioning(comfy_host: Comfy) -> Callable:
+    """rapid_testing.sampling.make_conditioning."""
+    from rapid_testing.sampling import make_conditioning
+
+    return make_conditioning
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
+    """ComfyUI as a process of its own, with tiny models in its folders; one for all tests."""
+    base: Path = make_base_folder(tmp_path_factory.mktemp("server"))
+    with ComfyServer(host_tree(), base, threads=1) as running:
+        yield running

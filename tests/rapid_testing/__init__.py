@@ -1,0 +1,1 @@
+"""Ground of the integration tests: ComfyUI in this process, tiny models, sampling."""

@@ -1,0 +1,57 @@
+"""Conditioning without a text encoder, and one call that samples as KSampler does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.sample
+import torch
+
+from rapid_testing.tiny_models import CHANNELS, CONTEXT, POOLED
+
+Conditioning = list[list[Any]]
+
+
+def make_conditioning(
+    seed: int = 0,
+    *,
+    tokens: int = 16,
+    batch: int = 1,
+    context: int = CONTEXT,
+    pooled: int = POOLED,
+    **extra: Any,
+) -> Conditioning:
+    """Random CONDITIONING of `tokens` text tokens; `extra` goes into its dictionary (e.g. guidance=3.5)."""
+    generator = torch.Generator().manual_seed(1000 + seed)
+    text = torch.randn(batch, tokens, context, generator=generator)
+    return [[text, {"pooled_output": torch.randn(batch, pooled, generator=generator), **extra}]]
+
+
+def empty_latent(batch: int = 1, height: int = 16, width: int = 16, channels: int = CHANNELS) -> torch.Tensor:
+    """An empty latent; 16 x 16 is a picture of 128 px, 64 image tokens."""
+    return torch.zeros(batch, channels, height, width)
+
+
+def sample(
+    model: Any,
+    *,
+    sampler: str = "euler",
+    scheduler: str = "simple",
+    steps: int = 4,
+    cfg: float = 1.0,
+    positive: Conditioning | None = None,
+    negative: Conditioning | None = None,
+    latent: torch.Tensor | None = None,
+    seed: int = 0,
+    denoise: float = 1.0,
+    **options: Any,
+) -> torch.Tensor:
+    """Latents as the KSampler node gives them; `options` go on to comfy.sample.sample (noise_mask, ...)."""
+    positive = make_conditioning(0) if positive is None else positive
+    negative = make_conditioning(1) if negative is None else negative
+    latent = comfy.sample.fix_empty_latent_channels(model, empty_latent() if latent is None else latent)
+    noise = comfy.sample.prepare_noise(latent, seed)
+    return comfy.sample.sample(
+        model, noise, steps, cfg, sampler, scheduler, positive, negative, latent,
+        denoise=denoise, disable_pbar=True, seed=seed, **options,
+    )  # fmt: skip
