@@ -93,7 +93,7 @@ def test(ground: Ground, options: argparse.Namespace) -> int:
     failed = ["ruff check"] if lint else []
     status = 0
     for number, (version, tree) in reversed(list(enumerate(ground.hosts.items()))):
-        paths = test_paths(options, main_host=number == 0)
+        paths = paths_for(options, main_host=number == 0)
         if not paths:
             continue
         name = f"pytest {' '.join(paths)} on ComfyUI {version} ({device_name(ground.python)})"
@@ -124,7 +124,7 @@ def flags(options: argparse.Namespace) -> list[str]:
     return [argument for argument in options.pytest_arguments if not is_path(argument)]
 
 
-def test_paths(options: argparse.Namespace, main_host: bool) -> list[str]:
+def paths_for(options: argparse.Namespace, main_host: bool) -> list[str]:
     """Test folders of one pytest run: all on the main host, only integration tests on others."""
     given = [argument for argument in options.pytest_arguments if is_path(argument)]
     if options.fast:

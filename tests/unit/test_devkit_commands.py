@@ -1,0 +1,219 @@
+"""dev.py's command line, base folders, server and client."""
+
+import ast
+import json
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from types import SimpleNamespace
+
+import pytest
+
+from devkit import base_folder, cli
+from devkit.base_folder import link, make_base_folder, remove_base_folder
+from devkit.cache import SetupError, cache_root
+from devkit.client import Client, ClientError, WorkflowError, rejection
+from devkit.commands import flags, paths_for
+from devkit.server import ComfyServer, child_environment, keep_tree_clean
+
+
+def test_an_error_of_the_set_up_is_one_line_and_exit_code_1(monkeypatch, capsys):
+    def fail(options):
+        raise SetupError("no network")
+
+    monkeypatch.setattr(cli, "prepare", fail)
+    assert cli.main(["serve"]) == 1
+    assert capsys.readouterr().err == "error: no network\n"
+
+
+def test_a_wrong_comfyui_folder_ends_with_one_line(repository, tmp_path):
+    command = [sys.executable, str(repository / "dev.py"), "serve", "--comfyui", str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: --comfyui") and result.stderr.count("\n") == 1
+
+
+def test_dev_py_can_be_read_by_an_old_python(repository):
+    ast.parse((repository / "dev.py").read_text(), feature_version=(3, 4))
+
+
+@pytest.mark.parametrize(
+    "arguments", [["serve", "--unknown"], ["demo", "--prompts", "0"], ["test", "--host", "1.0"]]
+)
+def test_wrong_flags_are_refused(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.parse(arguments)
+    assert stop.value.code == 2
+
+
+def test_an_explicit_host_wins_over_the_environment_variable(monkeypatch, tmp_path):
+    monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
+    assert cli.parse(["serve"]).comfyui == tmp_path
+    assert cli.parse(["serve", "--host", "0.18.2"]).comfyui is None
+
+
+def test_a_full_test_run_takes_two_hosts_and_a_fast_one_takes_one():
+    assert cli.wanted_hosts(cli.parse(["test"])) == ["0.30.0", "0.18.2"]
+    assert cli.wanted_hosts(cli.parse(["test", "--fast"])) == ["0.30.0"]
+    assert cli.wanted_hosts(cli.parse(["test", "--host", "0.26.0"])) == ["0.26.0"]
+
+
+def test_pytest_flags_and_paths_are_told_apart():
+    options = cli.parse(["test", "-k", "nodes", "tests/unit", "-x"])
+    assert flags(options) == ["-k", "nodes", "-x"]
+    assert paths_for(options, main_host=True) == ["tests/unit"]
+    assert paths_for(options, main_host=False) == []
+
+
+def test_without_paths_the_older_host_runs_the_integration_tests():
+    options = cli.parse(["test"])
+    assert paths_for(options, main_host=True) == ["tests"]
+    assert paths_for(options, main_host=False) == ["tests/integration"]
+
+
+def test_a_base_folder_links_the_pack_and_its_removal_spares_it(tmp_path, monkeypatch):
+    pack = tmp_path / "repository"
+    pack.mkdir()
+    (pack / "__init__.py").write_text("")
+    monkeypatch.setattr(base_folder, "PACKS", {"rapid": pack, "absent": tmp_path / "absent"})
+    base = make_base_folder(tmp_path / "base")
+    assert (base / "custom_nodes" / "rapid" / "__init__.py").is_file()
+    assert not (base / "custom_nodes" / "absent").exists()
+    assert (base / "models" / "diffusion_models").is_dir()
+    make_base_folder(base)  # again, as `serve` does
+    remove_base_folder(base)
+    assert not base.exists()
+    assert (pack / "__init__.py").is_file()
+
+
+def test_where_links_are_forbidden_the_pack_is_copied(tmp_path, monkeypatch):
+    (tmp_path / "pack" / "tests").mkdir(parents=True)
+    (tmp_path / "pack" / "__init__.py").write_text("")
+
+    def refuse(*_, **__):
+        raise OSError("not allowed")
+
+    monkeypatch.setattr(base_folder.Path, "symlink_to", refuse)
+    monkeypatch.setattr(base_folder.sys, "platform", "linux")
+    link(tmp_path / "pack", tmp_path / "copy")
+    assert (tmp_path / "copy" / "__init__.py").is_file()
+    assert not (tmp_path / "copy" / "tests").exists()
+
+
+def test_a_foreign_comfyui_tree_gets_no_compiled_files(tmp_path):
+    assert "PYTHONDONTWRITEBYTECODE" in keep_tree_clean({}, tmp_path)
+    assert keep_tree_clean({}, cache_root() / "hosts" / "0.30.0") == {}
+
+
+def test_children_do_not_inherit_the_python_path(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "somewhere")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert "PYTHONPATH" not in child_environment()
+    assert "OMP_NUM_THREADS" not in child_environment()
+    assert child_environment(threads=1)["OMP_NUM_THREADS"] == "1"
+
+
+def test_a_server_that_dies_shows_its_last_words(tmp_path):
+    (tmp_path / "main.py").write_text("import sys; print('cannot find my feet'); sys.exit(3)")
+    with pytest.raises(SetupError, match=r"code 3 while starting:\n.*cannot find my feet"):
+        ComfyServer(tmp_path, make_base_folder(tmp_path / "base")).start()
+
+
+FAILED = [
+    ["execution_start", {}],
+    ["execution_error", {"node_type": "KSampler", "exception_message": "too big\n"}],
+]
+HISTORY = {
+    "good": {"status": {"status_str": "success"}, "outputs": {"9": {"images": [{"filename": "a.png"}]}}},
+    "bad": {"status": {"status_str": "error", "messages": FAILED}, "outputs": {}},
+    "stopped": {
+        "status": {"status_str": "error", "messages": [["execution_interrupted", {"node_type": "VAE"}]]}
+    },
+}
+
+
+class Answers(BaseHTTPRequestHandler):
+    """Answers as ComfyUI does."""
+
+    def do_GET(self):
+        name = self.path.split("/")[-1]
+        self.reply(200, b"picture" if self.path.startswith("/view?") else {name: HISTORY.get(name)})
+
+    def do_POST(self):
+        graph = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["prompt"]
+        self.reply(200, {"prompt_id": graph["id"]}) if "id" in graph else self.reply(400, REJECTED)
+
+    def reply(self, status, content):
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(content if isinstance(content, bytes) else json.dumps(content).encode())
+
+    def log_message(self, *_):
+        pass
+
+
+FAULT = {"message": "Value not in list", "details": "sampler_name: 'x'"}
+REJECTED = {
+    "error": {"message": "Prompt outputs failed validation"},
+    "node_errors": {"3": {"class_type": "KSampler", "errors": [FAULT]}},
+}
+
+
+@pytest.fixture
+def client():
+    server = HTTPServer(("127.0.0.1", 0), Answers)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield Client(f"http://127.0.0.1:{server.server_port}")
+    server.shutdown()
+    server.server_close()
+
+
+def test_the_outputs_of_a_finished_workflow_come_back(client, tmp_path):
+    outputs = client.run({"id": "good"}, timeout=5)
+    assert [path.read_bytes() for path in client.save_images(outputs, tmp_path / "out")] == [b"picture"]
+
+
+def test_a_failed_node_is_named_with_its_message(client):
+    with pytest.raises(WorkflowError, match="KSampler failed: too big") as failure:
+        client.run({"id": "bad"}, timeout=5)
+    assert (failure.value.node_type, failure.value.exception_message) == ("KSampler", "too big")
+
+
+def test_an_interrupted_workflow_says_so(client):
+    with pytest.raises(WorkflowError, match="interrupted in VAE"):
+        client.run({"id": "stopped"}, timeout=5)
+
+
+def test_a_rejected_workflow_names_node_and_fault(client):
+    with pytest.raises(WorkflowError, match=r"KSampler: Value not in list \(sampler_name: 'x'\)"):
+        client.run({}, timeout=5)
+
+
+def test_a_rejection_in_another_form_is_still_an_error():
+    assert "<html>" in str(rejection("<html>"))
+
+
+def test_a_workflow_that_never_ends_times_out(client):
+    with pytest.raises(ClientError, match="did not finish within 0 s"):
+        client.wait("unknown", timeout=0.2)
+
+
+def test_a_server_that_is_not_there_is_named():
+    with pytest.raises(ClientError, match="http://127.0.0.1:9/system_stats cannot be reached"):
+        Client("http://127.0.0.1:9").system_stats()
+
+
+def test_serve_says_why_it_ended(tmp_path, monkeypatch, capsys):
+    """A server that ends by itself is an error, with the end of its log."""
+    from devkit import commands
+
+    class Ended:
+        url, log_tail = "http://x", staticmethod(lambda: "last words")
+        process = SimpleNamespace(poll=lambda: 1)
+        __enter__ = __exit__ = lambda self, *_: None
+
+    monkeypatch.setattr(commands, "ComfyServer", lambda *_, **__: Ended())
+    ground = SimpleNamespace(cache=tmp_path, hosts={"0.30.0": tmp_path}, tree=tmp_path, python=sys.executable)
+    with pytest.raises(SetupError, match="last words"):
+        commands.serve(ground, SimpleNamespace(port=1))

@@ -1,0 +1,130 @@
+"""What the registry would ship, and the walls between the parts."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SHIPPED = {
+    *("__init__.py", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md"),
+    *("nodes", "rapid_core", "web", "locales", "example_workflows", "policies"),
+}
+HOST_MODULES = {
+    "comfy",
+    "comfy_api",
+    "comfy_extras",
+    "server",
+    "folder_paths",
+    "node_helpers",
+    "nodes",
+    "execution",
+}
+# The registry's scanner is textual; so is this.
+FORBIDDEN = re.compile(
+    r"\beval\(|\bexec\(|\bsubprocess\b|os\.system|os\.environ|os\.getenv|\burllib\b|\brequests\b|\bsocket\b"
+    r"|\bpickle\b|torch\.load\("
+)
+
+
+def tracked_files(root: Path) -> list[Path]:
+    """Files under version control, relative to the root."""
+    listing = subprocess.run(["git", "ls-files"], cwd=root, capture_output=True, text=True)
+    if listing.returncode != 0:
+        pytest.skip("not a git checkout: what is tracked cannot be told")
+    return [Path(line) for line in listing.stdout.splitlines() if (root / line).is_file()]
+
+
+def is_held_back(path: Path, patterns: list[str]) -> bool:
+    """Whether .comfyignore's patterns (`folder/` or `file`) cover a path."""
+    folders = {pattern.rstrip("/") for pattern in patterns if pattern.endswith("/")}
+    return path.as_posix() in patterns or bool(folders & set(path.parts[:-1]))
+
+
+@pytest.fixture(scope="module")
+def shipped(repository) -> list[Path]:
+    lines = (repository / ".comfyignore").read_text().splitlines()
+    patterns = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    return [path for path in tracked_files(repository) if not is_held_back(path, patterns)]
+
+
+def python_files(repository: Path, *folders: str) -> list[Path]:
+    return [path for folder in folders for path in sorted((repository / folder).rglob("*.py"))]
+
+
+def imported(path: Path, repository: Path) -> set[str]:
+    """Dotted names of all modules that a file imports; relative ones resolved from the repository root."""
+    names = set()
+    package = path.relative_to(repository).parent.parts
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = list(package[: len(package) - node.level + 1]) if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            names |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
+            if node.level:  # a relative import never means a module of the host
+                names = {
+                    name if name.startswith(("rapid_core", "training")) else "." + name for name in names
+                }
+    return names
+
+
+def test_only_what_users_run_is_shipped(shipped):
+    assert {path.parts[0] for path in shipped} <= SHIPPED
+
+
+def test_nothing_of_tests_or_demo_is_shipped(shipped):
+    strangers = {"tests", "demo", "devkit", "benchmarks", ".github", ".ci"}
+    assert [path for path in shipped if strangers & set(path.parts) or path.name.startswith("test_")] == []
+
+
+def test_shipped_code_is_free_of_what_the_registry_flags(shipped, repository):
+    hits = []
+    for path in shipped:
+        if path.suffix in {".py", ".js"}:
+            for number, line in enumerate((repository / path).read_text(encoding="utf-8").splitlines(), 1):
+                if FORBIDDEN.search(line):
+                    hits.append(f"{path}:{number}: {line.strip()}")
+    assert hits == []
+
+
+def test_the_core_outside_host_imports_nothing_of_comfyui(repository):
+    wrong = []
+    for path in python_files(repository, "rapid_core"):
+        if "host" not in path.relative_to(repository).parts[:-1]:
+            names = imported(path, repository)
+            wrong += [f"{path.name}: {name}" for name in names if name.split(".")[0] in HOST_MODULES]
+            wrong += [f"{path.name}: {name}" for name in names if name.startswith("rapid_core.host")]
+    assert wrong == []
+
+
+def test_nothing_imports_training_or_development_parts(repository):
+    wrong = []
+    for path in [repository / "__init__.py", *python_files(repository, "nodes", "rapid_core")]:
+        outside = ("training", "devkit", "demo", "tests", "benchmarks")
+        wrong += [
+            f"{path.name}: {name}" for name in imported(path, repository) if name.split(".")[0] in outside
+        ]
+    assert wrong == []
+
+
+def test_the_core_can_be_imported_without_comfyui(repository):
+    modules = [
+        ".".join(path.relative_to(repository).with_suffix("").parts)
+        for path in python_files(repository, "rapid_core")
+        if "host" not in path.relative_to(repository).parts[:-1]
+    ]
+    code = f"import sys; sys.path.insert(0, {str(repository)!r})\n" + "\n".join(
+        f"import {name.removesuffix('.__init__')}" for name in modules
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_root_offers_v3_nodes_only(repository):
+    text = (repository / "__init__.py").read_text()
+    assert "comfy_entrypoint" in text
+    assert "NODE_CLASS_MAPPINGS" not in text  # it would switch V3 off
