@@ -1,0 +1,61 @@
+"""The Demo Prompt node: text to CONDITIONING for the demo models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import folder_paths
+from comfy_api.latest import ComfyExtension, io
+
+from . import word_table
+from .words import BACKGROUNDS, COLOURS, PLACES, SHAPES, SIZES, TEXTURES, TOKENS
+
+EXAMPLE = "flat blue background, big red striped circle center"
+
+
+class DemoPrompt(io.ComfyNode):
+    """Words of the drawn scenes to CONDITIONING, one line an image of the batch."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        words = "; ".join(", ".join(group) for group in (SIZES, COLOURS, TEXTURES, SHAPES, PLACES))
+        return io.Schema(
+            node_id="RAPIDDemoPrompt",
+            display_name="Demo Prompt",
+            category="RAPID/demo",
+            description=(
+                "Prompt of the demo models, one line an image of the batch: a background, then objects, "
+                f"separated by commas. Background: {', '.join(BACKGROUNDS)} with a colour. Object: {words}. "
+                "Empty: unconditional."
+            ),
+            inputs=[
+                io.String.Input("text", multiline=True, default=EXAMPLE, tooltip="One line an image."),
+                io.Combo.Input(
+                    "model", options=list(word_table.MODELS), tooltip="The model whose word table is used."
+                ),
+                io.Int.Input(
+                    "tokens", default=TOKENS, min=TOKENS, max=word_table.MAX_TOKENS, optional=True,
+                    tooltip="Length of the context; more than the default appends empty tokens.",
+                ),
+            ],
+            outputs=[io.Conditioning.Output()],
+        )
+
+    @classmethod
+    def execute(cls, text: str, model: str, tokens: int = TOKENS) -> io.NodeOutput:
+        """The host meets B lines with its latents row by row: it repeats or cuts them to the batch."""
+        return io.NodeOutput(word_table.conditioning(text, word_table.load(table_path(model)), tokens))
+
+
+def table_path(model: str) -> Path:
+    """The table in one of the host's model folders, else in the demo's own."""
+    name = word_table.file_name(model)
+    own = Path(__file__).resolve().parent.parent / "models" / "diffusion_models" / name
+    return Path(folder_paths.get_full_path("diffusion_models", name) or own)
+
+
+class DemoExtension(ComfyExtension):
+    """What the demo pack brings."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [DemoPrompt]
