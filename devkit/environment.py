@@ -24,7 +24,7 @@ COMPANIONS = ("torchvision==0.28.0", "torchaudio==2.11.0")
 LEFT_OUT = {"torch", "torchvision", "torchaudio", "comfyui-workflow-templates", "comfyui-embedded-docs"}
 PARTS = Path(__file__).resolve().parent
 REPOSITORY = PARTS.parent
-STEPS = ("pip", "torch", "host", "companions", "dev")
+STEPS = ("pip", "torch", "companions", "host", "repair", "dev")
 
 SCHEMAS = """\
 # Added by dev.py: this wheel expects a CUDA build of torch; without one its compiled operators do not
@@ -117,8 +117,10 @@ def install(environment: Environment, host_requirements: str, pinned: bool = Tru
     actions: dict[str, Callable[[], None]] = {
         "pip": lambda: _upgrade_pip(environment),
         "torch": lambda: run_pip(environment.python, ["install", TORCH], TORCH, environment.log),
-        "host": lambda: _install_host_packages(environment, host_requirements, constraints),
+        # Before the host's requirements, some of which would bring another torchvision.
         "companions": lambda: _install_companions(environment),
+        "host": lambda: _install_host_packages(environment, host_requirements, constraints),
+        "repair": lambda: _repair_companions(environment),
         "dev": lambda: run_pip(
             environment.python,
             ["install", "-r", str(REPOSITORY / "requirements-dev.txt"), *constraints],
@@ -141,22 +143,22 @@ def _upgrade_pip(environment: Environment) -> None:
 
 def _install_host_packages(environment: Environment, requirements: str, constraints: list[str]) -> None:
     """ComfyUI's requirements, with torch held at the version that is installed."""
-    packages = [*host_packages(requirements), TORCH]
+    packages = [*host_packages(requirements), TORCH, *COMPANIONS]
     run_pip(
         environment.python, ["install", *packages, *constraints], "ComfyUI's requirements", environment.log
     )
 
 
 def _install_companions(environment: Environment) -> None:
-    """torchvision and torchaudio, repaired where their CUDA wheels sit beside a CPU build of torch."""
-    run_pip(
-        environment.python,
-        ["install", "--no-deps", *COMPANIONS],
-        "torchvision and torchaudio",
-        environment.log,
-    )
+    """torchvision and torchaudio, with torch left as it is."""
+    what = "torchvision and torchaudio"
+    run_pip(environment.python, ["install", "--no-deps", *COMPANIONS], what, environment.log)
+
+
+def _repair_companions(environment: Environment) -> None:
+    """Repair torchvision and torchaudio where their CUDA wheels sit beside a CPU build of torch."""
     if not _imports(environment, "torchvision", "torchaudio"):
-        _repair_companions(environment)
+        _make_plain_python(environment)
         if not _imports(environment, "torchvision", "torchaudio"):
             raise SetupError(
                 "torchvision or torchaudio cannot be imported beside torch: "
@@ -170,7 +172,7 @@ def _imports(environment: Environment, *modules: str) -> bool:
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
-def _repair_companions(environment: Environment) -> None:
+def _make_plain_python(environment: Environment) -> None:
     """Make the CUDA wheels usable as plain Python packages (idempotent)."""
     code = "import sysconfig; print(sysconfig.get_paths()['platlib'])"
     answer = subprocess.run([str(environment.python), "-c", code], capture_output=True, text=True, check=True)

@@ -1,5 +1,6 @@
 """What all tests share: import paths, and the same random numbers every time."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -10,6 +11,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))  # for rapid_testing
 # Last, never first: the folder `nodes` here must not hide ComfyUI's module `nodes`.
 sys.path.append(str(ROOT))
+
+
+def pytest_report_header() -> str:
+    """Which ComfyUI the integration tests use."""
+    return f"ComfyUI: {os.environ.get('RAPID_HOST_TREE', 'none; integration tests need `python3 dev.py test`')}"
 
 
 @pytest.fixture(scope="session")

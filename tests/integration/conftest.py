@@ -12,14 +12,6 @@ from devkit.server import ComfyServer
 from rapid_testing.comfy_process import Comfy, host_tree, import_comfy
 
 
-def pytest_report_header() -> str:
-    """Which ComfyUI the integration tests use."""
-    try:
-        return f"ComfyUI: {host_tree()}"
-    except RuntimeError as error:
-        return f"ComfyUI: {error}"
-
-
 @pytest.fixture(scope="session")
 def comfy_host(tmp_path_factory: pytest.TempPathFactory) -> Comfy:
     """ComfyUI, imported into this process (20 s, once)."""

@@ -10,7 +10,7 @@ def test_the_pack_loads_through_the_host(comfy_host, pack):
 
 
 def test_the_demo_pack_loads_through_the_host(comfy_host, demo_pack):
-    assert "RAPID_DemoPrompt" in comfy_host.pack_nodes()
+    assert "RAPIDDemoPrompt" in comfy_host.pack_nodes()
 
 
 def test_tiny_models_are_recognised_as_what_they_are(load_tiny):
