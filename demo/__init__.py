@@ -1,0 +1,1 @@
+"""Demo models: drawn scenes, a small autoencoder and small Diffusion Transformers trained on them."""
