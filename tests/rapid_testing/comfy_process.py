@@ -12,6 +12,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
+
 from devkit.base_folder import make_base_folder
 from devkit.device import has_gpu
 from devkit.server import host_arguments
@@ -50,11 +52,10 @@ class Comfy:
         node = self.nodes.NODE_CLASS_MAPPINGS.get(node_id)
         if node is None:
             raise KeyError(f"node {node_id} is not loaded; loaded packs offer {sorted(self.pack_nodes())}")
-        if hasattr(node, "GET_SCHEMA"):
-            prepared = node.PREPARE_CLASS_CLONE({}) if hasattr(node, "PREPARE_CLASS_CLONE") else node
-            output = prepared.execute(**inputs)
-            return tuple(getattr(output, "args", None) or getattr(output, "result", None) or ())
-        return tuple(getattr(node(), node.FUNCTION)(**inputs))
+        with torch.inference_mode():
+            if hasattr(node, "GET_SCHEMA"):
+                return tuple(node.PREPARE_CLASS_CLONE({}).execute(**inputs).args)
+            return tuple(getattr(node(), node.FUNCTION)(**inputs))
 
     def pack_nodes(self) -> list[str]:
         """Ids of all nodes that come from packs."""

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import comfy.sample
 import torch
 
-from rapid_testing.tiny_models import CHANNELS, CONTEXT, POOLED
+from rapid_testing import CHANNELS, CONTEXT, POOLED
 
 Conditioning = list[list[Any]]
 
@@ -47,11 +46,15 @@ def sample(
     **options: Any,
 ) -> torch.Tensor:
     """Latents as the KSampler node gives them; `options` go on to comfy.sample.sample (noise_mask, ...)."""
+    import comfy.sample  # not at the top: test modules import this one before ComfyUI is on the path
+
     positive = make_conditioning(0) if positive is None else positive
     negative = make_conditioning(1) if negative is None else negative
     latent = comfy.sample.fix_empty_latent_channels(model, empty_latent() if latent is None else latent)
     noise = comfy.sample.prepare_noise(latent, seed)
-    return comfy.sample.sample(
-        model, noise, steps, cfg, sampler, scheduler, positive, negative, latent,
-        denoise=denoise, disable_pbar=True, seed=seed, **options,
-    )  # fmt: skip
+    with torch.inference_mode():  # as the host's executor does
+        result = comfy.sample.sample(
+            model, noise, steps, cfg, sampler, scheduler, positive, negative, latent,
+            denoise=denoise, disable_pbar=True, seed=seed, **options,
+        )  # fmt: skip
+    return result.clone()  # an ordinary tensor again, for the test to do with as it likes

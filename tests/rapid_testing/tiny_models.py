@@ -14,9 +14,8 @@ from comfy.ldm.flux.model import Flux
 from comfy.ldm.modules.diffusionmodules.mmdit import MMDiT
 from safetensors.torch import save_file
 
-CONTEXT = 64
-POOLED = 64
-CHANNELS = 16
+from rapid_testing import CHANNELS, CONTEXT, POOLED
+
 OPERATIONS = {"dtype": torch.float32, "device": "cpu", "operations": comfy.ops.disable_weight_init}
 
 

@@ -1,0 +1,21 @@
+"""RAPID's nodes. One feature a file; this module only lists them."""
+
+from comfy_api.latest import ComfyExtension, io
+
+from .cache_reuse import CacheReuse
+from .report import Report
+
+NODES: list[type[io.ComfyNode]] = [CacheReuse, Report]
+
+
+class RapidExtension(ComfyExtension):
+    """All nodes of the pack."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        """The nodes that ComfyUI registers."""
+        return NODES
+
+
+async def comfy_entrypoint() -> RapidExtension:
+    """ComfyUI's V3 entry point."""
+    return RapidExtension()

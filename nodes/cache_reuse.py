@@ -1,0 +1,60 @@
+"""Cache Reuse: leave out model evaluations whose result can be forecast."""
+
+from comfy_api.latest import io
+
+from ..rapid_core.actions import Level
+from ..rapid_core.engine.forecast import ORDERS
+from ..rapid_core.host.chain import attach
+from ..rapid_core.policies.threshold import ThresholdPolicy
+from .checks import check_choice, check_range
+
+LEVELS = [Level.HOLD.value, Level.REUSE.value]
+
+
+class CacheReuse(io.ComfyNode):
+    """Patches a model so that its sampling runs skip what they can forecast."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="RAPID_CacheReuse",
+            display_name="RAPID Cache Reuse",
+            category="RAPID",
+            description="Leaves out model evaluations whose result can be forecast from earlier ones. "
+            "Works with any sampler; what cannot be accelerated is computed densely and RAPID Report says why.",
+            search_aliases=["teacache", "easycache", "cache", "speed up", "accelerate", "skip steps"],
+            inputs=[
+                io.Model.Input("model"),
+                io.Float.Input("reuse_threshold", default=0.15, min=0.0, max=10.0, step=0.01,
+                               tooltip="Estimated relative error, added up over left-out evaluations, at which the "
+                               "model is computed again. Higher is faster and less exact; 0 turns the node off."),
+                io.Float.Input("start_percent", default=0.0, min=0.0, max=1.0, step=0.01,
+                               tooltip="Share of the sampling schedule after which evaluations may be left out."),
+                io.Float.Input("end_percent", default=1.0, min=0.0, max=1.0, step=0.01,
+                               tooltip="Share of the sampling schedule after which all evaluations are computed."),
+                io.Int.Input("max_consecutive", default=3, min=1, max=100,
+                             tooltip="Most evaluations left out in a row."),
+                io.Int.Input("forecast_order", default=2, min=min(ORDERS), max=max(ORDERS),
+                             tooltip="0 holds the last value, 1 extrapolates a line, 2 a parabola. Higher is nearer "
+                             "to the dense picture on smooth schedules."),
+                io.Combo.Input("level", options=LEVELS, default=LEVELS[0],
+                               tooltip="hold: the model is not called at all. reuse: patch embedding and final layer "
+                               "run, the blocks' contribution is forecast (FLUX and SD3)."),
+            ],
+            outputs=[io.Model.Output(display_name="model")],
+        )
+
+    @classmethod
+    def execute(cls, model, reuse_threshold, start_percent, end_percent, max_consecutive, forecast_order, level):
+        check_range("RAPID Cache Reuse", "reuse_threshold", reuse_threshold, 0.0, 10.0)
+        check_range("RAPID Cache Reuse", "start_percent", start_percent, 0.0, end_percent)
+        check_range("RAPID Cache Reuse", "end_percent", end_percent, start_percent, 1.0)
+        check_range("RAPID Cache Reuse", "max_consecutive", max_consecutive, 1, 100)
+        check_choice("RAPID Cache Reuse", "forecast_order", forecast_order, ORDERS)
+        check_choice("RAPID Cache Reuse", "level", level, LEVELS)
+        if reuse_threshold == 0:
+            return io.NodeOutput(model)
+        policy = ThresholdPolicy(
+            reuse_threshold, start_percent, end_percent, max_consecutive, forecast_order, Level(level)
+        )
+        return io.NodeOutput(attach(model, policy))

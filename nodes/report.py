@@ -1,0 +1,40 @@
+"""Report: what a run computed, reused and held, as text and as JSON."""
+
+import json
+
+from comfy_api.latest import io
+
+from ..rapid_core.host.chain import chain_of
+from ..rapid_core.host.run import fingerprint
+
+NOT_PATCHED = "RAPID: no RAPID node patched this model (or all are set to off); it ran densely."
+NO_RUN = "RAPID: this model has not been sampled with since it was patched."
+
+
+class Report(io.ComfyNode):
+    """Shows the record of the run that made a latent and passes the latent through."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="RAPID_Report",
+            display_name="RAPID Report",
+            category="RAPID",
+            description="Says what the sampling run that made this latent computed, reused and held, and why "
+            "anything was computed densely. The record is in the API's outputs as JSON.",
+            search_aliases=["teacache", "easycache", "cache", "statistics", "speed"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model that was sampled with: the last RAPID node's output."),
+                io.Latent.Input("latent", tooltip="The sampler's output; passed through unchanged."),
+            ],
+            outputs=[io.Latent.Output(display_name="latent"), io.String.Output(display_name="report")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, model, latent):
+        chain = chain_of(model)
+        record = chain.log.find(fingerprint(latent["samples"])) if chain else None
+        text = record.text() if record else NO_RUN if chain else NOT_PATCHED
+        data = [json.dumps(record.as_json())] if record else []
+        return io.NodeOutput(latent, text, ui={"text": (text,), "rapid_record": data})

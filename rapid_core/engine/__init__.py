@@ -1,0 +1,1 @@
+"""The engine: run state, forecasts, and what a run did. Pure torch."""

@@ -1,0 +1,139 @@
+"""What is known during one sampling run: histories and the evaluation in progress."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..actions import Actor, ImageState, Level, Observation
+from .forecast import Track, estimate_error, relative_l1
+
+
+@dataclass
+class Evaluation:
+    """One evaluation of the guided model in progress."""
+
+    index: int
+    sigma: float
+    levels: list[Level]
+    errors: list[float]
+    occurrence: int = 0
+    reasons: list[str] = field(default_factory=list)
+    conditions: Counter = field(default_factory=Counter)  # times each condition list was evaluated
+    streams: Counter = field(default_factory=Counter)  # times each condition uuid passed the model
+    spent: list[float] = field(default_factory=list)  # FLOPs per image
+    dense: list[float] = field(default_factory=list)
+
+    def images(self, level: Level) -> list[int]:
+        """Images decided for a level."""
+        return [i for i, chosen in enumerate(self.levels) if chosen is level]
+
+    def fall_back(self, reason: str, images: list[int] | None = None) -> None:
+        """Compute these images (default: all) densely, and say why."""
+        changed = [i for i in (range(len(self.levels)) if images is None else images) if self.levels[i] is not Level.RUN]
+        for i in changed:
+            self.levels[i] = Level.RUN
+        if changed and reason not in self.reasons:
+            self.reasons.append(reason)
+
+
+class RunState:
+    """Histories of one run: the guided derivative, each condition's derivative and each stream's residual."""
+
+    def __init__(self, batch: int, order: int, actor: Actor):
+        self.batch, self.order, self.actor = batch, order, actor
+        self.guided = Track(order + 2)
+        self.slots: dict[Hashable, Track] = {}
+        self.residuals: dict[Hashable, Track] = {}
+        self.computed = [0] * batch
+        self.since = [0] * batch
+        self.last_x: Tensor | None = None
+        self.pending: list[tuple[int, int, Tensor]] = []  # (evaluation, image, measured error), not yet fetched
+        self.measured: list[float | None] = [None] * batch
+        self.measured_log: dict[tuple[int, int], float] = {}
+        self.evaluations = 0
+        self.same_sigma = 0
+        self.last_sigma: float | None = None
+
+    def slot(self, key: Hashable) -> Track:
+        """History of one condition's derivative."""
+        return self.slots.setdefault(key, Track(self.order + 1))
+
+    def residual(self, key: Hashable) -> Track:
+        """History of one stream's block-stack residual."""
+        return self.residuals.setdefault(key, Track(self.order + 1))
+
+    def begin(self, x: Tensor, sigma: Tensor) -> Evaluation:
+        """Observe and decide. x (B, ...), sigma a 0-d tensor; the run's only host synchronisation is here."""
+        errors = [self._error(i, x, sigma) for i in range(self.batch)]
+        flat = [sigma.float()] + [e for pair in errors for e in pair] + [m for _, _, m in self.pending]
+        numbers = torch.stack(flat).tolist()  # the one synchronisation of an evaluation
+        level, rest = numbers[0], numbers[1:]
+        self._fetched(rest[2 * self.batch :])
+        estimates = [
+            rest[2 * i + (1 if self.guided.last_sigma(i) == level else 0)] if self.computed[i] else math.inf
+            for i in range(self.batch)
+        ]
+        states = tuple(
+            ImageState(self.computed[i], self.since[i], estimates[i], self.measured[i]) for i in range(self.batch)
+        )
+        levels = list(self.actor.act(Observation(self.evaluations, level, states)))
+        self.same_sigma = self.same_sigma + 1 if self.last_sigma == level else 0
+        self.last_sigma = level
+        zeros = [0.0] * self.batch
+        return Evaluation(self.evaluations, level, levels, estimates, self.same_sigma, spent=zeros[:], dense=zeros[:])
+
+    def _error(self, image: int, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """Estimated forecast error: as the noise level has moved on, and for a second look at the same level."""
+        unknown = sigma.new_full((), math.inf, dtype=torch.float32)
+        points = self.guided.points(image)
+        estimate = estimate_error(points, sigma, self.order)
+        if self.last_x is None or self.last_x.shape != x.shape or not points:
+            return (unknown if estimate is None else estimate), unknown
+        # At an unchanged denoised the derivative moves with x alone: d' - d = (x' - x) / sigma.
+        moved = (x[image] - self.last_x[image]).abs().mean() / (sigma * points[-1].value.abs().mean()).clamp_min(1e-12)
+        return (unknown if estimate is None else estimate), moved.float()
+
+    def _fetched(self, values: list[float]) -> None:
+        for (evaluation, image, _), value in zip(self.pending, values, strict=True):
+            self.measured[image] = value
+            self.measured_log[evaluation, image] = value
+        self.pending = []
+
+    def end(self, evaluation: Evaluation, x: Tensor, denoised: Tensor) -> None:
+        """Remember what was computed: the guided derivative (x - denoised) / sigma of each image that ran."""
+        self.evaluations += 1
+        ran = evaluation.images(Level.RUN)
+        if evaluation.sigma > 0 and ran:
+            derivative = (x - denoised) / evaluation.sigma
+            for i in ran:
+                points = self.guided.points(i)
+                if len(points) > self.order and points[-1].sigma != evaluation.sigma:
+                    guess = self.guided.forecast([i], evaluation.sigma, self.order)[0]
+                    self.pending.append((evaluation.index, i, relative_l1(guess, derivative[i])))
+                self.guided.add(i, evaluation.sigma, derivative[i])
+            if len(ran) == self.batch or self.last_x is None:
+                self.last_x = x.clone()
+            else:
+                self.last_x[ran] = x[ran]
+        for i in range(self.batch):
+            computed = evaluation.levels[i] is Level.RUN
+            self.computed[i] += computed
+            self.since[i] = 0 if computed else self.since[i] + 1
+
+    def finish(self) -> None:
+        """Fetch what was measured last; called once when the run has ended."""
+        if self.pending:
+            self._fetched(torch.stack([m for _, _, m in self.pending]).tolist())
+
+    @property
+    def bytes(self) -> int:
+        """Memory of all histories."""
+        tracks = [self.guided, *self.slots.values(), *self.residuals.values()]
+        own = 0 if self.last_x is None else self.last_x.numel() * self.last_x.element_size()
+        return own + sum(track.bytes for track in tracks)

@@ -1,0 +1,1 @@
+"""Binding to ComfyUI: the only folder of the core that imports comfy."""

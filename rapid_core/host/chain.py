@@ -1,0 +1,66 @@
+"""Attaching techniques to a model: an immutable chain in transformer_options, and one wrapper on the patcher."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from comfy.patcher_extension import WrappersMP
+
+from ..actions import Policy
+from ..record import RunLog
+from .run import HostRun
+
+KEY = "rapid"
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Policies in the order in which nodes attached them, and the log of the last node's runs."""
+
+    policies: tuple[Policy, ...]
+    log: RunLog = field(default_factory=RunLog)
+    notes: tuple[str, ...] = ()
+
+
+def chain_of(model: Any) -> Chain | None:
+    """The chain on a MODEL; None where no RAPID node patched it."""
+    return model.model_options.get("transformer_options", {}).get(KEY)
+
+
+def attach(model: Any, policy: Policy) -> Any:
+    """A clone of `model` with `policy` added; a policy of the same technique is replaced and the report says so."""
+    clone = model.clone()
+    before = chain_of(clone)
+    policies = before.policies if before else ()
+    kept = tuple(p for p in policies if p.technique != policy.technique)
+    notes = before.notes if before else ()
+    if len(kept) < len(policies):
+        notes += (f"{policy.technique} was set twice on this model: the later node wins",)
+    options = clone.model_options.setdefault("transformer_options", {})
+    options[KEY] = Chain((*kept, policy), notes=notes)
+    if not clone.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY):
+        clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, outer_sample)
+    return clone
+
+
+def outer_sample(executor: Any, noise: Any, latent_image: Any, sampler: Any, sigmas: Any, *args: Any, **kwargs: Any):
+    """Around one whole sampling run: state is created here, lives in cloned options and dies in `finally`."""
+    guider = executor.class_obj
+    original = guider.model_options
+    chain = original.get("transformer_options", {}).get(KEY)
+    if chain is None or not chain.policies:
+        return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+    run = HostRun(chain, guider, noise, sampler, sigmas)
+    result, status = None, "failed"
+    try:
+        guider.model_options = run.install(original)
+        result = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+        status = "finished"
+        return result
+    except BaseException as error:
+        status = "interrupted" if type(error).__name__ == "InterruptProcessingException" else "failed"
+        raise
+    finally:
+        guider.model_options = original
+        chain.log.add(run.finish(status, result))

@@ -1,0 +1,1 @@
+"""Policies: one file each, all over the same observation and action."""

@@ -1,0 +1,60 @@
+"""Cache Reuse: skip while the estimated forecast error, accumulated since the last computation, stays small."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+
+from ..actions import Level, Observation, Window
+
+
+@dataclass(frozen=True)
+class ThresholdPolicy:
+    """Accumulated-error rule of TeaCache (Liu et al. 2024) and EasyCache, on a forecast instead of a held value.
+
+    threshold: accumulated relative L1 error at which an evaluation is computed again.
+    max_consecutive: evaluations in a row that may be left out.
+    guard: a forecast measured worse than this relative error makes the next `guard_evaluations` dense."""
+
+    threshold: float
+    start_percent: float = 0.0
+    end_percent: float = 1.0
+    max_consecutive: int = 3
+    forecast_order: int = 2
+    level: Level = Level.HOLD
+    guard: float = 0.5
+    technique: str = "cache_reuse"
+
+    @property
+    def levels(self) -> frozenset[Level]:
+        return frozenset((self.level, Level.RUN))
+
+    def start(self, window: Window) -> ThresholdActor:
+        return ThresholdActor(self, window)
+
+    def settings(self) -> dict:
+        return {**asdict(self), "level": self.level.value}
+
+
+class ThresholdActor:
+    """Accumulated error per image of one run."""
+
+    def __init__(self, policy: ThresholdPolicy, window: Window):
+        self.policy, self.window = policy, window
+        self.accumulated: dict[int, float] = {}
+
+    def act(self, observation: Observation) -> tuple[Level, ...]:
+        return tuple(self._one(i, observation) for i in range(len(observation.images)))
+
+    def _one(self, image: int, observation: Observation) -> Level:
+        state = observation.images[image]
+        total = state.error + (self.accumulated.get(image, 0.0) if state.since_computed else 0.0)
+        allowed = (
+            observation.sigma in self.window
+            and state.since_computed < self.policy.max_consecutive
+            and (state.measured is None or state.measured <= self.policy.guard)
+            and math.isfinite(total)
+            and total < self.policy.threshold
+        )
+        self.accumulated[image] = total if allowed else 0.0
+        return self.policy.level if allowed else Level.RUN

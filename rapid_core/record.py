@@ -1,0 +1,106 @@
+"""What happened in a run: the `rapid-record`, its JSON form, the log that keeps the last ones, and its words."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from dataclasses import asdict, dataclass, field
+
+FORMAT, VERSION = "rapid-record", 1
+KEPT = 8  # finished records a log remembers
+
+
+@dataclass(frozen=True)
+class EvaluationRecord:
+    """One evaluation: a level, a cost (FLOPs) and an estimated forecast error per image of the batch."""
+
+    index: int
+    sigma: float
+    occurrence: int  # n-th evaluation in a row at this noise level (heun and its like look twice)
+    levels: tuple[str, ...]
+    cost: tuple[float, ...]
+    dense_cost: tuple[float, ...]
+    error: tuple[float | None, ...]
+    measured: tuple[float | None, ...]
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One sampling run. `status`: finished, interrupted or failed; `seconds`: the sampling loop."""
+
+    sampler: str
+    family: str
+    shape: tuple[int, ...]
+    sigmas: tuple[float, ...]
+    policies: tuple[dict, ...]
+    evaluations: tuple[EvaluationRecord, ...]
+    seconds: float
+    bytes: int
+    status: str = "finished"
+    notes: tuple[str, ...] = ()
+    fingerprint: str = ""  # of the latent that came out, so that a report finds its run
+
+    @property
+    def totals(self) -> dict:
+        """Sums over evaluations and images; `speedup_allowed` is dense over spent FLOPs."""
+        levels = Counter(level for e in self.evaluations for level in e.levels)
+        cost = sum(sum(e.cost) for e in self.evaluations)
+        dense = sum(sum(e.dense_cost) for e in self.evaluations)
+        return {
+            "evaluations": sum(levels.values()),
+            "computed": levels["run"],
+            "reused": levels["reuse"],
+            "held": levels["hold"],
+            "flops": cost,
+            "dense_flops": dense,
+            "speedup_allowed": dense / cost if cost else None,
+            "seconds": round(self.seconds, 4),
+            "bytes": self.bytes,
+        }
+
+    def as_json(self) -> dict:
+        """The record in its one JSON form: plain dicts, lists, numbers and strings."""
+        body = {k: v for k, v in asdict(self).items() if k != "evaluations"}
+        evaluations = [asdict(e) for e in self.evaluations]
+        return {"format": FORMAT, "version": VERSION, **body, "totals": self.totals, "evaluations": evaluations}
+
+    def text(self) -> str:
+        """A few lines for people."""
+        t = self.totals
+        images = self.shape[0]
+        per = "" if images == 1 else f" ({images} images)"
+        lines = [
+            f"RAPID: {self.sampler} on {self.family}, {self.status}, {self.seconds:.2f} s{per}",
+            f"{t['computed']} of {t['evaluations']} evaluations computed, {t['reused']} reused, {t['held']} held",
+        ]
+        if t["speedup_allowed"]:
+            lines.append(f"allowed speed-up {t['speedup_allowed']:.2f}x, cache {self.bytes / 2**20:.1f} MiB")
+        measured = [m for e in self.evaluations for m in e.measured if m is not None]
+        if measured:
+            lines.append(f"forecast error where it was measured: mean {sum(measured) / len(measured):.3f}")
+        lines += [self._strip(i) for i in range(min(images, 8))]
+        reasons = Counter(reason for e in self.evaluations for reason in e.reasons)
+        lines += [f"computed densely {n} time{'s' * (n > 1)}: {reason}" for reason, n in reasons.items()]
+        return "\n".join([*lines, *self.notes])
+
+    def _strip(self, image: int) -> str:
+        marks = {"run": "#", "reuse": "r", "hold": "."}
+        return "".join(marks[e.levels[image]] for e in self.evaluations)
+
+
+@dataclass
+class RunLog:
+    """The last finished runs of one patched model; the one thing that outlives a run."""
+
+    records: deque[RunRecord] = field(default_factory=lambda: deque(maxlen=KEPT))
+
+    def add(self, record: RunRecord) -> None:
+        """Keep a finished record."""
+        self.records.append(record)
+
+    def find(self, fingerprint: str) -> RunRecord | None:
+        """The latest run that made this latent; else the latest of all; None before the first."""
+        for record in reversed(self.records):
+            if record.fingerprint == fingerprint:
+                return record
+        return self.records[-1] if self.records else None

@@ -1,0 +1,253 @@
+"""Cache Reuse in the real ComfyUI, on tiny random models."""
+
+import pytest
+import torch
+
+from rapid_testing.sampling import empty_latent, make_conditioning
+
+LATENT = empty_latent()
+SAMPLERS = ["euler", "heun", "dpmpp_2m", "res_multistep", "uni_pc", "dpm_2", "euler_ancestral", "dpmpp_2m_sde"]
+
+
+@pytest.fixture
+def cache_reuse(pack_module):
+    """cache_reuse(model, **settings): the node's output model."""
+    node = pack_module("nodes.cache_reuse").CacheReuse
+
+    def patch(model, **settings):
+        defaults = dict(
+            reuse_threshold=0.5, start_percent=0.0, end_percent=1.0, max_consecutive=3, forecast_order=1, level="hold"
+        )
+        return node.execute(model, **{**defaults, **settings}).args[0]
+
+    return patch
+
+
+@pytest.fixture
+def last_record(pack_module):
+    """last_record(model): the latest run's record."""
+    chain_of = pack_module("rapid_core.host.chain").chain_of
+    return lambda model: chain_of(model).log.records[-1]
+
+
+def guided(**extra):
+    """Settings of a run with classifier-free guidance and conditions of its own."""
+    return {"cfg": 3.0, "positive": make_conditioning(0), "negative": make_conditioning(1), **extra}
+
+
+def test_threshold_zero_leaves_the_model_untouched(tiny_model, cache_reuse):
+    patched = cache_reuse(tiny_model, reuse_threshold=0.0)
+    assert patched is tiny_model
+    assert "rapid" not in patched.model_options.get("transformer_options", {})
+
+
+@pytest.mark.parametrize("level", ["hold", "reuse"])
+def test_a_threshold_too_small_to_skip_gives_the_dense_picture_bit_for_bit(tiny_model, cache_reuse, sample, last_record, level):
+    dense = sample(tiny_model, steps=6, **guided())
+    patched = cache_reuse(tiny_model, reuse_threshold=1e-9, level=level)
+    assert torch.equal(sample(patched, steps=6, **guided()), dense)
+    assert last_record(patched).totals["computed"] == 6
+
+
+@pytest.mark.parametrize("level", ["hold", "reuse"])
+def test_evaluations_are_left_out_and_the_dense_run_after_it_is_unchanged(tiny_model, cache_reuse, sample, last_record, level):
+    dense = sample(tiny_model, steps=12, **guided())
+    patched = cache_reuse(tiny_model, level=level)
+    fast = sample(patched, steps=12, **guided())
+    totals = last_record(patched).totals
+    assert totals["held" if level == "hold" else "reused"] > 2
+    assert totals["computed"] + totals["held"] + totals["reused"] == totals["evaluations"] == 12
+    assert totals["speedup_allowed"] > 1.2
+    assert torch.isfinite(fast).all() and not torch.equal(fast, dense)
+    assert torch.equal(sample(tiny_model, steps=12, **guided()), dense)
+
+
+def test_holding_order_zero_under_euler_is_one_larger_step(tiny_flux, cache_reuse, sample, last_record, comfy_host):
+    """With every second derivative held, Euler's two steps are algebraically one from the first to the last level."""
+    import comfy.model_management
+    import comfy.samplers
+    sigmas = torch.tensor([1.0, 0.8, 0.5, 0.3, 0.0])
+    patched = cache_reuse(tiny_flux, reuse_threshold=10.0, forecast_order=0, max_consecutive=1)
+
+    def run(model, levels):
+        noise = torch.randn(LATENT.shape, generator=torch.Generator().manual_seed(0))
+        return comfy.samplers.sample(
+            model, noise, make_conditioning(0), make_conditioning(1), 1.0, model.load_device,
+            comfy.samplers.sampler_object("euler"), levels, model.model_options, latent_image=LATENT, seed=0,
+        )
+
+    fast = run(patched, sigmas)
+    levels = [e.levels[0] for e in last_record(patched).evaluations]
+    assert levels == ["run", "run", "hold", "run"]
+    assert torch.allclose(fast, run(tiny_flux, torch.tensor([1.0, 0.8, 0.3, 0.0])), atol=1e-5)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_evaluation_of_every_sampler_is_accounted_for(tiny_model, cache_reuse, sample, last_record, sampler):
+    calls = []
+    model = tiny_model.clone()
+    model.set_model_unet_function_wrapper(lambda apply, a: calls.append(1) or apply(a["input"], a["timestep"], **a["c"]))
+    patched = cache_reuse(model)
+    out = sample(patched, sampler=sampler, steps=10, **guided())
+    totals = last_record(patched).totals
+    assert torch.isfinite(out).all()
+    assert totals["computed"] + totals["reused"] + totals["held"] == totals["evaluations"]
+    assert totals["computed"] == len(calls)
+
+
+def test_images_of_a_batch_decide_for_themselves(tiny_model, cache_reuse, sample, last_record, pack_module):
+    actions = pack_module("rapid_core.actions")
+    threshold = pack_module("rapid_core.policies.threshold")
+    chain = pack_module("rapid_core.host.chain")
+
+    class Fixed(threshold.ThresholdActor):
+        def act(self, observation):
+            plan = (actions.Level.RUN, actions.Level.HOLD, actions.Level.REUSE)
+            return plan if observation.index in (4, 6) else (actions.Level.RUN,) * 3
+
+    class Plan(threshold.ThresholdPolicy):
+        levels = frozenset(actions.Level)
+
+        def start(self, window):
+            return Fixed(self, window)
+
+    latent = empty_latent(batch=3)
+    patched = chain.attach(tiny_model, Plan(1.0, forecast_order=1))
+    settings = guided(positive=make_conditioning(0, batch=3), latent=latent)
+    mixed = sample(patched, steps=8, **settings)
+    dense = sample(tiny_model, steps=8, **settings)
+    record = last_record(patched)
+    assert record.evaluations[4].levels == ("run", "hold", "reuse")
+    assert torch.allclose(mixed[0], dense[0], atol=1e-4)
+    assert not torch.allclose(mixed[1], dense[1], atol=1e-4)
+    assert not torch.allclose(mixed[2], dense[2], atol=1e-4)
+    cost = record.evaluations[4].cost
+    assert cost[1] == 0 and 0 < cost[2] < 0.2 * cost[0]
+
+
+def test_joined_and_split_streams_give_the_same_picture(tiny_sd3, cache_reuse, sample, last_record, monkeypatch):
+    joined_model = cache_reuse(tiny_sd3)
+    joined = sample(joined_model, steps=12, **guided())
+    import comfy.samplers
+
+    monkeypatch.setattr(comfy.samplers, "can_concat_cond", lambda a, b: a is b)
+    split_model = cache_reuse(tiny_sd3)
+    split = sample(split_model, steps=12, **guided())
+    assert [e.levels for e in last_record(split_model).evaluations] == [e.levels for e in last_record(joined_model).evaluations]
+    assert torch.allclose(joined, split, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("level", ["hold", "reuse"])
+def test_prompts_of_different_lengths_are_handled(tiny_model, cache_reuse, sample, last_record, level):
+    patched = cache_reuse(tiny_model, level=level)
+    out = sample(patched, steps=12, **guided(negative=make_conditioning(1, tokens=24)))
+    assert torch.isfinite(out).all()
+    assert last_record(patched).totals["computed"] < 12
+
+
+@pytest.mark.parametrize("change", ["steps", "seed", "size", "batch", "prompt"])
+def test_no_state_outlives_a_run(tiny_model, cache_reuse, sample, change):
+    settings = dict(steps=10, seed=1)
+    other = {
+        "steps": dict(steps=7), "seed": dict(seed=9), "size": dict(latent=empty_latent(height=12, width=20)),
+        "batch": dict(latent=empty_latent(batch=2)), "prompt": dict(positive=make_conditioning(5)),
+    }[change]
+    wanted = sample(cache_reuse(tiny_model), **guided(**{**settings, **other}))
+    reused = cache_reuse(tiny_model)
+    sample(reused, **guided(**settings))
+    assert torch.equal(sample(reused, **guided(**{**settings, **other})), wanted)
+
+
+def test_an_interrupted_run_leaves_nothing_behind(tiny_model, cache_reuse, sample, last_record, comfy_host):
+    import comfy.model_management
+
+    wanted = sample(cache_reuse(tiny_model), steps=10, **guided())
+    patched = cache_reuse(tiny_model)
+
+    def stop(step, *_):
+        if step == 5:
+            raise comfy.model_management.InterruptProcessingException()
+
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        sample(patched, steps=10, callback=stop, **guided())
+    assert last_record(patched).status == "interrupted"
+    assert torch.equal(sample(patched, steps=10, **guided()), wanted)
+
+
+def test_a_foreign_block_patch_makes_reuse_dense_and_the_report_says_so(tiny_flux, cache_reuse, sample, last_record):
+    model = tiny_flux.clone()
+    model.set_model_patch_replace(lambda args, extra: extra["original_block"](args), "dit", "double_block", 1)
+    patched = cache_reuse(model, level="reuse")
+    dense = sample(model, steps=8, **guided())
+    assert torch.equal(sample(patched, steps=8, **guided()), dense)
+    assert "another node replaced double_block 1" in last_record(patched).text()
+
+
+def test_a_foreign_condition_function_is_yielded_to(tiny_sd3, cache_reuse, sample, last_record):
+    import comfy.samplers
+
+    model = tiny_sd3.clone()
+    model.set_model_sampler_calc_cond_batch_function(
+        lambda a: comfy.samplers.calc_cond_batch(a["model"], a["conds"], a["input"], a["sigma"], a["model_options"])
+    )
+    patched = cache_reuse(model)
+    assert torch.equal(sample(patched, steps=8, **guided()), sample(model, steps=8, **guided()))
+    assert "sampler_calc_cond_batch_function" in last_record(patched).text()
+
+
+def test_the_same_technique_twice_the_later_wins(tiny_flux, cache_reuse, sample, last_record):
+    patched = cache_reuse(cache_reuse(tiny_flux, reuse_threshold=0.5), reuse_threshold=1e-9)
+    sample(patched, steps=8)
+    record = last_record(patched)
+    assert record.totals["computed"] == 8 and "later node wins" in record.text()
+    assert len(patched.get_wrappers("outer_sample", "rapid")) == 1
+
+
+def test_a_clone_with_another_setting_does_not_disturb_the_first(tiny_flux, cache_reuse, sample):
+    wanted = sample(cache_reuse(tiny_flux, reuse_threshold=0.3), steps=10)
+    first = cache_reuse(tiny_flux, reuse_threshold=0.3)
+    second = cache_reuse(tiny_flux, reuse_threshold=2.0, level="reuse")
+    sample(second, steps=10)
+    assert torch.equal(sample(first, steps=10), wanted)
+
+
+def test_a_masked_latent_and_a_partial_denoise_sample(tiny_model, cache_reuse, sample, last_record):
+    mask = torch.zeros(1, 1, 16, 16)
+    mask[..., 4:12] = 1
+    patched = cache_reuse(tiny_model)
+    out = sample(patched, steps=12, denoise=0.7, noise_mask=mask, latent=torch.randn(LATENT.shape), **guided())
+    assert torch.isfinite(out).all()
+    assert last_record(patched).totals["held"] > 0
+
+
+def test_a_condition_that_starts_late_is_computed_first(tiny_sd3, cache_reuse, sample, last_record):
+    late = make_conditioning(3, start_percent=0.5, end_percent=1.0)
+    early = make_conditioning(4, start_percent=0.0, end_percent=0.5)
+    patched = cache_reuse(tiny_sd3, reuse_threshold=9.0, max_consecutive=9, forecast_order=1)
+    out = sample(patched, steps=16, **guided(positive=early + late))
+    assert torch.isfinite(out).all()
+    assert "a condition became active" in last_record(patched).text()
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "words"),
+    [
+        ("reuse_threshold", -1, "from 0 to 10"), ("reuse_threshold", float("nan"), "from 0 to 10"),
+        ("start_percent", 1.5, "start_percent"), ("max_consecutive", 0, "from 1 to 100"),
+        ("forecast_order", 3, "one of 0, 1, 2"), ("level", "sometimes", "hold, reuse"),
+    ],
+)
+def test_bad_settings_are_refused_with_what_is_accepted(tiny_flux, cache_reuse, setting, value, words):
+    with pytest.raises(ValueError, match=words):
+        cache_reuse(tiny_flux, **{setting: value})
+
+
+def test_the_report_finds_the_run_of_its_latent(tiny_flux, cache_reuse, sample, pack_module):
+    report = pack_module("nodes.report").Report
+    patched = cache_reuse(tiny_flux)
+    first = sample(patched, steps=6)
+    sample(patched, steps=9)
+    out = report.execute(patched, {"samples": first})
+    assert "of 6 evaluations computed" in out.args[1]
+    assert torch.equal(out.args[0]["samples"], first)
+    assert "no RAPID node" in report.execute(tiny_flux, {"samples": first}).args[1]

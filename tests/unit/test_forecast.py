@@ -1,0 +1,59 @@
+"""Forecasts, their error estimate and the run state, on numbers one can work out by hand."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rapid_core.engine.forecast import Point, Track, estimate_error, forecast, relative_l1, weights
+
+
+def points(function, sigmas):
+    return [Point(s, torch.tensor([function(s), 1.0])) for s in sigmas]
+
+
+def test_order_zero_holds_the_last_value():
+    assert forecast(points(lambda s: 3 * s, [1.0, 0.8]), 0.5, 0)[0] == pytest.approx(2.4)
+
+
+def test_order_one_continues_a_line_and_order_two_a_parabola():
+    assert forecast(points(lambda s: 3 * s + 1, [1.0, 0.8]), 0.5, 1)[0] == pytest.approx(2.5)
+    assert forecast(points(lambda s: s * s, [1.0, 0.8, 0.7]), 0.3, 2)[0] == pytest.approx(0.09, abs=1e-6)
+
+
+def test_too_few_points_lower_the_order():
+    assert forecast(points(lambda s: s * s, [1.0, 0.5]), 0.0, 2)[0] == pytest.approx(-0.5)
+
+
+@given(st.lists(st.integers(1, 100), min_size=1, max_size=4, unique=True), st.integers(0, 100))
+def test_weights_add_up_to_one(levels, at):
+    assert sum(weights([v / 100 for v in levels], at / 100)) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_weights_of_a_tensor_sigma_equal_those_of_a_float():
+    assert [float(w) for w in weights([1.0, 0.7], torch.tensor(0.4))] == pytest.approx(weights([1.0, 0.7], 0.4))
+
+
+def test_a_second_value_at_the_same_noise_level_replaces_the_first():
+    track = Track(3)
+    track.add(0, 1.0, torch.tensor([1.0]))
+    track.add(0, 1.0, torch.tensor([2.0]))
+    assert [p.value.item() for p in track.points(0)] == [2.0]
+
+
+def test_the_error_estimate_is_exact_when_one_more_order_is():
+    track = points(lambda s: s * s, [1.0, 0.8, 0.7])
+    truth = torch.tensor([0.25, 1.0])
+    guess = forecast(track, 0.5, 1)
+    wanted = (truth - guess).abs().mean() / guess.abs().mean()
+    assert estimate_error(track, 0.5, 1).item() == pytest.approx(wanted.item(), rel=1e-4)
+
+
+def test_the_error_is_unknown_until_there_are_points_enough():
+    assert estimate_error(points(math.sin, [1.0, 0.8]), 0.5, 1) is None
+
+
+def test_relative_l1_of_a_value_to_itself_is_zero():
+    assert relative_l1(torch.ones(3), torch.ones(3)).item() == 0.0

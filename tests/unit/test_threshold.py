@@ -1,0 +1,42 @@
+"""The accumulated-error rule."""
+
+import math
+
+from rapid_core.actions import ImageState, Level, Observation, Window
+from rapid_core.policies.threshold import ThresholdPolicy
+
+
+def run(policy, errors, window=None, measured=None):
+    actor, since, out = policy.start(window or Window(1.0, 0.0)), 0, []
+    for i, error in enumerate(errors):
+        sigma = 1 - i / len(errors)
+        (level,) = actor.act(Observation(i, sigma, (ImageState(i, since, error, measured),)))
+        since = 0 if level is Level.RUN else since + 1
+        out.append(level)
+    return "".join("#" if level is Level.RUN else "." for level in out)
+
+
+def test_an_unknown_error_is_computed():
+    assert run(ThresholdPolicy(0.1), [math.inf, math.inf, math.nan]) == "###"
+
+
+def test_errors_add_up_until_the_threshold_and_start_again():
+    assert run(ThresholdPolicy(0.1, max_consecutive=9), [0.04] * 7) == "..#..#."
+
+
+def test_no_more_than_max_consecutive_are_left_out():
+    assert run(ThresholdPolicy(1.0, max_consecutive=2), [0.0] * 7) == "..#..#."
+
+
+def test_nothing_is_left_out_outside_the_window():
+    assert run(ThresholdPolicy(1.0, max_consecutive=9), [0.0] * 10, Window(0.65, 0.35)) == "####...###"
+
+
+def test_the_guard_computes_while_the_measured_error_is_too_large():
+    assert run(ThresholdPolicy(1.0, guard=0.3), [0.0] * 4, measured=0.4) == "####"
+
+
+def test_each_image_of_a_batch_decides_for_itself():
+    actor = ThresholdPolicy(0.1).start(Window(1.0, 0.0))
+    states = (ImageState(3, 0, 0.05), ImageState(3, 0, 0.5))
+    assert actor.act(Observation(3, 0.5, states)) == (Level.HOLD, Level.RUN)
