@@ -6,7 +6,7 @@ from ..rapid_core.actions import Level
 from ..rapid_core.engine.forecast import ORDERS
 from ..rapid_core.host.chain import attach
 from ..rapid_core.policies.threshold import ThresholdPolicy
-from .checks import check_choice, check_range
+from .checks import Checks
 
 LEVELS = [Level.HOLD.value, Level.REUSE.value]
 
@@ -40,21 +40,24 @@ class CacheReuse(io.ComfyNode):
                 io.Combo.Input("level", options=LEVELS, default=LEVELS[0],
                                tooltip="hold: the model is not called at all. reuse: patch embedding and final layer "
                                "run, the blocks' contribution is forecast (FLUX and SD3)."),
+                io.Float.Input("guard", default=0.5, min=0.0, max=10.0, step=0.05, optional=True,
+                               tooltip="Where a computed evaluation shows that its forecast would have been worse than "
+                               "this relative error, the next one is computed too. 0 turns the guard off."),
             ],
             outputs=[io.Model.Output(display_name="model")],
         )
 
     @classmethod
-    def execute(cls, model, reuse_threshold, start_percent, end_percent, max_consecutive, forecast_order, level):
-        check_range("RAPID Cache Reuse", "reuse_threshold", reuse_threshold, 0.0, 10.0)
-        check_range("RAPID Cache Reuse", "start_percent", start_percent, 0.0, end_percent)
-        check_range("RAPID Cache Reuse", "end_percent", end_percent, start_percent, 1.0)
-        check_range("RAPID Cache Reuse", "max_consecutive", max_consecutive, 1, 100)
-        check_choice("RAPID Cache Reuse", "forecast_order", forecast_order, ORDERS)
-        check_choice("RAPID Cache Reuse", "level", level, LEVELS)
-        if reuse_threshold == 0:
-            return io.NodeOutput(model)
-        policy = ThresholdPolicy(
-            reuse_threshold, start_percent, end_percent, max_consecutive, forecast_order, Level(level)
-        )
-        return io.NodeOutput(attach(model, policy))
+    def execute(
+        cls, model, reuse_threshold, start_percent, end_percent, max_consecutive, forecast_order, level, guard=0.5
+    ) -> io.NodeOutput:
+        check = Checks("RAPID Cache Reuse")
+        check.range("reuse_threshold", reuse_threshold, 0.0, 10.0)
+        check.range("end_percent", end_percent, 0.0, 1.0)
+        check.range("start_percent", start_percent, 0.0, end_percent)
+        check.range("max_consecutive", max_consecutive, 1, 100)
+        check.choice("forecast_order", forecast_order, ORDERS)
+        check.choice("level", level, LEVELS)
+        check.range("guard", guard, 0.0, 10.0)
+        settings = (reuse_threshold, start_percent, end_percent, max_consecutive, forecast_order, Level(level), guard)
+        return io.NodeOutput(attach(model, ThresholdPolicy(*settings)) if reuse_threshold else model)

@@ -2,16 +2,23 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 
-def check_range(node: str, name: str, value: float, low: float, high: float) -> None:
-    """Raise ValueError unless low <= value <= high; the message says what was given and what is accepted."""
-    if not (isinstance(value, (int, float)) and math.isfinite(value) and low <= value <= high):
-        raise ValueError(f"{node}: {name} = {value!r} was given; accepted is a number from {low:g} to {high:g}.")
+@dataclass(frozen=True)
+class Checks:
+    """Checks of one node's settings; errors name the node, what was given and what is accepted."""
 
+    node: str
 
-def check_choice(node: str, name: str, value: Any, choices: Sequence[Any]) -> None:
-    """Raise ValueError unless `value` is one of `choices`."""
-    if value not in choices:
-        raise ValueError(f"{node}: {name} = {value!r} was given; accepted is one of {', '.join(map(str, choices))}.")
+    def range(self, name: str, value: float, low: float, high: float) -> None:
+        """Raise ValueError unless low <= value <= high."""
+        if not (isinstance(value, (int, float)) and math.isfinite(value) and low <= value <= high):
+            raise ValueError(f"{self.node}: {name} = {value!r} was given; accepted is a number from {low:g} to {high:g}.")
+
+    def choice(self, name: str, value: Any, choices: Sequence[Any]) -> None:
+        """Raise ValueError unless `value` is one of `choices`."""
+        if value not in choices:
+            accepted = ", ".join(map(str, choices))
+            raise ValueError(f"{self.node}: {name} = {value!r} was given; accepted is one of {accepted}.")

@@ -14,7 +14,7 @@ class ThresholdPolicy:
 
     threshold: accumulated relative L1 error at which an evaluation is computed again.
     max_consecutive: evaluations in a row that may be left out.
-    guard: a forecast measured worse than this relative error makes the next `guard_evaluations` dense."""
+    guard: after a forecast measured worse than this relative L1 error the next evaluation is computed; 0 = off."""
 
     threshold: float
     start_percent: float = 0.0
@@ -52,7 +52,7 @@ class ThresholdActor:
         allowed = (
             observation.sigma in self.window
             and state.since_computed < self.policy.max_consecutive
-            and (state.measured is None or state.measured <= self.policy.guard)
+            and not (self.policy.guard and state.measured is not None and state.measured > self.policy.guard)
             and math.isfinite(total)
             and total < self.policy.threshold
         )
