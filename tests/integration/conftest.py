@@ -1,21 +1,36 @@
 """Fixtures of the tests that run in the real ComfyUI."""
 
+import atexit
 import importlib
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from devkit.base_folder import make_base_folder
+from devkit.base_folder import make_base_folder, remove_base_folder
 from devkit.server import ComfyServer
 from rapid_testing.comfy_process import Comfy, host_tree, import_comfy
 
 
+def _import_host() -> Comfy:
+    base = Path(tempfile.mkdtemp(prefix="rapid-tests-"))
+    atexit.register(remove_base_folder, base)
+    try:
+        return import_comfy(base)
+    except RuntimeError as error:
+        raise pytest.UsageError(str(error)) from None
+
+
+# Now and not in a fixture, so that test modules here may import comfy at their top.
+HOST = _import_host()
+
+
 @pytest.fixture(scope="session")
-def comfy_host(tmp_path_factory: pytest.TempPathFactory) -> Comfy:
-    """ComfyUI, imported into this process (20 s, once)."""
-    return import_comfy(tmp_path_factory.mktemp("base"))
+def comfy_host() -> Comfy:
+    """ComfyUI, imported into this process."""
+    return HOST
 
 
 @pytest.fixture(scope="session")

@@ -54,15 +54,13 @@ class Comfy:
             raise KeyError(f"node {node_id} is not loaded; loaded packs offer {sorted(self.pack_nodes())}")
         with torch.inference_mode():
             if hasattr(node, "GET_SCHEMA"):
-                return tuple(node.PREPARE_CLASS_CLONE({}).execute(**inputs).args)
+                return tuple(node.PREPARE_CLASS_CLONE(None).execute(**inputs).args)
             return tuple(getattr(node(), node.FUNCTION)(**inputs))
 
     def pack_nodes(self) -> list[str]:
         """Ids of all nodes that come from packs."""
         nodes = self.nodes.NODE_CLASS_MAPPINGS.items()
-        return [
-            name for name, node in nodes if "custom_nodes." in getattr(node, "RELATIVE_PYTHON_MODULE", "")
-        ]
+        return [name for name, node in nodes if "custom_nodes." in getattr(node, "RELATIVE_PYTHON_MODULE", "")]
 
 
 class _Records(logging.Handler):
