@@ -1,0 +1,73 @@
+"""The cost formulas against torch's FLOP counter, and the trainable twins against ComfyUI's classes."""
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from rapid_core.architectures import describe
+
+BATCH, HEIGHT, WIDTH, TEXT = 2, 16, 24, 12
+
+
+def call(model, tokens=TEXT):
+    """One call of a host's diffusion_model on random inputs."""
+    x = torch.randn(BATCH, 16, HEIGHT, WIDTH)
+    arguments = dict(context=torch.randn(BATCH, tokens, 64), y=torch.randn(BATCH, 64), transformer_options={})
+    if hasattr(model, "double_blocks"):
+        arguments["guidance"] = torch.full((BATCH,), 3.5)
+    with torch.no_grad():
+        return x, arguments, model(x, torch.tensor([0.7, 0.2]), **arguments)
+
+
+def counted(model) -> int:
+    # The counter knows the plain attention only, not the CPU's fused one.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        call(model)
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("kind", ["tiny_flux", "tiny_sd3", "tiny_sd35"])
+def test_the_cost_formula_equals_torchs_counter(kind, request):
+    model = request.getfixturevalue(kind).model.diffusion_model
+    architecture = describe(model)
+    formula = architecture.flops(model, architecture.image_tokens((BATCH, 16, HEIGHT, WIDTH)), TEXT)
+    assert BATCH * formula.dense == pytest.approx(counted(model), rel=0.01)
+
+
+@pytest.mark.parametrize("kind", ["tiny_flux", "tiny_sd3"])
+def test_the_cost_of_a_reuse_equals_torchs_counter(kind, request):
+    model = request.getfixturevalue(kind).model.diffusion_model
+    architecture = describe(model)
+    formula = architecture.flops(model, architecture.image_tokens((BATCH, 16, HEIGHT, WIDTH)), TEXT)
+    through = lambda args, extra: {k: args[k] for k in ("img", "txt") if k in args}  # noqa: E731
+    replace = {"dit": {key: through for key in architecture.blocks(model)}}
+    x, arguments, _ = call(model)
+    arguments["transformer_options"] = {"patches_replace": replace}
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(x, torch.tensor([0.7, 0.2]), **arguments)
+    assert BATCH * formula.reuse == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+@pytest.mark.parametrize("kind", ["flux", "sd3"])
+def test_a_twin_gives_what_the_hosts_class_gives(kind, comfy_host, tmp_path):
+    import comfy.sd
+
+    from demo.train import DemoModel, export
+
+    torch.manual_seed(0)
+    model = DemoModel(kind)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_((p + 0.05 * torch.randn_like(p)).half().float())
+    export(kind, model.state_dict(), tmp_path / f"{kind}.safetensors", seen=0)
+    host = comfy.sd.load_diffusion_model(str(tmp_path / f"{kind}.safetensors")).model.diffusion_model.float()
+    x = torch.randn(BATCH, 16, HEIGHT, WIDTH)
+    context, pooled = torch.randn(BATCH, 8, 64), torch.randn(BATCH, 64)
+    t, guidance = torch.tensor([0.7, 0.2]), torch.tensor([1.0, 3.0])
+    scale = 1 if kind == "flux" else 1000
+    extra = {"guidance": guidance} if kind == "flux" else {}
+    with torch.no_grad():
+        wanted = host(x, t * scale, context=context, y=pooled, transformer_options={}, **extra)
+        got = model.twin(x, t, context, pooled, guidance)
+    assert (wanted - got).abs().max() < 1e-4 * wanted.abs().max()
