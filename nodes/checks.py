@@ -15,7 +15,8 @@ class Checks:
     def range(self, name: str, value: float, low: float, high: float) -> None:
         """Raise ValueError unless low <= value <= high."""
         if not (isinstance(value, (int, float)) and math.isfinite(value) and low <= value <= high):
-            raise ValueError(f"{self.node}: {name} = {value!r} was given; accepted is a number from {low:g} to {high:g}.")
+            accepted = f"a number from {low:g} to {high:g}"
+            raise ValueError(f"{self.node}: {name} = {value!r} was given; accepted is {accepted}.")
 
     def choice(self, name: str, value: Any, choices: Sequence[Any]) -> None:
         """Raise ValueError unless `value` is one of `choices`."""

@@ -50,11 +50,11 @@ def sd3_flops(model: Any, image: int, text: int) -> Flops:
     pooled = 0 if model.y_embedder is None else 2 * h * (model.y_embedder.mlp[0].in_features + h)
     embed = 2 * image * model.in_channels * patch**2 * h + 2 * text * context * h + 2 * h * (256 + h) + pooled
     final = 2 * image * h * model.out_channels * patch**2 + 4 * h * h
-    n, blocks = image + text, len(model.joint_blocks)
+    n = image + text
     mlp = model.joint_blocks[0].x_block.mlp.fc1.out_features
     per_token = 2 * (4 * h * h + 2 * h * mlp)
     total = 0
-    for i, block in enumerate(model.joint_blocks):
+    for block in model.joint_blocks:
         last = block.context_block.pre_only
         twice = getattr(block.x_block, "x_block_self_attn", False)
         total += image * per_token + attention_flops(n, n, h)
@@ -62,4 +62,4 @@ def sd3_flops(model: Any, image: int, text: int) -> Flops:
         total += 2 * (2 if last else 6) * h * h + 2 * (9 if twice else 6) * h * h
         if twice:
             total += 2 * image * 4 * h * h + attention_flops(image, image, h)
-    return Flops(embed + total + final, embed + final) if blocks else Flops(embed + final, embed + final)
+    return Flops(embed + total + final, embed + final)

@@ -35,7 +35,8 @@ class Evaluation:
 
     def fall_back(self, reason: str, images: list[int] | None = None) -> None:
         """Compute these images (default: all) densely, and say why."""
-        changed = [i for i in (range(len(self.levels)) if images is None else images) if self.levels[i] is not Level.RUN]
+        images = list(range(len(self.levels))) if images is None else images
+        changed = [i for i in images if self.levels[i] is not Level.RUN]
         for i in changed:
             self.levels[i] = Level.RUN
         if changed and reason not in self.reasons:

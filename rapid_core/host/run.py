@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -66,12 +67,13 @@ class HostRun:
 
     def _install_hooks(self, transformer_options: dict) -> str | None:
         if self.architecture is None:
-            return f"reuse does not know {type(self.model).__name__}; it works on FLUX and SD3 (hold works on any model)"
+            name = type(self.model).__name__
+            return f"reuse does not know {name}; it works on FLUX and SD3 (hold works on any model)"
         replace = transformer_options.setdefault("patches_replace", {}).setdefault("dit", {})
         return blocks.install(replace, self.architecture.blocks(self.model))
 
     # PREDICT_NOISE: once per evaluation, around everything else.
-    def predict_noise(self, executor: Any, x: Tensor, timestep: Tensor, model_options: dict, seed: Any = None) -> Tensor:
+    def predict_noise(self, executor: Any, x: Tensor, timestep: Tensor, model_options: dict, seed: Any = None):
         """Decide, let the host evaluate, remember."""
         self.started = self.started or time.perf_counter()
         if x.shape[0] != self.state.batch:
@@ -254,7 +256,7 @@ class HostRun:
             self.state.finish()
         measured = self.state.measured_log
         evaluations = tuple(
-            EvaluationRecord(**{**vars(e), "measured": tuple(measured.get((e.index, i)) for i in range(self.state.batch))})
+            replace(e, measured=tuple(measured.get((e.index, i)) for i in range(self.state.batch)))
             for e in self.records
         )
         family = self.architecture.family if self.architecture else f"{type(self.model).__name__} (unverified)"

@@ -10,8 +10,8 @@ from types import ModuleType
 import pytest
 
 from devkit.base_folder import make_base_folder, remove_base_folder
+from devkit.comfy_process import Comfy, host_tree, import_comfy
 from devkit.server import ComfyServer
-from rapid_testing.comfy_process import Comfy, host_tree, import_comfy
 
 
 def _import_host() -> Comfy:

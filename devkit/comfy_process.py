@@ -104,3 +104,13 @@ def import_comfy(base: Path) -> Comfy:
     finally:
         sys.argv = arguments
     return Comfy(tree, base, version, nodes)
+
+
+def load_everything(base: Path) -> Comfy:
+    """ComfyUI with this pack, the demo pack and the core's own extra nodes that benchmarks compare with."""
+    comfy = import_comfy(base)
+    for name in ("rapid", "rapid_demo"):
+        comfy.load_pack(comfy.base / "custom_nodes" / name)
+    for name in ("nodes_easycache.py", "nodes_flux.py"):
+        comfy.load_core_nodes(name)
+    return comfy

@@ -1,0 +1,97 @@
+"""A demo model inside ComfyUI, in this process: prompts in, float pictures, seconds and computed evaluations out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+STEPS = 28
+CACHE_REUSE = dict(start_percent=0.0, end_percent=1.0, max_consecutive=3, forecast_order=2, level="hold", guard=0.5)
+
+
+@dataclass(frozen=True)
+class Family:
+    """How a demo model is sampled."""
+
+    kind: str
+    vae: str
+    cfg: float
+    guidance: float | None
+
+
+FAMILIES = {"flux": Family("flux", "taef1", 1.0, 2.0), "sd3": Family("sd3", "taesd3", 3.0, None)}
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """One run: latent of one image, seconds of the sampling loop, rows that passed the blocks over streams."""
+
+    latent: Tensor
+    seconds: float
+    computed: float
+
+
+class Subject:
+    """One demo model, its VAE and its prompts, loaded by the host's own nodes."""
+
+    def __init__(self, comfy: Any, family: Family):
+        self.comfy, self.family = comfy, family
+        (self.model,) = comfy.run_node("UNETLoader", unet_name=f"{family.kind}.safetensors", weight_dtype="default")
+        (self.vae,) = comfy.run_node("VAELoader", vae_name=family.vae)
+        self.rows = 0
+        dit = self.model.model.diffusion_model
+        first = dit.double_blocks[0] if family.kind == "flux" else dit.joint_blocks[0]
+        first.register_forward_hook(self._count)
+
+    def _count(self, _module: Any, _inputs: Any, output: Any) -> None:
+        self.rows += output[1].shape[0]
+
+    def conditioning(self, prompt: str) -> list:
+        """CONDITIONING of a prompt."""
+        (out,) = self.comfy.run_node("RAPIDDemoPrompt", text=prompt, model=self.family.kind)
+        if self.family.guidance is not None and prompt:
+            (out,) = self.comfy.run_node("FluxGuidance", conditioning=out, guidance=self.family.guidance)
+        return out
+
+    def sample(
+        self, model: Any, prompt: str, seed: int, size: int, steps: int = STEPS, sampler: str = "euler"
+    ) -> Sampled:
+        """Sample one picture with KSampler's own call and scheduler `simple`."""
+        import comfy.sample
+
+        latent = torch.zeros(1, 16, size // 8, size // 8)
+        noise = comfy.sample.prepare_noise(latent, seed)
+        positive, negative = self.conditioning(prompt), self.conditioning("")
+        self.rows = 0
+        start = time.perf_counter()
+        out = comfy.sample.sample(model, noise, steps, self.family.cfg, sampler, "simple", positive, negative, latent,
+                                  disable_pbar=True, seed=seed)
+        seconds = time.perf_counter() - start
+        return Sampled(out, seconds, self.rows / (1 if self.family.cfg == 1.0 else 2))
+
+    def picture(self, latent: Tensor) -> Tensor:
+        """Decoded picture (3, H, W) in 0 .. 1, float32."""
+        return self.vae.decode(latent)[0].movedim(-1, 0).float()
+
+    def dense_flops(self, size: int) -> int:
+        """FLOPs of one evaluation of one image, all streams, by torch's counter."""
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            self.sample(self.model, "", seed=0, size=size, steps=1)
+        return counter.get_total_flops()
+
+
+def patcher(comfy: Any, method: str, threshold: float, **settings: Any) -> Callable[[Any], Any]:
+    """The model patch of a method, applied by its node."""
+    if method == "cache_reuse":
+        inputs = {**CACHE_REUSE, **settings}
+        return lambda model: comfy.run_node("RAPID_CacheReuse", model=model, reuse_threshold=threshold, **inputs)[0]
+    node = {"easycache": "EasyCache", "lazycache": "LazyCache"}[method]
+    inputs = dict(start_percent=0.15, end_percent=0.95, verbose=False)
+    return lambda model: comfy.run_node(node, model=model, reuse_threshold=threshold, **inputs)[0]

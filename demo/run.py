@@ -1,0 +1,116 @@
+"""The demo: the example workflows through ComfyUI's API, dense and accelerated, then the table from one run.
+
+Called by `python3 dev.py demo`; writes pictures, `comparison.png` and `report.json` into --out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import platform
+import time
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw
+
+from benchmarks.rows import Row, markdown, write
+from benchmarks.subject import FAMILIES
+from demo import judge
+from demo.measure import Measurement, prompts, thresholds
+from devkit.base_folder import REPOSITORY
+from devkit.client import Client
+from devkit.server import ComfyServer
+
+WORKFLOWS = REPOSITORY / "example_workflows" / "api"
+CAPTION = 30
+
+
+def graph_for(kind: str, prompt: str, seed: int, threshold: float, prefix: str) -> dict:
+    """The example workflow of a demo model with this prompt; threshold 0 is dense."""
+    graph = copy.deepcopy(json.loads((WORKFLOWS / f"demo_{kind}.json").read_text(encoding="utf-8")))
+    graph["positive"]["inputs"]["text"] = prompt
+    graph["sample"]["inputs"]["seed"] = seed
+    graph["accelerate"]["inputs"]["reuse_threshold"] = threshold
+    graph["save"]["inputs"]["filename_prefix"] = prefix
+    return graph
+
+
+def draw(client: Client, kind: str, texts: list[str], out: Path) -> list[tuple[str, Path, Path]]:
+    """Post each prompt dense and accelerated; (prompt, dense picture, accelerated picture)."""
+    rows = []
+    for seed, text in enumerate(texts):
+        paths = []
+        for name, threshold in (("dense", 0.0), ("rapid", thresholds(kind)["cache_reuse"])):
+            start = time.perf_counter()
+            outputs = client.run(graph_for(kind, text, seed, threshold, f"{kind}_{seed}_{name}"))
+            paths.append(client.save_images(outputs, out / "pictures")[0])
+            report = outputs.get("report", {}).get("text", [""])[0]
+            lines = report.splitlines()
+            print(f"{kind} {name}: {time.perf_counter() - start:.1f} s  {lines[1] if len(lines) > 1 else ''}")
+        rows.append((text, *paths))
+    return rows
+
+
+def comparison(rows: list[tuple[str, Path, Path]], path: Path, most: int = 6) -> None:
+    """Dense and accelerated pictures side by side under their prompts."""
+    pairs = [(text, Image.open(a).convert("RGB"), Image.open(b).convert("RGB")) for text, a, b in rows[:most]]
+    width, height = pairs[0][1].size
+    sheet = Image.new("RGB", (2 * width + 10, len(pairs) * (height + CAPTION)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for i, (text, dense, fast) in enumerate(pairs):
+        top = i * (height + CAPTION)
+        pen.text((4, top + 2), wrap(text, 86) + "\ndense (left), RAPID (right)" * (i == 0), fill="black")
+        sheet.paste(dense, (0, top + CAPTION))
+        sheet.paste(fast, (width + 10, top + CAPTION))
+    sheet.save(path)
+
+
+def wrap(text: str, width: int) -> str:
+    """The text, cut to one line."""
+    return text if len(text) <= width else text[: width - 3] + "..."
+
+
+def machine(tree: Path) -> dict:
+    """What the figures were measured on."""
+    version = (tree / "comfyui_version.py").read_text(encoding="utf-8").split('"')[1]
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine() + " CPU"
+    return {"device": device, "threads": torch.get_num_threads(), "torch": torch.__version__, "comfyui": version}
+
+
+def measure(base: Path, number: int) -> list[Row]:
+    """The table, from ComfyUI in this process: float pictures and seconds of the sampling loop."""
+    from devkit.comfy_process import load_everything
+
+    comfy, critic = load_everything(base), judge.load()
+    rows: list[Row] = []
+    for kind in FAMILIES:
+        with torch.inference_mode():
+            rows += Measurement(comfy, kind, prompts(number)).rows(critic)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=Path("demo_output"))
+    parser.add_argument("--host-tree", type=Path, required=True)
+    parser.add_argument("--base", type=Path, required=True)
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    texts = prompts(args.prompts).prompts()
+    pairs = []
+    print("starting ComfyUI ...", flush=True)
+    with ComfyServer(args.host_tree, args.base) as server:
+        for kind in FAMILIES:
+            pairs += draw(server.client, kind, texts[:4], args.out)
+    comparison(pairs, args.out / "comparison.png", most=len(pairs))
+    rows = measure(args.base, args.prompts)
+    write(args.out / "report.json", rows, machine(args.host_tree))
+    print(markdown(rows))
+    print(f"pictures: {args.out / 'comparison.png'}; figures: {args.out / 'report.json'}")
+
+
+if __name__ == "__main__":
+    main()
