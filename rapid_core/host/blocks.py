@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -80,8 +79,3 @@ def _pass_through(call: Call, last: bool, args: dict) -> dict:
         text = args["img"].shape[1] - residual.shape[1]
         out["img"] = torch.cat((args["img"][:, :text], args["img"][:, text:] + residual.to(args["img"])), dim=1)
     return out
-
-
-def options_with(call: Call, options: dict[str, Any]) -> dict[str, Any]:
-    """A model call's transformer_options that carry `call`."""
-    return {**options, CALL: call}

@@ -253,3 +253,33 @@ def test_the_report_finds_the_run_of_its_latent(tiny_flux, cache_reuse, sample, 
     assert "of 6 evaluations computed" in out.args[1]
     assert torch.equal(out.args[0]["samples"], first)
     assert "no RAPID node" in report.execute(tiny_flux, {"samples": first}).args[1]
+
+
+@pytest.mark.parametrize("level", ["hold", "reuse"])
+def test_a_second_look_at_a_condition_is_computed_and_changes_no_history(tiny_sd3, cache_reuse, sample, last_record, level):
+    """Skip-layer guidance evaluates the prompt again with other options, in a post-CFG function."""
+    import comfy.samplers
+
+    calls = []
+
+    def with_second_look(options_of):
+        model = tiny_sd3.clone()
+
+        def look_again(args):
+            options = options_of(args["model_options"])
+            (out,) = comfy.samplers.calc_cond_batch(args["model"], [args["cond"]], args["input"], args["sigma"], options)
+            calls.append(out)
+            return args["denoised"]
+
+        model.set_model_sampler_post_cfg_function(look_again)
+        return cache_reuse(model, level=level)
+
+    def noisy(options):
+        replace = {("double_block", 1): lambda args, extra: {"img": args["img"] * 3, "txt": args["txt"]}}
+        patched = {**options["transformer_options"], "patches_replace": {"dit": replace}}
+        return {**options, "transformer_options": patched}
+
+    wanted = sample(cache_reuse(tiny_sd3, level=level), steps=10, **guided())
+    model = with_second_look(noisy)
+    assert torch.equal(sample(model, steps=10, **guided()), wanted)
+    assert len(calls) == 10 and last_record(model).totals["computed"] < 10
