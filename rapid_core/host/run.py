@@ -27,6 +27,7 @@ class HostRun:
 
     def __init__(self, chain: Any, guider: Any, noise: Tensor, sampler: Any, sigmas: Tensor):
         patcher = guider.model_patcher
+        check_channels(patcher.model, noise)
         self.chain, self.policy = chain, chain.policies[-1]
         self.model = patcher.model.diffusion_model
         self.architecture = describe(self.model)
@@ -160,6 +161,16 @@ class HostRun:
         return RunRecord(
             self.sampler, family, self.shape, self.sigmas, tuple(p.settings() for p in self.chain.policies),
             evaluations, seconds, self.peak, status, tuple(self.notes), fingerprint(result),
+        )
+
+
+def check_channels(model: Any, noise: Tensor) -> None:
+    """Raise ValueError for a latent of another model family; the host would fail inside a matrix product."""
+    wanted = getattr(getattr(model, "latent_format", None), "latent_channels", None)
+    if describe(model.diffusion_model) is not None and wanted and noise.ndim == 4 and noise.shape[1] != wanted:
+        raise ValueError(
+            f"RAPID: a latent of {noise.shape[1]} channels was given; {type(model).__name__} takes {wanted}. "
+            "Use an empty latent node or a VAE of this model's family."
         )
 
 

@@ -283,3 +283,20 @@ def test_a_second_look_at_a_condition_is_computed_and_changes_no_history(tiny_sd
     model = with_second_look(noisy)
     assert torch.equal(sample(model, steps=10, **guided()), wanted)
     assert len(calls) == 10 and last_record(model).totals["computed"] < 10
+
+
+def test_a_latent_of_another_family_is_refused_in_words(tiny_flux, cache_reuse, sample):
+    with pytest.raises(ValueError, match="latent of 4 channels was given; Flux takes 16"):
+        sample(cache_reuse(tiny_flux), latent=torch.randn(1, 4, 16, 16))
+
+
+def test_batched_control_residuals_are_split_with_the_images(tiny_flux, cache_reuse, sample, pack_module):
+    """ControlNet's residuals arrive as lists of tensors, one row an image of every stream."""
+    take_rows = pack_module("rapid_core.host.slicing").take_rows
+    rows = torch.tensor([1, 3])
+    control = {"input": [torch.arange(4.0).view(4, 1, 1), None], "output": [torch.zeros(1, 2, 3)]}
+    out = take_rows(control, rows, 4)
+    assert out["input"][0].flatten().tolist() == [1.0, 3.0] and out["input"][1] is None
+    assert out["output"][0].shape == (1, 2, 3)
+    with pytest.raises(Exception, match="3 rows where 4"):
+        take_rows({"y": torch.zeros(3, 2)}, rows, 4)
