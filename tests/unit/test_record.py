@@ -1,0 +1,70 @@
+"""The record, its JSON form, the log, and row slicing."""
+
+import json
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rapid_core.host.slicing import NotSliceable, rows_of, take_rows
+from rapid_core.record import KEPT, EvaluationRecord, RunLog, RunRecord
+
+
+def evaluation(index, *levels, reasons=()):
+    cost = tuple(10.0 if level == "run" else 1.0 if level == "reuse" else 0.0 for level in levels)
+    n = len(levels)
+    return EvaluationRecord(index, 1.0 - index / 10, 0, levels, cost, (10.0,) * n, (None,) * n, (0.1,) * n, reasons)
+
+
+def record(*evaluations, fingerprint="a", images=1):
+    return RunRecord(
+        "euler", "flux", (images, 16, 8, 8), (1.0, 0.5, 0.0), ({"technique": "cache_reuse"},), evaluations,
+        seconds=1.5, bytes=2**20, fingerprint=fingerprint,
+    )
+
+
+def test_totals_count_every_image_of_every_evaluation():
+    totals = record(evaluation(0, "run", "run"), evaluation(1, "hold", "reuse"), images=2).totals
+    assert (totals["evaluations"], totals["computed"], totals["reused"], totals["held"]) == (4, 2, 1, 1)
+    assert totals["speedup_allowed"] == pytest.approx(40 / 21)
+
+
+def test_the_json_form_survives_json():
+    body = record(evaluation(0, "run"), evaluation(1, "hold")).as_json()
+    again = json.loads(json.dumps(body))
+    assert (again["format"], again["version"]) == ("rapid-record", 1)
+    assert again["evaluations"][1]["levels"] == ["hold"]
+    assert again["totals"]["held"] == 1
+
+
+def test_the_text_names_the_reason_of_a_dense_fallback():
+    text = record(evaluation(0, "run"), evaluation(1, "run", reasons=("a foreign patch",))).text()
+    assert "computed densely 1 time: a foreign patch" in text
+    assert "\n##\n" in text
+
+
+def test_a_run_without_evaluations_has_a_text():
+    assert "0 of 0 evaluations" in record().text()
+
+
+def test_the_log_keeps_the_last_runs_and_finds_the_one_of_a_latent():
+    log = RunLog()
+    for i in range(KEPT + 3):
+        log.add(record(fingerprint=str(i)))
+    assert len(log.records) == KEPT
+    assert log.find("5").fingerprint == "5"
+    assert log.find("unknown").fingerprint == str(KEPT + 2)
+    assert RunLog().find("5") is None
+
+
+@given(st.integers(1, 4), st.integers(1, 3), st.data())
+def test_rows_are_chunk_times_batch_plus_image(batch, chunks, data):
+    images = data.draw(st.lists(st.integers(0, batch - 1), unique=True))
+    table = torch.arange(chunks * batch).view(chunks, batch)
+    assert rows_of(images, batch, chunks) == table[:, images].flatten().tolist()
+
+
+def test_what_has_another_batch_cannot_be_sliced():
+    with pytest.raises(NotSliceable, match="3 rows where 4"):
+        take_rows({"y": torch.zeros(3, 2)}, torch.tensor([0]), 4)
