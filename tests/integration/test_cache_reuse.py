@@ -256,7 +256,7 @@ def test_the_report_finds_the_run_of_its_latent(tiny_flux, cache_reuse, sample, 
 
 
 @pytest.mark.parametrize("level", ["hold", "reuse"])
-def test_a_second_look_at_a_condition_is_computed_and_changes_no_history(tiny_sd3, cache_reuse, sample, last_record, level):
+def test_a_second_look_at_a_condition_changes_no_history(tiny_sd3, cache_reuse, sample, last_record, level):
     """Skip-layer guidance evaluates the prompt again with other options, in a post-CFG function."""
     import comfy.samplers
 
@@ -267,8 +267,8 @@ def test_a_second_look_at_a_condition_is_computed_and_changes_no_history(tiny_sd
 
         def look_again(args):
             options = options_of(args["model_options"])
-            (out,) = comfy.samplers.calc_cond_batch(args["model"], [args["cond"]], args["input"], args["sigma"], options)
-            calls.append(out)
+            look = (args["model"], [args["cond"]], args["input"], args["sigma"], options)
+            calls.append(comfy.samplers.calc_cond_batch(*look))
             return args["denoised"]
 
         model.set_model_sampler_post_cfg_function(look_again)
