@@ -21,7 +21,7 @@ from demo.latents import BLOCK, LatentMap
 from demo.taesd import FOLDER, Decoder, exact_encoder, export
 
 MODELS = Path(__file__).parent / "models"
-SIZES = {128: (3, 2), 256: (6, 2), 512: (12, 1)}  # px: crops taken of a drawn scene, share of the crops
+SIZES = {128: (3, 3), 256: (6, 1), 512: (12, 1)}  # px: crops taken of a drawn scene, share of the crops
 
 
 class Crops:
@@ -116,7 +116,7 @@ class Trainer:
 
     def settings(self) -> dict:
         """What the training depends on; a resumed one may go on with others."""
-        names = ("steps", "batch", "crop", "lr", "decay", "pool", "reuse", "seed")
+        names = ("steps", "batch", "crop", "lr", "decay", "l1", "pool", "reuse", "seed")
         return {name: getattr(self.args, name) for name in names}
 
     def decoder(self) -> Decoder:
@@ -127,14 +127,14 @@ class Trainer:
         return decoder.requires_grad_(False)
 
     def update(self) -> float:
-        """One step on L1 + 8 L2."""
+        """One step on `--l1` L1 + 8 L2."""
         pictures = self.crops.batch(self.args.batch)
         for name, fast in self.fast.named_parameters():
             fast.data.copy_(self.weights[name].data.view_as(fast))
             fast.grad = None
         latents = self.map.encode(pictures).to(torch.bfloat16, memory_format=torch.channels_last)
         difference = self.fast(latents).float() - pictures
-        (difference.abs().mean() + 8 * difference.square().mean()).backward()
+        (self.args.l1 * difference.abs().mean() + 8 * difference.square().mean()).backward()
         for name, fast in self.fast.named_parameters():
             self.weights[name].grad = fast.grad.float().reshape(self.weights[name].shape)
         nn.utils.clip_grad_norm_(self.weights.values(), 1.0)
@@ -198,6 +198,7 @@ def main() -> None:
     parser.add_argument("--crop", type=int, default=64, help="side of the crops in px, a multiple of 8")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--decay", type=float, default=0.3, help="last share of the steps, where the rate falls")
+    parser.add_argument("--l1", type=float, default=1.0, help="weight of L1; 0 in the end, where PSNR counts")
     parser.add_argument("--pool", type=int, default=6000, help="crops kept in memory")
     parser.add_argument("--reuse", type=float, default=3.0, help="times a crop is used")
     parser.add_argument("--seed", type=int, default=0)

@@ -28,6 +28,7 @@ from demo.scenes import Scenes
 from demo.taesd import load_decoder
 
 SIDE = 48
+BASE = 128  # px: larger pictures are averaged down to it
 MARGIN = 1.25  # half side of a crop in radii
 NONE = len(SHAPES)
 WEIGHTS = Path(__file__).parent / "models" / "judge.safetensors"
@@ -88,15 +89,34 @@ class Regions:
         return Regions(self.row, self.centre + move, self.half * grow)
 
     def crops(self, pictures: Tensor) -> Tensor:
-        """(N, 3, 48, 48) of pictures (B, 3, H, W); beyond the border the edge is repeated."""
+        """(N, 3, 48, 48) of pictures (B, 3, H, W), bilinear; beyond the border the edge is repeated."""
         height, width = pictures.shape[-2:]
         step = (torch.arange(SIDE) + 0.5) / SIDE * 2 - 1
-        reach = 2 * self.half * min(height, width)
-        x = 2 * self.centre[:, 0, None] - 1 + step * reach[:, None] / width
-        y = 2 * self.centre[:, 1, None] - 1 + step * reach[:, None] / height
-        grid = torch.stack((x[:, None].expand(-1, SIDE, -1), y[:, :, None].expand(-1, -1, SIDE)), -1)
-        options = {"mode": "bilinear", "padding_mode": "border", "align_corners": False}
-        return F.grid_sample(pictures[self.row], grid.to(pictures), **options)
+        reach = (self.half * min(height, width))[:, None] * step  # (N, 48) in pixels
+        y0, y1, wy = _taps(self.centre[:, 1, None] * height + reach, height)
+        x0, x1, wx = _taps(self.centre[:, 0, None] * width + reach, width)
+        wy, wx = wy[:, None, :, None], wx[:, None, None, :]
+
+        def pick(y: Tensor, x: Tensor) -> Tensor:
+            row = self.row.view(-1, 1, 1, 1)
+            return pictures[row, torch.arange(3).view(1, 3, 1, 1), y[:, None, :, None], x[:, None, None, :]].float()
+
+        above = pick(y0, x0) * (1 - wx) + pick(y0, x1) * wx
+        below = pick(y1, x0) * (1 - wx) + pick(y1, x1) * wx
+        return above * (1 - wy) + below * wy
+
+
+def _taps(place: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Lower and upper pixel index of places measured in pixels, and the upper one's weight."""
+    place = (place - 0.5).clamp(0, size - 1)
+    low = place.floor().long()
+    return low, (low + 1).clamp_max(size - 1), place - low
+
+
+def _reduce(pictures: Tensor) -> Tensor:
+    """Pictures averaged down to a shorter side of at most 128 px, so that all sizes look alike to the judge."""
+    factor = min(pictures.shape[-2:]) // BASE
+    return F.avg_pool2d(pictures, factor) if factor > 1 else pictures
 
 
 def load(path: Path = WEIGHTS) -> Judge:
@@ -113,7 +133,7 @@ def shapes(judge: Judge, pictures: Tensor, chosen: Scenes) -> tuple[Tensor, Tens
     regions, index = Regions.of_objects(chosen)
     if not len(index):
         return torch.zeros(0, dtype=torch.long), index
-    return judge(regions.crops(pictures)).argmax(1), index
+    return judge(regions.crops(_reduce(pictures))).argmax(1), index
 
 
 class Examples:
@@ -121,18 +141,16 @@ class Examples:
 
     def __init__(self, number: int, size: int, generator: torch.Generator, split="train", kinds=(0, 1, 2)):
         self.scenes = scenes.sample(number, generator, split)
-        self.pictures = torch.cat([
-            scenes.draw(self.scenes.take(rows), size, size, generator).half()
-            for rows in torch.arange(number).split(250)
-        ])
-        latents, decoder = LatentMap.load(), load_decoder().bfloat16()
-        for rows in torch.arange(number).split(16):
-            kind = kinds[int(rows[0]) // 16 % len(kinds)]
-            code = latents.encode(self.pictures[rows].float())
+        latents, decoder, pictures = LatentMap.load(), load_decoder().bfloat16(), []
+        for part, rows in enumerate(torch.arange(number).split(16)):
+            picture = scenes.draw(self.scenes.take(rows), size, size, generator)
+            kind = kinds[part % len(kinds)]
             if kind == 1:
-                self.pictures[rows] = latents.decode(code).half()
+                picture = latents.decode(latents.encode(picture))
             if kind == 2:
-                self.pictures[rows] = decoder(code.bfloat16()).clamp(0, 1).half()
+                picture = decoder(latents.encode(picture).bfloat16()).float().clamp(0, 1)
+            pictures.append(_reduce(picture).half())
+        self.pictures = torch.cat(pictures)
 
     def batch(self, number: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Jittered crops with their labels; colours shuffled and noise added, so that outlines alone count."""
@@ -145,7 +163,8 @@ class Examples:
         fields = [(getattr(regions, name), getattr(gaps, name)[few]) for name in ("row", "centre", "half")]
         regions = Regions(*map(torch.cat, fields))
         label = torch.cat((label, torch.full((len(few),), NONE)))
-        crops = regions.jitter(generator).crops(self.pictures[chosen].float())
+        regions = Regions(chosen[regions.row], regions.centre, regions.half).jitter(generator)
+        crops = regions.crops(self.pictures)
         crops = crops[:, torch.randperm(3, generator=generator)]
         strength = 0.06 * torch.rand(len(crops), 1, 1, 1, generator=generator)
         return crops + strength * torch.randn(crops.shape, generator=generator), label
@@ -154,7 +173,7 @@ class Examples:
 def accuracy(judge: Judge, size: int, kind: int, number: int = 200, split: str = "dev") -> float:
     """Share of objects named right on true (kind 0), linearly decoded (1) or TAESD-decoded (2) scenes."""
     examples = Examples(number, size, torch.Generator().manual_seed(17), split, (kind,))
-    named, index = shapes(judge, examples.pictures.float(), examples.scenes)
+    named, index = shapes(judge, examples.pictures, examples.scenes)
     return float((named == examples.scenes.shape[index[:, 0], index[:, 1]]).float().mean())
 
 
@@ -165,10 +184,10 @@ def train(args: argparse.Namespace) -> tuple[Judge, float]:
     judge = Judge(args.width)
     optimiser = torch.optim.AdamW(judge.parameters(), lr=2e-3, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, total_steps=args.steps, pct_start=0.1)
-    sources = [Examples(args.scenes, 128, generator), Examples(args.scenes // 4, 256, generator)]
+    sources = [Examples(args.scenes, 128, generator), Examples(args.scenes // 6, 256, generator)]
     losses = []
     for step in tqdm(range(args.steps), desc="train judge", unit="step", mininterval=5):
-        crops, label = sources[step % 2].batch(48, generator)
+        crops, label = sources[step % 2].batch(32, generator)
         loss = F.cross_entropy(judge(crops), label, label_smoothing=0.02)
         optimiser.zero_grad()
         loss.backward()
@@ -184,8 +203,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--width", type=int, default=24)
-    parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--scenes", type=int, default=4000, help="scenes of 128 px; a quarter as many of 256 px")
+    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--scenes", type=int, default=2400, help="scenes of 128 px; a sixth as many of 256 px")
     args = parser.parse_args()
     torch.set_num_threads(1)
     start = time.monotonic()

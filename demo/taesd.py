@@ -76,9 +76,8 @@ def exact_encoder(latents: LatentMap) -> Encoder:
     encoder = Encoder()
     first, last = encoder[0], encoder[14]
     strided = [encoder[i] for i in (2, 6, 10)]
-    for layer in (first, last, *strided):
-        nn.init.zeros_(layer.weight)
-    nn.init.zeros_(first.bias)
+    for parameter in encoder.parameters():
+        parameter.zero_()
     channel = torch.arange(3)
     first.weight[channel, channel, 1, 1] = 1
     for layer, parts in zip(strided[:2], (3, 12), strict=True):  # (row, column, channel) order
