@@ -8,6 +8,7 @@ what the networks here see and give is the transformer's latent itself.
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import torch
@@ -109,5 +110,7 @@ def export(decoder: Decoder, encoder: Encoder, folder: Path, note: dict[str, str
     folder.mkdir(parents=True, exist_ok=True)
     for part, network in (("decoder", decoder), ("encoder", encoder)):
         tensors = {k: v.detach().half().contiguous() for k, v in network.state_dict().items()}
-        for family in FAMILIES:
-            save_file(tensors, folder / f"{family}_{part}.safetensors", metadata={"format": "pt", **note})
+        files = [folder / f"{family}_{part}.safetensors" for family in FAMILIES]
+        save_file(tensors, files[0], metadata={"format": "pt", **note})
+        for file in files[1:]:  # the same bytes, so that the repository holds them once
+            shutil.copyfile(files[0], file)
