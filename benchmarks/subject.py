@@ -26,7 +26,7 @@ class Family:
     guidance: float | None
 
 
-FAMILIES = {"flux": Family("flux", "taef1", 1.0, 1.0), "sd3": Family("sd3", "taesd3", 3.0, None)}
+FAMILIES = {"flux": Family("flux", "taef1", 1.0, 1.0), "sd3": Family("sd3", "taesd3", 2.5, None)}
 
 
 @dataclass(frozen=True)
