@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 STEPS = 28
-CACHE_REUSE = dict(start_percent=0.0, end_percent=1.0, max_consecutive=3, forecast_order=2, level="hold", guard=0.5)
+CACHE_REUSE = dict(start_percent=0.0, end_percent=1.0, max_consecutive=3, forecast_order=1, level="hold", guard=0.5)
 
 
 @dataclass(frozen=True)

@@ -34,9 +34,9 @@ class CacheReuse(io.ComfyNode):
                                tooltip="Share of the sampling schedule after which all evaluations are computed."),
                 io.Int.Input("max_consecutive", default=3, min=1, max=100,
                              tooltip="Most evaluations left out in a row."),
-                io.Int.Input("forecast_order", default=2, min=min(ORDERS), max=max(ORDERS),
-                             tooltip="0 holds the last value, 1 extrapolates a line, 2 a parabola. Higher is nearer "
-                             "to the dense picture on smooth schedules."),
+                io.Int.Input("forecast_order", default=1, min=min(ORDERS), max=max(ORDERS),
+                             tooltip="0 holds the last value, 1 extrapolates a line, 2 a parabola: nearer to dense on "
+                             "smooth trajectories, wilder on rough ones (guidance, few steps)."),
                 io.Combo.Input("level", options=LEVELS, default=LEVELS[0],
                                tooltip="hold: the model is not called at all. reuse: patch embedding and final layer "
                                "run, the blocks' contribution is forecast (FLUX and SD3)."),

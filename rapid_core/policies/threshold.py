@@ -20,7 +20,7 @@ class ThresholdPolicy:
     start_percent: float = 0.0
     end_percent: float = 1.0
     max_consecutive: int = 3
-    forecast_order: int = 2
+    forecast_order: int = 1
     level: Level = Level.HOLD
     guard: float = 0.5
     technique: str = "cache_reuse"
