@@ -9,6 +9,7 @@ import argparse
 import copy
 import json
 import platform
+import textwrap
 import time
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from devkit.client import Client
 from devkit.server import ComfyServer
 
 WORKFLOWS = REPOSITORY / "example_workflows" / "api"
-CAPTION = 30
+CAPTION = 50  # pixels above each pair
 
 
 def graph_for(kind: str, prompt: str, seed: int, threshold: float, prefix: str) -> dict:
@@ -53,23 +54,21 @@ def draw(client: Client, kind: str, texts: list[str], out: Path) -> list[tuple[s
     return rows
 
 
-def comparison(rows: list[tuple[str, Path, Path]], path: Path, most: int = 6) -> None:
-    """Dense and accelerated pictures side by side under their prompts."""
-    pairs = [(text, Image.open(a).convert("RGB"), Image.open(b).convert("RGB")) for text, a, b in rows[:most]]
+def comparison(rows: list[tuple[str, Path, Path]], path: Path, columns: int = 2) -> None:
+    """Pairs of pictures, dense and accelerated, under their prompts; `columns` pairs side by side."""
+    pairs = [(text, Image.open(a).convert("RGB"), Image.open(b).convert("RGB")) for text, a, b in rows]
     width, height = pairs[0][1].size
-    sheet = Image.new("RGB", (2 * width + 10, len(pairs) * (height + CAPTION)), "white")
+    lines = -(-len(pairs) // columns)
+    sheet = Image.new("RGB", (columns * (2 * width + 24) - 16, lines * (height + CAPTION)), "white")
     pen = ImageDraw.Draw(sheet)
     for i, (text, dense, fast) in enumerate(pairs):
-        top = i * (height + CAPTION)
-        pen.text((4, top + 2), wrap(text, 86) + "\ndense (left), RAPID (right)" * (i == 0), fill="black")
-        sheet.paste(dense, (0, top + CAPTION))
-        sheet.paste(fast, (width + 10, top + CAPTION))
+        left, top = (i % columns) * (2 * width + 24), i // columns * (height + CAPTION)
+        caption = textwrap.wrap(text, 2 * width // 6)[:2]
+        pen.text((left + 2, top + 2), "\n".join([*caption, "dense"]), fill="black")
+        pen.text((left + width + 10, top + 2), "\n" * len(caption) + "RAPID", fill="black")
+        sheet.paste(dense, (left, top + CAPTION))
+        sheet.paste(fast, (left + width + 8, top + CAPTION))
     sheet.save(path)
-
-
-def wrap(text: str, width: int) -> str:
-    """The text, cut to one line."""
-    return text if len(text) <= width else text[: width - 3] + "..."
 
 
 def machine(tree: Path) -> dict:
@@ -105,7 +104,7 @@ def main() -> None:
     with ComfyServer(args.host_tree, args.base) as server:
         for kind in FAMILIES:
             pairs += draw(server.client, kind, texts[:4], args.out)
-    comparison(pairs, args.out / "comparison.png", most=len(pairs))
+    comparison(pairs, args.out / "comparison.png")
     rows = measure(args.base, args.prompts)
     write(args.out / "report.json", rows, machine(args.host_tree))
     print(markdown(rows))
