@@ -94,4 +94,19 @@ def patcher(comfy: Any, method: str, threshold: float, **settings: Any) -> Calla
         return lambda model: comfy.run_node("RAPID_CacheReuse", model=model, reuse_threshold=threshold, **inputs)[0]
     node = {"easycache": "EasyCache", "lazycache": "LazyCache"}[method]
     inputs = dict(start_percent=0.15, end_percent=0.95, verbose=False)
-    return lambda model: comfy.run_node(node, model=model, reuse_threshold=threshold, **inputs)[0]
+    return lambda model: comfy.run_node(node, model=with_own_input(model), reuse_threshold=threshold, **inputs)[0]
+
+
+def with_own_input(model: Any) -> Any:
+    """A clone whose DIFFUSION_MODEL wrappers get a copy of x.
+
+    EasyCache adds to its input in place. In half precision that is a copy; in float32, as here, it is the tensor that
+    the denoised picture is computed from, which would ruin EasyCache's pictures and flatter every comparison."""
+    from comfy.patcher_extension import WrappersMP
+
+    def copied(executor: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return executor(x.clone(), *args, **kwargs)
+
+    clone = model.clone()
+    clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "own_input", copied)
+    return clone

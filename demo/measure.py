@@ -60,7 +60,8 @@ class Tally:
         """Share of object colours, background colours and shapes that are as the prompt says."""
         pictures = torch.stack(self.pictures)
         colours, grounds = rules.colours_right(pictures, chosen)
-        right, _ = judge.shapes(critic, pictures, chosen)
+        named, index = judge.shapes(critic, pictures, chosen)
+        right = named == chosen.shape[index[:, 0], index[:, 1]]
         return float(torch.cat([part.float().flatten() for part in (colours, grounds, right)]).mean())
 
 
