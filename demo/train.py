@@ -164,7 +164,7 @@ class Trainer:
         return min(1.0, (self.step + 1) / 100) * min(1.0, left + 0.02)
 
     def velocities(self, x: Tensor, t: Tensor, counts: Tensor, target: Tensor, guidance: Tensor) -> Tensor:
-        """Targets of model guidance: target + (1 - 1 / g) (cond - uncond), both of the model itself."""
+        """Targets of model guidance: target + (g - 1) (cond - uncond), both of the model itself, without gradient."""
         with torch.no_grad():
             empty = torch.zeros_like(counts)
             empty[..., PAD] = 1
