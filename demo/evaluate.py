@@ -24,6 +24,7 @@ from demo.pack.words import PAD, bag
 from demo.scenes import Scenes
 from demo.taesd import Decoder, load_decoder
 from demo.train import DemoModel, euler, load_weights
+from demo.twins import TWINS
 
 CHUNK = 8
 SHIFT = math.e**1.15  # of the sampling grid, as in `train.euler`
@@ -197,7 +198,7 @@ def evaluate(args: argparse.Namespace) -> dict:
 def main() -> None:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument("--model", choices=("flux", "sd3"), required=True)
+    parser.add_argument("--model", choices=sorted(TWINS), required=True)
     parser.add_argument("--weights", required=True, help="exported weights, their word table beside them")
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--split", choices=scenes.SPLITS, default="test")

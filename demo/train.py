@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +26,11 @@ from tqdm import tqdm
 from demo import scenes
 from demo.latents import LatentMap
 from demo.pack.words import PAD, TOKENS, VOCABULARY, WIDTH, bag, encode
-from demo.twins import TWINS, initialise
+from demo.twins import TWINS, LuminaConfig, initialise
 
 DROP_PROMPT = 0.1
 TOKENS_A_STEP = 64 * 64  # image tokens of one optimiser step, whatever the size of the pictures
+STACK = re.compile(r"_blocks\.|layers\.|_refiner\.")  # names of the blocks' weights
 SHIFT = 1.8  # of the training noise levels towards noise
 
 
@@ -99,7 +101,7 @@ def optimisers(model: DemoModel, lr: float) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the blocks but the modulations, AdamW for the rest."""
     matrices, rest = [], []
     for name, p in model.named_parameters():
-        inside = "_blocks." in name and p.ndim == 2 and "mod" not in name.lower()
+        inside = STACK.search(name) and p.ndim == 2 and "mod" not in name.lower()
         (matrices if inside else rest).append(p)
     return [
         torch.optim.Muon(matrices, lr=lr, momentum=0.95, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
@@ -250,6 +252,8 @@ def export(kind: str, state: dict[str, Tensor], path: Path, seen: int) -> None:
     """float16 weights under the host's keys, and the word table beside them (`<kind>_words.safetensors`)."""
     twin = {k.removeprefix("twin."): v.half().cpu().contiguous() for k, v in state.items() if k.startswith("twin.")}
     meta = {"format": "pt", "model": f"rapid demo {kind}-like", "pictures_seen": str(seen)}
+    if kind == "lumina":
+        meta["nextdit"] = json.dumps(LuminaConfig().host())
     save_file(twin, path, metadata=meta)
     words = {"words": state["words"].float().cpu().contiguous()}
     meta = {"vocabulary": json.dumps(VOCABULARY), "tokens": str(TOKENS), "model": kind}

@@ -1,4 +1,4 @@
-"""The Demo Prompt node: text to CONDITIONING for the demo models."""
+"""Nodes of the demo: text to CONDITIONING for the demo models, and a loader for the Lumina-like one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import ComfyExtension, io
 
-from . import word_table
+from . import nextdit, word_table
 from .words import BACKGROUNDS, COLOURS, PLACES, SHAPES, SIZES, TEXTURES, TOKENS
 
 EXAMPLE = "flat blue background, big red striped circle center"
@@ -47,6 +47,25 @@ class DemoPrompt(io.ComfyNode):
         return io.NodeOutput(word_table.conditioning(text, word_table.load(table_path(model)), tokens))
 
 
+class DemoLumina(io.ComfyNode):
+    """Loads the Lumina-like demo model: the host's classes in a size that its detection does not know."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="RAPIDDemoLumina",
+            display_name="Demo Lumina Loader",
+            category="RAPID/demo",
+            description="Loads the Lumina-like demo model (NextDiT); for demo models and tests only.",
+            inputs=[io.Combo.Input("unet_name", options=folder_paths.get_filename_list("diffusion_models"))],
+            outputs=[io.Model.Output()],
+        )
+
+    @classmethod
+    def execute(cls, unet_name: str) -> io.NodeOutput:
+        return io.NodeOutput(nextdit.load(folder_paths.get_full_path_or_raise("diffusion_models", unet_name)))
+
+
 def table_path(model: str) -> Path:
     """The table in one of the host's model folders, else in the demo's own."""
     name = word_table.file_name(model)
@@ -58,4 +77,4 @@ class DemoExtension(ComfyExtension):
     """What the demo pack brings."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [DemoPrompt]
+        return [DemoPrompt, DemoLumina]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .words import TOKENS, VOCABULARY, WIDTH, bag, encode
 
-MODELS = ("flux", "sd3")
+MODELS = ("flux", "sd3", "lumina")
 MAX_TOKENS = 64
 
 

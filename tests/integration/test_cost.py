@@ -1,5 +1,7 @@
 """The cost formulas against torch's FLOP counter, and the trainable twins against ComfyUI's classes."""
 
+import importlib
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -49,10 +51,8 @@ def test_the_cost_of_a_reuse_equals_torchs_counter(kind, request):
     assert BATCH * formula.reuse == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
-@pytest.mark.parametrize("kind", ["flux", "sd3"])
-def test_a_twin_gives_what_the_hosts_class_gives(kind, comfy_host, tmp_path):
-    import comfy.sd
-
+@pytest.mark.parametrize("kind", ["flux", "sd3", "lumina"])
+def test_a_twin_gives_what_the_hosts_class_gives(kind, comfy_host, demo_pack, tmp_path):
     from demo.train import DemoModel, export
 
     torch.manual_seed(0)
@@ -61,13 +61,22 @@ def test_a_twin_gives_what_the_hosts_class_gives(kind, comfy_host, tmp_path):
         for p in model.parameters():
             p.copy_((p + 0.05 * torch.randn_like(p)).half().float())
     export(kind, model.state_dict(), tmp_path / f"{kind}.safetensors", seen=0)
-    host = comfy.sd.load_diffusion_model(str(tmp_path / f"{kind}.safetensors")).model.diffusion_model.float()
+    host = load_demo(demo_pack, kind, str(tmp_path / f"{kind}.safetensors")).float()
     x = torch.randn(BATCH, 16, HEIGHT, WIDTH)
     context, pooled = torch.randn(BATCH, 8, 64), torch.randn(BATCH, 64)
     t, guidance = torch.tensor([0.7, 0.2]), torch.tensor([1.0, 3.0])
-    scale = 1 if kind == "flux" else 1000
-    extra = {"guidance": guidance} if kind == "flux" else {}
+    scale = {"flux": 1, "sd3": 1000, "lumina": 1}[kind]
+    extra = {"flux": {"guidance": guidance, "y": pooled}, "sd3": {"y": pooled}, "lumina": {"num_tokens": 8}}[kind]
     with torch.no_grad():
-        wanted = host(x, t * scale, context=context, y=pooled, transformer_options={}, **extra)
+        wanted = host(x, t * scale, context=context, transformer_options={}, **extra)
         got = model.twin(x, t, context, pooled, guidance)
     assert (wanted - got).abs().max() < 1e-4 * wanted.abs().max()
+
+
+def load_demo(demo_pack, kind, path):
+    """The host's diffusion_model of a demo file, as its loader node makes it."""
+    import comfy.sd
+
+    if kind == "lumina":
+        return importlib.import_module(f"{demo_pack.__name__}.nextdit").load(path).model.diffusion_model
+    return comfy.sd.load_diffusion_model(path).model.diffusion_model

@@ -1,0 +1,43 @@
+"""Loading a NextDiT (Lumina Image 2.0) of any size through the host's own configuration class.
+
+The host tells a Lumina from its weights only at the published widths; the sizes of a small one are in the file's
+metadata (`nextdit`, JSON: the host's `unet_config`)."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.supported_models
+import torch
+from safetensors import SafetensorError, safe_open
+
+
+def load(path: str) -> Any:
+    """MODEL of a file. Raises ValueError where the file is no such model."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            meta = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"Demo Lumina Loader: {path} cannot be read ({error}); restore it.") from error
+    if "nextdit" not in meta:
+        raise ValueError(f"Demo Lumina Loader: {path} is not the Lumina-like demo model; pick lumina.safetensors.")
+    return build(json.loads(meta["nextdit"]), weights)
+
+
+def build(config: dict, weights: dict[str, torch.Tensor], kind: str = "Lumina2") -> Any:
+    """MODEL of the host's class `kind` in `comfy.supported_models`, made from `config` as detection would give it."""
+    management = comfy.model_management
+    wanted = getattr(comfy.supported_models, kind)(dict(config))
+    device, parameters = management.get_torch_device(), sum(w.numel() for w in weights.values())
+    dtype = management.unet_dtype(model_params=parameters, supported_dtypes=list(wanted.supported_inference_dtypes),
+                                  weight_dtype=next(iter(weights.values())).dtype)
+    cast = management.unet_manual_cast(dtype, device, wanted.supported_inference_dtypes)
+    wanted.set_inference_dtype(dtype, cast)
+    model = wanted.get_model(weights, "")
+    model.load_model_weights(dict(weights), "")
+    model.to(management.unet_offload_device())
+    return comfy.model_patcher.ModelPatcher(model, device, management.unet_offload_device())
