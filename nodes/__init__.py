@@ -3,9 +3,10 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .cache_reuse import CacheReuse
+from .region_adaptive import RegionAdaptive
 from .report import Report
 
-NODES: list[type[io.ComfyNode]] = [CacheReuse, Report]
+NODES: list[type[io.ComfyNode]] = [CacheReuse, RegionAdaptive, Report]
 
 
 class RapidExtension(ComfyExtension):

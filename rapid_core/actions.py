@@ -6,13 +6,61 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
+from torch import Tensor
+
 
 class Level(Enum):
     """How much of an evaluation is computed for one image, from least to most."""
 
     HOLD = "hold"  # nothing: the derivative is forecast (RAPID3's Step-Skip on the sampler's grid)
     REUSE = "reuse"  # patch embedding and final layer; the block stack's residual is forecast (Cache-Reuse)
-    RUN = "run"  # everything
+    RUN = "run"  # the blocks, on all image tokens or on some
+
+
+ORDER = (Level.HOLD, Level.REUSE, Level.RUN)
+
+
+@dataclass(frozen=True)
+class Action:
+    """A decision for one image. `tokens`: with RUN, sorted numbers (K,) of the image tokens that pass the blocks
+    (region-adaptive sampling); None: all of them."""
+
+    level: Level = Level.RUN
+    tokens: Tensor | None = None
+
+    @property
+    def dense(self) -> bool:
+        """Whether everything is computed."""
+        return self.level is Level.RUN and self.tokens is None
+
+
+DENSE = Action()
+
+
+@dataclass(frozen=True)
+class TokenState:
+    """What is known of the image tokens of one image; N = frames * rows * columns, in that order.
+
+    age (N,): evaluations that passed a token over since it was computed. derivative (C, ...): the latest guided
+    derivative, what was not computed forecast. change (N,): relative change of a token's derivative when it was last
+    computed. attention (N,) or None: attention mass it received in the last dense evaluation. wanted (N,) or None:
+    tokens that may be computed between refreshes (those an inpaint mask keeps may not), `free` of them. focus (N,) or
+    None: 0 .. 1, the user's mask."""
+
+    grid: tuple[int, int, int]
+    age: Tensor
+    derivative: Tensor
+    change: Tensor
+    free: int
+    attention: Tensor | None = None
+    wanted: Tensor | None = None
+    focus: Tensor | None = None
+
+    @property
+    def number(self) -> int:
+        """Image tokens."""
+        frames, rows, columns = self.grid
+        return frames * rows * columns
 
 
 @dataclass(frozen=True)
@@ -20,21 +68,29 @@ class ImageState:
     """What is known of one image of the batch before an evaluation.
 
     `error` is the estimated relative L1 error of forecasting this evaluation's guided derivative (inf: unknown),
-    `measured` the true one of the last evaluation that was computed although it could have been forecast."""
+    `measured` the true one of the last evaluation that was computed although it could have been forecast.
+    `since_dense`: evaluations that were not dense since the last that was; -1 before the first."""
 
     computed: int
     since_computed: int
     error: float
     measured: float | None = None
+    since_dense: int = -1
+    tokens: TokenState | None = None
 
 
 @dataclass(frozen=True)
 class Observation:
-    """The state of a run before evaluation number `index` at noise level `sigma`."""
+    """The state of a run before evaluation number `index` at noise level `sigma`.
+
+    `step`: place of `sigma` in the run's schedule of `steps` steps, 0 at its beginning; between two noise levels of
+    the schedule it is that of the higher one."""
 
     index: int
     sigma: float
     images: tuple[ImageState, ...]
+    step: int = 0
+    steps: int = 1
 
 
 @dataclass(frozen=True)
@@ -51,8 +107,8 @@ class Window:
 class Actor(Protocol):
     """A policy in one run; may keep state, which lives as long as the run."""
 
-    def act(self, observation: Observation) -> tuple[Level, ...]:
-        """One level per image."""
+    def act(self, observation: Observation) -> tuple[Action, ...]:
+        """One action per image."""
         ...
 
 
@@ -64,6 +120,7 @@ class Policy(Protocol):
     start_percent: float
     end_percent: float
     levels: frozenset[Level]
+    regional: bool  # whether its actions name tokens
 
     def start(self, window: Window) -> Actor:
         """A fresh actor for one run; `window` is start_percent .. end_percent as noise levels."""
@@ -72,3 +129,20 @@ class Policy(Protocol):
     def settings(self) -> dict:
         """Settings in JSON form, for the record."""
         ...
+
+
+@dataclass
+class Together:
+    """Several techniques on one model: the least that any of them asks for is computed."""
+
+    actors: tuple[Actor, ...]
+
+    def act(self, observation: Observation) -> tuple[Action, ...]:
+        answers = [actor.act(observation) for actor in self.actors]
+        return tuple(self._least(choices) for choices in zip(*answers, strict=True))
+
+    def _least(self, choices: tuple[Action, ...]) -> Action:
+        level = min((c.level for c in choices), key=ORDER.index)
+        if level is not Level.RUN:
+            return Action(level)
+        return next((c for c in choices if c.tokens is not None), DENSE)

@@ -9,37 +9,113 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .cost import Flops, flux_flops, sd3_flops
+# Layout of a block's tokens. Text always stands before the image in the attention.
+APART = "apart"  # text and image are two tensors that attend together
+JOINT = "joint"  # one tensor, text first
+ALONE = "alone"  # image tokens only; text at most through cross-attention
+
+# What a weight matrix is applied to.
+IMAGE, TEXT, BOTH, ONCE = "image", "text", "both", "once"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Blocks of one kind. name: in patches_replace["dit"], or "" where the host has no such hook and the blocks'
+    `forward` is patched instead; attribute: the list of blocks; attentions: over "both" or the "image" itself, from the
+    image to the "text"; per block."""
+
+    name: str
+    attribute: str
+    layout: str
+    attentions: tuple[str, ...] = (BOTH,)
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A family. `groups`: (name in patches_replace["dit"], attribute of the block list), in order of execution."""
+    """A family. stacks: groups that pass tokens on to one another, in order of execution; the last one is the stack
+    that residual reuse passes over. weights: (part of a matrix's name, what it is applied to), first match wins.
+    hidden: attribute with the width of the attention. whole: extra arguments with which all tokens are computed."""
 
     family: str
-    groups: tuple[tuple[str, str], ...]
-    flops: Callable[[Any, int, int], Flops]
-    patch: int = 2
+    stacks: tuple[tuple[Group, ...], ...]
+    weights: tuple[tuple[str, str], ...]
+    hidden: str = "hidden_size"
+    whole: tuple[str, ...] = ()
+    measured: bool = False
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """All groups in order of execution."""
+        return tuple(group for stack in self.stacks for group in stack)
 
     def blocks(self, model: Any) -> list[tuple[str, int]]:
-        """Every block as (group, index), in order of execution."""
-        return [(name, i) for name, attribute in self.groups for i in range(len(getattr(model, attribute)))]
+        """Blocks of the main stack that patches_replace knows, as (group, index), in order of execution."""
+        groups = (g for g in self.stacks[-1] if g.name)
+        return [(g.name, i) for g in groups for i in range(len(getattr(model, g.attribute)))]
 
-    def image_tokens(self, shape: tuple[int, ...]) -> int:
-        """Image tokens of a latent (B, C, H, W); odd sides are padded as the host does."""
-        height, width = shape[-2:]
-        return -(-height // self.patch) * -(-width // self.patch)
+    def patch(self, model: Any) -> int:
+        """Latent pixels along a side of a token."""
+        size = model.patch_size
+        return int(size[-1] if isinstance(size, (tuple, list)) else size)
+
+    def image_tokens(self, model: Any, shape: tuple[int, ...]) -> int:
+        """Image tokens of a latent (B, C, [T,] H, W); odd sides are padded as the host does."""
+        patch, frames = self.patch(model), shape[2] if len(shape) == 5 else 1
+        return frames * -(-shape[-2] // patch) * -(-shape[-1] // patch)
 
 
-FLUX = Architecture("flux", (("double_block", "double_blocks"), ("single_block", "single_blocks")), flux_flops)
-SD3 = Architecture("sd3", (("double_block", "joint_blocks"),), sd3_flops)
+_STREAMS = (("img_mod", ONCE), ("txt_mod", ONCE), ("modulation", ONCE), ("img_", IMAGE), ("txt_", TEXT))
+_FLUX_STACK = (
+    Group("double_block", "double_blocks", APART),
+    Group("single_block", "single_blocks", JOINT),
+)
+_FLUX_WEIGHTS = (*_STREAMS, ("adaLN", ONCE), ("single_blocks", BOTH), ("final_layer", IMAGE))
+
+FLUX = Architecture("flux", (_FLUX_STACK,), _FLUX_WEIGHTS, measured=True)
+FLUX2 = Architecture("flux2", (_FLUX_STACK,), _FLUX_WEIGHTS)
+CHROMA = Architecture("chroma", (_FLUX_STACK,), (("distilled_guidance_layer", "approximator"), *_FLUX_WEIGHTS))
+HUNYUAN = Architecture(
+    "hunyuan_video", (_FLUX_STACK,),
+    (("adaLN", ONCE), ("txt_in.t_emb", ONCE), ("txt_in.c_emb", ONCE), ("txt_in", TEXT), *_FLUX_WEIGHTS),
+    whole=("guiding_frame_index", "ref_latent", "clip_fea", "txt_byt5"),
+)  # fmt: skip
+SD3 = Architecture(
+    "sd3", ((Group("double_block", "joint_blocks", APART),),),
+    (("adaLN", ONCE), ("x_block", IMAGE), ("context_", TEXT), ("x_embedder", IMAGE), ("final_layer", IMAGE)),
+    measured=True,
+)  # fmt: skip
+QWEN = Architecture(
+    "qwen_image", ((Group("double_block", "transformer_blocks", APART),),),
+    (*_STREAMS[:2], ("add_", TEXT), ("txt_", TEXT), ("attn.to_", IMAGE), ("img_", IMAGE), ("proj_out", IMAGE)),
+    hidden="inner_dim",
+)  # fmt: skip
+WAN = Architecture(
+    "wan", ((Group("double_block", "blocks", ALONE, (IMAGE, TEXT)),),),
+    (("cross_attn.k", TEXT), ("cross_attn.v", TEXT), ("blocks", IMAGE), ("head", IMAGE), ("patch_emb", IMAGE),
+     ("text_emb", TEXT)),
+    hidden="dim", whole=("reference_latent", "context_latents", "clip_fea"),
+)  # fmt: skip
+LUMINA2 = Architecture(
+    "lumina2", ((Group("", "noise_refiner", ALONE, (IMAGE,)),), (Group("", "layers", JOINT),)),
+    (("adaLN", ONCE), ("noise_refiner", IMAGE), ("context_refiner", TEXT), ("layers", BOTH), ("final_layer", BOTH),
+     ("x_embedder", IMAGE), ("cap_embedder", TEXT)),
+    hidden="dim", whole=("ref_latents", "ref_contexts", "siglip_feats"),
+)  # fmt: skip
+Z_IMAGE = Architecture("z_image", LUMINA2.stacks, LUMINA2.weights, LUMINA2.hidden, LUMINA2.whole)
+
+_FAMILIES: dict[str, Callable[[Any], Architecture]] = {
+    "Flux": lambda m: FLUX2 if getattr(m.params, "global_modulation", False) else FLUX,
+    "OpenAISignatureMMDITWrapper": lambda m: SD3,
+    "MMDiT": lambda m: SD3,
+    "Chroma": lambda m: CHROMA,
+    "HunyuanVideo": lambda m: HUNYUAN,
+    "QwenImageTransformer2DModel": lambda m: QWEN,
+    "WanModel": lambda m: WAN,
+    "NextDiT": lambda m: Z_IMAGE if m.pad_tokens_multiple else LUMINA2,
+}
 
 
 def describe(model: Any) -> Architecture | None:
     """Family of a host's `diffusion_model`; None where the family is not in the table."""
-    name = type(model).__name__
-    if name == "Flux" and not getattr(model.params, "global_modulation", False):
-        return FLUX
-    if name in ("OpenAISignatureMMDITWrapper", "MMDiT"):
-        return SD3
-    return None
+    family = _FAMILIES.get(type(model).__name__)
+    return family(model) if family else None

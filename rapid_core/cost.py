@@ -1,12 +1,17 @@
 """Cost of an evaluation in FLOPs, as torch's counter counts them: a multiply-add is two, only matrix products.
 
-Pure functions of architecture and token counts, never of the clock, so that plans and pictures are deterministic.
+Pure functions of a model's matrices and of token counts, never of the clock, so that plans and pictures are
+deterministic.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
+from math import prod
 from typing import Any
+
+from .architectures import BOTH, IMAGE, ONCE, TEXT, Architecture, Group
 
 
 @dataclass(frozen=True)
@@ -22,44 +27,62 @@ def attention_flops(queries: int, keys: int, hidden: int) -> int:
     return 4 * queries * keys * hidden
 
 
-def flux_flops(model: Any, image: int, text: int) -> Flops:
-    """FLUX with `image` and `text` tokens; `model` is the host's Flux, or anything with its attributes."""
-    p, h = model.params, model.hidden_size
-    mlp = int(h * p.mlp_ratio)
-    n = image + text
-    embed = 2 * image * model.in_channels * h + 2 * text * p.context_in_dim * h + _vector_flops(p, h)
-    final = 2 * image * h * model.out_channels + 4 * h * h
-    per_token = 2 * (4 * h * h + 2 * h * mlp)
-    double = n * per_token + attention_flops(n, n, h) + 2 * 12 * h * h
-    single = n * per_token + attention_flops(n, n, h) + 2 * 3 * h * h
-    blocks = len(model.double_blocks) * double + len(model.single_blocks) * single
-    return Flops(embed + blocks + final, embed + final)
+class CostModel:
+    """FLOPs of a model's evaluations; `model` is the host's, or anything with its modules and attributes."""
+
+    def __init__(self, model: Any, architecture: Architecture):
+        self.architecture = architecture
+        self.hidden = int(getattr(model, architecture.hidden))
+        self.constants = {"approximator": getattr(model, "mod_index_length", 0)}
+        self.groups = [(group, list(getattr(model, group.attribute))) for group in architecture.groups]
+        self.inside: dict[str, Counter] = {group.attribute: Counter() for group in architecture.groups}
+        self.outside: Counter = Counter()
+        for name, module in model.named_modules():
+            size = _matrix(module)
+            if size:
+                place = self.inside.get(name.split(".")[0], self.outside)
+                place[self._role(name)] += 2 * size
+        self.context_attentions = sum(len(getattr(model, a, ())) for a in ("context_refiner",))
+
+    @property
+    def cached_attentions(self) -> int:
+        """Attentions over image tokens, whose keys and values a run on some tokens needs."""
+        return sum(sum(kind != TEXT for kind in self._kinds(group, block)) for group, blocks in self.groups
+                   for block in blocks)  # fmt: skip
+
+    def _kinds(self, group: Group, block: Any) -> tuple[str, ...]:
+        twice = getattr(getattr(block, "x_block", None), "x_block_self_attn", False)  # SD3.5 medium
+        return (*group.attentions, IMAGE) if twice else group.attentions
+
+    def _role(self, name: str) -> str:
+        return next((role for part, role in self.architecture.weights if part in name), ONCE)
+
+    def flops(self, image: int, text: int, active: int | None = None) -> Flops:
+        """`active` of `image` tokens pass the blocks (all, if None), beside `text` tokens."""
+        outside = self._matrices(self.outside, image, text)
+        outside += self.context_attentions * attention_flops(text, text, self.hidden)
+        ran = image if active is None else active
+        parts = [self._group(group, blocks, ran, image, text) for group, blocks in self.groups]
+        main = {group.attribute for group in self.architecture.stacks[-1]}
+        before = sum(p for p, (g, _) in zip(parts, self.groups, strict=True) if g.attribute not in main)
+        return Flops(outside + sum(parts), outside + before)
+
+    def _group(self, group: Group, blocks: list, ran: int, image: int, text: int) -> int:
+        total = self._matrices(self.inside[group.attribute], ran, text)
+        sides = {BOTH: (ran + text, image + text), IMAGE: (ran, image), TEXT: (ran, text)}
+        for block in blocks:
+            total += sum(attention_flops(*sides[kind], self.hidden) for kind in self._kinds(group, block))
+        return total
+
+    def _matrices(self, sizes: Counter, image: int, text: int) -> int:
+        tokens = {IMAGE: image, TEXT: text, BOTH: image + text, ONCE: 1, **self.constants}
+        return sum(tokens[role] * size for role, size in sizes.items())
 
 
-def _vector_flops(p: Any, h: int) -> int:
-    inputs = 256 + (p.vec_in_dim or 0) + (256 if p.guidance_embed else 0)
-    embedders = 1 + (p.vec_in_dim is not None) + bool(p.guidance_embed)
-    return 2 * inputs * h + embedders * 2 * h * h
-
-
-def sd3_flops(model: Any, image: int, text: int) -> Flops:
-    """SD3's MMDiT with `image` and `text` tokens; the last block's text only feeds the attention."""
-    h, patch = model.hidden_size, model.patch_size
-    patch = patch[0] if isinstance(patch, (tuple, list)) else patch
-    context = getattr(model.context_embedder, "in_features", 0)
-    pooled = 0 if model.y_embedder is None else 2 * h * (model.y_embedder.mlp[0].in_features + h)
-    embed = 2 * image * model.in_channels * patch**2 * h + 2 * text * context * h + 2 * h * (256 + h) + pooled
-    final = 2 * image * h * model.out_channels * patch**2 + 4 * h * h
-    n = image + text
-    mlp = model.joint_blocks[0].x_block.mlp.fc1.out_features
-    per_token = 2 * (4 * h * h + 2 * h * mlp)
-    total = 0
-    for block in model.joint_blocks:
-        last = block.context_block.pre_only
-        twice = getattr(block.x_block, "x_block_self_attn", False)
-        total += image * per_token + attention_flops(n, n, h)
-        total += 2 * text * 3 * h * h if last else text * per_token
-        total += 2 * (2 if last else 6) * h * h + 2 * (9 if twice else 6) * h * h
-        if twice:
-            total += 2 * image * 4 * h * h + attention_flops(image, image, h)
-    return Flops(embed + total + final, embed + final)
+def _matrix(module: Any) -> int:
+    """Multiply-adds a token in this module itself; 0 for anything but a linear layer or a patch convolution."""
+    if hasattr(module, "in_features") and hasattr(module, "out_features"):
+        return module.in_features * module.out_features
+    if type(module).__name__ in ("Conv2d", "Conv3d"):
+        return prod(module.weight.shape)
+    return 0

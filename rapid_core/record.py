@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 from collections import Counter, deque
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 FORMAT, VERSION = "rapid-record", 1
@@ -11,17 +13,21 @@ KEPT = 8  # finished records a log remembers
 
 @dataclass(frozen=True)
 class EvaluationRecord:
-    """One evaluation: a level, a cost (FLOPs) and an estimated forecast error per image of the batch."""
+    """One evaluation: level, share of image tokens that ran, cost (FLOPs) and estimated forecast error per image.
+
+    tokens: bit sets (see `pack`) of the image tokens that ran, None for all or none; empty where nobody chose any."""
 
     index: int
     sigma: float
     occurrence: int  # n-th evaluation in a row at this noise level (heun and its like look twice)
     levels: tuple[str, ...]
+    share: tuple[float, ...]
     cost: tuple[float, ...]
     dense_cost: tuple[float, ...]
     error: tuple[float | None, ...]
     measured: tuple[float | None, ...]
     reasons: tuple[str, ...] = ()
+    tokens: tuple[str | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,7 @@ class RunRecord:
     status: str = "finished"
     notes: tuple[str, ...] = ()
     fingerprint: str = ""  # of the latent that came out, so that a report finds its run
+    grid: tuple[int, int, int] | None = None  # frames, rows and columns of image tokens, where policies chose any
 
     @property
     def totals(self) -> dict:
@@ -49,6 +56,7 @@ class RunRecord:
         return {
             "evaluations": sum(levels.values()),
             "computed": levels["run"],
+            "partial": sum(0 < share < 1 for e in self.evaluations for share in e.share),
             "reused": levels["reuse"],
             "held": levels["hold"],
             "flops": cost,
@@ -73,6 +81,9 @@ class RunRecord:
             f"RAPID: {self.sampler} on {self.family}, {self.status}, {self.seconds:.2f} s{per}",
             f"{t['computed']} of {t['evaluations']} evaluations computed, {t['reused']} reused, {t['held']} held",
         ]
+        if t["partial"]:
+            shares = [share for e in self.evaluations for share in e.share if 0 < share < 1]
+            lines.append(f"{t['partial']} of the computed ones on {sum(shares) / len(shares):.0%} of the image tokens")
         if t["speedup_allowed"]:
             lines.append(f"allowed speed-up {t['speedup_allowed']:.2f}x, cache {self.bytes / 2**20:.1f} MiB")
         measured = [m for e in self.evaluations for m in e.measured if m is not None]
@@ -85,7 +96,20 @@ class RunRecord:
 
     def _strip(self, image: int) -> str:
         marks = {"run": "#", "reuse": "r", "hold": "."}
-        return "".join(marks[e.levels[image]] for e in self.evaluations)
+        return "".join("+" if 0 < e.share[image] < 1 else marks[e.levels[image]] for e in self.evaluations)
+
+
+def pack(tokens: Sequence[int], number: int) -> str:
+    """Token numbers as a base64 bit set of `number` bits, lowest bit of the first byte first."""
+    bits = bytearray(-(-number // 8))
+    for token in tokens:
+        bits[token // 8] |= 1 << token % 8
+    return base64.b64encode(bits).decode("ascii")
+
+
+def unpack(text: str) -> list[int]:
+    """The numbers that `pack` put in."""
+    return [8 * i + bit for i, byte in enumerate(base64.b64decode(text)) for bit in range(8) if byte >> bit & 1]
 
 
 @dataclass

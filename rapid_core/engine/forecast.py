@@ -14,13 +14,14 @@ ORDERS = (0, 1, 2)
 
 @dataclass(frozen=True)
 class Point:
-    """A value computed at noise level `sigma`."""
+    """A value computed at noise level `sigma`: a float, or a tensor that broadcasts against the value where parts of
+    it were computed at different levels (region-adaptive sampling)."""
 
-    sigma: float
+    sigma: float | Tensor
     value: Tensor
 
 
-def weights(sigmas: Sequence[float], sigma):
+def weights(sigmas: Sequence[float | Tensor], sigma):
     """Lagrange weights that extrapolate from `sigmas` to `sigma` (a float, or a 0-d tensor to stay on its device).
 
     With k + 1 noise levels the forecast is the polynomial of order k through the values there."""
@@ -34,12 +35,26 @@ def weights(sigmas: Sequence[float], sigma):
     return out
 
 
-def forecast(points: Sequence[Point], sigma, order: int) -> Tensor:
+def limited(sigmas: Sequence[float | Tensor], sigma: float, reach: float) -> float | Tensor:
+    """`sigma`, but no farther from the last of `sigmas` than `reach` times the distance of the last two.
+
+    A polynomial through two close points is worthless far away; beyond the reach its value is held."""
+    last, before = sigmas[-1], sigmas[-2]
+    if isinstance(last, Tensor) or isinstance(before, Tensor):
+        far = reach * torch.as_tensor(last - before).abs()
+        return last + (sigma - last).clamp(-far, far)
+    far = reach * abs(last - before)
+    return last + max(-far, min(far, sigma - last))
+
+
+def forecast(points: Sequence[Point], sigma, order: int, reach: float | None = None) -> Tensor:
     """Value at `sigma` from the latest `order + 1` points, fewer if there are not so many. Computed in float32."""
     used = points[-(order + 1) :]
     if len(used) == 1:
         return used[0].value
-    total = sum(w * p.value.float() for w, p in zip(weights([p.sigma for p in used], sigma), used, strict=True))
+    sigmas = [p.sigma for p in used]
+    sigma = sigma if reach is None else limited(sigmas, sigma, reach)
+    total = sum(w * p.value.float() for w, p in zip(weights(sigmas, sigma), used, strict=True))
     return total.to(used[-1].value.dtype)
 
 
@@ -49,26 +64,32 @@ class Track:
     def __init__(self, keep: int):
         self.keep = keep
         self._points: dict[int, deque[Point]] = {}
+        self._levels: dict[int, float] = {}
 
-    def add(self, image: int, sigma: float, value: Tensor) -> None:
-        """Remember `value`; a second value at the same noise level (heun, dpm_2) takes the first one's place."""
+    def add(self, image: int, sigma: float, value: Tensor, where: Tensor | None = None) -> None:
+        """Remember `value`; a second value at the same noise level (heun, dpm_2) takes the first one's place.
+
+        where: mask that broadcasts against `value`; only there it is new, elsewhere the points stay as they are."""
         points = self._points.setdefault(image, deque(maxlen=self.keep))
-        if points and points[-1].sigma == sigma:
-            points.pop()
-        points.append(Point(sigma, value))
+        if where is not None and points:
+            self._points[image] = deque(_shifted(list(points), sigma, value, where), maxlen=self.keep)
+        elif where is None:
+            if points and self._levels[image] == sigma:
+                points.pop()
+            points.append(Point(sigma, value))
+        self._levels[image] = sigma
 
     def points(self, image: int) -> list[Point]:
         """Points of an image, oldest first."""
         return list(self._points.get(image, ()))
 
     def last_sigma(self, image: int) -> float | None:
-        """Noise level of the latest point."""
-        points = self._points.get(image)
-        return points[-1].sigma if points else None
+        """Noise level of the latest addition."""
+        return self._levels.get(image)
 
-    def forecast(self, images: Sequence[int], sigma, order: int) -> Tensor:
+    def forecast(self, images: Sequence[int], sigma, order: int, reach: float | None = None) -> Tensor:
         """Forecasts of several images, stacked: (len(images), ...)."""
-        return torch.stack([forecast(self.points(i), sigma, order) for i in images])
+        return torch.stack([forecast(self.points(i), sigma, order, reach) for i in images])
 
     @property
     def bytes(self) -> int:
@@ -76,10 +97,26 @@ class Track:
         return sum(p.value.numel() * p.value.element_size() for ps in self._points.values() for p in ps)
 
 
-def relative_l1(value: Tensor, reference: Tensor) -> Tensor:
-    """mean |value - reference| / mean |reference|, a 0-d float32 tensor."""
-    reference = reference.float()
-    return (value.float() - reference).abs().mean() / reference.abs().mean().clamp_min(1e-12)
+def _shifted(points: list[Point], sigma: float, value: Tensor, where: Tensor) -> list[Point]:
+    """Points with `value` as the latest one where the mask says so; each place keeps as many points as it had."""
+    levels = [p.sigma if isinstance(p.sigma, Tensor) else torch.full_like(where, p.sigma, dtype=torch.float32)
+              for p in points]  # fmt: skip
+    again = levels[-1] == sigma  # a second look at the level of the latest point replaces it
+    moved = where & ~again
+    out = []
+    for old, level, newer, newer_level in zip(points, levels, points[1:], levels[1:], strict=False):
+        out.append(Point(torch.where(moved, newer_level, level), torch.where(moved, newer.value, old.value)))
+    latest = points[-1]
+    out.append(Point(levels[-1].masked_fill(where, sigma), torch.where(where, value.to(latest.value), latest.value)))
+    return out
+
+
+def relative_l1(value: Tensor, reference: Tensor, where: Tensor | None = None) -> Tensor:
+    """mean |value - reference| / mean |reference|, a 0-d float32 tensor; `where`: mask of the part that counts."""
+    reference, difference = reference.float(), (value.float() - reference.float()).abs()
+    if where is None:
+        return difference.mean() / reference.abs().mean().clamp_min(1e-12)
+    return (difference * where).sum() / (reference.abs() * where).sum().clamp_min(1e-12)
 
 
 def estimate_error(points: Sequence[Point], sigma, order: int) -> Tensor | None:

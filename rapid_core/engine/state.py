@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from ..actions import Actor, ImageState, Level, Observation
+from ..actions import DENSE, Action, Actor, ImageState, Level, Observation
 from .forecast import Track, estimate_error, relative_l1
+from .regions import Regions
 
 
 @dataclass
@@ -20,7 +22,7 @@ class Evaluation:
 
     index: int
     sigma: float
-    levels: list[Level]
+    actions: list[Action]
     errors: list[float]
     occurrence: int = 0
     reasons: list[str] = field(default_factory=list)
@@ -31,23 +33,34 @@ class Evaluation:
 
     def images(self, level: Level) -> list[int]:
         """Images decided for a level."""
-        return [i for i, chosen in enumerate(self.levels) if chosen is level]
+        return [i for i, chosen in enumerate(self.actions) if chosen.level is level]
+
+    def partial(self) -> list[int]:
+        """Images of which only some tokens run."""
+        return [i for i, chosen in enumerate(self.actions) if chosen.tokens is not None]
 
     def fall_back(self, reason: str, images: list[int] | None = None) -> None:
         """Compute these images (default: all) densely, and say why."""
-        images = list(range(len(self.levels))) if images is None else images
-        changed = [i for i in images if self.levels[i] is not Level.RUN]
+        images = list(range(len(self.actions))) if images is None else images
+        changed = [i for i in images if not self.actions[i].dense]
         for i in changed:
-            self.levels[i] = Level.RUN
+            self.actions[i] = DENSE
         if changed and reason not in self.reasons:
             self.reasons.append(reason)
 
 
 class RunState:
-    """Histories of one run: the guided derivative, each condition's derivative and each stream's residual."""
+    """Histories of one run: the guided derivative, each condition's derivative and each stream's residual.
 
-    def __init__(self, batch: int, order: int, actor: Actor):
-        self.batch, self.order, self.actor = batch, order, actor
+    order, reach: of forecasts (`forecast.forecast`). schedule: the run's noise levels, for policies that count steps.
+    regions: what is known of tokens, where a policy chooses among them."""
+
+    def __init__(
+        self, batch: int, order: int, actor: Actor, schedule: Sequence[float] = (), regions: Regions | None = None,
+        reach: float | None = None,
+    ):
+        self.batch, self.order, self.actor, self.reach = batch, order, actor, reach
+        self.schedule, self.regions = tuple(schedule), regions
         self.guided = Track(order + 2)
         self.slots: dict[Hashable, Track] = {}
         self.residuals: dict[Hashable, Track] = {}
@@ -80,14 +93,25 @@ class RunState:
             rest[2 * i + (1 if self.guided.last_sigma(i) == level else 0)] if self.computed[i] else math.inf
             for i in range(self.batch)
         ]
-        states = tuple(
-            ImageState(self.computed[i], self.since[i], estimates[i], self.measured[i]) for i in range(self.batch)
-        )
-        levels = list(self.actor.act(Observation(self.evaluations, level, states)))
+        states = tuple(self._state(i, estimates[i]) for i in range(self.batch))
+        step, steps = self.place(level)
+        actions = list(self.actor.act(Observation(self.evaluations, level, states, step, steps)))
         self.same_sigma = self.same_sigma + 1 if self.last_sigma == level else 0
         self.last_sigma = level
         zeros = [0.0] * self.batch
-        return Evaluation(self.evaluations, level, levels, estimates, self.same_sigma, spent=zeros[:], dense=zeros[:])
+        return Evaluation(self.evaluations, level, actions, estimates, self.same_sigma, spent=zeros[:], dense=zeros[:])
+
+    def place(self, sigma: float) -> tuple[int, int]:
+        """Step of the schedule that `sigma` belongs to, and the number of steps."""
+        steps = max(1, len(self.schedule) - 1)
+        above = bisect.bisect_right(self.schedule, -sigma * (1 - 1e-6), key=lambda level: -level)
+        return min(max(above - 1, 0), steps - 1), steps
+
+    def _state(self, image: int, error: float) -> ImageState:
+        regions = self.regions
+        tokens = regions.state(image, self.guided) if regions else None
+        since_dense = regions.since_dense[image] if regions else -1
+        return ImageState(self.computed[image], self.since[image], error, self.measured[image], since_dense, tokens)
 
     def _error(self, image: int, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """Estimated forecast error: as the noise level has moved on, and for a second look at the same level."""
@@ -113,19 +137,28 @@ class RunState:
         if evaluation.sigma > 0 and ran:
             derivative = (x - denoised) / evaluation.sigma
             for i in ran:
-                points = self.guided.points(i)
-                if len(points) > self.order and points[-1].sigma != evaluation.sigma:
-                    guess = self.guided.forecast([i], evaluation.sigma, self.order)[0]
-                    self.pending.append((evaluation.index, i, relative_l1(guess, derivative[i])))
-                self.guided.add(i, evaluation.sigma, derivative[i])
+                self._remember(evaluation, i, derivative[i])
             if len(ran) == self.batch or self.last_x is None:
                 self.last_x = x.clone()
             else:
                 self.last_x[ran] = x[ran]
         for i in range(self.batch):
-            computed = evaluation.levels[i] is Level.RUN
+            computed = i in ran
             self.computed[i] += computed
             self.since[i] = 0 if computed else self.since[i] + 1
+            if self.regions and not computed:
+                self.regions.pass_over(i)
+
+    def _remember(self, evaluation: Evaluation, image: int, derivative: Tensor) -> None:
+        action, points, where = evaluation.actions[image], self.guided.points(image), None
+        if self.regions and action.tokens is not None:
+            where = self.regions.grid.mask(action.tokens)
+        if len(points) > self.order and self.guided.last_sigma(image) != evaluation.sigma:
+            guess = self.guided.forecast([image], evaluation.sigma, self.order, self.reach)[0]
+            self.pending.append((evaluation.index, image, relative_l1(guess, derivative, where)))
+        if self.regions:
+            self.regions.remember(image, action, derivative, points[-1].value if points else None)
+        self.guided.add(image, evaluation.sigma, derivative, where)
 
     def finish(self) -> None:
         """Fetch what was measured last; called once when the run has ended."""

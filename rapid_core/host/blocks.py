@@ -1,7 +1,8 @@
-"""Block hooks for residual reuse: measure what the block stack adds to the image tokens, or add a forecast of it.
+"""Block hooks: measure or add the block stack's residual (reuse), or run the blocks on some tokens (region).
 
-Installed by `patches_replace["dit"]` on a run's own options. Outside compiled graphs: a compiled host model would
-otherwise freeze the decision of its first call into the graph.
+Installed by `patches_replace["dit"]` on a run's own options, or, where a family has no such hook, as object patches of
+the blocks' `forward`. Outside compiled graphs: a compiled host model would otherwise freeze the decision of its first
+call into the graph.
 """
 
 from __future__ import annotations
@@ -9,65 +10,114 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..architectures import Architecture, Group
 from ..engine.forecast import Track
+from .subset import Subset
 
 CALL = "rapid_call"  # key of the Call in a model call's transformer_options
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a block stands: its number among all blocks, its group, and whether it is the first or last of a stack.
+    main: whether its stack is the one that reuse passes over."""
+
+    number: int
+    group: Group
+    first: bool
+    last: bool
+    main: bool
+
+
+def places(architecture: Architecture, model: Any) -> dict[tuple[str, int], Place]:
+    """Every block of a model by (attribute of its group, index)."""
+    out: dict[tuple[str, int], Place] = {}
+    for stack in architecture.stacks:
+        keys = [(group, i) for group in stack for i in range(len(getattr(model, group.attribute)))]
+        for n, (group, i) in enumerate(keys):
+            main = stack is architecture.stacks[-1]
+            out[group.attribute, i] = Place(len(out), group, n == 0, n == len(keys) - 1, main)
+    return out
+
+
 @dataclass
 class Call:
-    """One model call: its rows are chunk * len(images) + position, `tracks` has one entry a chunk."""
+    """One model call: its rows are chunk * len(images) + position, `tracks` has one entry a chunk.
+
+    tracks: of residuals, empty where reuse is not installed. subset: tokens and K/V, where a region policy is."""
 
     images: list[int]
     tracks: list[Track]
     sigma: float
     order: int
     reuse: bool
+    subset: Subset | None = None
     entry: Tensor | None = None
 
     def forecast(self) -> Tensor:
         """Residuals of all rows, (rows, N, C)."""
         return torch.cat([track.forecast(self.images, self.sigma, self.order) for track in self.tracks])
 
-    def remember(self, residual: Tensor) -> None:
+    def remember(self, residual: Tensor, where: Tensor | None) -> None:
         """Keep each row's residual; rows are cloned, so that none holds the others in memory."""
         for chunk, track in enumerate(self.tracks):
             for position, image in enumerate(self.images):
-                track.add(image, self.sigma, residual[chunk * len(self.images) + position].clone())
+                row = chunk * len(self.images) + position
+                mask = None if where is None else where[row, :, None]
+                track.add(image, self.sigma, residual[row].clone(), mask)
 
 
-def install(replace: dict, blocks: list[tuple[str, int]]) -> str | None:
+def install(replace: dict, architecture: Architecture, model: Any) -> str | None:
     """Put the hooks into `patches_replace["dit"]`; returns the reason where a foreign patch holds a block."""
-    foreign = [key for key in blocks if key in replace]
+    keys = {(g.name, i): (g.attribute, i) for g in architecture.groups if g.name
+            for i in range(len(getattr(model, g.attribute)))}  # fmt: skip
+    foreign = [key for key in keys if key in replace]
     if foreign:
         name, i = foreign[0]
-        return f"another node replaced {name} {i}; its blocks cannot be passed over"
-    for position, key in enumerate(blocks):
-        replace[key] = partial(block_hook, position == 0, position == len(blocks) - 1)
+        return f"another node replaced {name} {i}; its blocks cannot be changed"
+    found = places(architecture, model)
+    for key, at in keys.items():
+        replace[key] = partial(block_hook, found[at])
     return None
 
 
 @torch.compiler.disable()
-def block_hook(first: bool, last: bool, args: dict, extra: dict) -> dict:
-    """Run the block, or pass its input through; the last block of a passed-over stack adds the forecast."""
-    original: Callable[[dict], dict] = extra["original_block"]
+def block_hook(place: Place, args: dict, extra: dict) -> dict:
+    """Run the block on all or some tokens, or pass its input through; see `run_block`."""
     call: Call | None = args["transformer_options"].get(CALL)
-    if call is None:
-        return original(args)
-    if call.reuse:
-        return _pass_through(call, last, args)
-    if first:
+    original: Callable[[dict], dict] = extra["original_block"]
+    return original(args) if call is None else run_block(call, place, args, original)
+
+
+def run_block(call: Call, place: Place, args: dict, original: Callable[[dict], dict]) -> dict:
+    """What a hook does in a call of ours; the last block of a passed-over stack adds the forecast."""
+    if call.reuse and place.main:
+        return _pass_through(call, place.last, args)
+    measuring = bool(call.tracks) and place.main
+    if measuring and place.first:
         call.entry = args["img"].clone()  # blocks add to their input in place
-    out = original(args)
-    if last and call.entry is not None:
-        text = out["img"].shape[1] - call.entry.shape[1]  # FLUX's single blocks carry text before image tokens
-        call.remember(out["img"][:, text:] - call.entry)
-        call.entry = None
+    subset = call.subset
+    if subset is None:
+        out = original(args)
+    else:
+        out = subset.run(place, args, original)
+    if measuring and place.last and call.entry is not None:
+        _measure(call, place, out["img"])
     return out
+
+
+def _measure(call: Call, place: Place, img: Tensor) -> None:
+    """Remember what the stack added to the image tokens; single blocks of FLUX carry text before them."""
+    assert call.entry is not None
+    text = img.shape[1] - call.entry.shape[1]
+    where = None if call.subset is None else call.subset.ran(img.device)
+    call.remember(img[:, text:] - call.entry, where)
+    call.entry = None
 
 
 def _pass_through(call: Call, last: bool, args: dict) -> dict:
@@ -79,3 +129,33 @@ def _pass_through(call: Call, last: bool, args: dict) -> dict:
         text = args["img"].shape[1] - residual.shape[1]
         out["img"] = torch.cat((args["img"][:, :text], args["img"][:, text:] + residual.to(args["img"])), dim=1)
     return out
+
+
+class LayerHook:
+    """A block's `forward`, where the host has no hook for it (NextDiT); stateless, as an object patch must be."""
+
+    def __init__(self, original: Callable[..., Tensor], place: Place):
+        self.original, self.place = original, place
+
+    @torch.compiler.disable()
+    def __call__(self, x: Tensor, x_mask: Any, freqs_cis: Tensor, *rest: Any, **named: Any) -> Tensor:
+        options = named.get("transformer_options") or {}
+        call: Call | None = options.get(CALL)
+        if call is None:
+            return self.original(x, x_mask, freqs_cis, *rest, **named)
+        args = {"img": x, "pe": freqs_cis, "transformer_options": options}
+        run = lambda a: {"img": self.original(a["img"], x_mask, a["pe"], *rest, **named)}  # noqa: E731
+        return run_block(call, self.place, args, run)["img"]
+
+
+def layer_patches(architecture: Architecture, model: Any) -> dict[str, LayerHook]:
+    """Object patches of a family without block hooks: name under the model -> forward."""
+    patches = {}
+    for (attribute, i), place in places(architecture, model).items():
+        if not place.group.name:
+            forward = getattr(model, attribute)[i].forward
+            forward = forward.original if isinstance(forward, LayerHook) else forward
+            patches[f"diffusion_model.{attribute}.{i}.forward"] = LayerHook(forward, place)
+    return patches
+
+

@@ -7,8 +7,10 @@ from typing import Any
 
 from comfy.patcher_extension import WrappersMP
 
-from ..actions import Policy
+from ..actions import Level, Policy
+from ..architectures import describe
 from ..record import RunLog
+from .blocks import layer_patches
 from .run import HostRun
 
 KEY = "rapid"
@@ -39,6 +41,10 @@ def attach(model: Any, policy: Policy) -> Any:
         notes += (f"{policy.technique} was set twice on this model: the later node wins",)
     options = clone.model_options.setdefault("transformer_options", {})
     options[KEY] = Chain((*kept, policy), notes=notes)
+    architecture, dit = describe(clone.model.diffusion_model), clone.model.diffusion_model
+    if architecture is not None and (policy.regional or Level.REUSE in policy.levels):
+        for name, hook in layer_patches(architecture, dit).items():
+            clone.add_object_patch(name, hook)
     if not clone.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY):
         clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, outer_sample)
     return clone
@@ -51,7 +57,7 @@ def outer_sample(executor: Any, noise: Any, latent_image: Any, sampler: Any, sig
     chain = original.get("transformer_options", {}).get(KEY)
     if chain is None or not chain.policies:
         return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
-    run = HostRun(chain, guider, noise, sampler, sigmas)
+    run = HostRun(chain, guider, noise, sampler, sigmas, args[0] if args else kwargs.get("denoise_mask"))
     result, status = None, "failed"
     try:
         guider.model_options = run.install(original)

@@ -1,4 +1,4 @@
-"""CALC_COND_BATCH: which conditions are active, and the forecast of held images' derivative for each of them."""
+"""CALC_COND_BATCH: which conditions are active, and for each of them the forecast of what was not computed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 
 from ..actions import Level
+from ..architectures import Architecture
+from ..engine.kv import KVStore
+from ..engine.spread import spread
 from ..engine.state import Evaluation, RunState
 
 
@@ -41,50 +44,94 @@ def active_uuids(conds: list, sigma: float) -> list[Any]:
 
 
 class Conditions:
-    """Holds images per condition, after the host has merged areas and masks; guidance then runs as stock."""
+    """Fills in what was not computed, per condition, after the host has merged areas and masks; guidance then runs as
+    stock. store: keys and values, where a region policy is; interpolate: inactive tokens move with their neighbours."""
 
-    def __init__(self, state: RunState):
-        self.state = state
+    def __init__(
+        self, state: RunState, architecture: Architecture | None, model: Any, store: KVStore | None = None,
+        interpolate: bool = False,
+    ):
+        self.state, self.store, self.interpolate = state, store, interpolate
+        self.architecture, self.model = architecture, model
         self.flops: dict[tuple, float] = {}  # dense FLOPs of a slot of an image, as last computed
 
     def __call__(self, executor: Any, evaluation: Evaluation, arguments: tuple) -> list[Tensor]:
-        """`arguments` are the host's: model, conds, x, timestep, model_options."""
+        """`arguments` are the host's: model, conds, x, timestep, model_options. No action changes after the checks."""
         conds, x = arguments[1], arguments[2]
         keys = [slot_key(i, cond, evaluation.sigma, x) for i, cond in enumerate(conds)]
-        self._check_history(evaluation, keys, conds)
+        self._check_history(evaluation, keys, conds, x)
         held = evaluation.images(Level.HOLD)
         for i in held:
             evaluation.dense[i] += sum(self.flops.get((key, i), 0.0) for key in keys if key)
         if len(held) == self.state.batch:
-            return [self._held(key, held, x, evaluation.sigma) if key else torch.zeros_like(x) for key in keys]
+            return [self._forecast(key, held, x, evaluation.sigma) if key else torch.zeros_like(x) for key in keys]
         out = executor(*arguments)
         for slot, key in enumerate(keys):
             if key is not None:
                 if held:
-                    out[slot][held] = self._held(key, held, x, evaluation.sigma)
+                    out[slot][held] = self._forecast(key, held, x[held], evaluation.sigma)
+                for i in evaluation.partial():
+                    out[slot][i] = self._completed(evaluation, key, i, x[i], out[slot][i])
                 self._remember(evaluation, key, x, out[slot], slots=len(keys) - keys.count(None))
         return out
 
-    def _held(self, key: tuple, held: list[int], x: Tensor, sigma: float) -> Tensor:
-        """denoised = x - sigma * forecast derivative, (len(held), ...)."""
-        return x[held] - sigma * self.state.slot(key).forecast(held, sigma, self.state.order).to(x)
+    def _forecast(self, key: tuple, images: list[int], x: Tensor, sigma: float) -> Tensor:
+        """denoised = x - sigma * forecast derivative of these images; x (len(images), ...)."""
+        state = self.state
+        return x - sigma * state.slot(key).forecast(images, sigma, state.order, state.reach).to(x)
+
+    def _completed(self, evaluation: Evaluation, key: tuple, image: int, x: Tensor, out: Tensor) -> Tensor:
+        """An image's denoised (C, ...): computed at its tokens, forecast elsewhere."""
+        tokens, regions = evaluation.actions[image].tokens, self.state.regions
+        assert tokens is not None and regions is not None
+        forecast, mask = self._forecast(key, [image], x[None], evaluation.sigma)[0], regions.grid.mask(tokens)
+        if self.interpolate:
+            forecast = forecast + spread(out - forecast, mask, regions.grid.patch)
+        return torch.where(mask, out, forecast.to(out))
 
     def _remember(self, evaluation: Evaluation, key: tuple, x: Tensor, out: Tensor, slots: int) -> None:
         if evaluation.sigma <= 0:
             return
         for i in evaluation.images(Level.RUN):
-            self.state.slot(key).add(i, evaluation.sigma, (x[i] - out[i]) / evaluation.sigma)
+            tokens, regions = evaluation.actions[i].tokens, self.state.regions
+            where = None if tokens is None or regions is None else regions.grid.mask(tokens)
+            self.state.slot(key).add(i, evaluation.sigma, (x[i] - out[i]) / evaluation.sigma, where)
             self.flops[key, i] = evaluation.dense[i] / slots
 
-    def _check_history(self, evaluation: Evaluation, keys: list, conds: list) -> None:
-        """Images whose conditions have no history yet (a prompt's range just began) are computed."""
+    def _check_history(self, evaluation: Evaluation, keys: list, conds: list, x: Tensor) -> None:
+        """Images whose conditions have no history yet (a prompt's range just began) are computed densely."""
         for key in filter(None, keys):
             points = self.state.slot(key).points
-            missing = [i for i in evaluation.images(Level.HOLD) if not points(i)]
+            missing = [i for i in [*evaluation.images(Level.HOLD), *evaluation.partial()] if not points(i)]
             evaluation.fall_back("a condition became active; it has no history yet", missing)
+        uuids = active_uuids(conds, evaluation.sigma)
+        if evaluation.partial():
+            evaluation.fall_back(*self._whole(conds, evaluation))
+            shape = (tuple(x.shape[1:]), str(x.device))
+            missing = [i for i in evaluation.partial() if not all(self._has(uuid, i, shape) for uuid in uuids)]
+            evaluation.fall_back("a condition has no keys and values of this latent yet", missing)
         if not evaluation.images(Level.REUSE):
             return
-        for uuid in active_uuids(conds, evaluation.sigma):
+        for uuid in uuids:
             tracks = [track for key, track in self.state.residuals.items() if key[0] == uuid]
             missing = [i for i in evaluation.images(Level.REUSE) if not any(t.points(i) for t in tracks)]
             evaluation.fall_back("a condition has no residual yet", missing)
+
+    def _whole(self, conds: list, evaluation: Evaluation) -> tuple[str, list[int]]:
+        """Why all tokens must be computed, and of which images: conditions that address tokens by their place."""
+        for cond in (c for slot in conds if slot is not None for c in slot if is_active(c, evaluation.sigma)):
+            given = cond.get("model_conds", {})
+            for name in self.architecture.whole if self.architecture else ():
+                if name in given:
+                    return f"{name} is conditioned on: all tokens are computed", evaluation.partial()
+            if "ref_latents" in given and "timestep_zero" in self._reference_method(given):
+                return "reference latents at timestep zero: all tokens are computed", evaluation.partial()
+        return "", []
+
+    def _reference_method(self, given: dict) -> str:
+        method = getattr(given.get("ref_latents_method"), "cond", None)
+        source = self.model if hasattr(self.model, "default_ref_method") else getattr(self.model, "params", None)
+        return str(method or getattr(source, "default_ref_method", ""))
+
+    def _has(self, uuid: Any, image: int, shape: tuple) -> bool:
+        return self.store is not None and self.store.has(uuid, image, shape)

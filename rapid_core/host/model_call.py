@@ -1,90 +1,150 @@
-"""APPLY_MODEL: images of a batch are split by level, held rows get placeholders, and FLOPs are counted."""
+"""APPLY_MODEL: images of a batch are split by action, held rows get placeholders, and FLOPs are counted."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..actions import Level
+from ..actions import DENSE, Action, Level
 from ..architectures import Architecture
+from ..cost import CostModel
+from ..engine.kv import KVStore
 from ..engine.state import Evaluation, RunState
-from . import blocks
+from . import blocks, control
 from .slicing import NotSliceable, index, rows_of, take_rows
+from .subset import Subset
+
+
+@dataclass
+class Part:
+    """Images of one call that are computed alike: their rows and the arguments of those rows."""
+
+    action: Action
+    images: list[int]
+    rows: list[int]
+    x: Tensor
+    t: Tensor
+    arguments: dict
+    tokens: Tensor | None = None  # (rows, K)
 
 
 class ModelCalls:
     """Carries out one evaluation's decision in the one place that every architecture passes.
 
-    Rows of a joined batch are chunk * B + image, a chunk being one condition."""
+    Rows of a joined batch are chunk * B + image, a chunk being one condition. reuses: whether residuals are measured;
+    store: keys and values, where a region policy is."""
 
     def __init__(self, state: RunState, model: Any, architecture: Architecture | None):
         self.state, self.model, self.architecture = state, model, architecture
-        self.reuses = False  # whether block hooks are installed
+        self.cost = None if architecture is None else CostModel(model, architecture)
+        self.reuses = False
+        self.store: KVStore | None = None
+        self.mass_at = -1  # number of the block whose attention mass is measured
 
     def __call__(
         self, executor: Any, evaluation: Evaluation, x: Tensor, t: Tensor, arguments: dict, options: dict
     ) -> Tensor:
-        """One executor call per group of images with the same level."""
-        uuids, batch = options["uuids"], self.state.batch
+        """One executor call per group of images with the same action."""
+        uuids = options["uuids"]
         repeated = any(evaluation.streams[u] for u in uuids)
         evaluation.streams.update(uuids)
-        groups = {level: evaluation.images(level) for level in (Level.RUN, Level.REUSE)}
-        try:
-            parts = {
-                level: (images, *self._sliced(x, t, arguments, rows_of(images, batch, len(uuids))))
-                for level, images in groups.items()
-                if images
-            }
-        except NotSliceable as error:
-            evaluation.fall_back(f"the batch cannot be split: {error}")
-            everything = list(range(batch))
-            parts = {Level.RUN: (everything, rows_of(everything, batch, len(uuids)), x, t, arguments)}
         out = None
-        for level, (images, rows, *call) in parts.items():
-            result = self._group(executor, evaluation, level, images, *call, options, repeated)
-            if len(rows) == x.shape[0]:
+        for part in self._parts(evaluation, x, t, arguments, len(uuids), repeated):
+            result = self._run(executor, evaluation, part, options, repeated)
+            if len(part.rows) == x.shape[0]:
                 return result
             out = torch.zeros_like(x, dtype=result.dtype) if out is None else out
-            out = out.index_copy(0, index(rows, x.device), result)
+            out = out.index_copy(0, index(part.rows, x.device), result)
+        return torch.zeros_like(x) if out is None else out
+
+    def _parts(
+        self, evaluation: Evaluation, x: Tensor, t: Tensor, arguments: dict, chunks: int, repeated: bool
+    ) -> list[Part]:
+        """Groups of images; everything at once where the batch cannot be split. The decision itself stays: other
+        streams of this evaluation may already have obeyed it, and what was left out there is forecast."""
+        groups: dict[tuple, list[int]] = {}
+        for i, action in enumerate(evaluation.actions):
+            if action.level is not Level.HOLD:
+                action = DENSE if repeated and action.tokens is not None else action
+                count = None if action.tokens is None else len(action.tokens)
+                groups.setdefault((action.level, count), []).append(i)
+        try:
+            return [self._part(evaluation, images, x, t, arguments, chunks, count, level)
+                    for (level, count), images in groups.items()]  # fmt: skip
+        except NotSliceable as error:
+            reason = f"the batch cannot be split: {error}"
+            if reason not in evaluation.reasons:
+                evaluation.reasons.append(reason)
+            everything = list(range(self.state.batch))
+            return [Part(DENSE, everything, rows_of(everything, self.state.batch, chunks), x, t, arguments)]
+
+    def _part(
+        self, evaluation: Evaluation, images: list[int], x: Tensor, t: Tensor, arguments: dict, chunks: int,
+        count: int | None, level: Level,
+    ) -> Part:
+        rows, total = rows_of(images, self.state.batch, chunks), x.shape[0]
+        if len(rows) != total:
+            where = index(rows, x.device)
+            x, t, arguments = x[where], take_rows(t, where, total), take_rows(arguments, where, total)
+        part = Part(evaluation.actions[images[0]], images, rows, x, t, arguments)
+        if level is Level.REUSE:
+            part.arguments = {**arguments, "control": None}  # its residuals are part of the block stack's
+        elif count is None:
+            part.action = DENSE
+        else:
+            chosen = [evaluation.actions[i].tokens for i in images]
+            part.tokens = torch.stack([c for c in chosen if c is not None]).repeat(chunks, 1)
+            assert self.architecture is not None
+            number = self.architecture.image_tokens(self.model, tuple(x.shape))
+            residuals = control.narrowed(arguments["control"], part.tokens, number, self.architecture, self.model)
+            part.arguments = {**arguments, "control": residuals}
+        return part
+
+    def _run(self, executor: Any, evaluation: Evaluation, part: Part, options: dict, repeated: bool) -> Tensor:
+        uuids, x = options["uuids"], part.x
+        context, level = part.arguments["c_crossattn"], part.action.level
+        self.spend(evaluation, part.images, x, context, len(uuids), level, part.tokens)
+        if not repeated and (self.reuses or self.store is not None):
+            options = {**options, blocks.CALL: self._call(evaluation, part, uuids)}
+        out = call_model(executor, x, part.t, part.arguments, options)
+        if self.store is not None and not repeated and part.action.dense:
+            for uuid in uuids:
+                self.store.complete(uuid, part.images, (tuple(x.shape[1:]), str(x.device)))
         return out
 
-    def _sliced(self, x: Tensor, t: Tensor, arguments: dict, rows: list[int]) -> tuple:
-        total = x.shape[0]
-        if len(rows) == total:
-            return rows, x, t, arguments
-        where = index(rows, x.device)
-        return rows, x[where], take_rows(t, where, total), take_rows(arguments, where, total)
-
-    def _group(
-        self, executor: Any, evaluation: Evaluation, level: Level, images: list[int], x: Tensor, t: Tensor,
-        arguments: dict, options: dict, repeated: bool,
-    ) -> Tensor:
-        uuids = options["uuids"]
-        self.spend(evaluation, images, x, arguments["c_crossattn"], len(uuids), level)
-        if self.reuses and not repeated:
-            key = (tuple(x.shape[1:]), str(x.device))
-            tracks = [self.state.residual((uuid, *key)) for uuid in uuids]
-            call = blocks.Call(images, tracks, evaluation.sigma, self.state.order, level is Level.REUSE)
-            options = {**options, blocks.CALL: call}
-        if level is Level.REUSE:
-            arguments = {**arguments, "control": None}  # its residuals are part of the block stack's
-        return call_model(executor, x, t, arguments, options)
+    def _call(self, evaluation: Evaluation, part: Part, uuids: list) -> blocks.Call:
+        key, subset = (tuple(part.x.shape[1:]), str(part.x.device)), None
+        tracks = [self.state.residual((uuid, *key)) for uuid in uuids] if self.reuses else []
+        reuse = part.action.level is Level.REUSE
+        if self.store is not None and self.architecture is not None and not reuse:
+            number = self.architecture.image_tokens(self.model, tuple(part.x.shape))
+            padding = -number % (getattr(self.model, "pad_tokens_multiple", None) or 1)
+            regions = self.state.regions
+            subset = Subset(self.store, uuids, part.images, number, part.tokens, padding, regions, self.mass_at)
+        return blocks.Call(part.images, tracks, evaluation.sigma, self.state.order, reuse, subset)
 
     def spend(
-        self, evaluation: Evaluation, images: Iterable[int], x: Tensor, context: Any, chunks: int, level: Level
+        self, evaluation: Evaluation, images: Iterable[int], x: Tensor, context: Any, chunks: int, level: Level,
+        tokens: Tensor | None = None,
     ) -> None:
         """Count the FLOPs of `chunks` conditions of these images."""
-        dense = reuse = 1.0  # of an unknown architecture: calls are counted
-        if self.architecture is not None:
+        dense = spent = 1.0  # of an unknown architecture: calls are counted
+        if self.architecture is not None and self.cost is not None:
             text = context.shape[1] if isinstance(context, Tensor) else 0
-            flops = self.architecture.flops(self.model, self.architecture.image_tokens(tuple(x.shape)), text)
-            dense, reuse = float(flops.dense), float(flops.reuse)
+            number = self.architecture.image_tokens(self.model, tuple(x.shape))
+            flops = self.cost.flops(number, text)
+            dense = spent = float(flops.dense)
+            if level is Level.REUSE:
+                spent = float(flops.reuse)
+            elif tokens is not None:
+                spent = float(self.cost.flops(number, text, tokens.shape[1]).dense)
         for i in images:
             evaluation.dense[i] += chunks * dense
-            evaluation.spent[i] += chunks * (reuse if level is Level.REUSE else dense)
+            evaluation.spent[i] += chunks * spent
 
 
 def call_model(executor: Any, x: Tensor, t: Tensor, arguments: dict, options: dict) -> Tensor:

@@ -8,14 +8,19 @@ import time
 from dataclasses import replace
 from typing import Any
 
+import torch
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key, copy_nested_dicts
 from torch import Tensor
 
-from ..actions import Level, Window
+from ..actions import Action, Level, Together, Window
 from ..architectures import describe
+from ..cost import CostModel
+from ..engine.kv import KVStore, bytes_of
+from ..engine.regions import Regions
 from ..engine.state import Evaluation, RunState
-from ..record import EvaluationRecord, RunRecord
-from . import blocks
+from ..engine.tokens import TokenGrid
+from ..record import EvaluationRecord, RunRecord, pack
+from . import attention, blocks
 from .conditions import Conditions
 from .model_call import ModelCalls, call_model
 
@@ -25,23 +30,21 @@ WRAPPER_KEY = "rapid"
 class HostRun:
     """State and wrappers of one run. `guider` is ComfyUI's; nothing of it is kept after the run."""
 
-    def __init__(self, chain: Any, guider: Any, noise: Tensor, sampler: Any, sigmas: Tensor):
+    def __init__(
+        self, chain: Any, guider: Any, noise: Tensor, sampler: Any, sigmas: Tensor, mask: Tensor | None = None
+    ):
         patcher = guider.model_patcher
         check_channels(patcher.model, noise)
-        self.chain, self.policy = chain, chain.policies[-1]
+        self.chain = chain
         self.model = patcher.model.diffusion_model
         self.architecture = describe(self.model)
-        sampling = patcher.model.model_sampling
-        percents = (self.policy.start_percent, self.policy.end_percent)
-        window = Window(*(float(sampling.percent_to_sigma(p)) for p in percents))
-        self.state = RunState(noise.shape[0], self.policy.forecast_order, self.policy.start(window))
+        self.notes: list[str] = list(chain.notes)
         self.current: Evaluation | None = None
         self.dense_call = False
         self.records: list[EvaluationRecord] = []
-        self.notes: list[str] = list(chain.notes)
-        self.reuse_blocked: str | None = None
-        self.conditions = Conditions(self.state)
-        self.calls = ModelCalls(self.state, self.model, self.architecture)
+        self.reuse_blocked: str | None = None  # why blocks cannot be hooked
+        self.blocked: str | None = None  # why tokens cannot be chosen
+        self.maps: list[list[Tensor | None]] = []  # tokens that ran, per evaluation and image
         self.peak = 0
         self.started: float | None = None
         self.stopped = 0.0
@@ -49,6 +52,49 @@ class HostRun:
         self.sampler = getattr(function, "__name__", type(function).__name__).removeprefix("sample_")
         self.shape = tuple(noise.shape)
         self.sigmas = tuple(sigmas.tolist())
+        self.state = self._state(chain.policies, patcher.model.model_sampling, noise, mask)
+        self.calls = ModelCalls(self.state, self.model, self.architecture)
+        interpolate = False
+        if self.state.regions and self.calls.cost:
+            policy = next(p for p in reversed(chain.policies) if p.regional)
+            interpolate = policy.inactive == "interpolate"
+            self.calls.store = self._store(policy, self.calls.cost, self.state.regions, guider)
+            if policy.metric == "attention":
+                self.calls.mass_at = len(blocks.places(self.architecture, self.model)) // 2
+        self.conditions = Conditions(self.state, self.architecture, self.model, self.calls.store, interpolate)
+
+    def _store(self, policy: Any, cost: CostModel, regions: Regions, guider: Any) -> KVStore | None:
+        """Room for keys and values; None, and the reason noted, where they would take more than allowed."""
+        conditions = [c for name, slot in guider.conds.items() for c in slot if name != "negative" or guider.cfg != 1]
+        text = max((c["cross_attn"].shape[1] for c in conditions if c.get("cross_attn") is not None), default=0)
+        base = guider.model_patcher.model
+        element = (getattr(base, "manual_cast_dtype", None) or base.get_dtype()).itemsize
+        rows, tokens = len(conditions) * self.shape[0], regions.grid.number + text
+        needed = bytes_of(policy.kv_cache, tokens, cost.hidden, cost.cached_attentions, rows, element)
+        said = f"keys and values: {needed / 2**20:.0f} MiB ({policy.kv_cache}), {len(conditions)} conditions"
+        if policy.memory_limit and needed > policy.memory_limit * 2**30:
+            self.blocked = f"{said}, more than memory_limit = {policy.memory_limit:g} GiB: all tokens are computed"
+            return None
+        self._note(said)
+        return KVStore(self.shape[0], policy.kv_cache, regions.grid.size)
+
+    def _state(self, policies: tuple, sampling: Any, noise: Tensor, mask: Tensor | None) -> RunState:
+        """State of the run, and the actors of all techniques that can work on this model."""
+        regional = [p for p in policies if p.regional]
+        regions = None
+        if regional and self.architecture is None:
+            self._note(f"{type(self.model).__name__} is not known to region-adaptive sampling; all tokens are computed")
+            policies = tuple(p for p in policies if not p.regional)
+        elif regional:
+            assert self.architecture is not None
+            regions = regions_of(self.architecture.patch(self.model), noise, mask, regional[-1])
+        actors = []
+        for policy in policies:
+            bounds = (float(sampling.percent_to_sigma(p)) for p in (policy.start_percent, policy.end_percent))
+            actors.append(policy.start(Window(*bounds)))
+        order = max((p.forecast_order for p in policies), default=0)
+        reach = regional[-1].reach if regions else None
+        return RunState(noise.shape[0], order, Together(tuple(actors)), self.sigmas, regions, reach)
 
     def install(self, options: dict) -> dict:
         """A copy of the guider's model_options with this run's wrappers and hooks in it."""
@@ -59,17 +105,22 @@ class HostRun:
             (WrappersMP.APPLY_MODEL, self.apply_model),
         ):
             add_wrapper_with_key(kind, WRAPPER_KEY, wrapper, options, is_model_options=True)
-        if Level.REUSE in self.policy.levels:
+        reuse = any(Level.REUSE in policy.levels for policy in self.chain.policies)
+        if reuse or self.state.regions:
             self.reuse_blocked = self._install_hooks(options["transformer_options"])
-            self.calls.reuses = self.reuse_blocked is None
+            self.calls.reuses = reuse and self.reuse_blocked is None
+        if self.reuse_blocked:
+            self.blocked, self.calls.store, self.conditions.store = self.reuse_blocked, None, None
+        if self.calls.store is not None:
+            attention.install(options["transformer_options"])
         return options
 
     def _install_hooks(self, transformer_options: dict) -> str | None:
         if self.architecture is None:
             name = type(self.model).__name__
-            return f"reuse does not know {name}; it works on FLUX and SD3 (hold works on any model)"
+            return f"reuse does not know {name}; hold works on any model"
         replace = transformer_options.setdefault("patches_replace", {}).setdefault("dit", {})
-        return blocks.install(replace, self.architecture.blocks(self.model))
+        return blocks.install(replace, self.architecture, self.model)
 
     # PREDICT_NOISE: once per evaluation, around everything else.
     def predict_noise(self, executor: Any, x: Tensor, timestep: Tensor, model_options: dict, seed: Any = None):
@@ -96,8 +147,10 @@ class HostRun:
             evaluation.fall_back("context windows are computed densely")
         if "multigpu_clones" in model_options:
             evaluation.fall_back("several GPUs share this run")
-        if self.reuse_blocked and evaluation.images(Level.REUSE):
+        if self.reuse_blocked:
             evaluation.fall_back(self.reuse_blocked, evaluation.images(Level.REUSE))
+        if self.blocked:
+            evaluation.fall_back(self.blocked, evaluation.partial())
 
     def calc_cond_batch(self, executor: Any, *arguments: Any) -> list:
         """Host arguments: model, conds, x, timestep, model_options."""
@@ -135,17 +188,27 @@ class HostRun:
             self.notes.append(text)
 
     def _record(self, evaluation: Evaluation) -> None:
-        self.peak = max(self.peak, self.state.bytes)
+        self.peak = max(self.peak, self.state.bytes + (self.calls.store.bytes if self.calls.store else 0))
         self.stopped = time.perf_counter()
         self.records.append(
             EvaluationRecord(
                 evaluation.index, evaluation.sigma, evaluation.occurrence,
-                tuple(level.value for level in evaluation.levels),
+                tuple(action.level.value for action in evaluation.actions),
+                tuple(self._share(action) for action in evaluation.actions),
                 tuple(evaluation.spent), tuple(evaluation.dense),
                 tuple(e if math.isfinite(e) else None for e in evaluation.errors),
                 (None,) * self.state.batch, tuple(evaluation.reasons),
             )
         )
+        if self.state.regions:
+            self.maps.append([action.tokens for action in evaluation.actions])
+
+    def _share(self, action: Action) -> float:
+        """Share of the image tokens that passed the blocks."""
+        if action.level is not Level.RUN:
+            return 0.0
+        regions = self.state.regions
+        return 1.0 if action.tokens is None or regions is None else len(action.tokens) / regions.grid.number
 
     def finish(self, status: str, result: Any) -> RunRecord:
         """The record of the run; all tensors are dropped."""
@@ -153,15 +216,38 @@ class HostRun:
             self.state.finish()
         measured = self.state.measured_log
         evaluations = tuple(
-            replace(e, measured=tuple(measured.get((e.index, i)) for i in range(self.state.batch)))
-            for e in self.records
+            replace(e, measured=tuple(measured.get((e.index, i)) for i in range(self.state.batch)), tokens=tokens)
+            for e, tokens in zip(self.records, self._token_maps(), strict=True)
         )
         family = self.architecture.family if self.architecture else f"{type(self.model).__name__} (unverified)"
         seconds = self.stopped - self.started if self.started else 0.0
         return RunRecord(
             self.sampler, family, self.shape, self.sigmas, tuple(p.settings() for p in self.chain.policies),
             evaluations, seconds, self.peak, status, tuple(self.notes), fingerprint(result),
+            self.state.regions.grid.size if self.state.regions else None,
         )
+
+    def _token_maps(self) -> list[tuple[str | None, ...]]:
+        """Maps of the tokens that ran, as bit sets; fetched once, when the run is over."""
+        if not self.state.regions:
+            return [()] * len(self.records)
+        number = self.state.regions.grid.number
+        return [tuple(None if t is None else pack(t.tolist(), number) for t in maps) for maps in self.maps]
+
+
+def regions_of(patch: int, noise: Tensor, mask: Tensor | None, policy: Any) -> Regions:
+    """Tokens of a run. mask: the host's denoise mask (B or 1, C or 1, ...), 0 where the latent is kept."""
+    grid, batch = TokenGrid(tuple(noise.shape[1:]), patch), noise.shape[0]
+    wanted = focus = None
+    if mask is not None and mask.shape[-2:] == noise.shape[-2:]:
+        rows = [mask[i % mask.shape[0]].amax(0) for i in range(batch)]
+        wanted = torch.stack([grid.to_tokens(row.expand(grid.pixels)) > 0 for row in rows])
+    painted = getattr(policy, "focus", None)
+    if painted is not None:
+        painted = painted.reshape(-1, 1, *painted.shape[-2:]).float()
+        sized = torch.nn.functional.interpolate(painted, noise.shape[-2:], mode="area")
+        focus = torch.stack([grid.to_tokens(sized[i % len(sized)].expand(grid.pixels)) for i in range(batch)])
+    return Regions(grid, batch, wanted, None if focus is None else focus.to(noise.device))
 
 
 def check_channels(model: Any, noise: Tensor) -> None:

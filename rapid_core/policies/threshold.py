@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 
-from ..actions import Level, Observation, Window
+from ..actions import DENSE, Action, Level, Observation, Window
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class ThresholdPolicy:
     level: Level = Level.HOLD
     guard: float = 0.5
     technique: str = "cache_reuse"
+    regional: bool = False
 
     @property
     def levels(self) -> frozenset[Level]:
@@ -43,10 +44,10 @@ class ThresholdActor:
         self.policy, self.window = policy, window
         self.accumulated: dict[int, float] = {}
 
-    def act(self, observation: Observation) -> tuple[Level, ...]:
+    def act(self, observation: Observation) -> tuple[Action, ...]:
         return tuple(self._one(i, observation) for i in range(len(observation.images)))
 
-    def _one(self, image: int, observation: Observation) -> Level:
+    def _one(self, image: int, observation: Observation) -> Action:
         state = observation.images[image]
         total = state.error + (self.accumulated.get(image, 0.0) if state.since_computed else 0.0)
         allowed = (
@@ -57,4 +58,4 @@ class ThresholdActor:
             and total < self.policy.threshold
         )
         self.accumulated[image] = total if allowed else 0.0
-        return self.policy.level if allowed else Level.RUN
+        return Action(self.policy.level) if allowed else DENSE

@@ -104,7 +104,8 @@ def test_images_of_a_batch_decide_for_themselves(tiny_model, cache_reuse, sample
     class Fixed(threshold.ThresholdActor):
         def act(self, observation):
             plan = (actions.Level.RUN, actions.Level.HOLD, actions.Level.REUSE)
-            return plan if observation.index in (4, 6) else (actions.Level.RUN,) * 3
+            levels = plan if observation.index in (4, 6) else (actions.Level.RUN,) * 3
+            return tuple(actions.Action(level) for level in levels)
 
     class Plan(threshold.ThresholdPolicy):
         levels = frozenset(actions.Level)

@@ -8,6 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from rapid_core.architectures import describe
+from rapid_core.cost import CostModel
 
 BATCH, HEIGHT, WIDTH, TEXT = 2, 16, 24, 12
 
@@ -33,7 +34,7 @@ def counted(model) -> int:
 def test_the_cost_formula_equals_torchs_counter(kind, request):
     model = request.getfixturevalue(kind).model.diffusion_model
     architecture = describe(model)
-    formula = architecture.flops(model, architecture.image_tokens((BATCH, 16, HEIGHT, WIDTH)), TEXT)
+    formula = CostModel(model, architecture).flops(architecture.image_tokens(model, (BATCH, 16, HEIGHT, WIDTH)), TEXT)
     assert BATCH * formula.dense == pytest.approx(counted(model), rel=0.01)
 
 
@@ -41,7 +42,7 @@ def test_the_cost_formula_equals_torchs_counter(kind, request):
 def test_the_cost_of_a_reuse_equals_torchs_counter(kind, request):
     model = request.getfixturevalue(kind).model.diffusion_model
     architecture = describe(model)
-    formula = architecture.flops(model, architecture.image_tokens((BATCH, 16, HEIGHT, WIDTH)), TEXT)
+    formula = CostModel(model, architecture).flops(architecture.image_tokens(model, (BATCH, 16, HEIGHT, WIDTH)), TEXT)
     through = lambda args, extra: {k: args[k] for k in ("img", "txt") if k in args}  # noqa: E731
     replace = {"dit": {key: through for key in architecture.blocks(model)}}
     x, arguments, _ = call(model)

@@ -13,8 +13,9 @@ from rapid_core.record import KEPT, EvaluationRecord, RunLog, RunRecord
 
 def evaluation(index, *levels, reasons=()):
     cost = tuple(10.0 if level == "run" else 1.0 if level == "reuse" else 0.0 for level in levels)
-    n = len(levels)
-    return EvaluationRecord(index, 1.0 - index / 10, 0, levels, cost, (10.0,) * n, (None,) * n, (0.1,) * n, reasons)
+    n, share = len(levels), tuple(float(level == "run") for level in levels)
+    dense, error, measured = (10.0,) * n, (None,) * n, (0.1,) * n
+    return EvaluationRecord(index, 1.0 - index / 10, 0, levels, share, cost, dense, error, measured, reasons)
 
 
 def record(*evaluations, fingerprint="a", images=1):

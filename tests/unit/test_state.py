@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from rapid_core.actions import Level
+from rapid_core.actions import Action, Level
 from rapid_core.engine.state import RunState
 
 
@@ -17,7 +17,8 @@ class Always:
 
     def act(self, observation):
         self.seen.append(observation)
-        return self.answers.pop(0) if self.answers else (Level.RUN,) * len(observation.images)
+        levels = self.answers.pop(0) if self.answers else (Level.RUN,) * len(observation.images)
+        return tuple(Action(level) for level in levels)
 
 
 def step(state, sigma, denoised=0.0, x=None):

@@ -2,7 +2,7 @@
 
 import math
 
-from rapid_core.actions import ImageState, Level, Observation, Window
+from rapid_core.actions import DENSE, Action, ImageState, Level, Observation, Window
 from rapid_core.policies.threshold import ThresholdPolicy
 
 
@@ -10,7 +10,8 @@ def run(policy, errors, window=None, measured=None):
     actor, since, out = policy.start(window or Window(1.0, 0.0)), 0, []
     for i, error in enumerate(errors):
         sigma = 1 - i / len(errors)
-        (level,) = actor.act(Observation(i, sigma, (ImageState(i, since, error, measured),)))
+        (action,) = actor.act(Observation(i, sigma, (ImageState(i, since, error, measured),)))
+        level = action.level
         since = 0 if level is Level.RUN else since + 1
         out.append(level)
     return "".join("#" if level is Level.RUN else "." for level in out)
@@ -39,4 +40,4 @@ def test_the_guard_computes_while_the_measured_error_is_too_large():
 def test_each_image_of_a_batch_decides_for_itself():
     actor = ThresholdPolicy(0.1).start(Window(1.0, 0.0))
     states = (ImageState(3, 0, 0.05), ImageState(3, 0, 0.5))
-    assert actor.act(Observation(3, 0.5, states)) == (Level.HOLD, Level.RUN)
+    assert actor.act(Observation(3, 0.5, states)) == (Action(Level.HOLD), DENSE)

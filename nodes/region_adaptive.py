@@ -1,0 +1,94 @@
+"""Region Adaptive: only the image tokens that matter pass the model."""
+
+from comfy_api.latest import io
+
+from ..rapid_core.architectures import describe
+from ..rapid_core.host.chain import attach
+from ..rapid_core.policies.region import DIRECTIONS, INACTIVE, METRICS, PRECISIONS, RegionPolicy, paper
+from .checks import Checks
+
+PRESETS = ["custom", "paper"]
+
+
+class RegionAdaptive(io.ComfyNode):
+    """Patches a model so that most evaluations compute some of the image tokens (region-adaptive sampling)."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        share = dict(min=0.0, max=1.0, step=0.01)
+        return io.Schema(
+            node_id="RAPID_RegionAdaptive",
+            display_name="RAPID Region Adaptive",
+            category="RAPID",
+            description="Computes only some image tokens in most evaluations; the others keep moving on a forecast and "
+            "their keys and values stay cached. Works with any sampler; what cannot be split is computed densely.",
+            search_aliases=["ras", "region adaptive sampling", "token", "speed up", "accelerate"],
+            inputs=[
+                io.Model.Input("model"),
+                io.Float.Input("keep_ratio", default=0.5, min=0.01, max=1.0, step=0.01,
+                               tooltip="Share of the image tokens computed in a sparse evaluation. Lower is faster and "
+                               "less exact; 1 turns the node off."),
+                io.Combo.Input("preset", options=PRESETS, default=PRESETS[0],
+                               tooltip="paper: the published schedule, metric and hold; only keep_ratio, kv_cache, "
+                               "memory_limit and mask are used then."),
+                io.Float.Input("warm_up", default=0.15, **share, tooltip="Share of the steps at the beginning that "
+                               "compute all tokens."),
+                io.Float.Input("tail", default=0.05, **share, tooltip="Share of the steps at the end that compute all "
+                               "tokens."),
+                io.Int.Input("refresh_interval", default=5, min=0, max=1000,
+                             tooltip="Sparse evaluations between two that compute all tokens; 0 = no refresh."),
+                io.Float.Input("drift_threshold", default=0.0, min=0.0, max=10.0, step=0.01,
+                               tooltip="When the forecast of the computed tokens was worse than this relative error, "
+                               "the next evaluation computes all of them. 0 = off."),
+                io.Combo.Input("metric", options=list(METRICS), default="std",
+                               tooltip="What makes a token matter: spread (std) or size (l2) of its derivative over "
+                               "the channels, its change when last computed, or the attention it receives. random "
+                               "and rounds are for comparison."),
+                io.Combo.Input("direction", options=list(DIRECTIONS), default="low",
+                               tooltip="Whether tokens with low or with high values of the metric come first."),
+                io.Float.Input("starvation", default=0.1, min=0.0, max=10.0, step=0.01,
+                               tooltip="How fast a token that was left out gains priority, per evaluation."),
+                io.Combo.Input("inactive", options=list(INACTIVE), default="forecast",
+                               tooltip="What tokens that are left out do: hold their last derivative, forecast it, or "
+                               "forecast it and follow what their computed neighbours did."),
+                io.Float.Input("slope", default=0.0, min=-1.0, max=1.0, step=0.05,
+                               tooltip="Share of tokens over time: 0 constant, above 0 more of them early, below 0 "
+                               "more of them late."),
+                io.Combo.Input("kv_cache", options=list(PRECISIONS), default="model", optional=True,
+                               tooltip="How keys and values of tokens that are left out are kept: in the model's "
+                               "precision, in 8 bits (half the memory), as means over 2 x 2 tokens (a quarter), in "
+                               "host memory, or not at all."),
+                io.Float.Input("memory_limit", default=0.0, min=0.0, max=1024.0, step=0.1, optional=True,
+                               tooltip="Most GiB the cached keys and values may take; where they would take more, all "
+                               "tokens are computed and the report says so. 0 = no limit."),
+                io.Mask.Input("mask", optional=True, tooltip="White: tokens that are computed before all others."),
+            ],
+            outputs=[io.Model.Output(display_name="model")],
+        )
+
+    @classmethod
+    def execute(
+        cls, model, keep_ratio, preset="custom", kv_cache="model", memory_limit=0.0, mask=None, **settings
+    ) -> io.NodeOutput:
+        policy = checked(model, keep_ratio, preset, kv_cache, memory_limit, settings)
+        return io.NodeOutput(model if keep_ratio == 1.0 else attach(model, policy.focused(mask)))
+
+
+def checked(model, keep_ratio, preset, kv_cache, memory_limit, settings) -> RegionPolicy:
+    """The policy of these settings. Raises ValueError for one out of range."""
+    check = Checks("RAPID Region Adaptive")
+    check.range("keep_ratio", keep_ratio, 0.01, 1.0)
+    check.choice("preset", preset, PRESETS)
+    check.choice("kv_cache", kv_cache, PRECISIONS)
+    check.range("memory_limit", memory_limit, 0.0, 1024.0)
+    cache = dict(kv_cache=kv_cache, memory_limit=memory_limit)
+    if preset == "paper":
+        found = describe(model.model.diffusion_model)
+        return paper(found.family if found else "", keep_ratio, **cache)
+    for name, low, high in (("warm_up", 0.0, 1.0), ("tail", 0.0, 1.0), ("refresh_interval", 0, 1000),
+                            ("drift_threshold", 0.0, 10.0), ("starvation", 0.0, 10.0), ("slope", -1.0, 1.0)):
+        check.range(name, settings[name], low, high)
+    for name, choices in (("metric", METRICS), ("direction", DIRECTIONS), ("inactive", INACTIVE)):
+        check.choice(name, settings[name], choices)
+    order = 0 if settings["inactive"] == "hold" else 1
+    return RegionPolicy(keep_ratio, forecast_order=order, **settings, **cache)

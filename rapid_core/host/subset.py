@@ -1,0 +1,193 @@
+"""One model call on some of its image tokens: which rows pass the blocks, and whose keys and values they attend to.
+
+Between the first and the last block of a stack the image has K tokens instead of N; after the last one it is whole
+again, with zeros where nothing was computed (their forecast is put in when the evaluation ends).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..architectures import ALONE, APART, IMAGE, TEXT
+from ..engine.kv import Keys, KVStore
+from ..engine.regions import Regions
+
+if TYPE_CHECKING:
+    from .blocks import Place
+
+
+class Subset:
+    """Tokens of one model call. tokens: (rows, K) sorted image tokens of every row, None for all of `number`; rows are
+    chunk * len(images) + position, a chunk being a conditioning stream. padding: tokens the model itself appends.
+    regions, mass_at: where to report the attention mass that image tokens receive, and in which block."""
+
+    def __init__(
+        self, store: KVStore, streams: list[Hashable], images: list[int], number: int, tokens: Tensor | None = None,
+        padding: int = 0, regions: Regions | None = None, mass_at: int = -1,
+    ):
+        self.regions, self.mass_at = regions, mass_at
+        self.store, self.streams, self.images = store, streams, images
+        self.number, self.tokens, self.padding = number, tokens, padding
+        self.text = self.extra = self.length = 0  # tokens before and after the image; of the whole attention
+        self.place: Place | None = None
+        self.nth = 0
+        self._positions: tuple[Tensor, Tensor] | None = None
+
+    def ran(self, device: torch.device) -> Tensor | None:
+        """Mask (rows, N) of the image tokens that ran; None for all."""
+        if self.tokens is None:
+            return None
+        flags = torch.zeros(len(self.tokens), self.number, dtype=torch.bool, device=device)
+        return flags.scatter_(1, self.tokens, True)
+
+    # Blocks.
+    def run(self, place: Place, args: dict, original: Callable[[dict], dict]) -> dict:
+        """The block, on the chosen tokens."""
+        if place.first:
+            self._measure(place, args)
+        if self.tokens is not None:
+            args = self._narrowed(place, args)
+        self.place, self.nth = place, 0
+        out = original(args)
+        self.place = None
+        if self.tokens is not None and place.last:
+            out = {**out, "img": self._widened(place, out["img"])}
+        return out
+
+    def _measure(self, place: Place, args: dict) -> None:
+        """Lengths of text, image and extra tokens, from the first block's input."""
+        length = args["img"].shape[1]
+        if place.group.layout == APART:
+            self.text, self.extra = args["txt"].shape[1], length - self.number
+        elif place.group.layout == ALONE:
+            self.text, self.extra = 0, length - self.number
+        else:
+            self.text, self.extra = length - self.number - self.padding, self.padding
+        if self.text < 0 or self.extra < 0:
+            raise RuntimeError(f"RAPID: {length} tokens arrived where {self.number} image tokens were expected")
+        self.length = self.text + self.number + self.extra
+
+    def _rows(self, text: int) -> Tensor:
+        """Places (rows, M) of the computed tokens in a sequence with `text` tokens before the image."""
+        assert self.tokens is not None
+        device, rows = self.tokens.device, len(self.tokens)
+        before = torch.arange(text, device=device).expand(rows, -1)
+        after = torch.arange(text + self.number, text + self.number + self.extra, device=device).expand(rows, -1)
+        return torch.cat((before, self.tokens + text, after), 1)
+
+    def _narrowed(self, place: Place, args: dict) -> dict:
+        """The block's arguments for the chosen tokens only."""
+        args = dict(args)
+        if place.first:
+            inside = 0 if place.group.layout in (APART, ALONE) else self.text
+            args["img"] = take(args["img"], self._rows(inside))
+        if args.get("pe") is not None:
+            args["pe"] = self._narrowed_positions(args["pe"])
+        return args
+
+    def _narrowed_positions(self, pe: Tensor) -> Tensor:
+        """Rotary positions (1 or rows, ..., length, ...) of the computed tokens; all blocks share one tensor."""
+        if self._positions is None or self._positions[0] is not pe:
+            axis = 1 + list(pe.shape[1:]).index(self.length)
+            rows = self._rows(self.text)
+            if pe.shape[0] == 1 and len(self.images) == 1:  # all streams share one image's tokens
+                rows = rows[:1]
+            each = pe.expand(len(rows), *pe.shape[1:]) if pe.shape[0] == 1 else pe
+            parts = [each[i].index_select(axis - 1, rows[i]) for i in range(len(rows))]
+            self._positions = pe, torch.stack(parts)
+        return self._positions[1]
+
+    def _widened(self, place: Place, img: Tensor) -> Tensor:
+        text = 0 if place.group.layout in (APART, ALONE) else self.text
+        rows = self._rows(text)
+        out = img.new_zeros(img.shape[0], text + self.number + self.extra, img.shape[2])
+        return out.scatter_(1, rows[:, :, None].expand(-1, -1, img.shape[2]), img)
+
+    # Attention.
+    def attend(self, go: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, named: dict) -> Tensor:
+        """One attention of the current block: keep its keys and values, or complete them from the cache."""
+        place, nth = self.place, self.nth
+        assert place is not None
+        self.nth += 1
+        kinds = place.group.attentions
+        kind = kinds[nth] if nth < len(kinds) else IMAGE  # SD3.5 medium's second attention
+        axis = 2 if named.get("skip_reshape") else 1
+        if kind == TEXT or q.shape[axis] != k.shape[axis]:
+            return go(q, k, v, **named)
+        at, count = (place.number, nth), len(self.images)
+        if self.tokens is None:
+            for chunk, stream in enumerate(self.streams):
+                rows = slice(chunk * count, (chunk + 1) * count)
+                self.store.write(stream, at, self.images, k[rows], v[rows], axis)
+            if place.number == self.mass_at and nth == 0 and self.regions is not None:
+                self._report_mass(received_mass(q, k, axis, named["heads"]))
+            return go(q, k, v, **named)
+        text = q.shape[axis] - self.tokens.shape[1] - self.extra
+        rows, total = self._rows(text), text + self.number + self.extra
+        mask, parts = self._mask(named.get("mask"), rows, total, text), []
+        for chunk, stream in enumerate(self.streams):
+            of = slice(chunk * count, (chunk + 1) * count)
+            keys = self.store.merge(stream, at, self.images, k[of], v[of], rows[of], text, total)
+            seen = _for_keys(_of_rows(mask, of), keys, rows[of], q.dtype)
+            parts.append(go(q[of], keys.k, keys.v, **(named if seen is None else {**named, "mask": seen})))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _report_mass(self, mass: Tensor) -> None:
+        """mass (rows, L) of all keys; the image's part goes to the regions."""
+        assert self.regions is not None
+        text = mass.shape[1] - self.number - self.extra
+        for row in range(len(mass)):
+            image = self.images[row % len(self.images)]
+            self.regions.attended(image, mass[row, text : text + self.number], len(self.streams))
+
+    def _mask(self, mask: Tensor | None, rows: Tensor, total: int, text: int) -> Tensor | None:
+        """The attention mask (..., queries, keys) for the computed queries and all keys."""
+        if mask is None:
+            return None
+        if mask.shape[-1] == rows.shape[1] != total:  # made for the computed tokens only: text, then nothing masked
+            image = mask.new_full((*mask.shape[:-1], total - text), mask.dtype == torch.bool)
+            mask = torch.cat((mask[..., :text], image), -1)
+        if mask.ndim < 2 or mask.shape[-2] != total:  # one line for all queries
+            return mask
+        flat = mask.reshape(-1, total, total)
+        flat = flat.expand(len(rows), -1, -1) if flat.shape[0] == 1 else flat
+        return take(flat, rows).view(len(rows), *([1] * (mask.ndim - 3)), -1, total)
+
+
+def received_mass(q: Tensor, k: Tensor, axis: int, heads: int, samples: int = 64) -> Tensor:
+    """Mean attention (rows, L) that each key gets from about `samples` queries spread over the sequence; axis of tokens
+    1 for (rows, L, heads * D), 2 for (rows, heads, L, D)."""
+    if axis == 1:
+        q, k = (t.flatten(2).unflatten(2, (heads, -1)).transpose(1, 2) for t in (q, k))
+    few = q[:, :, :: max(1, q.shape[2] // samples)].float()
+    return ((few * q.shape[-1] ** -0.5) @ k.float().transpose(-1, -2)).softmax(-1).mean((1, 2))
+
+
+def _for_keys(mask: Tensor | None, keys: Keys, rows: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """The mask for keys that are not the whole sequence: fresh tokens, then pools with their bias."""
+    if keys.bias is None and not keys.fresh_only:
+        return mask
+    if mask is not None:
+        places = rows.view(len(rows), *([1] * (mask.ndim - 2)), rows.shape[1]).expand(-1, *mask.shape[1:-1], -1)
+        mask = mask.expand(len(rows), *mask.shape[1:]).gather(-1, places)
+    if keys.bias is None:
+        return mask
+    if mask is None:
+        mask = torch.zeros(len(rows), 1, 1, rows.shape[1], dtype=dtype, device=rows.device)
+    elif mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -torch.inf)
+    bias = keys.bias.to(mask).view(len(rows), *([1] * (mask.ndim - 2)), -1)
+    return torch.cat((mask, bias.expand(*mask.shape[:-1], -1)), -1)
+
+
+def take(values: Tensor, rows: Tensor) -> Tensor:
+    """values (B, L, C), rows (B, M) -> (B, M, C)."""
+    return values.gather(1, rows[:, :, None].expand(-1, -1, values.shape[2]))
+
+
+def _of_rows(mask: Tensor | None, rows: slice) -> Any:
+    return mask if mask is None or mask.shape[0] == 1 or mask.ndim < 3 else mask[rows]

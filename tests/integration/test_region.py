@@ -1,0 +1,399 @@
+"""Region-adaptive sampling in the real ComfyUI: some tokens pass the model, on every family."""
+
+import pytest
+import torch
+
+FROM_FILES = ("flux", "sd3", "sd35")
+BUILT = ("flux2", "chroma", "hunyuan_video", "wan", "qwen_image", "lumina2", "z_image")
+
+
+@pytest.fixture(scope="module")
+def family(_shared, comfy_host):
+    """family(kind): (MODEL, shape of a latent without batch)."""
+    from rapid_testing.families import FAMILIES
+
+    built = {}
+
+    def get(kind):
+        if kind in FROM_FILES:
+            return _shared(kind), (16, 16, 24)
+        if kind not in built:
+            built[kind] = FAMILIES[kind].build()
+        return built[kind].clone(), FAMILIES[kind].latent
+
+    return get
+
+
+class Probe:
+    """A policy that names its tokens by a function of the observation; everything else is dense."""
+
+    technique, forecast_order, start_percent, end_percent = "probe", 0, 0.0, 1.0
+    regional, reach, inactive = True, None, "hold"
+
+    def __init__(self, pack_module, choose, kv_cache="model", memory_limit=0.0):
+        self.actions, self.choose = pack_module("rapid_core.actions"), choose
+        self.kv_cache, self.memory_limit, self.metric = kv_cache, memory_limit, "std"
+        self.levels = frozenset((self.actions.Level.RUN,))
+
+    def start(self, window):
+        return self
+
+    def settings(self):
+        return {"technique": self.technique}
+
+    def act(self, observation):
+        return tuple(self.actions.Action(tokens=self.choose(observation, i, state.tokens))
+                     for i, state in enumerate(observation.images))  # fmt: skip
+
+
+def some(share, seed=0):
+    """Random tokens of every second evaluation."""
+    def choose(observation, image, tokens):
+        if observation.index % 2 == 0 or tokens is None:
+            return None
+        generator = torch.Generator().manual_seed(seed + 10 * observation.index + image)
+        count = max(1, int(share * tokens.number))
+        return torch.randperm(tokens.number, generator=generator)[:count].sort().values
+
+    return choose
+
+
+def attach(pack_module, model, choose, **settings):
+    return pack_module("rapid_core.host.chain").attach(model, Probe(pack_module, choose, **settings))
+
+
+
+
+def run_twice(comfy_host, model, latent, positive, negative, cfg, falsify=None, sigma=0.7):
+    """The same latent and noise level evaluated twice within one run: (first, second)."""
+    import comfy.sample
+    import comfy.samplers
+
+    x = torch.randn(latent, generator=torch.Generator().manual_seed(3))
+    seen = []
+
+    def function(wrapped, noise, sigmas, extra_args=None, callback=None, disable=None):
+        s = x.new_ones(x.shape[0]) * sigma
+        seen.append(wrapped(x, s, **extra_args).clone())
+        if falsify is not None:
+            falsify(extra_args["model_options"])
+        seen.append(wrapped(x, s, **extra_args).clone())
+        return seen[-1]
+
+    sigmas = torch.tensor([1.0, sigma, 0.0])
+    with torch.inference_mode():
+        comfy.sample.sample_custom(model, x, cfg, comfy.samplers.KSAMPLER(function), sigmas, positive, negative,
+                                   torch.zeros_like(x), disable_pbar=True, seed=0)
+    return seen
+
+
+def falsified(options):
+    """Multiply every cached key and value by 1.5."""
+    apply_model = options["transformer_options"]["wrappers"]["apply_model"]["rapid"][0]
+    apply_model.__self__.calls.store.scale(1.5)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.2])
+@pytest.mark.parametrize("kind", FROM_FILES + BUILT)
+def test_any_subset_at_the_same_latent_gives_what_dense_gives(
+    kind, share, family, pack_module, comfy_host, make_conditioning
+):
+    model, latent = family(kind)
+    patched = attach(pack_module, model, some(share))
+    positive, negative = make_conditioning(0), make_conditioning(1)
+    dense, partial = run_twice(comfy_host, patched, (2, *latent), positive, negative, cfg=3.0)
+    record = pack_module("rapid_core.host.chain").chain_of(patched).log.records[-1]
+    assert 0 < record.evaluations[1].share[0] < 1, record.evaluations[1].reasons
+    assert (dense - partial).abs().max() < 1e-5 * dense.abs().max()
+    _, wrong = run_twice(comfy_host, patched, (2, *latent), positive, negative, cfg=3.0, falsify=falsified)
+    assert (dense - wrong).abs().max() > 1e-3 * dense.abs().max()
+
+
+@pytest.mark.parametrize("kind", FROM_FILES + BUILT)
+def test_the_cost_of_a_subset_is_what_torch_counts(kind, family, pack_module, comfy_host, make_conditioning):
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model, latent = family(kind)
+    spent = []
+    for choose in (some(0.5), some(0.25)):
+        patched = attach(pack_module, model, choose)
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            run_twice(comfy_host, patched, (2, *latent), make_conditioning(0), make_conditioning(1), cfg=3.0)
+        totals = pack_module("rapid_core.host.chain").chain_of(patched).log.records[-1].totals
+        spent.append((totals["flops"], counter.get_total_flops()))
+    for counted, true in spent:
+        assert counted == pytest.approx(true, rel=0.02)
+
+
+@pytest.mark.parametrize("kv_cache", ["8 bit", "pooled", "host memory", "none"])
+@pytest.mark.parametrize("kind", ["flux", "sd35", "wan", "lumina2", "qwen_image"])
+def test_smaller_caches_run_and_come_near(kind, kv_cache, family, pack_module, comfy_host, make_conditioning):
+    model, latent = family(kind)
+    patched = attach(pack_module, model, some(0.5), kv_cache=kv_cache)
+    dense, partial = run_twice(comfy_host, patched, (2, *latent), make_conditioning(0), make_conditioning(1), cfg=3.0)
+    error = ((dense - partial).abs().mean() / dense.abs().mean()).item()
+    assert error < {"8 bit": 0.02, "host memory": 1e-5}.get(kv_cache, 0.6)
+    assert torch.isfinite(partial).all()
+
+
+def test_pools_of_equal_keys_are_exact(pack_module):
+    """With all keys and values of a pool equal, the log-count bias makes attention to pools exact."""
+    kv = pack_module("rapid_core.engine.kv")
+    torch.manual_seed(0)
+    grid, text = (1, 5, 6), 3
+    tiles = kv.pools(grid, torch.device("cpu"))
+    k_pools, v_pools = torch.randn(2, 1, 2, int(tiles.max()) + 1, 8).unbind(0)
+    k = torch.cat((torch.randn(1, 2, text, 8), k_pools[:, :, tiles]), 2)
+    v = torch.cat((torch.randn(1, 2, text, 8), v_pools[:, :, tiles]), 2)
+    kept = kv.Pooled(1, 2, tiles)
+    kept.write([0], k, v)
+    chosen = torch.tensor([0, 1, 6, 7, 13, 29])
+    rows = torch.cat((torch.arange(text), chosen + text))[None]
+    total = text + len(tiles)
+    keys = kept.merge([0], k[:, :, rows[0]], v[:, :, rows[0]], rows, text, total)
+    q = torch.randn(1, 2, 4, 8)
+    bias = torch.cat((torch.zeros(1, 1, 1, rows.shape[1]), keys.bias[:, None, None]), -1)
+    attention = torch.nn.functional.scaled_dot_product_attention
+    assert torch.allclose(attention(q, keys.k, keys.v, attn_mask=bias), attention(q, k, v), atol=1e-5)
+
+
+# The node.
+
+
+@pytest.fixture(scope="module")
+def region(comfy_host, pack):
+    """region(model, **settings): the node's output."""
+    inputs = dict(preset="custom", warm_up=0.2, tail=0.1, refresh_interval=3, drift_threshold=0.0, metric="std",
+                  direction="low", starvation=0.1, inactive="forecast", slope=0.0)  # fmt: skip
+
+    def patch(model, keep_ratio=0.5, **settings):
+        values = {**inputs, **settings}
+        return comfy_host.run_node("RAPID_RegionAdaptive", model=model, keep_ratio=keep_ratio, **values)[0]
+
+    return patch
+
+
+@pytest.fixture(scope="module")
+def last_record(pack_module):
+    chain_of = pack_module("rapid_core.host.chain").chain_of
+    return lambda model: chain_of(model).log.records[-1]
+
+
+def strip(record, image=0):
+    return record._strip(image)
+
+
+def test_ratio_one_leaves_the_model_untouched(tiny_model, region):
+    assert region(tiny_model, keep_ratio=1.0) is tiny_model
+
+
+def test_warm_up_refresh_and_tail_are_dense(tiny_model, region, sample, last_record):
+    patched = region(tiny_model)
+    sample(patched, steps=10, cfg=2.0)
+    assert strip(last_record(patched)) == "##+++#+++#"
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m", "uni_pc", "res_multistep", "euler_ancestral"])
+def test_every_sampler_works(tiny_model, region, sample, last_record, sampler):
+    patched = region(tiny_model)
+    result = sample(patched, steps=10, sampler=sampler)
+    record = last_record(patched)
+    assert torch.isfinite(result).all()
+    assert record.totals["partial"] > 0
+    assert record.totals["computed"] == record.totals["evaluations"]
+
+
+@pytest.mark.parametrize("metric", ["std", "l2", "change", "attention", "random", "rounds"])
+@pytest.mark.parametrize("inactive", ["hold", "forecast", "interpolate"])
+def test_metrics_and_modes_run_on_batches_and_odd_sizes(tiny_sd3, region, sample, last_record, metric, inactive):
+    patched = region(tiny_sd3, metric=metric, inactive=inactive, keep_ratio=0.3)
+    result = sample(patched, steps=8, cfg=2.0, latent=torch.zeros(3, 16, 15, 21))
+    assert torch.isfinite(result).all()
+    record = last_record(patched)
+    assert record.totals["partial"] > 0
+    if metric == "random":  # each image of the batch has its own tokens
+        assert len(set(record.evaluations[3].tokens)) == 3
+
+
+def test_joined_and_split_streams_give_the_same_picture(tiny_sd3, region, sample, last_record, monkeypatch):
+    import comfy.model_management
+    from rapid_testing.sampling import make_conditioning
+
+    settings = dict(steps=8, cfg=3.0, positive=make_conditioning(0, tokens=16), negative=make_conditioning(1, tokens=16))
+    joined_model, split_model = region(tiny_sd3), region(tiny_sd3)
+    joined = sample(joined_model, **settings)
+    monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda *a, **k: 0)
+    split = sample(split_model, **settings)
+    tokens = [[e.tokens for e in last_record(m).evaluations] for m in (joined_model, split_model)]
+    assert tokens[0] == tokens[1]
+    assert (joined - split).abs().max() < 1e-4 * joined.abs().max()
+
+
+def test_prompts_of_different_lengths_are_split_and_work(tiny_model, region, sample, last_record):
+    from rapid_testing.sampling import make_conditioning
+
+    patched = region(tiny_model)
+    result = sample(patched, steps=8, cfg=3.0, positive=make_conditioning(0, tokens=24),
+                    negative=make_conditioning(1, tokens=16))  # fmt: skip
+    assert torch.isfinite(result).all() and last_record(patched).totals["partial"] > 0
+
+
+def test_tokens_that_an_inpaint_mask_keeps_are_not_computed_between_refreshes(
+    tiny_model, region, sample, last_record, pack_module
+):
+    unpack = pack_module("rapid_core.record").unpack
+    mask = torch.zeros(1, 1, 16, 16)
+    mask[..., :8, :] = 1
+    patched = region(tiny_model)
+    sample(patched, steps=10, latent=torch.randn(1, 16, 16, 16), noise_mask=mask)
+    ran = [unpack(e.tokens[0]) for e in last_record(patched).evaluations if e.tokens[0]]
+    assert ran and all(max(tokens) < 32 for tokens in ran)
+    assert all(len(tokens) == 16 for tokens in ran)  # half of the half that may change
+
+
+def test_a_mask_of_another_size_says_what_comes_first(tiny_model, region, sample, last_record, pack_module):
+    unpack = pack_module("rapid_core.record").unpack
+    mask = torch.zeros(1, 40, 40)
+    mask[:, 20:, :] = 1
+    patched = region(tiny_model, mask=mask, starvation=0.0)
+    sample(patched, steps=10)
+    first = next(unpack(e.tokens[0]) for e in last_record(patched).evaluations if e.tokens[0])
+    assert sum(t >= 32 for t in first) == len(first)
+
+
+def test_a_memory_limit_too_small_is_dense_with_the_reason(tiny_model, region, sample, last_record):
+    patched = region(tiny_model, memory_limit=1e-6)
+    assert torch.equal(sample(patched, steps=6), sample(tiny_model, steps=6))
+    assert "memory_limit" in last_record(patched).text()
+
+
+def test_the_memory_said_before_is_what_is_taken(tiny_model, region, sample, last_record):
+    patched = region(tiny_model)
+    sample(patched, steps=6, cfg=2.0)
+    record = last_record(patched)
+    said = next(float(note.split()[3]) for note in record.notes if note.startswith("keys and values"))
+    assert record.bytes / 2**20 == pytest.approx(said, abs=1.5)
+
+
+def test_an_area_condition_is_dense_with_the_reason(tiny_sd3, region, sample, last_record, comfy_host):
+    from rapid_testing.sampling import make_conditioning
+
+    positive = make_conditioning(0)
+    positive[0][1]["area"] = (8, 8, 0, 0)
+    patched = region(tiny_sd3)
+    both = positive + make_conditioning(2)
+    assert torch.equal(sample(patched, steps=6, cfg=2.0, positive=both),
+                       sample(tiny_sd3, steps=6, cfg=2.0, positive=both))  # fmt: skip
+    assert any("keys and values" in r for e in last_record(patched).evaluations for r in e.reasons)
+
+
+def test_an_unknown_model_is_dense_with_the_reason(tiny_model, region, sample, last_record, pack_module, monkeypatch):
+    monkeypatch.setattr(pack_module("rapid_core.host.run"), "describe", lambda model: None)
+    patched = region(tiny_model)
+    assert torch.equal(sample(patched, steps=6), sample(tiny_model, steps=6))
+    assert "not known to region-adaptive sampling" in last_record(patched).text()
+
+
+@pytest.mark.parametrize("at", [2, 3, 5])
+@pytest.mark.parametrize("kind", ["flux", "lumina2"])
+def test_an_interrupted_run_leaves_nothing_behind(kind, at, family, region, sample, last_record, comfy_host):
+    import comfy.model_management
+
+    model, latent = family(kind)
+    wanted = sample(region(model), steps=8, latent=torch.zeros(1, *latent))
+    patched = region(model)
+
+    def stop(step, *rest):
+        if step == at:
+            raise comfy.model_management.InterruptProcessingException
+
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        sample(patched, steps=8, callback=stop, latent=torch.zeros(1, *latent))
+    assert last_record(patched).status == "interrupted"
+    assert torch.equal(sample(patched, steps=8, latent=torch.zeros(1, *latent)), wanted)
+    dense = sample(model, steps=8, latent=torch.zeros(1, *latent))
+    assert not torch.equal(dense, wanted)
+
+
+def test_cache_reuse_and_region_adaptive_work_on_one_model(tiny_model, region, sample, last_record, comfy_host):
+    settings = dict(start_percent=0.0, end_percent=1.0, max_consecutive=1, forecast_order=1, guard=0.0)
+    for level in ("hold", "reuse"):
+        both = comfy_host.run_node("RAPID_CacheReuse", model=region(tiny_model), reuse_threshold=9.0, level=level,
+                                   **settings)[0]  # fmt: skip
+        result = sample(both, steps=12, cfg=2.0)
+        totals = last_record(both).totals
+        assert torch.isfinite(result).all()
+        assert totals["partial"] > 0 and totals["held"] + totals["reused"] > 0
+
+
+def test_control_residuals_follow_their_tokens(tiny_model, pack_module, comfy_host, make_conditioning):
+    """ControlNet residuals of every block: a subset at the same latent still equals dense."""
+    from comfy.patcher_extension import WrappersMP
+
+    def controlled(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **extra):  # noqa: B006
+        tokens = x.shape[-1] * x.shape[-2] // 4
+        width = 128
+        generator = torch.Generator().manual_seed(5)
+        residuals = [torch.randn(x.shape[0], tokens, width, generator=generator) for _ in range(4)]
+        lists = {"input": residuals[:2], "output": residuals[2:]}
+        return executor(x, t, c_concat, c_crossattn, lists, transformer_options, **extra)
+
+    model = tiny_model.clone()
+    model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "control", controlled)
+    patched = attach(pack_module, model, some(0.5))
+    positive, negative = make_conditioning(0), make_conditioning(1)
+    dense, partial = run_twice(comfy_host, patched, (2, 16, 16, 24), positive, negative, cfg=1.0)
+    plain, _ = run_twice(comfy_host, attach(pack_module, tiny_model, some(0.5)), (2, 16, 16, 24), positive, negative, 1.0)
+    assert (dense - partial).abs().max() < 1e-5 * dense.abs().max()
+    assert (dense - plain).abs().max() > 1e-2 * dense.abs().max()
+
+
+@pytest.mark.parametrize("kind", ["flux", "qwen_image"])
+def test_reference_latents_are_always_computed(kind, family, pack_module, comfy_host, make_conditioning, last_record):
+    model, latent = family(kind)
+    reference = torch.randn(1, *latent)[..., :8, :8]
+    positive = make_conditioning(0, reference_latents=[reference])
+    patched = attach(pack_module, model, some(0.5))
+    dense, partial = run_twice(comfy_host, patched, (1, *latent), positive, make_conditioning(1), cfg=3.0)
+    assert last_record(patched).evaluations[1].share[0] < 1, last_record(patched).evaluations[1].reasons
+    assert (dense - partial).abs().max() < 1e-5 * dense.abs().max()
+    without, _ = run_twice(comfy_host, patched, (1, *latent), make_conditioning(0), make_conditioning(1), cfg=3.0)
+    assert (dense - without).abs().max() > 1e-3
+
+
+def test_text_masks_are_kept(family, pack_module, comfy_host, make_conditioning, last_record):
+    for kind in ("qwen_image", "hunyuan_video"):
+        model, latent = family(kind)
+        mask = torch.ones(1, 16, dtype=torch.long)
+        mask[:, 9:] = 0
+        positive = make_conditioning(0, attention_mask=mask)
+        patched = attach(pack_module, model, some(0.5))
+        dense, partial = run_twice(comfy_host, patched, (1, *latent), positive, make_conditioning(1), cfg=3.0)
+        assert last_record(patched).evaluations[1].share[0] < 1
+        assert (dense - partial).abs().max() < 1e-5 * dense.abs().max()
+        other, _ = run_twice(comfy_host, patched, (1, *latent), make_conditioning(0), make_conditioning(1), cfg=3.0)
+        assert (dense - other).abs().max() > 1e-3 * dense.abs().max()
+
+
+def test_videos_compute_some_tokens_of_every_frame(family, region, sample, last_record, pack_module):
+    unpack = pack_module("rapid_core.record").unpack
+    for kind in ("wan", "hunyuan_video"):
+        model, latent = family(kind)
+        patched = region(model, keep_ratio=0.4)
+        sample(patched, steps=8, latent=torch.zeros(1, *latent))
+        record = last_record(patched)
+        frames = record.grid[0]
+        size = record.grid[1] * record.grid[2]
+        for tokens in (unpack(e.tokens[0]) for e in record.evaluations if e.tokens[0]):
+            per_frame = [sum(t // size == f for t in tokens) for f in range(frames)]
+            assert max(per_frame) - min(per_frame) <= 4 and min(per_frame) > 0
+
+
+@pytest.mark.parametrize(("setting", "value"), [
+    ("keep_ratio", 0.0), ("keep_ratio", 1.5), ("metric", "beauty"), ("warm_up", -0.1), ("kv_cache", "4 bit"),
+    ("inactive", "dream"), ("preset", "best"), ("slope", 2.0),
+])  # fmt: skip
+def test_bad_settings_are_refused(tiny_model, region, setting, value):
+    with pytest.raises(ValueError, match=f"{setting} = .* was given; accepted is"):
+        region(tiny_model, **{setting: value})

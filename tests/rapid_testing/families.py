@@ -1,0 +1,75 @@
+"""Tiny random models of every family that the pack knows, built through the host's own configuration classes.
+
+Most of these the host's detection accepts only at their published widths; here only that detection is left out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.supported_models
+import torch
+
+from rapid_testing import CHANNELS, CONTEXT, POOLED
+from rapid_testing.tiny_models import fill_randomly
+
+_STREAMS = dict(
+    vec_in_dim=POOLED, context_in_dim=CONTEXT, hidden_size=128, mlp_ratio=4.0, num_heads=1, depth=2,
+    depth_single_blocks=2, axes_dim=[16, 56, 56], theta=10000, patch_size=2, qkv_bias=True,
+)  # fmt: skip
+_LUMINA = dict(
+    image_model="lumina2", patch_size=2, in_channels=CHANNELS, dim=192, n_layers=3, n_refiner_layers=2, n_heads=2,
+    n_kv_heads=1, multiple_of=64, ffn_dim_multiplier=2.0, qk_norm=True, cap_feat_dim=CONTEXT, axes_dims=[32, 32, 32],
+    axes_lens=[300, 512, 512], rope_theta=10000.0,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class FamilyModel:
+    """Class in comfy.supported_models, its configuration, and the latent it takes: (C, [T,] H, W)."""
+
+    kind: str
+    config: dict
+    latent: tuple[int, ...] = (CHANNELS, 16, 24)
+    options: dict = field(default_factory=dict)
+
+    def build(self, seed: int = 0) -> Any:
+        """MODEL with random weights."""
+        wanted = getattr(comfy.supported_models, self.kind)(dict(self.config))
+        wanted.set_inference_dtype(torch.float32, None)
+        device = comfy.model_management.get_torch_device()
+        model = wanted.get_model({}, "")
+        fill_randomly(model.diffusion_model, seed)
+        model.eval()
+        return comfy.model_patcher.ModelPatcher(model, device, comfy.model_management.unet_offload_device())
+
+
+FAMILIES: dict[str, FamilyModel] = {
+    "flux": FamilyModel("Flux", dict(
+        image_model="flux", in_channels=CHANNELS, out_channels=CHANNELS, guidance_embed=True, txt_ids_dims=[],
+        **_STREAMS)),
+    "flux2": FamilyModel("Flux2", dict(
+        image_model="flux2", in_channels=128, out_channels=128, guidance_embed=True, txt_ids_dims=[3],
+        global_modulation=True, mlp_silu_act=True, ops_bias=False, default_ref_method="index", ref_index_scale=10.0,
+        **{**_STREAMS, "vec_in_dim": None, "axes_dim": [32] * 4, "theta": 2000, "patch_size": 1, "qkv_bias": False,
+           "mlp_ratio": 3.0}), latent=(128, 8, 12)),
+    "chroma": FamilyModel("Chroma", dict(
+        image_model="chroma", in_channels=64, out_channels=64, txt_ids_dims=[], in_dim=64, out_dim=128, hidden_dim=64,
+        n_layers=1, **_STREAMS)),
+    "hunyuan_video": FamilyModel("HunyuanVideo", dict(
+        image_model="hunyuan_video", in_channels=CHANNELS, out_channels=CHANNELS, guidance_embed=True, byt5=False,
+        meanflow=False, use_cond_type_embedding=False, vision_in_dim=None, meanflow_sum=False,
+        **{**_STREAMS, "patch_size": [1, 2, 2], "theta": 256}), latent=(CHANNELS, 3, 8, 12)),
+    "wan": FamilyModel("WAN21_T2V", dict(
+        image_model="wan2.1", model_type="t2v", dim=128, ffn_dim=256, freq_dim=64, text_dim=CONTEXT, num_heads=1,
+        num_layers=3), latent=(CHANNELS, 3, 8, 12)),
+    "qwen_image": FamilyModel("QwenImage", dict(
+        image_model="qwen_image", in_channels=64, num_layers=3, num_attention_heads=1, joint_attention_dim=CONTEXT),
+        latent=(CHANNELS, 1, 16, 24)),
+    "lumina2": FamilyModel("Lumina2", _LUMINA),
+    "z_image": FamilyModel("ZImage", {**_LUMINA, "dim": 288, "n_heads": 3, "n_kv_heads": 3,
+                                      "z_image_modulation": True, "time_scale": 1000.0,
+                                      "pad_tokens_multiple": 32}, latent=(CHANNELS, 16, 20)),
+}  # fmt: skip
