@@ -27,6 +27,7 @@ class Family:
 
 
 FAMILIES = {"flux": Family("flux", "taef1", 1.0, 1.0), "sd3": Family("sd3", "taesd3", 2.5, None)}
+LUMINA = Family("lumina", "taef1", 2.5, None)  # never tuned on, only reported
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,11 @@ class Subject:
 
     def __init__(self, comfy: Any, family: Family):
         self.comfy, self.family = comfy, family
-        (self.model,) = comfy.run_node("UNETLoader", unet_name=f"{family.kind}.safetensors", weight_dtype="default")
+        name = f"{family.kind}.safetensors"
+        if family.kind == "lumina":
+            (self.model,) = comfy.run_node("RAPIDDemoLumina", unet_name=name)
+        else:
+            (self.model,) = comfy.run_node("UNETLoader", unet_name=name, weight_dtype="default")
         (self.vae,) = comfy.run_node("VAELoader", vae_name=family.vae)
         self.rows = 0
         dit = self.model.model.diffusion_model
@@ -73,6 +78,22 @@ class Subject:
         start = time.perf_counter()
         out = comfy.sample.sample(model, noise, steps, self.family.cfg, sampler, "simple", positive, negative, latent,
                                   disable_pbar=True, seed=seed)
+        seconds = time.perf_counter() - start
+        return Sampled(out, seconds, self.rows / (1 if self.family.cfg == 1.0 else 2))
+
+    def sample_many(
+        self, model: Any, prompts: list[str], seeds: list[int], size: int, steps: int = STEPS, sampler: str = "euler"
+    ) -> Sampled:
+        """A batch, one prompt and seed an image; each image's noise is that of its seed alone."""
+        import comfy.sample
+
+        one = torch.zeros(1, 16, size // 8, size // 8)
+        noise = torch.cat([comfy.sample.prepare_noise(one, seed) for seed in seeds])
+        positive, negative = self.conditioning("\n".join(prompts)), self.conditioning("")
+        self.rows = 0
+        start = time.perf_counter()
+        out = comfy.sample.sample(model, noise, steps, self.family.cfg, sampler, "simple", positive, negative,
+                                  torch.zeros_like(noise), disable_pbar=True, seed=seeds[0])  # fmt: skip
         seconds = time.perf_counter() - start
         return Sampled(out, seconds, self.rows / (1 if self.family.cfg == 1.0 else 2))
 

@@ -15,7 +15,7 @@ JOINT = "joint"  # one tensor, text first
 ALONE = "alone"  # image tokens only; text at most through cross-attention
 
 # What a weight matrix is applied to.
-IMAGE, TEXT, BOTH, ONCE = "image", "text", "both", "once"
+IMAGE, TEXT, BOTH, ONCE, APPROXIMATOR = "image", "text", "both", "once", "approximator"
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ _FLUX_WEIGHTS = (*_STREAMS, ("adaLN", ONCE), ("single_blocks", BOTH), ("final_la
 
 FLUX = Architecture("flux", (_FLUX_STACK,), _FLUX_WEIGHTS, measured=True)
 FLUX2 = Architecture("flux2", (_FLUX_STACK,), _FLUX_WEIGHTS)
-CHROMA = Architecture("chroma", (_FLUX_STACK,), (("distilled_guidance_layer", "approximator"), *_FLUX_WEIGHTS))
+CHROMA = Architecture("chroma", (_FLUX_STACK,), (("distilled_guidance_layer", APPROXIMATOR), *_FLUX_WEIGHTS))
 HUNYUAN = Architecture(
     "hunyuan_video", (_FLUX_STACK,),
     (("adaLN", ONCE), ("txt_in.t_emb", ONCE), ("txt_in.c_emb", ONCE), ("txt_in", TEXT), *_FLUX_WEIGHTS),

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from .architectures import BOTH, IMAGE, ONCE, TEXT, Architecture, Group
+from .architectures import APPROXIMATOR, BOTH, IMAGE, ONCE, TEXT, Architecture, Group
+
+CHROMA_MODULATIONS = 344  # vectors that Chroma's approximator makes, a constant in the host's code
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class CostModel:
     def __init__(self, model: Any, architecture: Architecture):
         self.architecture = architecture
         self.hidden = int(getattr(model, architecture.hidden))
-        self.constants = {"approximator": getattr(model, "mod_index_length", 0)}
+        self.multiple = getattr(model, "pad_tokens_multiple", None) or 1  # Z-Image pads text and image to it
         self.groups = [(group, list(getattr(model, group.attribute))) for group in architecture.groups]
         self.inside: dict[str, Counter] = {group.attribute: Counter() for group in architecture.groups}
         self.outside: Counter = Counter()
@@ -59,9 +61,11 @@ class CostModel:
 
     def flops(self, image: int, text: int, active: int | None = None) -> Flops:
         """`active` of `image` tokens pass the blocks (all, if None), beside `text` tokens."""
+        text, padding = text + -text % self.multiple, -image % self.multiple
         outside = self._matrices(self.outside, image, text)
         outside += self.context_attentions * attention_flops(text, text, self.hidden)
-        ran = image if active is None else active
+        ran = (image if active is None else active) + padding
+        image += padding
         parts = [self._group(group, blocks, ran, image, text) for group, blocks in self.groups]
         main = {group.attribute for group in self.architecture.stacks[-1]}
         before = sum(p for p, (g, _) in zip(parts, self.groups, strict=True) if g.attribute not in main)
@@ -75,7 +79,7 @@ class CostModel:
         return total
 
     def _matrices(self, sizes: Counter, image: int, text: int) -> int:
-        tokens = {IMAGE: image, TEXT: text, BOTH: image + text, ONCE: 1, **self.constants}
+        tokens = {IMAGE: image, TEXT: text, BOTH: image + text, ONCE: 1, APPROXIMATOR: CHROMA_MODULATIONS}
         return sum(tokens[role] * size for role, size in sizes.items())
 
 

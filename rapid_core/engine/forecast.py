@@ -40,11 +40,11 @@ def limited(sigmas: Sequence[float | Tensor], sigma: float, reach: float) -> flo
 
     A polynomial through two close points is worthless far away; beyond the reach its value is held."""
     last, before = sigmas[-1], sigmas[-2]
-    if isinstance(last, Tensor) or isinstance(before, Tensor):
-        far = reach * torch.as_tensor(last - before).abs()
-        return last + (sigma - last).clamp(-far, far)
-    far = reach * abs(last - before)
-    return last + max(-far, min(far, sigma - last))
+    far, way = reach * abs(last - before), sigma - last
+    if isinstance(far, Tensor) or isinstance(way, Tensor):
+        far, way = torch.as_tensor(far), torch.as_tensor(way)
+        return last + torch.minimum(torch.maximum(way, -far), far)
+    return last + max(-far, min(far, way))
 
 
 def forecast(points: Sequence[Point], sigma, order: int, reach: float | None = None) -> Tensor:

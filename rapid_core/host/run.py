@@ -246,7 +246,7 @@ def regions_of(patch: int, noise: Tensor, mask: Tensor | None, policy: Any) -> R
     if painted is not None:
         painted = painted.reshape(-1, 1, *painted.shape[-2:]).float()
         sized = torch.nn.functional.interpolate(painted, noise.shape[-2:], mode="area")
-        focus = torch.stack([grid.to_tokens(sized[i % len(sized)].expand(grid.pixels)) for i in range(batch)])
+        focus = torch.stack([grid.to_tokens(sized[i % len(sized), 0].expand(grid.pixels)) for i in range(batch)])
     return Regions(grid, batch, wanted, None if focus is None else focus.to(noise.device))
 
 

@@ -218,9 +218,11 @@ def test_metrics_and_modes_run_on_batches_and_odd_sizes(tiny_sd3, region, sample
 
 def test_joined_and_split_streams_give_the_same_picture(tiny_sd3, region, sample, last_record, monkeypatch):
     import comfy.model_management
+
     from rapid_testing.sampling import make_conditioning
 
-    settings = dict(steps=8, cfg=3.0, positive=make_conditioning(0, tokens=16), negative=make_conditioning(1, tokens=16))
+    prompts = dict(positive=make_conditioning(0, tokens=16), negative=make_conditioning(1, tokens=16))
+    settings = dict(steps=8, cfg=3.0, **prompts)
     joined_model, split_model = region(tiny_sd3), region(tiny_sd3)
     joined = sample(joined_model, **settings)
     monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda *a, **k: 0)
@@ -344,7 +346,8 @@ def test_control_residuals_follow_their_tokens(tiny_model, pack_module, comfy_ho
     patched = attach(pack_module, model, some(0.5))
     positive, negative = make_conditioning(0), make_conditioning(1)
     dense, partial = run_twice(comfy_host, patched, (2, 16, 16, 24), positive, negative, cfg=1.0)
-    plain, _ = run_twice(comfy_host, attach(pack_module, tiny_model, some(0.5)), (2, 16, 16, 24), positive, negative, 1.0)
+    uncontrolled = attach(pack_module, tiny_model, some(0.5))
+    plain, _ = run_twice(comfy_host, uncontrolled, (2, 16, 16, 24), positive, negative, cfg=1.0)
     assert (dense - partial).abs().max() < 1e-5 * dense.abs().max()
     assert (dense - plain).abs().max() > 1e-2 * dense.abs().max()
 

@@ -57,3 +57,26 @@ def test_the_error_is_unknown_until_there_are_points_enough():
 
 def test_relative_l1_of_a_value_to_itself_is_zero():
     assert relative_l1(torch.ones(3), torch.ones(3)).item() == 0.0
+
+
+def test_each_place_forecasts_from_the_levels_at_which_it_was_computed():
+    """Two places, one computed at 1.0 and 0.8, the other at 1.0, 0.8 and 0.6: both lie on their own line."""
+    track, line = Track(2), lambda s: torch.tensor([[3 * s, 5 - s]])
+    track.add(0, 1.0, line(1.0))
+    track.add(0, 0.8, line(0.8))
+    track.add(0, 0.6, line(0.6) + torch.tensor([[9.0, 0.0]]), where=torch.tensor([[False, True]]))
+    assert torch.allclose(track.forecast([0], 0.4, 1), line(0.4))
+
+
+def test_a_second_look_at_some_places_replaces_their_latest_value():
+    track = Track(2)
+    track.add(0, 1.0, torch.tensor([[1.0, 1.0]]))
+    track.add(0, 0.5, torch.tensor([[2.0, 2.0]]))
+    track.add(0, 0.5, torch.tensor([[3.0, 3.0]]), where=torch.tensor([[True, False]]))
+    assert [p.value.tolist() for p in track.points(0)] == [[[1.0, 1.0]], [[3.0, 2.0]]]
+
+
+def test_a_forecast_stops_at_its_reach():
+    track = points(lambda s: 3 * s, [1.0, 0.9])
+    assert forecast(track, 0.1, 1, reach=2.0)[0] == pytest.approx(3 * 0.7)
+    assert forecast(track, 0.8, 1, reach=2.0)[0] == pytest.approx(3 * 0.8)

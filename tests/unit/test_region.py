@@ -1,0 +1,146 @@
+"""The region policy: which tokens are chosen, how many, and that none waits for ever."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rapid_core.actions import DENSE, ImageState, Observation, TokenState, Window
+from rapid_core.engine.regions import Regions
+from rapid_core.engine.tokens import TokenGrid
+from rapid_core.policies.region import RegionPolicy, metric, oldest, paper, rounded
+
+ROWS, COLUMNS = 8, 8
+NUMBER = ROWS * COLUMNS
+
+
+def tokens(derivative=None, age=None, **more):
+    if derivative is None:
+        derivative = torch.randn(4, 16, 16, generator=torch.Generator().manual_seed(0))
+    age = torch.zeros(NUMBER) if age is None else age
+    return TokenState((1, ROWS, COLUMNS), age, derivative, torch.ones(NUMBER), more.pop("free", NUMBER), **more)
+
+
+def chosen(policy, state, step=10, steps=20, since_dense=1, measured=None):
+    image = ImageState(5, 0, math.inf, measured, since_dense, state)
+    (action,) = policy.start(Window(1, 0)).act(Observation(step, 1 - step / steps, (image,), step, steps))
+    return None if action.tokens is None else action.tokens.tolist()
+
+
+def spread_by_token(values):
+    """A derivative whose channels differ by `values` at each token."""
+    grid = TokenGrid((2, 16, 16))
+    pixels = grid.to_pixels(torch.tensor(values, dtype=torch.float32))
+    return torch.stack((pixels, -pixels))
+
+
+def test_low_direction_takes_the_tokens_with_the_smallest_spread():
+    values = [1.0 + i for i in range(NUMBER)]
+    state = tokens(spread_by_token(values))
+    assert chosen(RegionPolicy(0.25, starvation=0), state) == list(range(16))
+    assert chosen(RegionPolicy(0.25, starvation=0, direction="high"), state) == list(range(48, 64))
+
+
+def test_a_neglected_token_rises_whatever_the_direction():
+    values = [1.0 + i for i in range(NUMBER)]
+    for direction, worst in (("low", 63), ("high", 0)):
+        age = torch.zeros(NUMBER)
+        age[worst] = 6
+        policy = RegionPolicy(0.25, starvation=1.0, direction=direction)
+        assert worst in chosen(policy, tokens(spread_by_token(values), age))
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.floats(0.1, 0.9), st.sampled_from(["std", "l2", "change", "rounds"]), st.sampled_from(["low", "high"]),
+       st.floats(0, 0.5), st.integers(0, 1000))  # fmt: skip
+def test_no_token_waits_longer_than_the_bound(ratio, name, direction, starvation, seed):
+    policy = RegionPolicy(ratio, warm_up=0.0, tail=0.0, refresh_interval=0, metric=name, direction=direction,
+                          starvation=starvation)  # fmt: skip
+    actor, grid = policy.start(Window(1, 0)), TokenGrid((4, 16, 16))
+    regions = Regions(grid, 1)
+    generator = torch.Generator().manual_seed(seed)
+    scale = torch.rand(4, 16, 16, generator=generator) * 10  # some places always matter more
+    latest, longest = torch.randn(4, 16, 16, generator=generator) * scale, 0.0
+    regions.remember(0, DENSE, latest, None)
+    for step in range(60):
+        state = TokenState(grid.size, regions.age[0], latest, regions.change[0], NUMBER)
+        image = ImageState(step, 0, math.inf, None, regions.since_dense[0], state)
+        (action,) = actor.act(Observation(step, 0.5, (image,), step, 100))
+        new = torch.randn(4, 16, 16, generator=generator) * scale
+        regions.remember(0, action, new, latest)
+        latest = torch.where(grid.mask(action.tokens), new, latest)
+        longest = max(longest, regions.age[0].max().item())
+    count = rounded(ratio * NUMBER, NUMBER)
+    assert longest <= oldest(ratio) + math.ceil(NUMBER / count)
+
+
+def test_warm_up_and_tail_are_shares_of_the_steps():
+    policy, state = RegionPolicy(0.5, warm_up=0.2, tail=0.1, refresh_interval=0), tokens()
+    dense = [chosen(policy, state, step, 20) is None for step in range(20)]
+    assert dense == [True] * 4 + [False] * 14 + [True] * 2
+
+
+def test_the_first_look_after_nothing_is_dense():
+    assert chosen(RegionPolicy(0.5), tokens(), since_dense=-1) is None
+
+
+def test_refreshes_come_after_the_interval_and_with_drift():
+    policy = RegionPolicy(0.5, refresh_interval=3, drift_threshold=0.2)
+    assert chosen(policy, tokens(), since_dense=2) is not None
+    assert chosen(policy, tokens(), since_dense=3) is None
+    assert chosen(policy, tokens(), measured=0.3) is None
+
+
+def test_the_papers_schedules():
+    def dense(family, steps):
+        policy, since, out = paper(family, 0.5), -1, []
+        for step in range(steps):
+            whole = chosen(policy, tokens(), step, steps, since) is None
+            since = 0 if whole else since + 1
+            out += [step] if whole else []
+        return out
+
+    assert dense("sd3", 28) == [0, 1, 2, 3, 12, 20]
+    assert dense("lumina2", 30) == [0, 1, 2, 3, 12, 22]
+
+
+def test_a_slope_gives_more_tokens_early_or_late():
+    for slope in (0.5, -0.5):
+        policy = RegionPolicy(0.5, warm_up=0.0, tail=0.0, slope=slope)
+        counts = [len(chosen(policy, tokens(), step, 20)) for step in range(20)]
+        assert (counts[0] > counts[-1]) == (slope > 0)
+        assert sum(counts) / 20 == pytest.approx(32, abs=2)
+
+
+def test_counts_are_whole_blocks_and_at_least_one():
+    assert [rounded(c, 4096) for c in (1, 100, 2047)] == [64, 128, 2048]
+    assert rounded(0.5, 64) == 4 and rounded(9999, 64) == 64
+
+
+def test_kept_tokens_are_never_chosen_and_the_users_mask_comes_first():
+    wanted = torch.arange(NUMBER) < 40
+    assert max(chosen(RegionPolicy(0.5), tokens(wanted=wanted, free=40))) < 40
+    focus = (torch.arange(NUMBER) >= 50).float()
+    assert set(range(50, 64)) <= set(chosen(RegionPolicy(0.25), tokens(focus=focus)))
+
+
+def test_the_metrics_are_means_over_a_tokens_pixels():
+    state = tokens()
+    by_hand = state.derivative.reshape(4, 8, 2, 8, 2)
+    assert torch.allclose(metric("std", state).view(8, 8), by_hand.std(0).mean((1, 3)), atol=1e-6)
+    assert torch.allclose(metric("l2", state).view(8, 8), by_hand.norm(dim=0).mean((1, 3)), atol=1e-6)
+
+
+@given(st.integers(1, 3), st.integers(2, 9), st.integers(2, 9), st.sampled_from([1, 2]))
+def test_tokens_and_pixels_are_the_same_places(frames, height, width, patch):
+    grid = TokenGrid((3, frames, height, width), patch)
+    values = torch.arange(grid.number, dtype=torch.float32)
+    assert torch.allclose(grid.to_tokens(grid.to_pixels(values)), values)
+
+
+def test_a_mask_covers_the_pixels_of_its_tokens():
+    mask = TokenGrid((16, 5, 4)).mask(torch.tensor([0, 5]))
+    assert mask.shape == (1, 5, 4)
+    assert mask[0].tolist() == [[True, True, False, False]] * 2 + [[False] * 4] * 2 + [[False, False, True, True]]
