@@ -16,6 +16,8 @@ from devkit.cache import SetupError, cache_root, exclusive, make_folder
 from devkit.environment import Environment, environment_key, install, make_environment
 from devkit.hosts import DEFAULT_HOST, HOSTS, OLDER_HOST, check_user_tree, provide_host
 
+SUITES = ("region",)
+
 
 @dataclass(frozen=True)
 class Ground:
@@ -60,6 +62,10 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--out", type=Path, default=Path("demo_output"), metavar="DIR", help="where pictures and report go"
     )
+    bench = kinds.add_parser(
+        "bench", parents=[shared], help="run a suite of benchmarks/; other flags go to the suite (--quick, --out ...)"
+    )
+    bench.add_argument("suite", choices=SUITES, help="what to measure")
     return parser
 
 
@@ -67,8 +73,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     """Parsed flags; what `test` does not know itself is kept for pytest."""
     parser = build_parser()
     options, rest = parser.parse_known_args(arguments)
-    if rest and options.command != "test":
+    if rest and options.command not in ("test", "bench"):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    options.rest = rest
     options.pytest_arguments = [argument for argument in rest if argument != "--"]
     if options.comfyui is None and options.host is None and os.environ.get("COMFYUI_PATH"):
         options.comfyui = Path(os.environ["COMFYUI_PATH"])

@@ -81,6 +81,15 @@ def demo(ground: Ground, options: argparse.Namespace) -> int:
         return subprocess.call(command, env=environment)
 
 
+def bench(ground: Ground, options: argparse.Namespace) -> int:
+    """Run a suite of benchmarks/ in the environment; what was measured before is kept in its --out folder."""
+    environment = script_environment(ground, ground.tree, threads=None)
+    environment["PYTHONPATH"] = str(REPOSITORY)
+    with temporary_base(ground.cache, "bench") as base:
+        command = [str(ground.python), "-m", f"benchmarks.{options.suite}", "--base", str(base), *options.rest]
+        return subprocess.call(command, env=environment)
+
+
 def test(ground: Ground, options: argparse.Namespace) -> int:
     """Linter, then pytest on every host; the run on the main host comes last and closes the output."""
     environment = script_environment(ground, ground.tree, threads=1)

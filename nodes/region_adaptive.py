@@ -29,24 +29,24 @@ class RegionAdaptive(io.ComfyNode):
                                tooltip="Share of the image tokens computed in a sparse evaluation. Lower is faster and "
                                "less exact; 1 turns the node off."),
                 io.Combo.Input("preset", options=PRESETS, default=PRESETS[0],
-                               tooltip="paper: the published schedule, metric and hold; only keep_ratio, kv_cache, "
+                               tooltip="paper: the published schedule, metric and stale values; only keep_ratio, "
                                "memory_limit and mask are used then."),
                 io.Float.Input("warm_up", default=0.15, **share, tooltip="Share of the steps at the beginning that "
                                "compute all tokens."),
                 io.Float.Input("tail", default=0.05, **share, tooltip="Share of the steps at the end that compute all "
                                "tokens."),
-                io.Int.Input("refresh_interval", default=5, min=0, max=1000,
+                io.Int.Input("refresh_interval", default=3, min=0, max=1000,
                              tooltip="Sparse evaluations between two that compute all tokens; 0 = no refresh."),
                 io.Float.Input("drift_threshold", default=0.0, min=0.0, max=10.0, step=0.01,
                                tooltip="When the forecast of the computed tokens was worse than this relative error, "
                                "the next evaluation computes all of them. 0 = off."),
-                io.Combo.Input("metric", options=list(METRICS), default="std",
+                io.Combo.Input("metric", options=list(METRICS), default="change",
                                tooltip="What makes a token matter: spread (std) or size (l2) of its derivative over "
                                "the channels, its change when last computed, or the attention it receives. random "
                                "and rounds are for comparison."),
-                io.Combo.Input("direction", options=list(DIRECTIONS), default="low",
+                io.Combo.Input("direction", options=list(DIRECTIONS), default="high",
                                tooltip="Whether tokens with low or with high values of the metric come first."),
-                io.Float.Input("starvation", default=0.1, min=0.0, max=10.0, step=0.01,
+                io.Float.Input("starvation", default=0.3, min=0.0, max=10.0, step=0.01,
                                tooltip="How fast a token that was left out gains priority, per evaluation."),
                 io.Combo.Input("inactive", options=list(INACTIVE), default="forecast",
                                tooltip="What tokens that are left out do: hold their last derivative, forecast it, or "
@@ -54,10 +54,11 @@ class RegionAdaptive(io.ComfyNode):
                 io.Float.Input("slope", default=0.0, min=-1.0, max=1.0, step=0.05,
                                tooltip="Share of tokens over time: 0 constant, above 0 more of them early, below 0 "
                                "more of them late."),
-                io.Combo.Input("kv_cache", options=list(PRECISIONS), default="model", optional=True,
-                               tooltip="How keys and values of tokens that are left out are kept: in the model's "
-                               "precision, in 8 bits (half the memory), as means over 2 x 2 tokens (a quarter), in "
-                               "host memory, or not at all."),
+                io.Combo.Input("kv_cache", options=list(PRECISIONS), default=PRECISIONS[0], optional=True,
+                               tooltip="How keys and values of tokens that are left out are kept: forecast from two "
+                               "earlier ones (twice the memory of model, far more exact), as last computed in the "
+                               "model's precision, in 8 bits (half), as means over 2 x 2 tokens (a quarter), in host "
+                               "memory, or not at all."),
                 io.Float.Input("memory_limit", default=0.0, min=0.0, max=1024.0, step=0.1, optional=True,
                                tooltip="Most GiB the cached keys and values may take; where they would take more, all "
                                "tokens are computed and the report says so. 0 = no limit."),
@@ -68,7 +69,7 @@ class RegionAdaptive(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, keep_ratio, preset="custom", kv_cache="model", memory_limit=0.0, mask=None, **settings
+        cls, model, keep_ratio, preset="custom", kv_cache=PRECISIONS[0], memory_limit=0.0, mask=None, **settings
     ) -> io.NodeOutput:
         policy = checked(model, keep_ratio, preset, kv_cache, memory_limit, settings)
         return io.NodeOutput(model if keep_ratio == 1.0 else attach(model, policy.focused(mask)))
@@ -84,7 +85,7 @@ def checked(model, keep_ratio, preset, kv_cache, memory_limit, settings) -> Regi
     cache = dict(kv_cache=kv_cache, memory_limit=memory_limit)
     if preset == "paper":
         found = describe(model.model.diffusion_model)
-        return paper(found.family if found else "", keep_ratio, **cache)
+        return paper(found.family if found else "", keep_ratio, memory_limit)
     for name, low, high in (("warm_up", 0.0, 1.0), ("tail", 0.0, 1.0), ("refresh_interval", 0, 1000),
                             ("drift_threshold", 0.0, 10.0), ("starvation", 0.0, 10.0), ("slope", -1.0, 1.0)):
         check.range(name, settings[name], low, high)

@@ -2,8 +2,10 @@
 
 import json
 
+import torch
 from comfy_api.latest import io
 
+from ..rapid_core.heatmap import draw
 from ..rapid_core.host.chain import chain_of
 from ..rapid_core.host.run import fingerprint
 
@@ -26,15 +28,22 @@ class Report(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The model that was sampled with: the last RAPID node's output."),
                 io.Latent.Input("latent", tooltip="The sampler's output; passed through unchanged."),
+                io.Image.Input("picture", optional=True, tooltip="The decoded picture, to lay the map over."),
             ],
-            outputs=[io.Latent.Output(display_name="latent"), io.String.Output(display_name="report")],
+            outputs=[
+                io.Latent.Output(display_name="latent"),
+                io.String.Output(display_name="report"),
+                io.Image.Output(display_name="map", tooltip="How often each image token was computed (yellow: always), "
+                                "and below it one cell an evaluation (black: left out)."),
+            ],
             is_output_node=True,
         )
 
     @classmethod
-    def execute(cls, model, latent):
+    def execute(cls, model, latent, picture=None):
         chain = chain_of(model)
         record = chain.log.find(fingerprint(latent["samples"])) if chain else None
         text = record.text() if record else NO_RUN if chain else NOT_PATCHED
         data = [json.dumps(record.as_json())] if record else []
-        return io.NodeOutput(latent, text, ui={"text": (text,), "rapid_record": data})
+        image = draw(record, picture) if record else torch.zeros(1, 64, 64, 3)
+        return io.NodeOutput(latent, text, image, ui={"text": (text,), "rapid_record": data})

@@ -124,6 +124,10 @@ class ModelCalls:
             number = self.architecture.image_tokens(self.model, tuple(part.x.shape))
             padding = -number % (getattr(self.model, "pad_tokens_multiple", None) or 1)
             regions = self.state.regions
+            for chunk, uuid in enumerate(uuids):
+                count = len(part.images)
+                tokens = None if part.tokens is None else part.tokens[chunk * count : (chunk + 1) * count]
+                self.store.tick(uuid, part.images, evaluation.sigma, tokens, part.x.device)
             subset = Subset(self.store, uuids, part.images, number, part.tokens, padding, regions, self.mass_at)
         return blocks.Call(part.images, tracks, evaluation.sigma, self.state.order, reuse, subset)
 

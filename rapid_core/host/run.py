@@ -76,7 +76,7 @@ class HostRun:
             self.blocked = f"{said}, more than memory_limit = {policy.memory_limit:g} GiB: all tokens are computed"
             return None
         self._note(said)
-        return KVStore(self.shape[0], policy.kv_cache, regions.grid.size)
+        return KVStore(self.shape[0], policy.kv_cache, regions.grid.size, policy.reach or 4.0)
 
     def _state(self, policies: tuple, sampling: Any, noise: Tensor, mask: Tensor | None) -> RunState:
         """State of the run, and the actors of all techniques that can work on this model."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ from ..actions import DENSE, Action, ImageState, Level, Observation, TokenState,
 METRICS = ("std", "l2", "change", "attention", "random", "rounds")
 INACTIVE = ("hold", "forecast", "interpolate")
 DIRECTIONS = ("low", "high")
-PRECISIONS = ("model", "8 bit", "pooled", "host memory", "none")  # of cached keys and values
+PRECISIONS = ("forecast", "model", "8 bit", "pooled", "host memory", "none")  # of cached keys and values
 
 
 @dataclass(frozen=True)
@@ -38,17 +37,17 @@ class RegionPolicy:
     keep_ratio: float
     warm_up: float = 0.15
     tail: float = 0.05
-    refresh_interval: int = 5
+    refresh_interval: int = 3
     resets: tuple[float, ...] = ()
     drift_threshold: float = 0.0
-    metric: str = "std"
-    direction: str = "low"
-    starvation: float = 0.1
+    metric: str = "change"
+    direction: str = "high"
+    starvation: float = 0.3
     slope: float = 0.0
     inactive: str = "forecast"
     forecast_order: int = 1
     reach: float = 4.0
-    kv_cache: str = "model"
+    kv_cache: str = "forecast"
     memory_limit: float = 0.0
     focus: Tensor | None = field(default=None, compare=False, repr=False)
     seed: int = 0
@@ -72,7 +71,7 @@ class RegionPolicy:
         return {**{k: v for k, v in vars(self).items() if k != "focus"}, "mask": self.focus is not None}
 
 
-def paper(family: str, keep_ratio: float, **cache: Any) -> RegionPolicy:
+def paper(family: str, keep_ratio: float, memory_limit: float = 0.0) -> RegionPolicy:
     """The published schedules: 28 steps of SD3 (start 4, resets 12 and 20) or 30 of Lumina (4, 12 and 22).
 
     Metric, hold and starvation as in the paper; other families take SD3's. Starvation has the sign of the paper's text,
@@ -80,7 +79,7 @@ def paper(family: str, keep_ratio: float, **cache: Any) -> RegionPolicy:
     steps, resets = (30, (12, 22)) if family in ("lumina2", "z_image") else (28, (12, 20))
     return RegionPolicy(keep_ratio, warm_up=4 / steps, tail=0.0, refresh_interval=0,
                         resets=tuple(r / steps for r in resets), metric="std", direction="low", starvation=0.1,
-                        inactive="hold", forecast_order=0, **cache)
+                        inactive="hold", forecast_order=0, kv_cache="model", memory_limit=memory_limit)
 
 
 class RegionActor:

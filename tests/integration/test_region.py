@@ -126,14 +126,14 @@ def test_the_cost_of_a_subset_is_what_torch_counts(kind, family, pack_module, co
         assert counted == pytest.approx(true, rel=0.02)
 
 
-@pytest.mark.parametrize("kv_cache", ["8 bit", "pooled", "host memory", "none"])
+@pytest.mark.parametrize("kv_cache", ["forecast", "8 bit", "pooled", "host memory", "none"])
 @pytest.mark.parametrize("kind", ["flux", "sd35", "wan", "lumina2", "qwen_image"])
-def test_smaller_caches_run_and_come_near(kind, kv_cache, family, pack_module, comfy_host, make_conditioning):
+def test_other_caches_run_and_come_near(kind, kv_cache, family, pack_module, comfy_host, make_conditioning):
     model, latent = family(kind)
     patched = attach(pack_module, model, some(0.5), kv_cache=kv_cache)
     dense, partial = run_twice(comfy_host, patched, (2, *latent), make_conditioning(0), make_conditioning(1), cfg=3.0)
     error = ((dense - partial).abs().mean() / dense.abs().mean()).item()
-    assert error < {"8 bit": 0.02, "host memory": 1e-5}.get(kv_cache, 0.6)
+    assert error < {"8 bit": 0.02, "host memory": 1e-5, "forecast": 1e-5}.get(kv_cache, 0.6)
     assert torch.isfinite(partial).all()
 
 
@@ -158,6 +158,23 @@ def test_pools_of_equal_keys_are_exact(pack_module):
     assert torch.allclose(attention(q, keys.k, keys.v, attn_mask=bias), attention(q, k, v), atol=1e-5)
 
 
+def test_forecast_keys_lie_on_the_line_of_their_latest_two(pack_module):
+    kv = pack_module("rapid_core.engine.kv")
+    torch.manual_seed(0)
+    slope, start = torch.randn(2, 1, 2, 7, 4)
+    line, text, store = lambda sigma: start + sigma * slope, 2, kv.KVStore(1, "forecast", (1, 1, 5))
+    for sigma in (1.0, 0.8):
+        store.tick("a", [0], sigma, None, torch.device("cpu"))
+        store.write("a", 0, [0], line(sigma), -line(sigma), 2)
+    tokens = torch.tensor([[1, 3]])
+    for sigma in (0.7, 0.5):  # the others are forecast farther each time
+        rows = torch.tensor([[0, 1, 3, 5]])
+        fresh = line(sigma)[:, :, rows[0]]
+        store.tick("a", [0], sigma, tokens, torch.device("cpu"))
+        keys = store.merge("a", 0, [0], fresh, -fresh, rows, text, 7)
+        assert torch.allclose(keys.k, line(sigma), atol=1e-5) and torch.allclose(keys.v, -line(sigma), atol=1e-5)
+
+
 # The node.
 
 
@@ -165,7 +182,7 @@ def test_pools_of_equal_keys_are_exact(pack_module):
 def region(comfy_host, pack):
     """region(model, **settings): the node's output."""
     inputs = dict(preset="custom", warm_up=0.2, tail=0.1, refresh_interval=3, drift_threshold=0.0, metric="std",
-                  direction="low", starvation=0.1, inactive="forecast", slope=0.0)  # fmt: skip
+                  direction="low", starvation=0.1, inactive="forecast", slope=0.0, kv_cache="model")  # fmt: skip
 
     def patch(model, keep_ratio=0.5, **settings):
         values = {**inputs, **settings}

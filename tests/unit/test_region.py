@@ -39,8 +39,8 @@ def spread_by_token(values):
 def test_low_direction_takes_the_tokens_with_the_smallest_spread():
     values = [1.0 + i for i in range(NUMBER)]
     state = tokens(spread_by_token(values))
-    assert chosen(RegionPolicy(0.25, starvation=0), state) == list(range(16))
-    assert chosen(RegionPolicy(0.25, starvation=0, direction="high"), state) == list(range(48, 64))
+    assert chosen(RegionPolicy(0.25, metric="std", direction="low", starvation=0), state) == list(range(16))
+    assert chosen(RegionPolicy(0.25, metric="std", starvation=0, direction="high"), state) == list(range(48, 64))
 
 
 def test_a_neglected_token_rises_whatever_the_direction():
@@ -48,7 +48,7 @@ def test_a_neglected_token_rises_whatever_the_direction():
     for direction, worst in (("low", 63), ("high", 0)):
         age = torch.zeros(NUMBER)
         age[worst] = 6
-        policy = RegionPolicy(0.25, starvation=1.0, direction=direction)
+        policy = RegionPolicy(0.25, metric="std", starvation=1.0, direction=direction)
         assert worst in chosen(policy, tokens(spread_by_token(values), age))
 
 

@@ -1,0 +1,181 @@
+"""A suite: methods by prompts on a demo model, picture by picture, resumable; quality rows at the end.
+
+Every picture's figures are one line of `<out>/<suite>-<model>.jsonl`; a suite that was stopped goes on where it was.
+References (the dense and the converged latents) lie in `<out>/references`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from benchmarks.rows import Row, averaged, interval, psnr, ssim
+from benchmarks.subject import STEPS, Subject
+from demo import judge, rules
+from demo.scenes import Scenes
+
+SIZE = 256  # pixels
+ODE_STEPS = 100  # of Heun: 200 evaluations, second order
+BATCH = 8
+CostOf = Callable[[list[tuple[str, float]]], float]
+
+
+@dataclass(frozen=True)
+class Method:
+    """How pictures are drawn: a patch of the model, steps and sampler. target: what it is compared at, e.g. "0.5"."""
+
+    name: str
+    target: str
+    patch: Callable[[Any], Any] = lambda model: model
+    steps: int = STEPS
+    sampler: str = "euler"
+
+    @property
+    def key(self) -> str:
+        """Name of the method's lines in the log."""
+        return f"{self.name}/{self.target}"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Figures of one picture. decisions: (level, share of image tokens) of every evaluation; right: of `named` colours,
+    backgrounds and shapes."""
+
+    method: str
+    seed: int
+    decisions: list[tuple[str, float]]
+    seconds: float
+    psnr: float | None
+    psnr_ode: float
+    ssim: float | None
+    right: int
+    named: int
+    equal: bool
+
+
+class Suite:
+    """Draws what is missing and reads what is there."""
+
+    def __init__(self, name: str, subject: Subject, chosen: Scenes, out: Path, first_seed: int = 0):
+        self.name, self.subject, self.chosen, self.out, self.first_seed = name, subject, chosen, out, first_seed
+        self.kind = subject.family.kind
+        self.texts = chosen.prompts()
+        self.critic = judge.load()
+        (out / "references").mkdir(parents=True, exist_ok=True)
+        self.log = out / f"{name}-{self.kind}.jsonl"
+
+    def done(self) -> list[Picture]:
+        """Pictures in the log."""
+        if not self.log.exists():
+            return []
+        lines = self.log.read_text(encoding="utf-8").splitlines()
+        return [Picture(**json.loads(line)) for line in lines if line.endswith("}")]
+
+    def batches(self, seeds: Iterable[int]) -> list[list[int]]:
+        """Picture numbers in groups that are drawn together."""
+        numbers = list(seeds)
+        return [numbers[i : i + BATCH] for i in range(0, len(numbers), BATCH)]
+
+    def latents(self, kind: str, numbers: list[int]) -> Tensor:
+        """Reference latents, drawn once: "dense" or "ode"."""
+        paths = [self.out / "references" / f"{self.kind}-{kind}-{self.first_seed + n}.pt" for n in numbers]
+        missing = [n for n, path in zip(numbers, paths, strict=True) if not path.exists()]
+        if missing:
+            steps, sampler = (STEPS, "euler") if kind == "dense" else (ODE_STEPS, "heun")
+            for latent, n in zip(self.draw(self.subject.model, missing, steps, sampler)[0], missing, strict=True):
+                torch.save(latent.clone(), self.out / "references" / f"{self.kind}-{kind}-{self.first_seed + n}.pt")
+        return torch.stack([torch.load(path, weights_only=True) for path in paths])
+
+    def draw(self, model: Any, numbers: list[int], steps: int, sampler: str) -> tuple[Tensor, float, int]:
+        """Latents of these prompts, seconds a picture, and evaluations that passed the blocks."""
+        seeds, texts = [self.first_seed + n for n in numbers], [self.texts[n] for n in numbers]
+        sampled = self.subject.sample_many(model, texts, seeds, SIZE, steps, sampler)
+        return sampled.latent, sampled.seconds / len(numbers), round(sampled.computed / len(numbers))
+
+    def run(self, methods: list[Method]) -> None:
+        """Draw every picture of every method that is not in the log yet."""
+        there = {(p.method, p.seed) for p in self.done()}
+        todo = [(m, [n for n in range(len(self.texts)) if (m.key, self.first_seed + n) not in there]) for m in methods]
+        total = sum(len(numbers) for _, numbers in todo)
+        with tqdm(total=total, desc=f"{self.name} {self.kind}", unit="picture") as bar:
+            for method, numbers in todo:
+                model = method.patch(self.subject.model) if numbers else None
+                for group in self.batches(numbers):
+                    self._append(self._figures(method, model, group))
+                    bar.update(len(group))
+
+    def _append(self, pictures: list[Picture]) -> None:
+        with open(self.log, "a", encoding="utf-8") as file:
+            file.writelines(json.dumps(asdict(p)) + "\n" for p in pictures)
+
+    def _figures(self, method: Method, model: Any, numbers: list[int]) -> list[Picture]:
+        dense = [self.subject.picture(x[None]) for x in self.latents("dense", numbers)]
+        ode = [self.subject.picture(x[None]) for x in self.latents("ode", numbers)]
+        latents, seconds, computed = self.draw(model, numbers, method.steps, method.sampler)
+        out, comparable = [], method.sampler == "euler"
+        for row, n in enumerate(numbers):
+            picture = self.subject.picture(latents[row][None])
+            right, named = self._right(picture, n)
+            equal = torch.equal(picture, dense[row])
+            out.append(Picture(
+                method.key, self.first_seed + n, decisions(model, row, computed), seconds,
+                psnr(picture, dense[row]) if comparable and not equal else None, psnr(picture, ode[row]),
+                ssim(picture, dense[row]) if comparable and not equal else None, right, named, equal,
+            ))  # fmt: skip
+        return out
+
+    def _right(self, picture: Tensor, number: int) -> tuple[int, int]:
+        """How many of the colours, backgrounds and shapes of a prompt the picture shows, and how many there are."""
+        scene = self.chosen.take([number])
+        colours, grounds = rules.colours_right(picture[None], scene)
+        shapes, index = judge.shapes(self.critic, picture[None], scene)
+        found = [colours, grounds, shapes == scene.shape[index[:, 0], index[:, 1]]]
+        return sum(int(part.sum()) for part in found), sum(part.numel() for part in found)
+
+    def rows(self, cost_of: CostOf) -> list[Row]:
+        """One row a method, in the order of the log; cost_of: cost of decisions as a share of dense."""
+        groups: dict[str, list[Picture]] = {}
+        for picture in self.done():
+            groups.setdefault(picture.method, []).append(picture)
+        return [self._row(*key.split("/"), pictures, cost_of) for key, pictures in groups.items()]
+
+    def _row(self, method: str, target: str, pictures: list[Picture], cost_of: CostOf) -> Row:
+        near = [p.psnr for p in pictures if p.psnr is not None]
+        ordered = sorted(near)
+        cost = sum(cost_of(p.decisions) for p in pictures) / len(pictures) / STEPS
+        count = lambda *levels: averaged([sum(d[0] in levels for d in p.decisions) for p in pictures])  # noqa: E731
+        return Row(
+            suite=self.name, model=self.kind, method=method, target=target, cost=cost,
+            evaluations=count("run", "reuse", "hold"), computed=count("run"), reused=count("reuse"),
+            held=count("hold"), seconds=averaged([p.seconds for p in pictures]), allowed_speedup=1 / cost,
+            psnr=averaged(near), psnr_ode=averaged([p.psnr_ode for p in pictures]),
+            ssim=averaged([p.ssim for p in pictures]),
+            accuracy=sum(p.right for p in pictures) / sum(p.named for p in pictures), prompts=len(pictures),
+            ci=interval(near), equal=sum(p.equal for p in pictures),
+            psnr_p5=ordered[int(0.05 * len(ordered))] if ordered else None,
+            psnr_worst=ordered[0] if ordered else None,
+        )  # fmt: skip
+
+    def differences(self, one: str, other: str, figure: str = "psnr_ode") -> list[float]:
+        """Paired differences of two methods (keys), prompt by prompt."""
+        values: dict[str, dict[int, float]] = {one: {}, other: {}}
+        for p in self.done():
+            value = getattr(p, figure)
+            if p.method in values and value is not None:
+                values[p.method][p.seed] = value
+        return [values[one][seed] - values[other][seed] for seed in sorted(values[one].keys() & values[other].keys())]
+
+
+def decisions(model: Any, image: int, computed: int) -> list[tuple[str, float]]:
+    """Level and share of every evaluation of the latest run of a patched model; `computed` whole ones otherwise."""
+    chain = model.model_options.get("transformer_options", {}).get("rapid")
+    if chain is None:
+        return [("run", 1.0)] * computed
+    return [(e.levels[image], e.share[image]) for e in chain.log.records[-1].evaluations]

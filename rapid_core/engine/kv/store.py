@@ -1,0 +1,85 @@
+"""The cache of one run."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+import torch
+from torch import Tensor
+
+from .forecast import Clock, Forecast
+from .keys import Kept, Keys
+from .pooled import Pooled, pools
+from .whole import Nothing, Whole
+
+
+class KVStore:
+    """The cache of one run. A stream's image is usable after `complete` was called for it.
+
+    kind: of `policies.region.PRECISIONS`; grid: frames, rows and columns of image tokens."""
+
+    def __init__(self, batch: int, kind: str = "model", grid: tuple[int, int, int] = (1, 1, 1), reach: float = 4.0):
+        self.batch, self.kind, self.grid = batch, kind, grid
+        self._kept: dict[tuple[Hashable, Hashable], Kept] = {}
+        self._clocks: dict[Hashable, Clock] = {}
+        self.reach = reach
+        self._complete: dict[tuple[Hashable, int], tuple] = {}
+
+    def complete(self, stream: Hashable, images: Sequence[int], shape: tuple) -> None:
+        """All attentions of a dense evaluation of these images were written; `shape`: of the latent they belong to."""
+        for image in images:
+            self._complete[stream, image] = shape
+
+    def has(self, stream: Hashable, image: int, shape: tuple) -> bool:
+        """Whether every attention of this stream holds the image's rows for a latent of this shape."""
+        return self._complete.get((stream, image)) == shape
+
+    def write(self, stream: Hashable, at: Hashable, images: Sequence[int], k: Tensor, v: Tensor, axis: int) -> None:
+        """Keep all rows of these images; k and v have one row an image, tokens along `axis`."""
+        kept = self._kept.get((stream, at))
+        if kept is None:
+            kept = self._kept[stream, at] = self._make(axis, k.device, stream)
+        kept.write(images, k, v)
+
+    def tick(
+        self, stream: Hashable, images: Sequence[int], sigma: float, tokens: Tensor | None, device: torch.device
+    ) -> None:
+        """A model call begins; see `Clock.tick`."""
+        if self.kind == "forecast":
+            frames, rows, columns = self.grid
+            clock = self._clocks.setdefault(stream, Clock(self.batch, frames * rows * columns, self.reach))
+            clock.tick(images, sigma, tokens, device)
+
+    def _make(self, axis: int, device: torch.device, stream: Hashable) -> Kept:
+        if self.kind == "forecast":
+            return Forecast(self.batch, axis, self._clocks[stream])
+        if self.kind == "none":
+            return Nothing()
+        if self.kind == "pooled":
+            return Pooled(self.batch, axis, pools(self.grid, device))
+        return Whole(self.batch, axis, host=self.kind == "host memory", eight_bit=self.kind == "8 bit")
+
+    def merge(
+        self, stream: Hashable, at: Hashable, images: Sequence[int], k: Tensor, v: Tensor, rows: Tensor, text: int,
+        total: int,
+    ) -> Keys:
+        """See `Kept.merge`."""
+        return self._kept[stream, at].merge(images, k, v, rows, text, total)
+
+    def scale(self, factor: float) -> None:
+        """Falsify everything held; for the test that shows that the cache matters."""
+        for kept in self._kept.values():
+            for values in kept.tensors:
+                values.copy_(values.float() * factor)
+
+    @property
+    def bytes(self) -> int:
+        """Memory held."""
+        return sum(t.numel() * t.element_size() for kept in self._kept.values() for t in kept.tensors)
+
+
+def bytes_of(kind: str, tokens: int, width: int, attentions: int, rows: int, element: int) -> int:
+    """Memory that keys and values will take: `width` channels, `rows` = images times conditioning streams."""
+    whole = 2 * tokens * width * attentions * rows
+    special = {"none": 0, "pooled": whole * element // 4, "8 bit": whole, "forecast": 2 * whole * element}
+    return special.get(kind, whole * element)
