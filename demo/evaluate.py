@@ -20,14 +20,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from demo import judge, rules, scenes
+from demo.demo_model import DemoModel, euler, load_weights
 from demo.pack.words import PAD, bag
 from demo.scenes import Scenes
 from demo.taesd import Decoder, load_decoder
-from demo.train import DemoModel, euler, load_weights
 from demo.twins import TWINS
 
 CHUNK = 8
-SHIFT = math.e**1.15  # of the sampling grid, as in `train.euler`
+SHIFT = math.e**1.15  # of the sampling grid, as in `demo_model.euler`
 
 
 @dataclass
@@ -62,7 +62,7 @@ class Velocity:
 
 @torch.no_grad()
 def heun(velocity: Velocity, noise: Tensor, steps: int) -> Tensor:
-    """Latents by Heun's method on the grid of `train.euler`; two evaluations a step, one in the last."""
+    """Latents by Heun's method on the grid of `demo_model.euler`; two evaluations a step, one in the last."""
     u = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
     sigmas = (SHIFT * u / (1 + (SHIFT - 1) * u)).tolist()
     x = noise

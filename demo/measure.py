@@ -19,6 +19,7 @@ from demo.scenes import Scenes
 THRESHOLDS = Path(__file__).parent / "thresholds.json"
 QUALITY_SIZE, CLOCK_SIZE = 256, 512
 ODE_STEPS = 100  # of Heun: 200 evaluations, second order
+BATCH = 8  # pictures of the converged reference drawn together
 CLOCK_REPETITIONS = 5  # with as many prompts or more; once otherwise
 METHODS = ("dense", "cache_reuse", "easycache", "lazycache")
 
@@ -86,13 +87,21 @@ class Measurement:
             return self.subject.sample(self.models["dense"], prompt, seed, size, steps=steps)
         return self.subject.sample(self.models[method], prompt, seed, size)
 
+    def converged(self) -> list[Tensor]:
+        """Pictures of the converged ODE, drawn several at a time."""
+        out, dense = [], self.models["dense"]
+        groups = torch.arange(len(self.texts)).split(BATCH)
+        for group in tqdm(groups, desc=f"{self.kind}: converged", unit=f"{BATCH} prompts"):
+            seeds, texts = group.tolist(), [self.texts[i] for i in group]
+            latents = self.subject.sample_many(dense, texts, seeds, QUALITY_SIZE, ODE_STEPS, "heun").latent
+            out += [self.subject.picture(latent[None]) for latent in latents]
+        return out
+
     def quality(self) -> None:
         """Every method on every prompt at 256 px, beside the dense and the converged picture."""
-        subject, dense, ode = self.subject, [], []
-        for seed, text in enumerate(tqdm(self.texts, desc=f"{self.kind}: references", unit="prompt")):
+        subject, dense, ode = self.subject, [], self.converged()
+        for seed, text in enumerate(tqdm(self.texts, desc=f"{self.kind}: dense", unit="prompt")):
             dense.append(self.draw("dense", text, seed, QUALITY_SIZE))
-            converged = subject.sample(self.models["dense"], text, seed, QUALITY_SIZE, ODE_STEPS, "heun")
-            ode.append(subject.picture(converged.latent))
         shown = [subject.picture(d.latent) for d in dense]
         self.tallies["dense"] = tally = Tally()
         for picture, reference, sampled in zip(shown, ode, dense, strict=True):

@@ -54,7 +54,7 @@ def test_the_cost_of_a_reuse_equals_torchs_counter(kind, request):
 
 @pytest.mark.parametrize("kind", ["flux", "sd3", "lumina"])
 def test_a_twin_gives_what_the_hosts_class_gives(kind, comfy_host, demo_pack, tmp_path):
-    from demo.train import DemoModel, export
+    from demo.demo_model import DemoModel, export
 
     torch.manual_seed(0)
     model = DemoModel(kind)
