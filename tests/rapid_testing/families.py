@@ -1,19 +1,9 @@
-"""Tiny random models of every family that the pack knows, built through the host's own configuration classes.
-
-Most of these the host's detection accepts only at their published widths; here only that detection is left out."""
+"""Tiny random models of every family that the pack knows."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
-
-import comfy.model_management
-import comfy.model_patcher
-import comfy.supported_models
-import torch
-
+from benchmarks.random_models import FamilyModel
 from rapid_testing import CHANNELS, CONTEXT, POOLED
-from rapid_testing.tiny_models import fill_randomly
 
 _STREAMS = dict(
     vec_in_dim=POOLED, context_in_dim=CONTEXT, hidden_size=128, mlp_ratio=4.0, num_heads=1, depth=2,
@@ -24,27 +14,6 @@ _LUMINA = dict(
     n_kv_heads=1, multiple_of=64, ffn_dim_multiplier=2.0, qk_norm=True, cap_feat_dim=CONTEXT, axes_dims=[32, 32, 32],
     axes_lens=[300, 512, 512], rope_theta=10000.0,
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class FamilyModel:
-    """Class in comfy.supported_models, its configuration, and the latent it takes: (C, [T,] H, W)."""
-
-    kind: str
-    config: dict
-    latent: tuple[int, ...] = (CHANNELS, 16, 24)
-    options: dict = field(default_factory=dict)
-
-    def build(self, seed: int = 0) -> Any:
-        """MODEL with random weights."""
-        wanted = getattr(comfy.supported_models, self.kind)(dict(self.config))
-        wanted.set_inference_dtype(torch.float32, None)
-        device = comfy.model_management.get_torch_device()
-        model = wanted.get_model({}, "")
-        fill_randomly(model.diffusion_model, seed)
-        model.eval()
-        return comfy.model_patcher.ModelPatcher(model, device, comfy.model_management.unet_offload_device())
-
 
 FAMILIES: dict[str, FamilyModel] = {
     "flux": FamilyModel("Flux", dict(

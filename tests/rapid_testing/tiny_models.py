@@ -14,6 +14,7 @@ from comfy.ldm.flux.model import Flux
 from comfy.ldm.modules.diffusionmodules.mmdit import MMDiT
 from safetensors.torch import save_file
 
+from benchmarks.random_models import fill_randomly
 from rapid_testing import CHANNELS, CONTEXT, POOLED
 
 OPERATIONS = {"dtype": torch.float32, "device": "cpu", "operations": comfy.ops.disable_weight_init}
@@ -67,23 +68,6 @@ BUILDERS: dict[str, Callable[[], torch.nn.Module]] = {
     "sd3": build_sd3,
     "sd35": lambda: build_sd3(self_attention=(0,)),
 }
-
-
-def fill_randomly(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """Weights N(0, 1/fan_in), biases N(0, 0.05^2), norms 1: outputs neither vanish nor explode."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            noise = torch.randn(tensor.shape, generator=generator)
-            if name == "pos_embed":
-                tensor.copy_(noise * 0.5)
-            elif tensor.ndim >= 2:
-                tensor.copy_(noise / tensor[0].numel() ** 0.5)
-            elif name.endswith("bias"):
-                tensor.copy_(noise * 0.05)
-            else:
-                tensor.fill_(1.0)
-    return model
 
 
 def save_tiny_model(kind: str, path: Path, seed: int = 0) -> Path:

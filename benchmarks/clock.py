@@ -1,0 +1,99 @@
+"""Seconds of region-adaptive sampling on models that are compute-bound: random weights, 4,096 image tokens.
+
+    python3 dev.py bench clock [--models flux sd3 lumina] [--steps 28] [--dense 6] [--pixels 1024]
+
+Measured against allowed speed-up (dense over spent FLOPs); one warm-up call, the sampling loop timed whole, the methods
+of a model one after another and the dense run once before and once after them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+
+from devkit.comfy_process import load_everything
+
+CONTEXT, TEXT = 64, 77
+_FLUX = dict(image_model="flux", in_channels=16, out_channels=16, guidance_embed=True, txt_ids_dims=[], vec_in_dim=64,
+             context_in_dim=CONTEXT, hidden_size=512, mlp_ratio=4.0, num_heads=4, depth=2, depth_single_blocks=4,
+             axes_dim=[16, 56, 56], theta=10000, patch_size=2, qkv_bias=True)  # fmt: skip
+_EMBEDDER = {"target": "torch.nn.Linear", "params": {"in_features": CONTEXT, "out_features": 512}}
+_SD3 = dict(in_channels=16, patch_size=2, depth=8, input_size=None, adm_in_channels=64, num_patches=4096,
+            context_embedder_config=_EMBEDDER, pos_embed_max_size=64, qk_norm="rms")  # fmt: skip
+_LUMINA = dict(image_model="lumina2", patch_size=2, in_channels=16, dim=480, n_layers=6, n_refiner_layers=1, n_heads=5,
+               n_kv_heads=1, multiple_of=256, ffn_dim_multiplier=2.5, qk_norm=True, cap_feat_dim=CONTEXT,
+               axes_dims=[32, 32, 32], axes_lens=[300, 512, 512], rope_theta=10000.0)  # fmt: skip
+WIDE = {"flux": ("Flux", _FLUX), "sd3": ("SD3", _SD3), "lumina": ("Lumina2", _LUMINA)}
+SHARES = (0.5, 0.25, 0.125)
+
+
+def conditioning(seed: int) -> list:
+    """Random CONDITIONING."""
+    generator = torch.Generator().manual_seed(seed)
+    pooled = {"pooled_output": torch.randn(1, 64, generator=generator)}
+    return [[torch.randn(1, TEXT, CONTEXT, generator=generator), pooled]]
+
+
+def timed(model: Any, steps: int, pixels: int) -> float:
+    """Seconds of one sampling run."""
+    import comfy.sample
+
+    latent = torch.zeros(1, 16, pixels // 8, pixels // 8)
+    noise = comfy.sample.prepare_noise(latent, 0)
+    start = time.perf_counter()
+    comfy.sample.sample(model, noise, steps, 1.0, "euler", "simple", conditioning(0), conditioning(1), latent,
+                        disable_pbar=True, seed=0)  # fmt: skip
+    return time.perf_counter() - start
+
+
+def measure(comfy: Any, kind: str, args: argparse.Namespace) -> list[dict]:
+    """Seconds, measured and allowed speed-up at each share of tokens."""
+    from benchmarks.random_models import FamilyModel  # the host is importable only now
+
+    model, sparse = FamilyModel(*WIDE[kind]).build(), args.steps - args.dense
+    timed(model, 1, args.pixels)
+    dense, rows = [timed(model, args.steps, args.pixels)], []
+    for share in SHARES:
+        inputs = dict(preset="custom", warm_up=args.dense / args.steps, tail=0.0, refresh_interval=0, metric="change",
+                      direction="high", starvation=0.3, inactive="forecast", slope=0.0, drift_threshold=0.0,
+                      kv_cache=args.kv_cache)  # fmt: skip
+        patched = comfy.run_node("RAPID_RegionAdaptive", model=model, keep_ratio=share, **inputs)[0]
+        seconds = timed(patched, args.steps, args.pixels)
+        record = patched.model_options["transformer_options"]["rapid"].log.records[-1]
+        assert record.totals["partial"] == sparse, record.text()
+        rows.append(dict(model=kind, share=share, seconds=seconds, allowed=record.totals["speedup_allowed"],
+                         mebibytes=record.bytes / 2**20, kv_cache=args.kv_cache))  # fmt: skip
+    dense.append(timed(model, args.steps, args.pixels))
+    return [{**row, "dense_seconds": mean(dense), "speedup": mean(dense) / row["seconds"],
+             "of_allowed": mean(dense) / row["seconds"] / row["allowed"]} for row in rows]  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=sorted(WIDE), default=sorted(WIDE))
+    parser.add_argument("--steps", type=int, default=28)
+    parser.add_argument("--dense", type=int, default=6)
+    parser.add_argument("--pixels", type=int, default=1024)
+    parser.add_argument("--kv-cache", default="forecast")
+    parser.add_argument("--out", type=Path, default=Path("bench_output"))
+    parser.add_argument("--base", type=Path, required=True)
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    comfy, rows = load_everything(args.base), []
+    with torch.inference_mode():
+        for kind in args.models:
+            rows += measure(comfy, kind, args)
+            for row in rows[-len(SHARES) :]:
+                print(json.dumps(row), flush=True)
+    (args.out / "clock.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
