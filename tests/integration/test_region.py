@@ -1,5 +1,7 @@
 """Region-adaptive sampling in the real ComfyUI: some tokens pass the model, on every family."""
 
+import gc
+
 import pytest
 import torch
 
@@ -314,25 +316,48 @@ def test_an_unknown_model_is_dense_with_the_reason(tiny_model, region, sample, l
     assert "not known to region-adaptive sampling" in last_record(patched).text()
 
 
-@pytest.mark.parametrize("at", [2, 3, 5])
+def live_tensors():
+    """Bytes of all tensors that Python can reach."""
+    gc.collect()
+    seen = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in gc.get_objects()
+            if type(t) is torch.Tensor}  # fmt: skip
+    return sum(seen.values())
+
+
+@pytest.mark.parametrize("kv_cache", ["forecast", "pooled"])
 @pytest.mark.parametrize("kind", ["flux", "lumina2"])
-def test_an_interrupted_run_leaves_nothing_behind(kind, at, family, region, sample, last_record, comfy_host):
+def test_a_run_interrupted_at_any_step_leaves_nothing_behind(
+    kind, kv_cache, family, region, sample, last_record, comfy_host
+):
     import comfy.model_management
 
     model, latent = family(kind)
-    wanted = sample(region(model), steps=8, latent=torch.zeros(1, *latent))
-    patched = region(model)
+    settings = dict(steps=8, latent=torch.zeros(1, *latent))
+    wanted = sample(region(model, kv_cache=kv_cache), **settings)
+    dense, patched = sample(model, **settings), region(model, kv_cache=kv_cache)
+    before = live_tensors()
+    for at in range(8):
 
-    def stop(step, *rest):
-        if step == at:
-            raise comfy.model_management.InterruptProcessingException
+        def stop(step, *rest, at=at):
+            if step == at:
+                raise comfy.model_management.InterruptProcessingException
 
-    with pytest.raises(comfy.model_management.InterruptProcessingException):
-        sample(patched, steps=8, callback=stop, latent=torch.zeros(1, *latent))
-    assert last_record(patched).status == "interrupted"
-    assert torch.equal(sample(patched, steps=8, latent=torch.zeros(1, *latent)), wanted)
-    dense = sample(model, steps=8, latent=torch.zeros(1, *latent))
-    assert not torch.equal(dense, wanted)
+        with pytest.raises(comfy.model_management.InterruptProcessingException):
+            sample(patched, callback=stop, **settings)
+        assert last_record(patched).status == "interrupted"
+        assert live_tensors() <= before + 2**16  # records stay, tensors do not
+    assert torch.equal(sample(patched, **settings), wanted)
+    assert torch.equal(sample(model, **settings), dense) and not torch.equal(dense, wanted)
+
+
+def test_size_batch_and_model_may_change_between_runs(family, region, sample):
+    """Two models patched by one node each, used in turn at different sizes: every picture is that of a fresh run."""
+    models = {kind: family(kind) for kind in ("flux", "sd3", "lumina2")}
+    patched = {kind: region(model) for kind, (model, _) in models.items()}
+    for size in ((1, 16, 16), (2, 12, 20), (1, 16, 16)):
+        for kind, (model, _) in models.items():
+            settings = dict(steps=7, cfg=2.0, latent=torch.zeros(size[0], 16, *size[1:]))
+            assert torch.equal(sample(patched[kind], **settings), sample(region(model), **settings))
 
 
 def test_cache_reuse_and_region_adaptive_work_on_one_model(tiny_model, region, sample, last_record, comfy_host):
