@@ -112,6 +112,29 @@ def test_any_subset_at_the_same_latent_gives_what_dense_gives(
 
 
 @pytest.mark.parametrize("kind", FROM_FILES + BUILT)
+def test_reusing_the_residual_at_the_same_latent_gives_what_dense_gives(
+    kind, family, pack_module, comfy_host, make_conditioning
+):
+    model, latent = family(kind)
+    actions = pack_module("rapid_core.actions")
+
+    class Second(Probe):
+        def act(self, observation):
+            level = actions.Level.REUSE if observation.index % 2 else actions.Level.RUN
+            return (actions.Action(level),) * len(observation.images)
+
+    policy = Second(pack_module, None)
+    policy.levels, policy.regional = frozenset(actions.Level), False
+    chain = pack_module("rapid_core.host.chain")
+    patched = chain.attach(model, policy)
+    dense, reused = run_twice(comfy_host, patched, (2, *latent), make_conditioning(0), make_conditioning(1), cfg=3.0)
+    record = chain.chain_of(patched).log.records[-1]
+    assert record.evaluations[1].levels == ("reuse", "reuse"), record.evaluations[1].reasons
+    assert (dense - reused).abs().max() < 1e-5 * dense.abs().max()
+    assert record.evaluations[1].cost[0] < 0.7 * record.evaluations[0].cost[0]
+
+
+@pytest.mark.parametrize("kind", FROM_FILES + BUILT)
 def test_the_cost_of_a_subset_is_what_torch_counts(kind, family, pack_module, comfy_host, make_conditioning):
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
