@@ -36,6 +36,7 @@ class Subset:
         self.place: Place | None = None
         self.nth = 0
         self._positions: tuple[Tensor, Tensor] | None = None
+        self._places: dict[int, Tensor] = {}
 
     def ran(self, device: torch.device) -> Tensor | None:
         """Mask (rows, N) of the image tokens that ran; None for all."""
@@ -70,14 +71,19 @@ class Subset:
         if self.text < 0 or self.extra < 0:
             raise RuntimeError(f"RAPID: {length} tokens arrived where {self.number} image tokens were expected")
         self.length = self.text + self.number + self.extra
+        self._places = {}
 
     def _rows(self, text: int) -> Tensor:
         """Places (rows, M) of the computed tokens in a sequence with `text` tokens before the image."""
         assert self.tokens is not None
+        found = self._places.get(text)
+        if found is not None:
+            return found
         device, rows = self.tokens.device, len(self.tokens)
         before = torch.arange(text, device=device).expand(rows, -1)
         after = torch.arange(text + self.number, text + self.number + self.extra, device=device).expand(rows, -1)
-        return torch.cat((before, self.tokens + text, after), 1)
+        self._places[text] = torch.cat((before, self.tokens + text, after), 1)
+        return self._places[text]
 
     def _narrowed(self, place: Place, args: dict) -> dict:
         """The block's arguments for the chosen tokens only."""
