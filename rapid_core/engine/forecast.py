@@ -54,7 +54,9 @@ def forecast(points: Sequence[Point], sigma, order: int, reach: float | None = N
         return used[0].value
     sigmas = [p.sigma for p in used]
     sigma = sigma if reach is None else limited(sigmas, sigma, reach)
-    total = sum(w * p.value.float() for w, p in zip(weights(sigmas, sigma), used, strict=True))
+    total = torch.zeros((), device=used[-1].value.device)
+    for weight, point in zip(weights(sigmas, sigma), used, strict=True):
+        total = total + weight * point.value.float()
     return total.to(used[-1].value.dtype)
 
 

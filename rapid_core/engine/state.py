@@ -63,7 +63,7 @@ class RunState:
         self.schedule, self.regions = tuple(schedule), regions
         self.guided = Track(order + 2)
         self.slots: dict[Hashable, Track] = {}
-        self.residuals: dict[Hashable, Track] = {}
+        self.residuals: dict[tuple, Track] = {}  # by (condition uuid, shape, device)
         self.computed = [0] * batch
         self.since = [0] * batch
         self.last_x: Tensor | None = None
@@ -78,7 +78,7 @@ class RunState:
         """History of one condition's derivative."""
         return self.slots.setdefault(key, Track(self.order + 1))
 
-    def residual(self, key: Hashable) -> Track:
+    def residual(self, key: tuple) -> Track:
         """History of one stream's block-stack residual."""
         return self.residuals.setdefault(key, Track(self.order + 1))
 

@@ -55,7 +55,7 @@ class HostRun:
         self.state = self._state(chain.policies, patcher.model.model_sampling, noise, mask)
         self.calls = ModelCalls(self.state, self.model, self.architecture)
         interpolate = False
-        if self.state.regions and self.calls.cost:
+        if self.state.regions and self.calls.cost and self.architecture:
             policy = next(p for p in reversed(chain.policies) if p.regional)
             interpolate = policy.inactive == "interpolate"
             self.calls.store = self._store(policy, self.calls.cost, self.state.regions, guider)

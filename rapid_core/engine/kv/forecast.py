@@ -73,7 +73,9 @@ class Forecast:
 
     def merge(self, images: Sequence[int], k: Tensor, v: Tensor, rows: Tensor, text: int, total: int) -> Keys:
         ahead = self.clock.ahead(images, text, total)
-        return Keys(*(self._merged(name, images, fresh, rows, ahead, total) for name, fresh in (("k", k), ("v", v))))
+        return Keys(
+            self._merged("k", images, k, rows, ahead, total), self._merged("v", images, v, rows, ahead, total)
+        )
 
     def _merged(
         self, name: str, images: Sequence[int], fresh: Tensor, rows: Tensor, ahead: Tensor, total: int

@@ -48,7 +48,7 @@ class Whole:
         return (values.float() / scale).clamp(-largest, largest).to(EIGHT_BIT)
 
     def merge(self, images: Sequence[int], k: Tensor, v: Tensor, rows: Tensor, text: int, total: int) -> Keys:
-        return Keys(*(self._merged(name, images, fresh, rows, total) for name, fresh in (("k", k), ("v", v))))
+        return Keys(self._merged("k", images, k, rows, total), self._merged("v", images, v, rows, total))
 
     def _merged(self, name: str, images: Sequence[int], fresh: Tensor, rows: Tensor, total: int) -> Tensor:
         if self.held[name].shape[self.axis] != total:
