@@ -61,6 +61,6 @@ def draw(record: RunRecord, picture: Tensor | None = None) -> Tensor:
         heat = coloured(F.interpolate(shares[None, None], size, mode="nearest")[0, 0])
         if picture is not None:
             grey = picture[image % len(picture)].float().cpu().mean(-1, keepdim=True)
-            heat = 0.45 * heat + 0.55 * grey
+            heat = 0.6 * heat + 0.4 * grey
         out.append(torch.cat((heat, strip(record, image, size[1]))))
     return torch.stack(out)

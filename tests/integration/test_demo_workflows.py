@@ -38,6 +38,14 @@ def test_the_example_draws_a_picture_and_reports(server, kind, tmp_path):
     assert f"{totals['computed']} of 28 evaluations computed" in outputs["report"]["text"][0]
 
 
+def test_the_region_example_draws_a_picture_and_a_map(server, tmp_path):
+    outputs = server.client.run(workflow("region"))
+    pictures = server.client.save_images(outputs, tmp_path)
+    assert sorted(Image.open(path).size for path in pictures) == [(128, 128), (128, 128 + 24)]
+    record = json.loads(outputs["report"]["rapid_record"][0])
+    assert record["totals"]["partial"] > 10 and record["grid"] == [1, 8, 8]
+
+
 def pixels(client, graph, folder):
     """The picture that a workflow saves, (H, W, 3)."""
     (path,) = client.save_images(client.run(graph), folder)
