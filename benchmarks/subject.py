@@ -52,11 +52,11 @@ class Subject:
         (self.vae,) = comfy.run_node("VAELoader", vae_name=family.vae)
         self.rows = 0
         dit = self.model.model.diffusion_model
-        first = dit.double_blocks[0] if family.kind == "flux" else dit.joint_blocks[0]
-        first.register_forward_hook(self._count)
+        blocks = {"flux": "double_blocks", "sd3": "joint_blocks", "lumina": "layers"}[family.kind]
+        getattr(dit, blocks)[0].register_forward_hook(self._count)
 
     def _count(self, _module: Any, _inputs: Any, output: Any) -> None:
-        self.rows += output[1].shape[0]
+        self.rows += (output if isinstance(output, Tensor) else output[1]).shape[0]
 
     def conditioning(self, prompt: str) -> list:
         """CONDITIONING of a prompt."""
