@@ -111,7 +111,7 @@ class ModelCalls:
         if not repeated and (self.reuses or self.store is not None):
             options = {**options, blocks.CALL: self._call(evaluation, part, uuids)}
         out = call_model(executor, x, part.t, part.arguments, options)
-        if self.store is not None and not repeated and part.action.dense:
+        if self.store is not None and not repeated and part.action.dense and self._whole_latent(x):
             for uuid in uuids:
                 self.store.complete(uuid, part.images, (tuple(x.shape[1:]), str(x.device)))
         return out
@@ -120,7 +120,7 @@ class ModelCalls:
         key, subset = (tuple(part.x.shape[1:]), str(part.x.device)), None
         tracks = [self.state.residual((uuid, *key)) for uuid in uuids] if self.reuses else []
         reuse = part.action.level is Level.REUSE
-        if self.store is not None and self.architecture is not None and not reuse:
+        if self.store is not None and self.architecture is not None and not reuse and self._whole_latent(part.x):
             number = self.architecture.image_tokens(self.model, tuple(part.x.shape))
             padding = -number % (getattr(self.model, "pad_tokens_multiple", None) or 1)
             regions = self.state.regions
@@ -130,6 +130,11 @@ class ModelCalls:
                 self.store.tick(uuid, part.images, evaluation.sigma, tokens, part.x.device)
             subset = Subset(self.store, uuids, part.images, number, part.tokens, padding, regions, self.mass_at)
         return blocks.Call(part.images, tracks, evaluation.sigma, self.state.order, reuse, subset)
+
+    def _whole_latent(self, x: Tensor) -> bool:
+        """Whether a call sees the run's own latent; a condition with an area sees a part of it, and is dense."""
+        regions = self.state.regions
+        return regions is not None and tuple(x.shape[1:]) == regions.grid.shape
 
     def spend(
         self, evaluation: Evaluation, images: Iterable[int], x: Tensor, context: Any, chunks: int, level: Level,

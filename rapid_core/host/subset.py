@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..architectures import ALONE, APART, IMAGE, TEXT
+from ..architectures import ALONE, APART, IMAGE, JOINT, TEXT
 from ..engine.kv import Keys, KVStore
 from ..engine.regions import Regions
 
@@ -73,6 +73,10 @@ class Subset:
         self.length = self.text + self.number + self.extra
         self._places = {}
 
+    def _before(self, place: Place) -> int:
+        """Text tokens before the image in a block's own tensor."""
+        return self.text if place.group.layout == JOINT else 0
+
     def _rows(self, text: int) -> Tensor:
         """Places (rows, M) of the computed tokens in a sequence with `text` tokens before the image."""
         assert self.tokens is not None
@@ -89,8 +93,7 @@ class Subset:
         """The block's arguments for the chosen tokens only."""
         args = dict(args)
         if place.first:
-            inside = 0 if place.group.layout in (APART, ALONE) else self.text
-            args["img"] = take(args["img"], self._rows(inside))
+            args["img"] = take(args["img"], self._rows(self._before(place)))
         if args.get("pe") is not None:
             args["pe"] = self._narrowed_positions(args["pe"])
         return args
@@ -108,7 +111,7 @@ class Subset:
         return self._positions[1]
 
     def _widened(self, place: Place, img: Tensor) -> Tensor:
-        text = 0 if place.group.layout in (APART, ALONE) else self.text
+        text = self._before(place)
         rows = self._rows(text)
         out = img.new_zeros(img.shape[0], text + self.number + self.extra, img.shape[2])
         return out.scatter_(1, rows[:, :, None].expand(-1, -1, img.shape[2]), img)
@@ -126,9 +129,10 @@ class Subset:
             return go(q, k, v, **named)
         at, count = (place.number, nth), len(self.images)
         if self.tokens is None:
+            text = q.shape[axis] - self.number - self.extra
             for chunk, stream in enumerate(self.streams):
                 rows = slice(chunk * count, (chunk + 1) * count)
-                self.store.write(stream, at, self.images, k[rows], v[rows], axis)
+                self.store.write(stream, at, self.images, k[rows], v[rows], axis, text)
             if place.number == self.mass_at and nth == 0 and self.regions is not None:
                 self._report_mass(received_mass(q, k, axis, named["heads"]))
             return go(q, k, v, **named)

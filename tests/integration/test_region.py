@@ -172,7 +172,7 @@ def test_pools_of_equal_keys_are_exact(pack_module):
     k = torch.cat((torch.randn(1, 2, text, 8), k_pools[:, :, tiles]), 2)
     v = torch.cat((torch.randn(1, 2, text, 8), v_pools[:, :, tiles]), 2)
     kept = kv.Pooled(1, 2, tiles)
-    kept.write([0], k, v)
+    kept.write([0], k, v, text)
     chosen = torch.tensor([0, 1, 6, 7, 13, 29])
     rows = torch.cat((torch.arange(text), chosen + text))[None]
     total = text + len(tiles)
@@ -190,7 +190,7 @@ def test_forecast_keys_lie_on_the_line_of_their_latest_two(pack_module):
     line, text, store = lambda sigma: start + sigma * slope, 2, kv.KVStore(1, "forecast", (1, 1, 5))
     for sigma in (1.0, 0.8):
         store.tick("a", [0], sigma, None, torch.device("cpu"))
-        store.write("a", 0, [0], line(sigma), -line(sigma), 2)
+        store.write("a", 0, [0], line(sigma), -line(sigma), 2, text)
     tokens = torch.tensor([[1, 3]])
     for sigma in (0.7, 0.5):  # the others are forecast farther each time
         rows = torch.tensor([[0, 1, 3, 5]])
@@ -198,6 +198,29 @@ def test_forecast_keys_lie_on_the_line_of_their_latest_two(pack_module):
         store.tick("a", [0], sigma, tokens, torch.device("cpu"))
         keys = store.merge("a", 0, [0], fresh, -fresh, rows, text, 7)
         assert torch.allclose(keys.k, line(sigma), atol=1e-5) and torch.allclose(keys.v, -line(sigma), atol=1e-5)
+
+
+def test_pools_leave_out_what_stands_behind_the_image(pack_module):
+    kv = pack_module("rapid_core.engine.kv")
+    tiles = kv.pools((1, 2, 4), torch.device("cpu"))
+    k = torch.cat((torch.full((1, 1, 3, 4), 7.0), torch.ones(1, 1, 8, 4), torch.full((1, 1, 5, 4), 9.0)), 2)
+    kept = kv.Pooled(1, 2, tiles)
+    kept.write([0], k, k, 3)
+    assert all(torch.equal(held, torch.ones(1, 1, 2, 4)) for held in kept.tensors)
+
+
+def test_forecast_keys_survive_another_length_of_text(pack_module):
+    """The host may pad a prompt in one evaluation and not in the next; the image rows keep their line."""
+    kv = pack_module("rapid_core.engine.kv")
+    store = kv.KVStore(1, "forecast", (1, 1, 3))
+    line = lambda sigma, text: torch.full((1, 1, text + 3, 2), sigma)  # noqa: E731
+    for sigma, text in ((1.0, 2), (0.8, 4)):
+        store.tick("a", [0], sigma, None, torch.device("cpu"))
+        store.write("a", 0, [0], line(sigma, text), line(sigma, text), 2, text)
+    store.tick("a", [0], 0.6, torch.tensor([[0]]), torch.device("cpu"))
+    rows = torch.tensor([[0, 1, 2, 3, 4]])
+    keys = store.merge("a", 0, [0], line(0.6, 2)[:, :, :5], line(0.6, 2)[:, :, :5], rows, 4, 7)
+    assert torch.allclose(keys.k, line(0.6, 4))
 
 
 # The node.
@@ -320,12 +343,13 @@ def test_the_memory_said_before_is_what_is_taken(tiny_model, region, sample, las
     assert record.bytes / 2**20 == pytest.approx(said, abs=1.5)
 
 
-def test_an_area_condition_is_dense_with_the_reason(tiny_sd3, region, sample, last_record, comfy_host):
+@pytest.mark.parametrize("kv_cache", ["forecast", "model", "pooled"])
+def test_an_area_condition_is_dense_with_the_reason(tiny_sd3, region, sample, last_record, comfy_host, kv_cache):
     from rapid_testing.sampling import make_conditioning
 
     positive = make_conditioning(0)
     positive[0][1]["area"] = (8, 8, 0, 0)
-    patched = region(tiny_sd3)
+    patched = region(tiny_sd3, kv_cache=kv_cache)
     both = positive + make_conditioning(2)
     assert torch.equal(sample(patched, steps=6, cfg=2.0, positive=both),
                        sample(tiny_sd3, steps=6, cfg=2.0, positive=both))  # fmt: skip

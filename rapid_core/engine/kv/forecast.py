@@ -57,10 +57,12 @@ class Forecast:
         self.batch, self.axis, self.clock = batch, axis, clock
         self.held: dict[str, tuple[Tensor, Tensor]] = {}  # the one before the latest, the latest
 
-    def write(self, images: Sequence[int], k: Tensor, v: Tensor) -> None:
+    def write(self, images: Sequence[int], k: Tensor, v: Tensor, text: int) -> None:
         for name, values in (("k", k), ("v", v)):
             pair = self.held.get(name)
-            if pair is None or pair[1].shape[1:] != values.shape[1:]:
+            if pair is not None and pair[1].shape[self.axis] != values.shape[self.axis]:  # another length of text
+                pair = self.held[name] = self._resized(name, values.shape[self.axis])
+            if pair is None:
                 empty = values.new_zeros(self.batch, *values.shape[1:])
                 pair = self.held[name] = (empty, empty.clone())
             if len(images) == self.batch:  # the older of the two takes the new values and becomes the latest
@@ -81,8 +83,7 @@ class Forecast:
         self, name: str, images: Sequence[int], fresh: Tensor, rows: Tensor, ahead: Tensor, total: int
     ) -> Tensor:
         if self.held[name][1].shape[self.axis] != total:
-            before, latest = self.held[name]
-            self.held[name] = (resized(before, self.axis, total), resized(latest, self.axis, total))
+            self.held[name] = self._resized(name, total)
         before, latest = self.held[name]
         for row, image in enumerate(images):
             old = latest[image].index_select(self.axis - 1, rows[row])
@@ -93,6 +94,10 @@ class Forecast:
         shape = [len(images)] + [1] * (latest.ndim - 1)
         shape[self.axis] = total
         return torch.addcmul(latest, latest - before, ahead.view(shape).to(latest.dtype))
+
+    def _resized(self, name: str, total: int) -> tuple[Tensor, Tensor]:
+        before, latest = self.held[name]
+        return resized(before, self.axis, total), resized(latest, self.axis, total)
 
     @property
     def tensors(self) -> list[Tensor]:

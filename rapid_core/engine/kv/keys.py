@@ -25,8 +25,8 @@ class Keys:
 class Kept(Protocol):
     """Keys and values of one attention in one stream, for the images of a batch."""
 
-    def write(self, images: Sequence[int], k: Tensor, v: Tensor) -> None:
-        """Keep all rows of these images."""
+    def write(self, images: Sequence[int], k: Tensor, v: Tensor, text: int) -> None:
+        """Keep all rows of these images, `text` of them before the image."""
         ...
 
     def merge(self, images: Sequence[int], k: Tensor, v: Tensor, rows: Tensor, text: int, total: int) -> Keys:

@@ -31,10 +31,9 @@ class Pooled:
         shape[self.axis - 1] = len(numbers)
         return numbers.view(shape).to(values.dtype)
 
-    def write(self, images: Sequence[int], k: Tensor, v: Tensor) -> None:
+    def write(self, images: Sequence[int], k: Tensor, v: Tensor, text: int) -> None:
         number = len(self.tiles)
         for name, values in (("k", k), ("v", v)):
-            text = values.shape[self.axis] - number
             image = values.narrow(self.axis, text, number)
             all_tokens = torch.arange(number, device=values.device)
             means = torch.stack([self._sums(one, all_tokens) / self._counts(one, self.sizes) for one in image])

@@ -34,12 +34,14 @@ class KVStore:
         """Whether every attention of this stream holds the image's rows for a latent of this shape."""
         return self._complete.get((stream, image)) == shape
 
-    def write(self, stream: Hashable, at: Hashable, images: Sequence[int], k: Tensor, v: Tensor, axis: int) -> None:
-        """Keep all rows of these images; k and v have one row an image, tokens along `axis`."""
+    def write(
+        self, stream: Hashable, at: Hashable, images: Sequence[int], k: Tensor, v: Tensor, axis: int, text: int
+    ) -> None:
+        """Keep all rows of these images; k and v have one row an image, tokens along `axis`, `text` of them first."""
         kept = self._kept.get((stream, at))
         if kept is None:
             kept = self._kept[stream, at] = self._make(axis, k.device, stream)
-        kept.write(images, k, v)
+        kept.write(images, k, v, text)
 
     def tick(
         self, stream: Hashable, images: Sequence[int], sigma: float, tokens: Tensor | None, device: torch.device

@@ -20,7 +20,7 @@ class Whole:
         self.held: dict[str, Tensor] = {}
         self.scales: dict[str, Tensor] = {}
 
-    def write(self, images: Sequence[int], k: Tensor, v: Tensor) -> None:
+    def write(self, images: Sequence[int], k: Tensor, v: Tensor, text: int) -> None:
         for name, values in (("k", k), ("v", v)):
             if self.eight_bit:
                 values = self._quantised(name, images, values)
@@ -78,7 +78,7 @@ class Whole:
 class Nothing:
     """No cache: computed tokens attend to computed tokens and text only."""
 
-    def write(self, images: Sequence[int], k: Tensor, v: Tensor) -> None:
+    def write(self, images: Sequence[int], k: Tensor, v: Tensor, text: int) -> None:
         pass
 
     def merge(self, images: Sequence[int], k: Tensor, v: Tensor, rows: Tensor, text: int, total: int) -> Keys:
