@@ -17,9 +17,6 @@ class Level(Enum):
     RUN = "run"  # the blocks, on all image tokens or on some
 
 
-ORDER = (Level.HOLD, Level.REUSE, Level.RUN)
-
-
 @dataclass(frozen=True)
 class Action:
     """A decision for one image. `tokens`: with RUN, sorted numbers (K,) of the image tokens that pass the blocks
@@ -129,22 +126,3 @@ class Policy(Protocol):
     def settings(self) -> dict:
         """Settings in JSON form, for the record."""
         ...
-
-
-@dataclass
-class Together:
-    """Several techniques on one model: the least that any of them asks for is computed."""
-
-    actors: tuple[Actor, ...]
-
-    def act(self, observation: Observation) -> tuple[Action, ...]:
-        if not self.actors:  # none of the techniques can work on this model
-            return (DENSE,) * len(observation.images)
-        answers = [actor.act(observation) for actor in self.actors]
-        return tuple(self._least(choices) for choices in zip(*answers, strict=True))
-
-    def _least(self, choices: tuple[Action, ...]) -> Action:
-        level = min((c.level for c in choices), key=ORDER.index)
-        if level is not Level.RUN:
-            return Action(level)
-        return next((c for c in choices if c.tokens is not None), DENSE)

@@ -48,11 +48,6 @@ class Architecture:
         """All groups in order of execution."""
         return tuple(group for stack in self.stacks for group in stack)
 
-    def blocks(self, model: Any) -> list[tuple[str, int]]:
-        """Blocks of the main stack that patches_replace knows, as (group, index), in order of execution."""
-        groups = (g for g in self.stacks[-1] if g.name)
-        return [(g.name, i) for g in groups for i in range(len(getattr(model, g.attribute)))]
-
     def patch(self, model: Any) -> int:
         """Latent pixels along a side of a token."""
         size = model.patch_size

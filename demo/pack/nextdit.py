@@ -28,10 +28,10 @@ def load(path: str) -> Any:
     return build(json.loads(meta["nextdit"]), weights)
 
 
-def build(config: dict, weights: dict[str, torch.Tensor], kind: str = "Lumina2") -> Any:
-    """MODEL of the host's class `kind` in `comfy.supported_models`, made from `config` as detection would give it."""
+def build(config: dict, weights: dict[str, torch.Tensor]) -> Any:
+    """MODEL of the host's Lumina 2 classes, made from `config` as detection would give it."""
     management = comfy.model_management
-    wanted = getattr(comfy.supported_models, kind)(dict(config))
+    wanted = comfy.supported_models.Lumina2(dict(config))
     device, parameters = management.get_torch_device(), sum(w.numel() for w in weights.values())
     dtype = management.unet_dtype(model_params=parameters, supported_dtypes=list(wanted.supported_inference_dtypes),
                                   weight_dtype=next(iter(weights.values())).dtype)

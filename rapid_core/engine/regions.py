@@ -25,6 +25,20 @@ class Regions:
         self.attention: list[Tensor | None] = [None] * batch
         self._fresh_attention: dict[int, Tensor] = {}
 
+    @classmethod
+    def of_run(cls, grid: TokenGrid, noise: Tensor, mask: Tensor | None, painted: Tensor | None) -> Regions:
+        """Tokens of a run on noise (B, C, ...). mask: the host's denoise mask (B or 1, C or 1, ...), 0 where the latent
+        is kept; painted: the user's mask (B or 1, H, W) of any size."""
+        batch, wanted, focus = noise.shape[0], None, None
+        if mask is not None and mask.shape[-2:] == noise.shape[-2:]:
+            rows = [mask[i % mask.shape[0]].amax(0) for i in range(batch)]
+            wanted = torch.stack([grid.to_tokens(row.expand(grid.pixels)) > 0 for row in rows])
+        if painted is not None:
+            painted = painted.reshape(-1, 1, *painted.shape[-2:]).float().to(noise.device)
+            sized = torch.nn.functional.interpolate(painted, noise.shape[-2:], mode="area")
+            focus = torch.stack([grid.to_tokens(sized[i % len(sized), 0].expand(grid.pixels)) for i in range(batch)])
+        return cls(grid, batch, wanted, focus)
+
     def state(self, image: int, guided: Track) -> TokenState | None:
         """What a policy sees of an image; None before its first computation."""
         points, age, change = guided.points(image), self.age[image], self.change[image]

@@ -74,15 +74,13 @@ class Call:
 
 def install(replace: dict, architecture: Architecture, model: Any) -> str | None:
     """Put the hooks into `patches_replace["dit"]`; returns the reason where a foreign patch holds a block."""
-    keys = {(g.name, i): (g.attribute, i) for g in architecture.groups if g.name
-            for i in range(len(getattr(model, g.attribute)))}  # fmt: skip
-    foreign = [key for key in keys if key in replace]
+    found = {(place.group.name, i): place for (_, i), place in places(architecture, model).items() if place.group.name}
+    foreign = [key for key in found if key in replace]
     if foreign:
         name, i = foreign[0]
         return f"another node replaced {name} {i}; its blocks cannot be changed"
-    found = places(architecture, model)
-    for key, at in keys.items():
-        replace[key] = partial(block_hook, found[at])
+    for key, place in found.items():
+        replace[key] = partial(block_hook, place)
     return None
 
 

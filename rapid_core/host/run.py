@@ -8,16 +8,16 @@ import time
 from dataclasses import replace
 from typing import Any
 
-import torch
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key, copy_nested_dicts
 from torch import Tensor
 
-from ..actions import Action, Level, Together, Window
+from ..actions import Action, Level, Window
 from ..architectures import describe
 from ..cost import CostModel
 from ..engine.kv import KVStore, bytes_of
 from ..engine.regions import Regions
 from ..engine.state import Evaluation, RunState
+from ..engine.together import Together
 from ..engine.tokens import TokenGrid
 from ..record import EvaluationRecord, RunRecord, pack
 from . import attention, blocks
@@ -87,7 +87,8 @@ class HostRun:
             policies = tuple(p for p in policies if not p.regional)
         elif regional:
             assert self.architecture is not None
-            regions = regions_of(self.architecture.patch(self.model), noise, mask, regional[-1])
+            grid = TokenGrid(self.shape[1:], self.architecture.patch(self.model))
+            regions = Regions.of_run(grid, noise, mask, getattr(regional[-1], "focus", None))
         actors = []
         for policy in policies:
             bounds = (float(sampling.percent_to_sigma(p)) for p in (policy.start_percent, policy.end_percent))
@@ -233,21 +234,6 @@ class HostRun:
             return [()] * len(self.records)
         number = self.state.regions.grid.number
         return [tuple(None if t is None else pack(t.tolist(), number) for t in maps) for maps in self.maps]
-
-
-def regions_of(patch: int, noise: Tensor, mask: Tensor | None, policy: Any) -> Regions:
-    """Tokens of a run. mask: the host's denoise mask (B or 1, C or 1, ...), 0 where the latent is kept."""
-    grid, batch = TokenGrid(tuple(noise.shape[1:]), patch), noise.shape[0]
-    wanted = focus = None
-    if mask is not None and mask.shape[-2:] == noise.shape[-2:]:
-        rows = [mask[i % mask.shape[0]].amax(0) for i in range(batch)]
-        wanted = torch.stack([grid.to_tokens(row.expand(grid.pixels)) > 0 for row in rows])
-    painted = getattr(policy, "focus", None)
-    if painted is not None:
-        painted = painted.reshape(-1, 1, *painted.shape[-2:]).float()
-        sized = torch.nn.functional.interpolate(painted, noise.shape[-2:], mode="area")
-        focus = torch.stack([grid.to_tokens(sized[i % len(sized), 0].expand(grid.pixels)) for i in range(batch)])
-    return Regions(grid, batch, wanted, None if focus is None else focus.to(noise.device))
 
 
 def check_channels(model: Any, noise: Tensor) -> None:

@@ -44,7 +44,8 @@ def test_the_cost_of_a_reuse_equals_torchs_counter(kind, request):
     architecture = describe(model)
     formula = CostModel(model, architecture).flops(architecture.image_tokens(model, (BATCH, 16, HEIGHT, WIDTH)), TEXT)
     through = lambda args, extra: {k: args[k] for k in ("img", "txt") if k in args}  # noqa: E731
-    replace = {"dit": {key: through for key in architecture.blocks(model)}}
+    groups = ((g.name, len(getattr(model, g.attribute))) for g in architecture.groups)
+    replace = {"dit": {(name, i): through for name, number in groups for i in range(number)}}
     x, arguments, _ = call(model)
     arguments["transformer_options"] = {"patches_replace": replace}
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

@@ -1,0 +1,28 @@
+"""Several techniques on one model: one decision out of theirs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..actions import DENSE, Action, Actor, Level, Observation
+
+ORDER = (Level.HOLD, Level.REUSE, Level.RUN)  # from least to most
+
+
+@dataclass
+class Together:
+    """Several techniques on one model: the least that any of them asks for is computed."""
+
+    actors: tuple[Actor, ...]
+
+    def act(self, observation: Observation) -> tuple[Action, ...]:
+        if not self.actors:  # none of the techniques can work on this model
+            return (DENSE,) * len(observation.images)
+        answers = [actor.act(observation) for actor in self.actors]
+        return tuple(self._least(choices) for choices in zip(*answers, strict=True))
+
+    def _least(self, choices: tuple[Action, ...]) -> Action:
+        level = min((c.level for c in choices), key=ORDER.index)
+        if level is not Level.RUN:
+            return Action(level)
+        return next((c for c in choices if c.tokens is not None), DENSE)
