@@ -3,7 +3,8 @@
     python3 dev.py bench region [--models flux sd3 lumina] [--prompts 200] [--out DIR] [--cost-of flux-dev] [--quick]
 
 Everything is compared at the cost of this pack's Region Adaptive at each share of tokens: Cache Reuse's threshold is
-the smallest that costs no more on 8 development prompts, fewer steps are rounded up.
+the smallest that costs no more on 8 development prompts (with half of the tokens in the evaluations it leaves: "both"),
+fewer steps are rounded up.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -18,9 +20,9 @@ from typing import Any
 import torch
 
 from benchmarks.costs import PUBLISHED, cost_function, published
-from benchmarks.rows import Row, interval, markdown, write
+from benchmarks.rows import interval, markdown, write
 from benchmarks.subject import FAMILIES, LUMINA, STEPS, Subject, patcher
-from benchmarks.suite import SIZE, Method, Suite, decisions
+from benchmarks.suite import MODELS, Method, Scale, Suite, decisions
 from demo.measure import prompts
 from demo.pack.words import TOKENS
 from devkit.comfy_process import load_everything
@@ -33,7 +35,6 @@ NODE = dict(preset="custom", warm_up=0.15, tail=0.05, refresh_interval=3, drift_
             direction="high", starvation=0.3, inactive="forecast", slope=0.0, kv_cache="forecast")  # fmt: skip
 SAMPLERS = {"euler": 1, "dpmpp_2m": 1, "res_multistep": 1, "uni_pc": 1, "heun": 2}  # evaluations a step
 TEXT = TOKENS  # of a demo prompt
-MODELS = Path(__file__).parent.parent / "demo" / "models" / "diffusion_models"
 
 
 def has_weights(kind: str) -> bool:
@@ -47,37 +48,44 @@ def region(comfy: Any, share: float, **settings: Any) -> Callable[[Any], Any]:
     return lambda model: comfy.run_node("RAPID_RegionAdaptive", model=model, keep_ratio=share, **inputs)[0]
 
 
-def own_cost(subject: Subject) -> Callable[[list[tuple[str, float]]], float]:
-    """Cost on the demo model itself, at the suite's size."""
+def own_cost(subject: Subject, size: int) -> Callable[[list[tuple[str, float]]], float]:
+    """Cost on the demo model itself, of pictures of `size` pixels."""
     model = subject.model.model.diffusion_model
     architecture = describe(model)
     assert architecture is not None
-    return cost_function(CostModel(model, architecture), (SIZE // 16) ** 2, TEXT)
+    return cost_function(CostModel(model, architecture), (size // 16) ** 2, TEXT)
 
 
-def cost_on_dev(subject: Subject, patch: Callable[[Any], Any], number: int) -> float:
+def cost_on_dev(suite: Suite, patch: Callable[[Any], Any], number: int) -> float:
     """Mean cost of a patch over development prompts, as a share of dense."""
-    texts, model = prompts(number, "dev").prompts(), patch(subject.model)
-    subject.sample_many(model, texts, list(range(3000, 3000 + number)), SIZE)
-    of = own_cost(subject)
+    texts, model = prompts(number, "dev").prompts(), patch(suite.subject.model)
+    suite.subject.sample_many(model, texts, list(range(3000, 3000 + number)), suite.scale.size)
+    of = own_cost(suite.subject, suite.scale.size)
     return mean(of(decisions(model, i, STEPS)) for i in range(number)) / STEPS
 
 
-def threshold_at(comfy: Any, subject: Subject, goal: float, number: int) -> float:
-    """Smallest threshold of Cache Reuse that costs at most `goal` on development prompts."""
+def threshold_at(suite: Suite, goal: float, number: int, patch: Callable[[float], Callable[[Any], Any]]) -> float:
+    """Smallest threshold of Cache Reuse at which `patch` costs at most `goal` on development prompts."""
     low, high = 0.0, 1.0
     for _ in range(7):
         middle = (low + high) / 2
-        if cost_on_dev(subject, patcher(comfy, "cache_reuse", middle), number) <= goal:
+        if cost_on_dev(suite, patch(middle), number) <= goal:
             high = middle
         else:
             low = middle
     return high
 
 
-def methods(comfy: Any, subject: Subject, number: int) -> list[Method]:
+def methods(comfy: Any, suite: Suite, number: int) -> list[Method]:
     """Everything the suite compares."""
     out = [Method("dense", "1.0")]
+
+    def reuse(threshold: float) -> Callable[[Any], Any]:
+        return patcher(comfy, "cache_reuse", threshold)
+
+    def both(threshold: float) -> Callable[[Any], Any]:
+        return lambda model: region(comfy, 0.5)(reuse(threshold)(model))
+
     for share in SHARES:
         target = f"{share:g}"
         out += [
@@ -86,9 +94,11 @@ def methods(comfy: Any, subject: Subject, number: int) -> list[Method]:
             Method("region_random", target, region(comfy, share, metric="random")),
             Method("region_rounds", target, region(comfy, share, metric="rounds")),
         ]
-        goal = cost_on_dev(subject, region(comfy, share), min(2, number))
-        threshold = threshold_at(comfy, subject, goal, number)
-        out.append(Method("cache_reuse", target, patcher(comfy, "cache_reuse", threshold)))
+        # The cost follows from the settings alone, so two prompts are enough.
+        goal = suite.once(f"cost/{target}", partial(cost_on_dev, suite, region(comfy, share), min(2, number)))
+        for name, patch in (("cache_reuse", reuse), *([("both", both)] if share < 0.5 else [])):
+            found = suite.once(f"{name}/{target}", partial(threshold_at, suite, goal, number, patch))
+            out.append(Method(name, target, patch(found)))
         for sampler, evaluations in SAMPLERS.items():
             steps = max(2, math.ceil(goal * STEPS / evaluations))
             out.append(Method(f"fewer_{sampler}", target, steps=steps, sampler=sampler))
@@ -110,33 +120,33 @@ def verdicts(suite: Suite) -> list[str]:
     return lines
 
 
+def run(comfy: Any, kinds: list[str], number: int, out: Path, cost_of: str = "demo", quick: bool = False) -> str:
+    """The suite on some demo models: `<out>/region.json`, and the table and verdicts as Markdown."""
+    rows, lines, scale = [], [], Scale(128, 10) if quick else Scale()
+    with torch.inference_mode():
+        for kind in kinds:
+            suite = Suite("region", Subject(comfy, ALL[kind]), prompts(number), out, scale)
+            suite.run(methods(comfy, suite, 2 if quick else 8))
+            rows += suite.rows(own_cost(suite.subject, scale.size) if cost_of == "demo" else published(cost_of))
+            lines += verdicts(suite)
+    machine = {"threads": torch.get_num_threads(), "torch": torch.__version__, "cost_of": cost_of}
+    write(out / "region.json", rows, machine)
+    text = markdown(rows) + "\n\n" + "\n".join(lines) + "\n"
+    (out / "region.md").write_text(text, encoding="utf-8")
+    return text
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=sorted(ALL), default=[k for k in sorted(ALL) if has_weights(k)])
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--out", type=Path, default=Path("bench_output"))
     parser.add_argument("--cost-of", choices=("demo", *PUBLISHED), default="demo")
-    parser.add_argument("--quick", action="store_true", help="two prompts: whether it runs, not how well")
+    parser.add_argument("--quick", action="store_true", help="two small pictures: whether it runs, not how well")
     parser.add_argument("--base", type=Path, required=True)
     args = parser.parse_args()
-    number, dev = (2, 2) if args.quick else (args.prompts, 8)
-    comfy, rows, lines = load_everything(args.base), [], []
-    with torch.inference_mode():
-        for kind in args.models:
-            suite = Suite("region", Subject(comfy, ALL[kind]), prompts(number), args.out)
-            suite.run(methods(comfy, suite.subject, dev))
-            rows += table(suite, args.cost_of)
-            lines += verdicts(suite)
-    write(args.out / "region.json", rows, {"threads": torch.get_num_threads(), "torch": torch.__version__,
-                                           "cost_of": args.cost_of})  # fmt: skip
-    text = markdown(rows) + "\n\n" + "\n".join(lines) + "\n"
-    (args.out / "region.md").write_text(text, encoding="utf-8")
-    print(text)
-
-
-def table(suite: Suite, cost_of: str) -> list[Row]:
-    """Rows of a suite, costed as asked."""
-    return suite.rows(own_cost(suite.subject) if cost_of == "demo" else published(cost_of))
+    number = 2 if args.quick else args.prompts
+    print(run(load_everything(args.base), args.models, number, args.out, args.cost_of, args.quick))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ class Row:
 
     cost: spent FLOPs as a share of dense; evaluations .. held: mean per image; seconds: the sampling loop, median of
     interleaved repetitions; psnr to the dense picture, psnr_ode to the converged one, in dB; equal: pictures equal to
-    dense, left out of psnr; accuracy: share of objects and backgrounds as the prompt says; ci: 95 % of psnr."""
+    dense, left out of psnr; accuracy: share of objects and backgrounds as the prompt says; fid: Fréchet distance
+    to true scenes on the judge's features; ci: 95 % of psnr."""
 
     suite: str
     model: str
@@ -40,6 +41,7 @@ class Row:
     psnr_ode: float | None = None
     ssim: float | None = None
     accuracy: float | None = None
+    fid: float | None = None
     prompts: int = 0
     ci: tuple[float, float] | None = None
     equal: int = 0
@@ -82,8 +84,8 @@ def write(path: Path, rows: Sequence[Row], machine: dict) -> None:
 
 def markdown(rows: Sequence[Row]) -> str:
     """The rows as a Markdown table, without columns that are empty everywhere."""
-    wanted = ["model", "target", "method", "computed", "evaluations", "seconds", "speedup", "allowed_speedup",
-              "psnr", "ci", "psnr_ode", "ssim", "accuracy"]
+    wanted = ["model", "target", "method", "cost", "computed", "evaluations", "seconds", "speedup", "allowed_speedup",
+              "psnr", "ci", "psnr_worst", "psnr_ode", "ssim", "accuracy", "fid"]
     names = [n for n in wanted if any(getattr(r, n) is not None for r in rows)]
     assert set(wanted) <= {f.name for f in fields(Row)}
     lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
@@ -97,6 +99,7 @@ def _cell(name: str, value: object) -> str:
     if name == "ci":
         return "{:.1f} .. {:.1f}".format(*value)
     if isinstance(value, float):
-        digits = {"psnr": 1, "psnr_ode": 1, "computed": 1, "evaluations": 0, "accuracy": 3, "ssim": 4}.get(name, 2)
+        digits = {"psnr": 1, "psnr_worst": 1, "psnr_ode": 1, "computed": 1, "evaluations": 0, "accuracy": 3, "ssim": 4,
+                  "fid": 4}.get(name, 2)  # fmt: skip
         return f"{value:.{digits}f}"
     return str(value)

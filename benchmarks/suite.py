@@ -1,11 +1,14 @@
 """A suite: methods by prompts on a demo model, picture by picture, resumable; quality rows at the end.
 
 Every picture's figures are one line of `<out>/<suite>-<model>.jsonl`; a suite that was stopped goes on where it was.
-References (the dense and the converged latents) lie in `<out>/references`.
+What was fitted once, and the weights it all holds for, lie in `<out>/<suite>-<model>.json`, references (the dense and
+the converged latents) in `<out>/references`, what the judge sees in each picture in `<out>/features`.
 """
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -16,15 +19,23 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from benchmarks import fid
 from benchmarks.rows import Row, averaged, interval, psnr, ssim
 from benchmarks.subject import STEPS, Subject
 from demo import judge, rules
 from demo.scenes import Scenes
 
-SIZE = 256  # pixels
-ODE_STEPS = 100  # of Heun: 200 evaluations, second order
 BATCH = 8
+MODELS = Path(__file__).parent.parent / "demo" / "models" / "diffusion_models"
 CostOf = Callable[[list[tuple[str, float]]], float]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Side of the pictures in pixels, and steps of the converged reference (Heun: two evaluations each)."""
+
+    size: int = 256
+    ode_steps: int = 100
 
 
 @dataclass(frozen=True)
@@ -63,13 +74,26 @@ class Picture:
 class Suite:
     """Draws what is missing and reads what is there."""
 
-    def __init__(self, name: str, subject: Subject, chosen: Scenes, out: Path, first_seed: int = 0):
-        self.name, self.subject, self.chosen, self.out, self.first_seed = name, subject, chosen, out, first_seed
+    def __init__(self, name: str, subject: Subject, chosen: Scenes, out: Path, scale: Scale = Scale()):
+        self.name, self.subject, self.chosen, self.out, self.scale = name, subject, chosen, out, scale
         self.kind = subject.family.kind
         self.texts = chosen.prompts()
         self.critic = judge.load()
-        (out / "references").mkdir(parents=True, exist_ok=True)
+        for folder in ("references", "features"):
+            (out / folder).mkdir(parents=True, exist_ok=True)
         self.log = out / f"{name}-{self.kind}.jsonl"
+        weights = hashlib.sha256((MODELS / f"{self.kind}.safetensors").read_bytes()).hexdigest()
+        if self.once("weights", lambda: weights) != weights:
+            raise SystemExit(f"{out} holds figures of other {self.kind} weights; use another --out or delete it")
+
+    def once(self, name: str, find: Callable[[], Any]) -> Any:
+        """What `find` gives, in JSON form; kept, so that a suite that goes on goes on with the same."""
+        path = self.log.with_suffix(".json")
+        kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if name not in kept:
+            kept[name] = find()
+            path.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+        return kept[name]
 
     def done(self) -> list[Picture]:
         """Pictures in the log."""
@@ -85,24 +109,24 @@ class Suite:
 
     def latents(self, kind: str, numbers: list[int]) -> Tensor:
         """Reference latents, drawn once: "dense" or "ode"."""
-        paths = [self.out / "references" / f"{self.kind}-{kind}-{self.first_seed + n}.pt" for n in numbers]
+        paths = [self.out / "references" / f"{self.kind}-{kind}-{n}.pt" for n in numbers]
         missing = [n for n, path in zip(numbers, paths, strict=True) if not path.exists()]
         if missing:
-            steps, sampler = (STEPS, "euler") if kind == "dense" else (ODE_STEPS, "heun")
+            steps, sampler = (STEPS, "euler") if kind == "dense" else (self.scale.ode_steps, "heun")
             for latent, n in zip(self.draw(self.subject.model, missing, steps, sampler)[0], missing, strict=True):
-                torch.save(latent.clone(), self.out / "references" / f"{self.kind}-{kind}-{self.first_seed + n}.pt")
+                torch.save(latent.clone(), self.out / "references" / f"{self.kind}-{kind}-{n}.pt")
         return torch.stack([torch.load(path, weights_only=True) for path in paths])
 
     def draw(self, model: Any, numbers: list[int], steps: int, sampler: str) -> tuple[Tensor, float, int]:
         """Latents of these prompts, seconds a picture, and evaluations that passed the blocks."""
-        seeds, texts = [self.first_seed + n for n in numbers], [self.texts[n] for n in numbers]
-        sampled = self.subject.sample_many(model, texts, seeds, SIZE, steps, sampler)
+        texts = [self.texts[n] for n in numbers]
+        sampled = self.subject.sample_many(model, texts, numbers, self.scale.size, steps, sampler)
         return sampled.latent, sampled.seconds / len(numbers), round(sampled.computed / len(numbers))
 
     def run(self, methods: list[Method]) -> None:
         """Draw every picture of every method that is not in the log yet."""
         there = {(p.method, p.seed) for p in self.done()}
-        todo = [(m, [n for n in range(len(self.texts)) if (m.key, self.first_seed + n) not in there]) for m in methods]
+        todo = [(m, [n for n in range(len(self.texts)) if (m.key, n) not in there]) for m in methods]
         total = sum(len(numbers) for _, numbers in todo)
         with tqdm(total=total, desc=f"{self.name} {self.kind}", unit="picture") as bar:
             for method, numbers in todo:
@@ -123,9 +147,11 @@ class Suite:
         for row, n in enumerate(numbers):
             picture = self.subject.picture(latents[row][None])
             right, named = self._right(picture, n)
+            seen = judge.features(self.critic, picture[None])[0].half()
+            torch.save(seen, self._seen(method.key, n))
             equal = torch.equal(picture, dense[row])
             out.append(Picture(
-                method.key, self.first_seed + n, decisions(model, row, computed), seconds,
+                method.key, n, decisions(model, row, computed), seconds,
                 psnr(picture, dense[row]) if comparable and not equal else None, psnr(picture, ode[row]),
                 ssim(picture, dense[row]) if comparable and not equal else None, right, named, equal,
             ))  # fmt: skip
@@ -139,6 +165,15 @@ class Suite:
         found = [colours, grounds, shapes == scene.shape[index[:, 0], index[:, 1]]]
         return sum(int(part.sum()) for part in found), sum(part.numel() for part in found)
 
+    def _seen(self, method: str, seed: int) -> Path:
+        """Where the judge's features of a picture lie."""
+        return self.out / "features" / f"{self.name}-{self.kind}-{method.replace('/', '-')}-{seed}.pt"
+
+    @functools.cached_property
+    def true_features(self) -> Tensor:
+        """The judge's features of the scenes themselves."""
+        return fid.true_features(self.critic, self.chosen, self.scale.size)
+
     def rows(self, cost_of: CostOf) -> list[Row]:
         """One row a method, in the order of the log; cost_of: cost of decisions as a share of dense."""
         groups: dict[str, list[Picture]] = {}
@@ -150,6 +185,7 @@ class Suite:
         near = [p.psnr for p in pictures if p.psnr is not None]
         ordered = sorted(near)
         cost = sum(cost_of(p.decisions) for p in pictures) / len(pictures) / STEPS
+        seen = torch.cat([torch.load(self._seen(p.method, p.seed), weights_only=True) for p in pictures])
         count = lambda *levels: averaged([sum(d[0] in levels for d in p.decisions) for p in pictures])  # noqa: E731
         return Row(
             suite=self.name, model=self.kind, method=method, target=target, cost=cost,
@@ -158,7 +194,7 @@ class Suite:
             psnr=averaged(near), psnr_ode=averaged([p.psnr_ode for p in pictures]),
             ssim=averaged([p.ssim for p in pictures]),
             accuracy=sum(p.right for p in pictures) / sum(p.named for p in pictures), prompts=len(pictures),
-            ci=interval(near), equal=sum(p.equal for p in pictures),
+            fid=fid.distance(seen, self.true_features), ci=interval(near), equal=sum(p.equal for p in pictures),
             psnr_p5=ordered[int(0.05 * len(ordered))] if ordered else None,
             psnr_worst=ordered[0] if ordered else None,
         )  # fmt: skip

@@ -46,11 +46,14 @@ class Judge(nn.Module):
         self.layers = nn.Sequential(*layers)
         self.head = nn.Linear(9 * widths[-1], len(SHAPES) + 1)
 
-    def forward(self, crops: Tensor) -> Tensor:
+    def features(self, crops: Tensor) -> Tensor:
+        """(N, 3, 48, 48) in 0 .. 1 -> (N, 4 * width, 3, 3)."""
         # Contrast, not colour, tells a shape: each crop is centred and scaled.
         x = crops - crops.mean((2, 3), keepdim=True)
-        x = x / x.std((1, 2, 3), keepdim=True).clamp_min(0.02)
-        return self.head(self.layers(x).flatten(1))
+        return self.layers(x / x.std((1, 2, 3), keepdim=True).clamp_min(0.02))
+
+    def forward(self, crops: Tensor) -> Tensor:
+        return self.head(self.features(crops).flatten(1))
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,14 @@ class Regions:
         centre = 0.5 + (torch.stack((place % 3, place // 3), -1).float() - 1) / 3
         size = torch.randint(2, (len(row),), generator=generator)
         return cls(row, centre, MARGIN * scenes.RADII[size])
+
+    @classmethod
+    def of_places(cls, number: int) -> Regions:
+        """The nine places of each of `number` pictures, picture by picture."""
+        place = torch.arange(len(PLACES)).repeat(number)
+        centre = 0.5 + (torch.stack((place % 3, place // 3), -1).float() - 1) / 3
+        row = torch.arange(number).repeat_interleave(len(PLACES))
+        return cls(row, centre, torch.full((len(row),), 1 / 6))
 
     def jitter(self, generator: torch.Generator) -> Regions:
         """Moved by up to a fifth of their half side and scaled by up to 15 %."""
@@ -134,6 +145,13 @@ def shapes(judge: Judge, pictures: Tensor, chosen: Scenes) -> tuple[Tensor, Tens
     if not len(index):
         return torch.zeros(0, dtype=torch.long), index
     return judge(regions.crops(_reduce(pictures))).argmax(1), index
+
+
+@torch.no_grad()
+def features(judge: Judge, pictures: Tensor) -> Tensor:
+    """What the judge sees in pictures (B, 3, H, W): (B, 9, 4 * width), a row for each of the nine places."""
+    crops = Regions.of_places(len(pictures)).crops(_reduce(pictures))
+    return judge.features(crops).mean((2, 3)).unflatten(0, (len(pictures), -1))
 
 
 class Examples:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -21,6 +22,7 @@ QUALITY_SIZE, CLOCK_SIZE = 256, 512
 ODE_STEPS = 100  # of Heun: 200 evaluations, second order
 BATCH = 8  # pictures of the converged reference drawn together
 CLOCK_REPETITIONS = 5  # with as many prompts or more; once otherwise
+PART = 64  # prompts drawn by one seed
 METHODS = ("dense", "cache_reuse", "easycache", "lazycache")
 
 
@@ -31,8 +33,9 @@ def thresholds(kind: str) -> dict[str, float]:
 
 def prompts(number: int, split: str = "test", seed: int = 7) -> Scenes:
     """Scenes of a split; a longer list begins with the shorter one."""
-    generator = torch.Generator().manual_seed(seed)
-    return scenes.sample(max(number, 64), generator, split).take(slice(0, number))
+    seeds = [seed + 1000 * part for part in range(math.ceil(number / PART))]
+    parts = [scenes.sample(PART, torch.Generator().manual_seed(s), split) for s in seeds]
+    return Scenes.joined(parts).take(slice(0, number))
 
 
 @dataclass

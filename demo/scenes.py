@@ -7,6 +7,7 @@ size, colour, texture, shape and place in a 3 x 3 grid. Natural roughness (1/f n
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -58,6 +59,11 @@ class Scenes:
     def take(self, rows) -> Scenes:
         """The chosen rows."""
         return Scenes(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Scenes]) -> Scenes:
+        """The rows of all parts."""
+        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in cls.__dataclass_fields__))
 
     def prompts(self) -> list[str]:
         """One prompt a scene, e.g. 'flat red background, big blue striped circle top left'."""
