@@ -96,7 +96,16 @@ class Subset:
             args["img"] = take(args["img"], self._rows(self._before(place)))
         if args.get("pe") is not None:
             args["pe"] = self._narrowed_positions(args["pe"])
+        vec = args.get("vec")
+        if isinstance(vec, Tensor) and vec.ndim == 4 and vec.shape[1] > 1:
+            args["vec"] = self._narrowed_times(vec)
         return args
+
+    def _narrowed_times(self, vec: Tensor) -> Tensor:
+        """Modulation (rows, T, 6, C) of Wan 2.2, whose frames may have noise levels of their own -> (rows, K, 6, C)."""
+        assert self.tokens is not None
+        frame = self.tokens // -(-self.number // vec.shape[1])
+        return vec.gather(1, frame[:, :, None, None].expand(-1, -1, *vec.shape[2:]))
 
     def _narrowed_positions(self, pe: Tensor) -> Tensor:
         """Rotary positions (1 or rows, ..., length, ...) of the computed tokens; all blocks share one tensor."""

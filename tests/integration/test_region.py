@@ -6,7 +6,7 @@ import pytest
 import torch
 
 FROM_FILES = ("flux", "sd3", "sd35")
-BUILT = ("flux2", "chroma", "hunyuan_video", "wan", "qwen_image", "lumina2", "z_image")
+BUILT = ("flux2", "chroma", "hunyuan_video", "wan", "wan22", "qwen_image", "lumina2", "z_image")
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def attach(pack_module, model, choose, **settings):
 
 
 
-def run_twice(comfy_host, model, latent, positive, negative, cfg, falsify=None, sigma=0.7):
+def run_twice(comfy_host, model, latent, positive, negative, cfg, falsify=None, sigma=0.7, mask=None):
     """The same latent and noise level evaluated twice within one run: (first, second)."""
     import comfy.sample
     import comfy.samplers
@@ -76,6 +76,7 @@ def run_twice(comfy_host, model, latent, positive, negative, cfg, falsify=None, 
 
     def function(wrapped, noise, sigmas, extra_args=None, callback=None, disable=None):
         s = x.new_ones(x.shape[0]) * sigma
+        extra_args = {**extra_args, "denoise_mask": mask}
         seen.append(wrapped(x, s, **extra_args).clone())
         if falsify is not None:
             falsify(extra_args["model_options"])
@@ -85,7 +86,7 @@ def run_twice(comfy_host, model, latent, positive, negative, cfg, falsify=None, 
     sigmas = torch.tensor([1.0, sigma, 0.0])
     with torch.inference_mode():
         comfy.sample.sample_custom(model, x, cfg, comfy.samplers.KSAMPLER(function), sigmas, positive, negative,
-                                   torch.zeros_like(x), disable_pbar=True, seed=0)
+                                   torch.zeros_like(x), noise_mask=mask, disable_pbar=True, seed=0)
     return seen
 
 
@@ -109,6 +110,18 @@ def test_any_subset_at_the_same_latent_gives_what_dense_gives(
     assert (dense - partial).abs().max() < 1e-5 * dense.abs().max()
     _, wrong = run_twice(comfy_host, patched, (2, *latent), positive, negative, cfg=3.0, falsify=falsified)
     assert (dense - wrong).abs().max() > 1e-3 * dense.abs().max()
+
+
+def test_frames_with_noise_levels_of_their_own_keep_them(family, pack_module, comfy_host, make_conditioning):
+    model, latent = family("wan22")
+    mask = torch.ones(2, 1, *latent[1:])
+    mask[:, :, 0], mask[:, :, 1] = 0.0, 0.5  # the first frame is given, the second half noised
+    patched = attach(pack_module, model, some(0.4))
+    dense, partial = run_twice(comfy_host, patched, (2, *latent), make_conditioning(0), make_conditioning(1), 3.0,
+                               mask=mask)  # fmt: skip
+    record = pack_module("rapid_core.host.chain").chain_of(patched).log.records[-1]
+    assert 0 < record.evaluations[1].share[0] < 1, record.evaluations[1].reasons
+    assert (dense - partial).abs().max() < 1e-5 * dense.abs().max()
 
 
 @pytest.mark.parametrize("kind", FROM_FILES + BUILT)

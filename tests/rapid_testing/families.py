@@ -34,6 +34,9 @@ FAMILIES: dict[str, FamilyModel] = {
     "wan": FamilyModel("WAN21_T2V", dict(
         image_model="wan2.1", model_type="t2v", dim=128, ffn_dim=256, freq_dim=64, text_dim=CONTEXT, num_heads=1,
         num_layers=3), latent=(CHANNELS, 3, 8, 12)),
+    "wan22": FamilyModel("WAN22_T2V", dict(
+        image_model="wan2.1", model_type="t2v", dim=128, ffn_dim=256, freq_dim=64, text_dim=CONTEXT, num_heads=1,
+        num_layers=3, in_dim=48, out_dim=48), latent=(48, 3, 8, 12)),
     "qwen_image": FamilyModel("QwenImage", dict(
         image_model="qwen_image", in_channels=64, num_layers=3, num_attention_heads=1, joint_attention_dim=CONTEXT),
         latent=(CHANNELS, 1, 16, 24)),
