@@ -502,3 +502,24 @@ def test_videos_compute_some_tokens_of_every_frame(family, region, sample, last_
 def test_bad_settings_are_refused(tiny_model, region, setting, value):
     with pytest.raises(ValueError, match=f"{setting} = .* was given; accepted is"):
         region(tiny_model, **{setting: value})
+
+
+@pytest.mark.parametrize(("kind", "first"), [("flux", "compiled first"), ("lumina2", "patched first")])
+def test_compiled_models_keep_deciding(kind, first, family, region, sample, last_record):
+    """A decision must not be frozen into the compiled graph of the first evaluation."""
+    from comfy_api.torch_helpers import set_torch_compile_wrapper
+
+    model, latent = family(kind)
+    settings = dict(steps=7, cfg=2.0, latent=torch.zeros(2, *latent))
+    expected = sample(region(model, metric="change"), **settings)
+    if first == "compiled first":
+        compiled = model.clone()
+        set_torch_compile_wrapper(compiled, backend="aot_eager")
+        patched = region(compiled, metric="change")
+    else:
+        patched = region(model, metric="change")
+        set_torch_compile_wrapper(patched, backend="aot_eager")
+    result = sample(patched, **settings)
+    assert last_record(patched).totals["partial"] > 0
+    assert (result - expected).abs().max() < 1e-4 * expected.abs().max()
+    torch.compiler.reset()
