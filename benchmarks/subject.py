@@ -24,10 +24,11 @@ class Family:
     vae: str
     cfg: float
     guidance: float | None
+    steps: int = STEPS
 
 
 FAMILIES = {"flux": Family("flux", "taef1", 1.0, 1.0), "sd3": Family("sd3", "taesd3", 2.5, None)}
-LUMINA = Family("lumina", "taef1", 2.5, None)  # never tuned on, only reported
+LUMINA = Family("lumina", "taef1", 2.5, None, steps=30)  # as in the paper's table; never tuned on, only reported
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from benchmarks import fid
 from benchmarks.rows import Row, averaged, interval, psnr, ssim
-from benchmarks.subject import STEPS, Subject
+from benchmarks.subject import Subject
 from demo import judge, rules
 from demo.scenes import Scenes
 
@@ -40,12 +40,13 @@ class Scale:
 
 @dataclass(frozen=True)
 class Method:
-    """How pictures are drawn: a patch of the model, steps and sampler. target: what it is compared at, e.g. "0.5"."""
+    """How pictures are drawn: a patch of the model, steps (None: the model's) and sampler. target: what it is compared
+    at, e.g. "0.5"."""
 
     name: str
     target: str
     patch: Callable[[Any], Any] = lambda model: model
-    steps: int = STEPS
+    steps: int | None = None
     sampler: str = "euler"
 
     @property
@@ -76,7 +77,7 @@ class Suite:
 
     def __init__(self, name: str, subject: Subject, chosen: Scenes, out: Path, scale: Scale = Scale()):
         self.name, self.subject, self.chosen, self.out, self.scale = name, subject, chosen, out, scale
-        self.kind = subject.family.kind
+        self.kind, self.steps = subject.family.kind, subject.family.steps
         self.texts = chosen.prompts()
         self.critic = judge.load()
         for folder in ("references", "features"):
@@ -112,7 +113,7 @@ class Suite:
         paths = [self.out / "references" / f"{self.kind}-{kind}-{n}.pt" for n in numbers]
         missing = [n for n, path in zip(numbers, paths, strict=True) if not path.exists()]
         if missing:
-            steps, sampler = (STEPS, "euler") if kind == "dense" else (self.scale.ode_steps, "heun")
+            steps, sampler = (self.steps, "euler") if kind == "dense" else (self.scale.ode_steps, "heun")
             for latent, n in zip(self.draw(self.subject.model, missing, steps, sampler)[0], missing, strict=True):
                 torch.save(latent.clone(), self.out / "references" / f"{self.kind}-{kind}-{n}.pt")
         return torch.stack([torch.load(path, weights_only=True) for path in paths])
@@ -142,7 +143,7 @@ class Suite:
     def _figures(self, method: Method, model: Any, numbers: list[int]) -> list[Picture]:
         dense = [self.subject.picture(x[None]) for x in self.latents("dense", numbers)]
         ode = [self.subject.picture(x[None]) for x in self.latents("ode", numbers)]
-        latents, seconds, computed = self.draw(model, numbers, method.steps, method.sampler)
+        latents, seconds, computed = self.draw(model, numbers, method.steps or self.steps, method.sampler)
         out, comparable = [], method.sampler == "euler"
         for row, n in enumerate(numbers):
             picture = self.subject.picture(latents[row][None])
@@ -184,7 +185,7 @@ class Suite:
     def _row(self, method: str, target: str, pictures: list[Picture], cost_of: CostOf) -> Row:
         near = [p.psnr for p in pictures if p.psnr is not None]
         ordered = sorted(near)
-        cost = sum(cost_of(p.decisions) for p in pictures) / len(pictures) / STEPS
+        cost = sum(cost_of(p.decisions) for p in pictures) / len(pictures) / self.steps
         seen = torch.cat([torch.load(self._seen(p.method, p.seed), weights_only=True) for p in pictures])
         count = lambda *levels: averaged([sum(d[0] in levels for d in p.decisions) for p in pictures])  # noqa: E731
         return Row(
