@@ -30,7 +30,7 @@ from demo.twins import TWINS
 DROP_PROMPT = 0.1
 TOKENS_A_STEP = 64 * 64  # image tokens of one optimiser step, whatever the size of the pictures
 STACK = re.compile(r"_blocks\.|layers\.|_refiner\.")  # names of the blocks' weights
-SHIFT = 1.8  # of the training noise levels towards noise
+SHIFT = 1.8  # of the training noise levels towards noise, up to 256 px
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,9 @@ class Trainer:
         counts[drop] = 0
         counts[drop, :, PAD] = 1
         u = torch.randn(number, generator=gen).sigmoid().to(self.device)
-        t = SHIFT * u / (1 + (SHIFT - 1) * u)
+        # The more pixels show a layout, the more noise it takes to hide it (Esser et al. 2024, eq. 23).
+        shift = SHIFT * max(1.0, size / 256)
+        t = shift * u / (1 + (shift - 1) * u)
         noise = torch.randn(data.shape, generator=gen).to(self.device)
         x = torch.lerp(data, noise, t[:, None, None, None]).bfloat16()
         target = noise - data
