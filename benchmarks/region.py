@@ -36,6 +36,8 @@ NODE = dict(preset="custom", warm_up=0.15, tail=0.05, refresh_interval=3, drift_
 # About the published schedule: 6 evaluations of 28 compute all tokens, with few of them in between.
 SIX_DENSE = dict(warm_up=0.13, tail=0.0, refresh_interval=8)
 TARGETS: dict[str, tuple[float, dict]] = {"0.5": (0.5, {}), "0.25": (0.25, {}), "headline": (0.1875, SIX_DENSE)}
+COLUMNS = ("model", "target", "method", "prompts", "cost", "computed", "held", "psnr", "ci", "psnr_p5", "psnr_worst",
+           "psnr_ode", "ssim", "accuracy", "fid")  # fmt: skip
 SAMPLERS = {"euler": 1, "dpmpp_2m": 1, "res_multistep": 1, "uni_pc": 1, "heun": 2}  # evaluations a step
 TEXT = TOKENS  # of a demo prompt
 
@@ -136,7 +138,7 @@ def run(comfy: Any, kinds: list[str], number: int, out: Path, cost_of: str = "de
             lines += verdicts(suite)
     machine = {"threads": torch.get_num_threads(), "torch": torch.__version__, "cost_of": cost_of}
     write(out / "region.json", rows, machine)
-    text = markdown(rows) + "\n\n" + "\n".join(lines) + "\n"
+    text = markdown(rows, COLUMNS) + "\n\n" + "\n".join(lines) + "\n"
     (out / "region.md").write_text(text, encoding="utf-8")
     return text
 

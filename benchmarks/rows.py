@@ -14,6 +14,10 @@ from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 PSNR_CAP = 100.0  # dB; equal pictures are counted, not averaged
+COLUMNS = ("model", "target", "method", "cost", "computed", "evaluations", "seconds", "speedup", "allowed_speedup",
+           "psnr", "ci", "psnr_worst", "psnr_ode", "ssim", "accuracy", "fid")  # fmt: skip
+DIGITS = {"psnr": 1, "psnr_p5": 1, "psnr_worst": 1, "psnr_ode": 1, "computed": 1, "held": 1, "evaluations": 0,
+          "accuracy": 3, "ssim": 4, "fid": 4}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -82,12 +86,10 @@ def write(path: Path, rows: Sequence[Row], machine: dict) -> None:
     path.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
 
 
-def markdown(rows: Sequence[Row]) -> str:
+def markdown(rows: Sequence[Row], columns: Sequence[str] = COLUMNS) -> str:
     """The rows as a Markdown table, without columns that are empty everywhere."""
-    wanted = ["model", "target", "method", "cost", "computed", "evaluations", "seconds", "speedup", "allowed_speedup",
-              "psnr", "ci", "psnr_worst", "psnr_ode", "ssim", "accuracy", "fid"]
-    names = [n for n in wanted if any(getattr(r, n) is not None for r in rows)]
-    assert set(wanted) <= {f.name for f in fields(Row)}
+    names = [n for n in columns if any(getattr(r, n) is not None for r in rows)]
+    assert set(columns) <= {f.name for f in fields(Row)}
     lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
     lines += ["| " + " | ".join(_cell(n, getattr(r, n)) for n in names) + " |" for r in rows]
     return "\n".join(lines)
@@ -99,7 +101,5 @@ def _cell(name: str, value: object) -> str:
     if name == "ci":
         return "{:.1f} .. {:.1f}".format(*value)
     if isinstance(value, float):
-        digits = {"psnr": 1, "psnr_worst": 1, "psnr_ode": 1, "computed": 1, "evaluations": 0, "accuracy": 3, "ssim": 4,
-                  "fid": 4}.get(name, 2)  # fmt: skip
-        return f"{value:.{digits}f}"
+        return f"{value:.{DIGITS.get(name, 2)}f}"
     return str(value)

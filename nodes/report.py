@@ -7,7 +7,7 @@ from comfy_api.latest import io
 
 from ..rapid_core.heatmap import draw
 from ..rapid_core.host.chain import chain_of
-from ..rapid_core.host.run import fingerprint
+from ..rapid_core.record import fingerprint
 
 NOT_PATCHED = "RAPID: no RAPID node patched this model (or all are set to off); it ran densely."
 NO_RUN = "RAPID: this model has not been sampled with since it was patched."

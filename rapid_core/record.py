@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import Tensor
 
 FORMAT, VERSION = "rapid-record", 1
 KEPT = 8  # finished records a log remembers
@@ -128,3 +132,10 @@ class RunLog:
             if record.fingerprint == fingerprint:
                 return record
         return self.records[-1] if self.records else None
+
+
+def fingerprint(latent: Any) -> str:
+    """Short hash of a latent, so that a report can tell which run made it; empty for anything but a tensor."""
+    if not isinstance(latent, Tensor):
+        return ""
+    return hashlib.blake2b(latent.detach().float().cpu().contiguous().numpy().tobytes(), digest_size=12).hexdigest()

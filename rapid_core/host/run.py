@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from dataclasses import replace
@@ -19,7 +18,7 @@ from ..engine.regions import Regions
 from ..engine.state import Evaluation, RunState
 from ..engine.together import Together
 from ..engine.tokens import TokenGrid
-from ..record import EvaluationRecord, RunRecord, pack
+from ..record import EvaluationRecord, RunRecord, fingerprint, pack
 from . import attention, blocks
 from .conditions import Conditions
 from .model_call import ModelCalls, call_model
@@ -88,7 +87,11 @@ class HostRun:
         elif regional:
             assert self.architecture is not None
             grid = TokenGrid(self.shape[1:], self.architecture.patch(self.model))
-            regions = Regions.of_run(grid, noise, mask, getattr(regional[-1], "focus", None))
+            painted = getattr(regional[-1], "focus", None)
+            if painted is not None and painted.shape[-2:] != noise.shape[-2:]:
+                sizes = (" x ".join(map(str, t.shape[-2:])) for t in (painted, noise))
+                self._note("mask of {} scaled to the latent's {}".format(*sizes))
+            regions = Regions.of_run(grid, noise, mask, painted)
         actors = []
         for policy in policies:
             bounds = (float(sampling.percent_to_sigma(p)) for p in (policy.start_percent, policy.end_percent))
@@ -244,10 +247,3 @@ def check_channels(model: Any, noise: Tensor) -> None:
             f"RAPID: a latent of {noise.shape[1]} channels was given; {type(model).__name__} takes {wanted}. "
             "Use an empty latent node or a VAE of this model's family."
         )
-
-
-def fingerprint(latent: Any) -> str:
-    """Short hash of a latent, so that a report can tell which run made it; empty for anything but a tensor."""
-    if not isinstance(latent, Tensor):
-        return ""
-    return hashlib.blake2b(latent.detach().float().cpu().contiguous().numpy().tobytes(), digest_size=12).hexdigest()

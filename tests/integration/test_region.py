@@ -340,6 +340,7 @@ def test_a_mask_of_another_size_says_what_comes_first(tiny_model, region, sample
     sample(patched, steps=10)
     first = next(unpack(e.tokens[0]) for e in last_record(patched).evaluations if e.tokens[0])
     assert sum(t >= 32 for t in first) == len(first)
+    assert "mask of 40 x 40 scaled to the latent's 16 x 16" in last_record(patched).text()
 
 
 def test_a_memory_limit_too_small_is_dense_with_the_reason(tiny_model, region, sample, last_record):
