@@ -4,8 +4,7 @@
 
 Flow matching (Lipman et al. 2023; Esser et al. 2024): x = (1 - t) data + t noise, the model gives noise - data;
 t is logit-normal, shifted towards noise. Matrices inside blocks are trained by Muon, everything else by AdamW; the
-weights saved are an exponential moving average. `--guidance` trains FLUX's guidance input by model guidance
-(Tang et al. 2025): the target is pushed away from the model's own unconditional velocity.
+weights saved are an exponential moving average.
 """
 
 from __future__ import annotations
@@ -150,15 +149,6 @@ class Trainer:
         left = max(0.0, 1 - self.seen / total) / max(self.args.decay, 1e-9)
         return min(1.0, (self.step + 1) / 100) * min(1.0, left + 0.02)
 
-    def velocities(self, x: Tensor, t: Tensor, counts: Tensor, target: Tensor, guidance: Tensor) -> Tensor:
-        """Targets of model guidance: target + (g - 1) (cond - uncond), both of the model itself, without gradient."""
-        with torch.no_grad():
-            empty = torch.zeros_like(counts)
-            empty[..., PAD] = 1
-            one = torch.ones_like(guidance)
-            difference = self.fast(x, t, counts, one) - self.fast(x, t, empty, one)
-        return target + (guidance - 1)[:, None, None, None] * difference
-
     def loss(self, size: int) -> Tensor:
         number = max(1, TOKENS_A_STEP * self.args.batch // 64 // (size // 16) ** 2)
         data, counts = self.pool(size).batch(number)
@@ -173,14 +163,8 @@ class Trainer:
         noise = torch.randn(data.shape, generator=gen).to(self.device)
         x = torch.lerp(data, noise, t[:, None, None, None]).bfloat16()
         target = noise - data
-        guidance = torch.ones(number, device=self.device)
-        counts = counts.bfloat16()
-        if self.args.guidance:
-            chosen = (torch.rand(number, generator=gen) < 0.7).to(self.device) & ~drop
-            guidance[chosen] = (1 + 3 * torch.rand(number, generator=gen)).to(self.device)[chosen]
-            target = self.velocities(x, t, counts, target, guidance).float()
         self.seen += number
-        return (self.fast(x, t, counts, guidance).float() - target).square().mean()
+        return (self.fast(x, t, counts.bfloat16(), torch.ones(number, device=self.device)).float() - target).square().mean()
 
     def update(self, size: int, total: int) -> float:
         """One optimiser step on bfloat16 copies of the float32 weights."""
@@ -247,7 +231,6 @@ def main() -> None:
     parser.add_argument("--ema", type=float, default=0.998)
     parser.add_argument("--pool", type=int, default=40000, help="scenes of 128 px kept in memory")
     parser.add_argument("--reuse", type=float, default=6.0, help="times a drawn scene is used")
-    parser.add_argument("--guidance", action="store_true", help="train the guidance input (FLUX), from --init weights")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
