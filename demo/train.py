@@ -164,7 +164,8 @@ class Trainer:
         x = torch.lerp(data, noise, t[:, None, None, None]).bfloat16()
         target = noise - data
         self.seen += number
-        return (self.fast(x, t, counts.bfloat16(), torch.ones(number, device=self.device)).float() - target).square().mean()
+        velocity = self.fast(x, t, counts.bfloat16(), torch.ones(number, device=self.device))
+        return (velocity.float() - target).square().mean()
 
     def update(self, size: int, total: int) -> float:
         """One optimiser step on bfloat16 copies of the float32 weights."""
