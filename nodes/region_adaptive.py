@@ -62,6 +62,11 @@ class RegionAdaptive(io.ComfyNode):
                 io.Float.Input("memory_limit", default=0.0, min=0.0, max=1024.0, step=0.1, optional=True,
                                tooltip="Most GiB the cached keys and values may take; where they would take more, all "
                                "tokens are computed and the report says so. 0 = no limit."),
+                io.Float.Input("error_threshold", default=0.0, min=0.0, max=10.0, step=0.001, optional=True,
+                               tooltip="Above 0, every token has its own clock: it is computed when the estimated "
+                               "error of its forecasts, added up, reaches this (start with 0.04). keep_ratio is then "
+                               "the most tokens of a sparse evaluation; metric, direction, starvation and slope do "
+                               "not count. 0 = the fixed keep_ratio."),
                 io.Mask.Input("mask", optional=True, tooltip="White: tokens that are computed before all others."),
             ],
             outputs=[io.Model.Output(display_name="model")],
@@ -71,6 +76,7 @@ class RegionAdaptive(io.ComfyNode):
     def execute(
         cls, model, keep_ratio, preset="custom", kv_cache=PRECISIONS[0], memory_limit=0.0, mask=None, **settings
     ) -> io.NodeOutput:
+        settings.setdefault("error_threshold", 0.0)
         policy = checked(model, keep_ratio, preset, kv_cache, memory_limit, settings)
         return io.NodeOutput(model if keep_ratio == 1.0 else attach(model, policy.focused(mask)))
 
@@ -87,7 +93,8 @@ def checked(model, keep_ratio, preset, kv_cache, memory_limit, settings) -> Regi
         found = describe(model.model.diffusion_model)
         return paper(found.family if found else "", keep_ratio, memory_limit)
     for name, low, high in (("warm_up", 0.0, 1.0), ("tail", 0.0, 1.0), ("refresh_interval", 0, 1000),
-                            ("drift_threshold", 0.0, 10.0), ("starvation", 0.0, 10.0), ("slope", -1.0, 1.0)):
+                            ("drift_threshold", 0.0, 10.0), ("error_threshold", 0.0, 10.0),
+                            ("starvation", 0.0, 10.0), ("slope", -1.0, 1.0)):
         check.range(name, settings[name], low, high)
     for name, choices in (("metric", METRICS), ("direction", DIRECTIONS), ("inactive", INACTIVE)):
         check.choice(name, settings[name], choices)

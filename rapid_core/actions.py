@@ -42,7 +42,9 @@ class TokenState:
     derivative, what was not computed forecast. change (N,): relative change of a token's derivative when it was last
     computed. attention (N,) or None: attention mass it received in the last dense evaluation. wanted (N,) or None:
     tokens that may be computed between refreshes (those an inpaint mask keeps may not), `free` of them. focus (N,) or
-    None: 0 .. 1, the user's mask."""
+    None: 0 .. 1, the user's mask. drift (N,) or None: estimated error of the token's forecasts, this evaluation's
+    included, added up since it was computed, relative to the mean derivative; `due` tokens of it call for computation
+    (None: unknown)."""
 
     grid: tuple[int, int, int]
     age: Tensor
@@ -52,6 +54,8 @@ class TokenState:
     attention: Tensor | None = None
     wanted: Tensor | None = None
     focus: Tensor | None = None
+    drift: Tensor | None = None
+    due: int | None = None
 
     @property
     def number(self) -> int:

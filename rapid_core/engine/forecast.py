@@ -121,6 +121,15 @@ def relative_l1(value: Tensor, reference: Tensor, where: Tensor | None = None) -
     return (difference * where).sum() / (reference.abs() * where).sum().clamp_min(1e-12)
 
 
+def estimate_errors(points: Sequence[Point], sigma, order: int, reach: float | None = None) -> Tensor | None:
+    """Estimated error of the forecast of `order` at `sigma`, place by place, relative to the mean of the latest value;
+    None where points are too few. See `estimate_error`."""
+    if len(points) < order + 2:
+        return None
+    difference = forecast(points, sigma, order + 1, reach).float() - forecast(points, sigma, order, reach).float()
+    return difference.abs() / points[-1].value.float().abs().mean().clamp_min(1e-12)
+
+
 def estimate_error(points: Sequence[Point], sigma, order: int) -> Tensor | None:
     """Estimated relative L1 error of the forecast of `order` at `sigma`; None where points are too few.
 

@@ -8,25 +8,33 @@ import torch
 from torch import Tensor
 
 from ..actions import Action, TokenState
-from .forecast import Track
+from .forecast import Point, Track, estimate_errors
 from .tokens import TokenGrid
 
 
 class Regions:
     """Tokens of all images of a batch. `wanted` and `focus`: (B, N) masks, see TokenState; `free`: wanted tokens of
-    each image."""
+    each image. A token is due when its drift reaches `threshold` (0: nobody asks), or at the age of `oldest`."""
 
-    def __init__(self, grid: TokenGrid, batch: int, wanted: Tensor | None = None, focus: Tensor | None = None):
-        self.grid, self.wanted, self.focus = grid, wanted, focus
+    def __init__(
+        self, grid: TokenGrid, batch: int, wanted: Tensor | None = None, focus: Tensor | None = None,
+        threshold: float = 0.0, oldest: int = 0,
+    ):
+        self.grid, self.wanted, self.focus, self.threshold, self.oldest = grid, wanted, focus, threshold, oldest
         self.free: Sequence[int] = [grid.number] * batch if wanted is None else wanted.sum(1).tolist()
         self.since_dense = [-1] * batch
         self.age: list[Tensor | None] = [None] * batch
         self.change: list[Tensor | None] = [None] * batch
         self.attention: list[Tensor | None] = [None] * batch
+        self.drift: list[Tensor | None] = [None] * batch  # before the evaluation in progress, and with it
+        self._expected: list[Tensor | None] = [None] * batch
         self._fresh_attention: dict[int, Tensor] = {}
 
     @classmethod
-    def of_run(cls, grid: TokenGrid, noise: Tensor, mask: Tensor | None, painted: Tensor | None) -> Regions:
+    def of_run(
+        cls, grid: TokenGrid, noise: Tensor, mask: Tensor | None, painted: Tensor | None, threshold: float = 0.0,
+        oldest: int = 0,
+    ) -> Regions:
         """Tokens of a run on noise (B, C, ...). mask: the host's denoise mask (B or 1, C or 1, ...), 0 where the latent
         is kept; painted: the user's mask (B or 1, H, W) of any size."""
         batch, wanted, focus = noise.shape[0], None, None
@@ -37,17 +45,33 @@ class Regions:
             painted = painted.reshape(-1, 1, *painted.shape[-2:]).float().to(noise.device)
             sized = torch.nn.functional.interpolate(painted, noise.shape[-2:], mode="area")
             focus = torch.stack([grid.to_tokens(sized[i % len(sized), 0].expand(grid.pixels)) for i in range(batch)])
-        return cls(grid, batch, wanted, focus)
+        return cls(grid, batch, wanted, focus, threshold, oldest)
 
-    def state(self, image: int, guided: Track) -> TokenState | None:
+    def expect(self, image: int, points: Sequence[Point], sigma: Tensor, order: int, reach: float | None) -> Tensor:
+        """Add up what the tokens' forecasts at `sigma` will be wrong by. Returns the number of tokens that are due, a
+        0-d float32 tensor; -1 where it cannot be told yet."""
+        errors, before, age = estimate_errors(points, sigma, order, reach), self.drift[image], self.age[image]
+        self._expected[image] = None
+        if errors is None or before is None or age is None:
+            return sigma.new_full((), -1.0, dtype=torch.float32)
+        drift = before + self.grid.to_tokens(errors.mean(0))
+        self._expected[image] = drift
+        focus, wanted = self._of(image, self.focus, age), self._of(image, self.wanted, age)
+        due = (drift if focus is None else drift * (1 + focus)) >= self.threshold  # a mask halves the threshold
+        due |= age >= self.oldest
+        return (due if wanted is None else due & wanted).sum().float()
+
+    def _of(self, image: int, masks: Tensor | None, like: Tensor) -> Tensor | None:
+        return None if masks is None else masks[image].to(like.device)
+
+    def state(self, image: int, guided: Track, due: int | None = None) -> TokenState | None:
         """What a policy sees of an image; None before its first computation."""
         points, age, change = guided.points(image), self.age[image], self.change[image]
         if not points or age is None or change is None:
             return None
-        self.wanted, self.focus = (m if m is None else m.to(age.device) for m in (self.wanted, self.focus))
-        pick = lambda masks: None if masks is None else masks[image]  # noqa: E731
         return TokenState(self.grid.size, age, points[-1].value, change, self.free[image], self.attention[image],
-                          pick(self.wanted), pick(self.focus))
+                          self._of(image, self.wanted, age), self._of(image, self.focus, age), self._expected[image],
+                          due)
 
     def remember(self, image: int, action: Action, derivative: Tensor, before: Tensor | None) -> None:
         """An image's evaluation was computed: `derivative` is new where its tokens ran, `before` the latest one known
@@ -57,6 +81,7 @@ class Regions:
             self.since_dense[image] = 0
             self.attention[image] = self._fresh_attention.pop(image, self.attention[image])
             self.age[image] = torch.zeros(self.grid.number, device=derivative.device)
+            self.drift[image] = torch.zeros(self.grid.number, device=derivative.device)
             self.change[image] = change
         else:
             self.since_dense[image] += 1
@@ -64,6 +89,8 @@ class Regions:
             assert age is not None and known is not None  # a subset runs only after a dense evaluation
             self.age[image] = torch.where(ran, 0.0, age + 1)
             self.change[image] = torch.where(ran, change, known)
+            drift = self._drifted(image)
+            self.drift[image] = None if drift is None else torch.where(ran, 0.0, drift)
 
     def attended(self, image: int, mass: Tensor, streams: int) -> None:
         """Attention mass (N,) that an image's tokens received in one of `streams` joined streams."""
@@ -76,6 +103,11 @@ class Regions:
             self.since_dense[image] += 1
         age = self.age[image]
         self.age[image] = None if age is None else age + 1
+        self.drift[image] = self._drifted(image)
+
+    def _drifted(self, image: int) -> Tensor | None:
+        """Drift of the tokens that were left out."""
+        return self.drift[image] if self._expected[image] is None else self._expected[image]
 
     def _changes(self, derivative: Tensor, before: Tensor | None) -> Tensor:
         """Relative L1 change of each token, (N,) float32; 1 where there is nothing to compare with."""

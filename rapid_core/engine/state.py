@@ -86,14 +86,15 @@ class RunState:
         """Observe and decide. x (B, ...), sigma a 0-d tensor; the run's only host synchronisation is here."""
         errors = [self._error(i, x, sigma) for i in range(self.batch)]
         flat = [sigma.float()] + [e for pair in errors for e in pair] + [m for _, _, m in self.pending]
-        numbers = torch.stack(flat).tolist()  # the one synchronisation of an evaluation
-        level, rest = numbers[0], numbers[1:]
+        numbers = torch.stack(flat + self._expect(sigma)).tolist()  # the one synchronisation of an evaluation
+        level, rest, due = numbers[0], numbers[1 : len(flat)], numbers[len(flat) :]
         self._fetched(rest[2 * self.batch :])
         estimates = [
             rest[2 * i + (1 if self.guided.last_sigma(i) == level else 0)] if self.computed[i] else math.inf
             for i in range(self.batch)
         ]
-        states = tuple(self._state(i, estimates[i]) for i in range(self.batch))
+        known = [None if n < 0 else int(n) for n in due] or [None] * self.batch
+        states = tuple(self._state(i, estimates[i], known[i]) for i in range(self.batch))
         step, steps = self.place(level)
         actions = list(self.actor.act(Observation(self.evaluations, level, states, step, steps)))
         self.same_sigma = self.same_sigma + 1 if self.last_sigma == level else 0
@@ -107,9 +108,16 @@ class RunState:
         above = bisect.bisect_right(self.schedule, -sigma * (1 - 1e-6), key=lambda level: -level)
         return min(max(above - 1, 0), steps - 1), steps
 
-    def _state(self, image: int, error: float) -> ImageState:
+    def _expect(self, sigma: Tensor) -> list[Tensor]:
+        """Number of due tokens of each image, where a policy asks for it."""
+        if not self.regions or not self.regions.threshold:
+            return []
+        return [self.regions.expect(i, self.guided.points(i), sigma, self.order, self.reach).to(sigma.device)
+                for i in range(self.batch)]  # fmt: skip
+
+    def _state(self, image: int, error: float, due: int | None) -> ImageState:
         regions = self.regions
-        tokens = regions.state(image, self.guided) if regions else None
+        tokens = regions.state(image, self.guided, due) if regions else None
         since_dense = regions.since_dense[image] if regions else -1
         return ImageState(self.computed[image], self.since[image], error, self.measured[image], since_dense, tokens)
 

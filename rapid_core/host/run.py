@@ -91,7 +91,8 @@ class HostRun:
             if painted is not None and painted.shape[-2:] != noise.shape[-2:]:
                 sizes = (" x ".join(map(str, t.shape[-2:])) for t in (painted, noise))
                 self._note("mask of {} scaled to the latent's {}".format(*sizes))
-            regions = Regions.of_run(grid, noise, mask, painted)
+            threshold, oldest = getattr(regional[-1], "due", (0.0, 0))
+            regions = Regions.of_run(grid, noise, mask, painted, threshold, oldest)
         actors = []
         for policy in policies:
             bounds = (float(sampling.percent_to_sigma(p)) for p in (policy.start_percent, policy.end_percent))

@@ -18,6 +18,8 @@ from ..actions import DENSE, Action, ImageState, Level, Observation, TokenState,
 METRICS = ("std", "l2", "change", "attention", "random", "rounds")
 INACTIVE = ("hold", "forecast", "interpolate")
 DIRECTIONS = ("low", "high")
+DUE_AGE = 4  # evaluations after which a token is due whatever its forecast promises
+WAIT = 2  # evaluations that fewer than a block of due tokens may wait for others
 PRECISIONS = ("forecast", "model", "8 bit", "pooled", "host memory", "none")  # of cached keys and values
 
 
@@ -28,11 +30,14 @@ class RegionPolicy:
     warm_up, tail: shares of the steps at the beginning and end that compute all tokens. refresh_interval: sparse
     evaluations between two that compute all tokens; 0 = none. resets: shares of the schedule at which all tokens are
     computed. drift_threshold: relative L1 error of the forecast of computed tokens above which the next evaluation
-    computes all; 0 = off. metric, direction: which tokens come first ("low" values of the metric or "high" ones).
-    starvation: k of the priority +-log(metric) + k * age. slope: the share runs from keep_ratio * (1 + slope) to
-    keep_ratio * (1 - slope). inactive: what the other tokens do. reach: how far a forecast may go, in distances of the
-    two evaluations it is made from. kv_cache, memory_limit (GiB, 0 = none): how keys and values are kept, and how much
-    of them. focus: (1 or B, H, W), 0 .. 1, of any size: tokens that come first. seed: of the random metric."""
+    computes all; 0 = off. error_threshold: above 0, a token is computed when the estimated error of its forecasts,
+    added up since it was computed, reaches it: as many as are due, none (hold), or all where that is more than
+    keep_ratio; metric, direction, starvation and slope do not count then. metric, direction: which tokens come first
+    ("low" values of the metric or "high" ones). starvation: k of the priority +-log(metric) + k * age. slope: the share
+    runs from keep_ratio * (1 + slope) to keep_ratio * (1 - slope). inactive: what the other tokens do. reach: how far a
+    forecast may go, in distances of the two evaluations it is made from. kv_cache, memory_limit (GiB, 0 = none): how
+    keys and values are kept, and how much of them. focus: (1 or B, H, W), 0 .. 1, of any size: tokens that come first
+    (with error_threshold: that are due at half of it). seed: of the random metric."""
 
     keep_ratio: float
     warm_up: float = 0.15
@@ -40,6 +45,7 @@ class RegionPolicy:
     refresh_interval: int = 3
     resets: tuple[float, ...] = ()
     drift_threshold: float = 0.0
+    error_threshold: float = 0.0
     metric: str = "change"
     direction: str = "high"
     starvation: float = 0.3
@@ -58,7 +64,12 @@ class RegionPolicy:
 
     @property
     def levels(self) -> frozenset[Level]:
-        return frozenset((Level.RUN,))
+        return frozenset((Level.RUN, Level.HOLD) if self.error_threshold else (Level.RUN,))
+
+    @property
+    def due(self) -> tuple[float, int]:
+        """Drift and age at which a token is due."""
+        return self.error_threshold, DUE_AGE
 
     def start(self, window: Window) -> RegionActor:
         return RegionActor(self)
@@ -95,12 +106,28 @@ class RegionActor:
         state = image.tokens
         if state is None or self._all(observation, image):
             return DENSE
+        if self.policy.error_threshold:
+            return self._due(image, state)
         count = rounded(self._ratio(observation) * state.free, state.number)
         if count >= state.number:
             return DENSE
         order = priority(self.policy, state, observation, number)
         chosen = per_frame(order, state.grid, count) if state.grid[0] > 1 else order.topk(count).indices
         return Action(Level.RUN, chosen.sort().values)
+
+    def _due(self, image: ImageState, state: TokenState) -> Action:
+        """All tokens that are due, rounded up to whole blocks; fewer than a block wait, but not for long."""
+        p = self.policy
+        if state.due is None or state.drift is None or state.due > p.keep_ratio * state.free:
+            return DENSE
+        block = block_of(state.number)
+        if state.due == 0 or (state.due < block and image.since_computed < WAIT):
+            return Action(Level.HOLD)
+        order = state.drift if state.focus is None else state.drift * (1 + state.focus)
+        order = torch.where(state.age >= DUE_AGE, 1e6 + order, order)
+        order = order if state.wanted is None else order.masked_fill(~state.wanted, -1e9)
+        count = min(math.ceil(state.due / block) * block, state.number)
+        return DENSE if count >= state.number else Action(Level.RUN, order.topk(count).indices.sort().values)
 
     def _all(self, observation: Observation, image: ImageState) -> bool:
         """Whether this evaluation computes all tokens."""
@@ -124,8 +151,13 @@ class RegionActor:
 
 def rounded(count: float, number: int) -> int:
     """Token counts as matrix units like them: multiples of 64 in big pictures, at least one block."""
-    block = 64 if number >= 2048 else 16 if number >= 256 else 4
+    block = block_of(number)
     return min(number, max(block, round(count / block) * block))
+
+
+def block_of(number: int) -> int:
+    """Tokens that are chosen together, of `number`."""
+    return 64 if number >= 2048 else 16 if number >= 256 else 4
 
 
 def oldest(keep_ratio: float) -> int:

@@ -262,6 +262,21 @@ def strip(record, image=0):
     return record._strip(image)
 
 
+@pytest.mark.parametrize("sampler", ["euler", "heun"])
+def test_every_token_may_have_its_own_clock(tiny_sd3, region, sample, last_record, sampler):
+    """error_threshold: each image of a batch computes as many tokens as are due, none or all of them."""
+    patched = region(tiny_sd3, keep_ratio=0.8, error_threshold=1.5, warm_up=0.0, tail=0.0, refresh_interval=0)
+    latent = torch.zeros(2, 16, 16, 24)
+    result = sample(patched, steps=14, cfg=2.0, sampler=sampler, latent=latent)
+    record = last_record(patched)
+    assert torch.isfinite(result).all() and record.totals["partial"] > 0
+    assert len({e.share for e in record.evaluations}) > 2, record.text()
+    assert torch.equal(result, sample(patched, steps=14, cfg=2.0, sampler=sampler, latent=latent))
+    still = region(tiny_sd3, keep_ratio=0.8, error_threshold=9.0, warm_up=0.0, tail=0.0, refresh_interval=0)
+    sample(still, steps=14, cfg=2.0, sampler=sampler, latent=latent)
+    assert last_record(still).totals["held"] > 0 and last_record(still).totals["flops"] < record.totals["flops"]
+
+
 def test_ratio_one_leaves_the_model_untouched(tiny_model, region):
     assert region(tiny_model, keep_ratio=1.0) is tiny_model
 
@@ -499,6 +514,7 @@ def test_videos_compute_some_tokens_of_every_frame(family, region, sample, last_
 @pytest.mark.parametrize(("setting", "value"), [
     ("keep_ratio", 0.0), ("keep_ratio", 1.5), ("metric", "beauty"), ("warm_up", -0.1), ("kv_cache", "4 bit"),
     ("inactive", "dream"), ("preset", "best"), ("slope", 2.0),
+    ("error_threshold", -1.0),
 ])  # fmt: skip
 def test_bad_settings_are_refused(tiny_model, region, setting, value):
     with pytest.raises(ValueError, match=f"{setting} = .* was given; accepted is"):

@@ -7,10 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rapid_core.actions import DENSE, ImageState, Observation, TokenState, Window
+from rapid_core.actions import DENSE, ImageState, Level, Observation, TokenState, Window
+from rapid_core.engine.forecast import Track
 from rapid_core.engine.regions import Regions
 from rapid_core.engine.tokens import TokenGrid
-from rapid_core.policies.region import RegionPolicy, metric, oldest, paper, rounded
+from rapid_core.policies.region import DUE_AGE, WAIT, RegionPolicy, metric, oldest, paper, rounded
 
 ROWS, COLUMNS = 8, 8
 NUMBER = ROWS * COLUMNS
@@ -74,6 +75,46 @@ def test_no_token_waits_longer_than_the_bound(ratio, name, direction, starvation
         longest = max(longest, regions.age[0].max().item())
     count = rounded(ratio * NUMBER, NUMBER)
     assert longest <= oldest(ratio) + math.ceil(NUMBER / count)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.floats(0.001, 3.0), st.floats(0.1, 0.9), st.integers(0, 1000))
+def test_tokens_with_clocks_of_their_own_are_never_late(threshold, ratio, seed):
+    """By error_threshold every due token is computed at once; fewer than a block wait two evaluations at most."""
+    policy = RegionPolicy(ratio, warm_up=0.0, tail=0.0, refresh_interval=0, error_threshold=threshold)
+    actor, grid, track = policy.start(Window(1, 0)), TokenGrid((4, 16, 16)), Track(3)
+    regions = Regions(grid, 1, None, None, *policy.due)
+    generator = torch.Generator().manual_seed(seed)
+    scale = torch.rand(16, 16, generator=generator) ** 4  # some places are much rougher than others
+    for step in range(60):
+        sigma = 1 - step / 60
+        due = regions.expect(0, track.points(0), torch.tensor(sigma), 1, 4.0)
+        state = regions.state(0, track, None if due < 0 else int(due))
+        since = int(regions.age[0].min()) if step else 0
+        image = ImageState(step, since, math.inf, None, regions.since_dense[0], state)
+        (action,) = actor.act(Observation(step, sigma, (image,), step, 100))
+        if action.level is Level.HOLD:
+            regions.pass_over(0)
+        else:
+            new = 1 + scale * torch.randn(4, 16, 16, generator=generator)
+            points = track.points(0)
+            regions.remember(0, action, new, points[-1].value if points else None)
+            track.add(0, sigma, new, None if action.tokens is None else grid.mask(action.tokens))
+        assert regions.age[0].max() <= DUE_AGE + WAIT
+        if action.tokens is not None:
+            left = torch.ones(NUMBER, dtype=torch.bool).index_fill(0, action.tokens, False)
+            assert (state.drift[left] < threshold).all() and len(action.tokens) <= ratio * NUMBER + 4
+
+
+def test_few_due_tokens_wait_and_many_are_all():
+    drift = torch.arange(NUMBER) / NUMBER
+    policy = RegionPolicy(0.5, warm_up=0.0, tail=0.0, refresh_interval=0, error_threshold=0.1)
+    act = lambda due, since: policy.start(Window(1, 0)).act(Observation(10, 0.5, (  # noqa: E731
+        ImageState(5, since, math.inf, None, 1, tokens(drift=drift, due=due)),), 10, 20))[0]  # fmt: skip
+    assert act(0, 0).level is act(3, 1).level is Level.HOLD
+    assert act(3, 2).tokens.tolist() == [60, 61, 62, 63]
+    assert act(5, 0).tokens.tolist() == list(range(56, 64))
+    assert act(33, 0).dense and act(None, 0).dense
 
 
 def test_warm_up_and_tail_are_shares_of_the_steps():
