@@ -25,7 +25,7 @@ class CacheReuse(io.ComfyNode):
             search_aliases=["teacache", "easycache", "cache", "speed up", "accelerate", "skip steps"],
             inputs=[
                 io.Model.Input("model"),
-                io.Float.Input("reuse_threshold", default=0.1, min=0.0, max=10.0, step=0.01,
+                io.Float.Input("reuse_threshold", default=0.1, min=0.0, max=10.0, step=0.005,
                                tooltip="Estimated relative error, added up over left-out evaluations, at which the "
                                "model is computed again. Higher is faster and less exact; 0 turns the node off."),
                 io.Float.Input("start_percent", default=0.0, min=0.0, max=1.0, step=0.01,

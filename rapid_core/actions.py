@@ -43,8 +43,8 @@ class TokenState:
     computed. attention (N,) or None: attention mass it received in the last dense evaluation. wanted (N,) or None:
     tokens that may be computed between refreshes (those an inpaint mask keeps may not), `free` of them. focus (N,) or
     None: 0 .. 1, the user's mask. drift (N,) or None: estimated error of the token's forecasts, this evaluation's
-    included, added up since it was computed, relative to the mean derivative; `due` tokens of it call for computation
-    (None: unknown)."""
+    included, weighted and added up since it was computed, relative to the mean derivative; `due`: tokens that it
+    calls to be computed (None: unknown)."""
 
     grid: tuple[int, int, int]
     age: Tensor
@@ -85,13 +85,14 @@ class Observation:
     """The state of a run before evaluation number `index` at noise level `sigma`.
 
     `step`: place of `sigma` in the run's schedule of `steps` steps, 0 at its beginning; between two noise levels of
-    the schedule it is that of the higher one."""
+    the schedule it is that of the higher one. `weight`: what an error counts in this step, see `step_weights`."""
 
     index: int
     sigma: float
     images: tuple[ImageState, ...]
     step: int = 0
     steps: int = 1
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)

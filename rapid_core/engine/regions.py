@@ -47,14 +47,16 @@ class Regions:
             focus = torch.stack([grid.to_tokens(sized[i % len(sized), 0].expand(grid.pixels)) for i in range(batch)])
         return cls(grid, batch, wanted, focus, threshold, oldest)
 
-    def expect(self, image: int, points: Sequence[Point], sigma: Tensor, order: int, reach: float | None) -> Tensor:
-        """Add up what the tokens' forecasts at `sigma` will be wrong by. Returns the number of tokens that are due, a
-        0-d float32 tensor; -1 where it cannot be told yet."""
+    def expect(
+        self, image: int, points: Sequence[Point], sigma: Tensor, order: int, reach: float | None, weight: Tensor
+    ) -> Tensor:
+        """Add up what the tokens' forecasts at `sigma` will be wrong by, times `weight`. Returns the number of tokens
+        that are due, a 0-d float32 tensor; -1 where it cannot be told yet."""
         errors, before, age = estimate_errors(points, sigma, order, reach), self.drift[image], self.age[image]
         self._expected[image] = None
         if errors is None or before is None or age is None:
             return sigma.new_full((), -1.0, dtype=torch.float32)
-        drift = before + self.grid.to_tokens(errors.mean(0))
+        drift = before + weight * self.grid.to_tokens(errors.mean(0))
         self._expected[image] = drift
         focus, wanted = self._of(image, self.focus, age), self._of(image, self.wanted, age)
         due = (drift if focus is None else drift * (1 + focus)) >= self.threshold  # a mask halves the threshold

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import itertools
 import math
 from collections import Counter
 from collections.abc import Hashable, Sequence
@@ -61,6 +62,8 @@ class RunState:
     ):
         self.batch, self.order, self.actor, self.reach = batch, order, actor, reach
         self.schedule, self.regions = tuple(schedule), regions
+        self.weights = step_weights(self.schedule)
+        self._on_device: tuple[Tensor, Tensor] | None = None  # noise levels and weights
         self.guided = Track(order + 2)
         self.slots: dict[Hashable, Track] = {}
         self.residuals: dict[tuple, Track] = {}  # by (condition uuid, shape, device)
@@ -96,7 +99,8 @@ class RunState:
         known = [None if n < 0 else int(n) for n in due] or [None] * self.batch
         states = tuple(self._state(i, estimates[i], known[i]) for i in range(self.batch))
         step, steps = self.place(level)
-        actions = list(self.actor.act(Observation(self.evaluations, level, states, step, steps)))
+        seen = Observation(self.evaluations, level, states, step, steps, self.weights[step])
+        actions = list(self.actor.act(seen))
         self.same_sigma = self.same_sigma + 1 if self.last_sigma == level else 0
         self.last_sigma = level
         zeros = [0.0] * self.batch
@@ -112,7 +116,12 @@ class RunState:
         """Number of due tokens of each image, where a policy asks for it."""
         if not self.regions or not self.regions.threshold:
             return []
-        return [self.regions.expect(i, self.guided.points(i), sigma, self.order, self.reach).to(sigma.device)
+        if self._on_device is None:
+            levels = torch.tensor(self.schedule or (0.0,), device=sigma.device)
+            self._on_device = levels, torch.tensor(self.weights, device=sigma.device)
+        levels, weights = self._on_device  # as `place`, but without asking the device for sigma
+        step = ((levels >= sigma * (1 - 1e-6)).sum() - 1).clamp(0, len(weights) - 1)
+        return [self.regions.expect(i, self.guided.points(i), sigma, self.order, self.reach, weights[step])
                 for i in range(self.batch)]  # fmt: skip
 
     def _state(self, image: int, error: float, due: int | None) -> ImageState:
@@ -179,3 +188,16 @@ class RunState:
         tracks = [self.guided, *self.slots.values(), *self.residuals.values()]
         own = 0 if self.last_x is None else self.last_x.numel() * self.last_x.element_size()
         return own + sum(track.bytes for track in tracks)
+
+
+def step_weights(schedule: Sequence[float]) -> tuple[float, ...]:
+    """What an error of the derivative counts in each step of a schedule of noise levels: the square root of the step's
+    length over the mean length, within 1/2 .. 2.
+
+    An error enters the latent times the step's length; early errors grow afterwards. The root was better than either
+    extreme on the development prompts of both demo models that are tuned on (by 1.5 to 3 dB at equal cost)."""
+    lengths = [abs(a - b) for a, b in itertools.pairwise(schedule)]
+    mean = sum(lengths) / max(1, len(lengths))
+    if mean == 0:
+        return (1.0,) * max(1, len(lengths))
+    return tuple(min(2.0, max(0.5, math.sqrt(n / mean))) for n in lengths)

@@ -12,7 +12,8 @@ from ..actions import DENSE, Action, Level, Observation, Window
 class ThresholdPolicy:
     """Accumulated-error rule of TeaCache (Liu et al. 2024) and EasyCache, on a forecast instead of a held value.
 
-    threshold: accumulated relative L1 error at which an evaluation is computed again.
+    threshold: accumulated relative L1 error, each step's times its weight (`step_weights`), at which an evaluation is
+    computed again.
     max_consecutive: evaluations in a row that may be left out.
     guard: after a forecast measured worse than this relative L1 error the next evaluation is computed; 0 = off."""
 
@@ -49,7 +50,7 @@ class ThresholdActor:
 
     def _one(self, image: int, observation: Observation) -> Action:
         state = observation.images[image]
-        total = state.error + (self.accumulated.get(image, 0.0) if state.since_computed else 0.0)
+        total = observation.weight * state.error + (self.accumulated.get(image, 0.0) if state.since_computed else 0.0)
         allowed = (
             observation.sigma in self.window
             and state.since_computed < self.policy.max_consecutive

@@ -88,7 +88,7 @@ def test_tokens_with_clocks_of_their_own_are_never_late(threshold, ratio, seed):
     scale = torch.rand(16, 16, generator=generator) ** 4  # some places are much rougher than others
     for step in range(60):
         sigma = 1 - step / 60
-        due = regions.expect(0, track.points(0), torch.tensor(sigma), 1, 4.0)
+        due = regions.expect(0, track.points(0), torch.tensor(sigma), 1, 4.0, torch.tensor(1.0))
         state = regions.state(0, track, None if due < 0 else int(due))
         since = int(regions.age[0].min()) if step else 0
         image = ImageState(step, since, math.inf, None, regions.since_dense[0], state)

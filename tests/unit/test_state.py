@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rapid_core.actions import Action, Level
-from rapid_core.engine.state import RunState
+from rapid_core.engine.state import RunState, step_weights
 
 
 class Always:
@@ -78,3 +78,11 @@ def test_one_synchronisation_an_evaluation(monkeypatch):
         calls.clear()
         step(state, sigma)
         assert calls == ["tolist"]
+
+
+def test_step_weights_are_roots_of_the_steps_lengths_within_limits():
+    assert step_weights((1.0, 0.75, 0.5, 0.25, 0.0)) == pytest.approx((1.0,) * 4)
+    assert step_weights((1.0, 0.9, 0.5)) == pytest.approx(((0.1 / 0.25) ** 0.5, (0.4 / 0.25) ** 0.5))
+    assert step_weights((100.0, 1.0, 0.5, 0.4)) == pytest.approx((3**0.5 * (99 / 99.6) ** 0.5, 0.5, 0.5))
+    assert step_weights(()) == step_weights((1.0,)) == (1.0,)
+    assert step_weights((0.5, 0.5)) == (1.0,)

@@ -41,3 +41,9 @@ def test_each_image_of_a_batch_decides_for_itself():
     actor = ThresholdPolicy(0.1).start(Window(1.0, 0.0))
     states = (ImageState(3, 0, 0.05), ImageState(3, 0, 0.5))
     assert actor.act(Observation(3, 0.5, states)) == (Action(Level.HOLD), DENSE)
+
+
+def test_an_error_counts_by_the_length_of_its_step():
+    actor = ThresholdPolicy(0.1, max_consecutive=9).start(Window(1.0, 0.0))
+    level = lambda weight: actor.act(Observation(1, 0.5, (ImageState(1, 0, 0.06),), weight=weight))[0].level  # noqa: E731
+    assert [level(w) for w in (1.0, 2.0, 0.5)] == [Level.HOLD, Level.RUN, Level.HOLD]
