@@ -11,6 +11,7 @@ threshold is the smallest that costs no more on 8 development prompts, and so is
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -110,17 +111,16 @@ def methods(comfy: Any, suite: Suite, number: int, targets: Sequence[str]) -> li
 
 
 def verdicts(suite: Suite) -> list[str]:
-    """Paired differences of Region Adaptive to the others, with their 95 % intervals."""
-    lines = []
-    for target in TARGETS:
-        at_target = {p.method for p in suite.done() if p.method.endswith(f"/{target}")}
-        for other in sorted(at_target - {f"region/{target}"}):
-            for figure in ("psnr", "psnr_ode"):
-                found = suite.differences(f"region/{target}", other, figure)
-                span = interval(found)
-                if span:
-                    lines.append(f"{suite.kind}: region/{target} - {other}, {figure}: {mean(found):+.2f} dB "
-                                 f"({span[0]:+.2f} .. {span[1]:+.2f})")  # fmt: skip
+    """Paired differences of Region Adaptive, with and without clocks of the tokens, to the others, with their 95 %
+    intervals."""
+    lines, there = [], {p.method for p in suite.done()}
+    for target, own, figure in itertools.product(TARGETS, ("region", "region_error"), ("psnr", "psnr_ode")):
+        for other in sorted(m for m in there if m.endswith(f"/{target}") and m != f"{own}/{target}"):
+            found = suite.differences(f"{own}/{target}", other, figure)
+            span = interval(found)
+            if span:
+                lines.append(f"{suite.kind}: {own}/{target} - {other}, {figure}: {mean(found):+.2f} dB "
+                             f"({span[0]:+.2f} .. {span[1]:+.2f})")  # fmt: skip
     return lines
 
 
