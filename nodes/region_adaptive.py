@@ -78,7 +78,8 @@ class RegionAdaptive(io.ComfyNode):
     ) -> io.NodeOutput:
         settings.setdefault("error_threshold", 0.0)
         policy = checked(model, keep_ratio, preset, kv_cache, memory_limit, settings)
-        return io.NodeOutput(model if keep_ratio == 1.0 else attach(model, policy.focused(mask)))
+        off = keep_ratio == 1.0 and not policy.error_threshold
+        return io.NodeOutput(model if off else attach(model, policy.focused(mask)))
 
 
 def checked(model, keep_ratio, preset, kv_cache, memory_limit, settings) -> RegionPolicy:

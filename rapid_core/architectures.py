@@ -48,6 +48,11 @@ class Architecture:
         """All groups in order of execution."""
         return tuple(group for stack in self.stacks for group in stack)
 
+    @property
+    def hookless(self) -> bool:
+        """Whether some blocks have no hook of the host's."""
+        return any(not group.name for group in self.groups)
+
     def patch(self, model: Any) -> int:
         """Latent pixels along a side of a token."""
         size = model.patch_size
@@ -57,6 +62,10 @@ class Architecture:
         """Image tokens of a latent (B, C, [T,] H, W); odd sides are padded as the host does."""
         patch, frames = self.patch(model), shape[2] if len(shape) == 5 else 1
         return frames * -(-shape[-2] // patch) * -(-shape[-1] // patch)
+
+    def reference_tokens(self, model: Any, latents: Any) -> int:
+        """Tokens of reference latents [(B, C, ...)], which are always computed."""
+        return sum(self.image_tokens(model, tuple(latent.shape)) for latent in latents or ())
 
 
 _STREAMS = (("img_mod", ONCE), ("txt_mod", ONCE), ("modulation", ONCE), ("img_", IMAGE), ("txt_", TEXT))

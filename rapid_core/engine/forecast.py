@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -67,19 +68,27 @@ class Track:
         self.keep = keep
         self._points: dict[int, deque[Point]] = {}
         self._levels: dict[int, float] = {}
+        self._seen: dict[int, set[float]] = {}
 
     def add(self, image: int, sigma: float, value: Tensor, where: Tensor | None = None) -> None:
-        """Remember `value`; a second value at the same noise level (heun, dpm_2) takes the first one's place.
+        """Remember `value`; an older value at the same noise level (heun, dpm_2, heunpp2) makes room for it.
 
         where: mask that broadcasts against `value`; only there it is new, elsewhere the points stay as they are."""
-        points = self._points.setdefault(image, deque(maxlen=self.keep))
-        if where is not None and points:
-            self._points[image] = deque(_shifted(list(points), sigma, value, where), maxlen=self.keep)
-        elif where is None:
-            if points and self._levels[image] == sigma:
-                points.pop()
+        points, seen = self.points(image), self._seen.setdefault(image, set())
+        if where is not None:
+            points = _shifted(points, sigma, value, where) if points else []
+        else:
+            if sigma in seen:
+                points = _without(points, sigma, self.keep)
             points.append(Point(sigma, value))
+        seen.add(sigma)
+        self._points[image] = deque(points, maxlen=self.keep)
         self._levels[image] = sigma
+
+    def forget(self, image: int) -> None:
+        """Drop an image's points: what they belong to has changed."""
+        for known in (self._points, self._levels, self._seen):
+            known.pop(image, None)
 
     def points(self, image: int) -> list[Point]:
         """Points of an image, oldest first."""
@@ -99,15 +108,27 @@ class Track:
         return sum(p.value.numel() * p.value.element_size() for ps in self._points.values() for p in ps)
 
 
+def _without(points: list[Point], sigma: float, keep: int) -> list[Point]:
+    """Points without those at `sigma`. Where places have levels of their own, the older points move up and the oldest
+    stays behind them, far away, as long as there are fewer than `keep`."""
+    like = next((p.sigma for p in points if isinstance(p.sigma, Tensor)), None)
+    if like is None:
+        return [p for p in points if p.sigma != sigma]
+    if len(points) < keep:
+        points = [Point(2 * points[0].sigma + 1, points[0].value), *points]
+    return _shifted(points, sigma, points[-1].value, torch.ones_like(like, dtype=torch.bool))[:-1]
+
+
 def _shifted(points: list[Point], sigma: float, value: Tensor, where: Tensor) -> list[Point]:
-    """Points with `value` as the latest one where the mask says so; each place keeps as many points as it had."""
+    """Points with `value` as the latest one where the mask says so; each place keeps as many points as it had, without
+    the one at the same level, or else without its oldest."""
     levels = [p.sigma if isinstance(p.sigma, Tensor) else torch.full_like(where, p.sigma, dtype=torch.float32)
               for p in points]  # fmt: skip
-    again = levels[-1] == sigma  # a second look at the level of the latest point replaces it
-    moved = where & ~again
-    out = []
-    for old, level, newer, newer_level in zip(points, levels, points[1:], levels[1:], strict=False):
-        out.append(Point(torch.where(moved, newer_level, level), torch.where(moved, newer.value, old.value)))
+    same = [where & (level == sigma) for level in levels]
+    moved, out = where & ~torch.stack(same).any(0), []  # moved: here a point was given up already
+    for k, (old, newer) in enumerate(itertools.pairwise(points)):
+        moved = moved | same[k]
+        out.append(Point(torch.where(moved, levels[k + 1], levels[k]), torch.where(moved, newer.value, old.value)))
     latest = points[-1]
     out.append(Point(levels[-1].masked_fill(where, sigma), torch.where(where, value.to(latest.value), latest.value)))
     return out

@@ -48,32 +48,42 @@ class Regions:
         return cls(grid, batch, wanted, focus, threshold, oldest)
 
     def expect(
-        self, image: int, points: Sequence[Point], sigma: Tensor, order: int, reach: float | None, weight: Tensor
+        self, image: int, points: Sequence[Point], sigma: Tensor, order: int, reach: float | None, weight: Tensor,
+        moved: Tensor | None = None,
     ) -> Tensor:
-        """Add up what the tokens' forecasts at `sigma` will be wrong by, times `weight`. Returns the number of tokens
-        that are due, a 0-d float32 tensor; -1 where it cannot be told yet."""
+        """Add up what the tokens' forecasts at `sigma` will be wrong by, times `weight`. moved (C, ...): what a second
+        look at the level of the latest computation changes, as far as it is known. Returns the number of tokens that
+        are due, a 0-d float32 tensor; -1 where it cannot be told yet."""
         errors, before, age = estimate_errors(points, sigma, order, reach), self.drift[image], self.age[image]
         self._expected[image] = None
         if errors is None or before is None or age is None:
             return sigma.new_full((), -1.0, dtype=torch.float32)
+        if moved is not None:
+            scale = points[-1].value.float().abs().mean().clamp_min(1e-12)
+            errors = torch.where(torch.as_tensor(points[-1].sigma == sigma), moved.float().abs() / scale, errors)
         drift = before + weight * self.grid.to_tokens(errors.mean(0))
         self._expected[image] = drift
-        focus, wanted = self._of(image, self.focus, age), self._of(image, self.wanted, age)
+        self._to(age.device)
+        focus, wanted = self._of(image, self.focus), self._of(image, self.wanted)
         due = (drift if focus is None else drift * (1 + focus)) >= self.threshold  # a mask halves the threshold
         due |= age >= self.oldest
         return (due if wanted is None else due & wanted).sum().float()
 
-    def _of(self, image: int, masks: Tensor | None, like: Tensor) -> Tensor | None:
-        return None if masks is None else masks[image].to(like.device)
+    def _to(self, device: torch.device) -> None:
+        """Masks to where the latents are, which a run's start does not know."""
+        self.wanted, self.focus = (m if m is None else m.to(device) for m in (self.wanted, self.focus))
+
+    def _of(self, image: int, masks: Tensor | None) -> Tensor | None:
+        return None if masks is None else masks[image]
 
     def state(self, image: int, guided: Track, due: int | None = None) -> TokenState | None:
         """What a policy sees of an image; None before its first computation."""
         points, age, change = guided.points(image), self.age[image], self.change[image]
         if not points or age is None or change is None:
             return None
+        self._to(age.device)
         return TokenState(self.grid.size, age, points[-1].value, change, self.free[image], self.attention[image],
-                          self._of(image, self.wanted, age), self._of(image, self.focus, age), self._expected[image],
-                          due)
+                          self._of(image, self.wanted), self._of(image, self.focus), self._expected[image], due)
 
     def remember(self, image: int, action: Action, derivative: Tensor, before: Tensor | None) -> None:
         """An image's evaluation was computed: `derivative` is new where its tokens ran, `before` the latest one known

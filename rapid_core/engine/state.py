@@ -29,6 +29,7 @@ class Evaluation:
     reasons: list[str] = field(default_factory=list)
     conditions: Counter = field(default_factory=Counter)  # times each condition list was evaluated
     streams: Counter = field(default_factory=Counter)  # times each condition uuid passed the model
+    slots: set = field(default_factory=set)  # keys of the condition histories that were asked for
     spent: list[float] = field(default_factory=list)  # FLOPs per image
     dense: list[float] = field(default_factory=list)
 
@@ -89,7 +90,7 @@ class RunState:
         """Observe and decide. x (B, ...), sigma a 0-d tensor; the run's only host synchronisation is here."""
         errors = [self._error(i, x, sigma) for i in range(self.batch)]
         flat = [sigma.float()] + [e for pair in errors for e in pair] + [m for _, _, m in self.pending]
-        numbers = torch.stack(flat + self._expect(sigma)).tolist()  # the one synchronisation of an evaluation
+        numbers = torch.stack(flat + self._expect(x, sigma)).tolist()  # the one synchronisation of an evaluation
         level, rest, due = numbers[0], numbers[1 : len(flat)], numbers[len(flat) :]
         self._fetched(rest[2 * self.batch :])
         estimates = [
@@ -112,7 +113,7 @@ class RunState:
         above = bisect.bisect_right(self.schedule, -sigma * (1 - 1e-6), key=lambda level: -level)
         return min(max(above - 1, 0), steps - 1), steps
 
-    def _expect(self, sigma: Tensor) -> list[Tensor]:
+    def _expect(self, x: Tensor, sigma: Tensor) -> list[Tensor]:
         """Number of due tokens of each image, where a policy asks for it."""
         if not self.regions or not self.regions.threshold:
             return []
@@ -120,9 +121,13 @@ class RunState:
             levels = torch.tensor(self.schedule or (0.0,), device=sigma.device)
             self._on_device = levels, torch.tensor(self.weights, device=sigma.device)
         levels, weights = self._on_device  # as `place`, but without asking the device for sigma
-        step = ((levels >= sigma * (1 - 1e-6)).sum() - 1).clamp(0, len(weights) - 1)
-        return [self.regions.expect(i, self.guided.points(i), sigma, self.order, self.reach, weights[step])
-                for i in range(self.batch)]  # fmt: skip
+        weight = weights.take(((levels >= sigma * (1 - 1e-6)).sum() - 1).clamp(0, len(weights) - 1))
+        moved = self.last_x is not None and self.last_x.shape == x.shape
+        return [
+            self.regions.expect(i, self.guided.points(i), sigma, self.order, self.reach, weight,
+                                (x[i] - self.last_x[i]) / sigma if moved else None)
+            for i in range(self.batch)
+        ]  # fmt: skip
 
     def _state(self, image: int, error: float, due: int | None) -> ImageState:
         regions = self.regions
@@ -150,6 +155,8 @@ class RunState:
     def end(self, evaluation: Evaluation, x: Tensor, denoised: Tensor) -> None:
         """Remember what was computed: the guided derivative (x - denoised) / sigma of each image that ran."""
         self.evaluations += 1
+        for key in self.slots.keys() - evaluation.slots:  # a prompt or a ControlNet ended: its history ends with it
+            del self.slots[key]
         ran = evaluation.images(Level.RUN)
         if evaluation.sigma > 0 and ran:
             derivative = (x - denoised) / evaluation.sigma
@@ -158,7 +165,8 @@ class RunState:
             if len(ran) == self.batch or self.last_x is None:
                 self.last_x = x.clone()
             else:
-                self.last_x[ran] = x[ran]
+                for i in ran:
+                    self.last_x[i] = x[i]
         for i in range(self.batch):
             computed = i in ran
             self.computed[i] += computed

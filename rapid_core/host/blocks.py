@@ -19,6 +19,9 @@ from ..architectures import Architecture, Group
 from ..engine.forecast import Track
 from .subset import Subset
 
+# Kinds of transformer_options["patches"] that act inside or between blocks.
+BETWEEN = ("attn1_patch", "attn1_output_patch", "attn2_patch", "attn2_output_patch", "double_block", "single_block",
+           "noise_refiner")  # fmt: skip
 CALL = "rapid_call"  # key of the Call in a model call's transformer_options
 
 
@@ -84,6 +87,13 @@ def install(replace: dict, architecture: Architecture, model: Any) -> str | None
     return None
 
 
+def foreign(transformer_options: dict) -> str | None:
+    """Why neither some tokens nor the blocks' residual can stand for the blocks: patches of other nodes inside or
+    between them, which address tokens by their place and are not part of the residual."""
+    there = [name for name in BETWEEN if transformer_options.get("patches", {}).get(name)]
+    return f"another node patches the model's blocks ({', '.join(there)}); they are computed whole" if there else None
+
+
 @torch.compiler.disable()
 def block_hook(place: Place, args: dict, extra: dict) -> dict:
     """Run the block on all or some tokens, or pass its input through; see `run_block`."""
@@ -113,7 +123,7 @@ def _measure(call: Call, place: Place, img: Tensor) -> None:
     """Remember what the stack added to the image tokens; single blocks of FLUX carry text before them."""
     assert call.entry is not None
     text = img.shape[1] - call.entry.shape[1]
-    where = None if call.subset is None else call.subset.ran(img.device)
+    where = None if call.subset is None else call.subset.ran(call.entry.shape[1], img.device)
     call.remember(img[:, text:] - call.entry, where)
     call.entry = None
 
@@ -146,14 +156,15 @@ class LayerHook:
         return run_block(call, self.place, args, run)["img"]
 
 
-def layer_patches(architecture: Architecture, model: Any) -> dict[str, LayerHook]:
-    """Object patches of a family without block hooks: name under the model -> forward."""
+def layer_patches(architecture: Architecture, patcher: Any) -> dict[str, LayerHook]:
+    """Object patches of a family without block hooks: name under the model -> forward. Another node's patch of the same
+    `forward` is what ours calls."""
     patches = {}
-    for (attribute, i), place in places(architecture, model).items():
+    for (attribute, i), place in places(architecture, patcher.model.diffusion_model).items():
         if not place.group.name:
-            forward = getattr(model, attribute)[i].forward
-            forward = forward.original if isinstance(forward, LayerHook) else forward
-            patches[f"diffusion_model.{attribute}.{i}.forward"] = LayerHook(forward, place)
+            name = f"diffusion_model.{attribute}.{i}.forward"
+            forward = patcher.get_model_object(name)
+            patches[name] = LayerHook(forward.original if isinstance(forward, LayerHook) else forward, place)
     return patches
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from comfy.patcher_extension import WrappersMP
+from comfy.patcher_extension import CallbacksMP, WrappersMP
+from torch import Tensor
 
 from ..actions import Level, Policy
 from ..architectures import describe
 from ..record import RunLog
-from .blocks import layer_patches
+from .blocks import LayerHook, layer_patches
 from .run import HostRun
 
 KEY = "rapid"
@@ -41,13 +42,28 @@ def attach(model: Any, policy: Policy) -> Any:
         notes += (f"{policy.technique} was set twice on this model: the later node wins",)
     options = clone.model_options.setdefault("transformer_options", {})
     options[KEY] = Chain((*kept, policy), notes=notes)
-    architecture, dit = describe(clone.model.diffusion_model), clone.model.diffusion_model
+    architecture = describe(clone.model.diffusion_model)
     if architecture is not None and (policy.regional or Level.REUSE in policy.levels):
-        for name, hook in layer_patches(architecture, dit).items():
+        for name, hook in layer_patches(architecture, clone).items():
             clone.add_object_patch(name, hook)
+        if architecture.hookless and not clone.get_callbacks(CallbacksMP.ON_CLONE, KEY):
+            clone.add_callback_with_key(CallbacksMP.ON_CLONE, KEY, rebind)
     if not clone.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY):
         clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, outer_sample)
     return clone
+
+
+def rebind(patcher: Any, clone: Any) -> None:
+    """A clone on another copy of the model (conditions with LoRA hooks, several GPUs) needs hooks of that copy's
+    layers; ours would call the layers of the model that they were made for."""
+    if clone.model is patcher.model:
+        return
+    architecture = describe(clone.model.diffusion_model)
+    for name, hook in list(clone.object_patches.items()):
+        if isinstance(hook, LayerHook):
+            del clone.object_patches[name]
+    for name, hook in layer_patches(architecture, clone).items() if architecture else ():
+        clone.add_object_patch(name, hook)
 
 
 def outer_sample(executor: Any, noise: Any, latent_image: Any, sampler: Any, sigmas: Any, *args: Any, **kwargs: Any):
@@ -57,6 +73,7 @@ def outer_sample(executor: Any, noise: Any, latent_image: Any, sampler: Any, sig
     chain = original.get("transformer_options", {}).get(KEY)
     if chain is None or not chain.policies:
         return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+    check_channels(guider.model_patcher.model, noise)
     run = HostRun(chain, guider, noise, sampler, sigmas, args[0] if args else kwargs.get("denoise_mask"))
     result, status = None, "failed"
     try:
@@ -70,3 +87,13 @@ def outer_sample(executor: Any, noise: Any, latent_image: Any, sampler: Any, sig
     finally:
         guider.model_options = original
         chain.log.add(run.finish(status, result))
+
+
+def check_channels(model: Any, noise: Tensor) -> None:
+    """Raise ValueError for a latent of another model family; the host would fail inside a matrix product."""
+    wanted = getattr(getattr(model, "latent_format", None), "latent_channels", None)
+    if describe(model.diffusion_model) is not None and wanted and noise.ndim == 4 and noise.shape[1] != wanted:
+        raise ValueError(
+            f"RAPID: a latent of {noise.shape[1]} channels was given; {type(model).__name__} takes {wanted}. "
+            "Use an empty latent node or a VAE of this model's family."
+        )

@@ -59,21 +59,28 @@ class Conditions:
         """`arguments` are the host's: model, conds, x, timestep, model_options. No action changes after the checks."""
         conds, x = arguments[1], arguments[2]
         keys = [slot_key(i, cond, evaluation.sigma, x) for i, cond in enumerate(conds)]
+        evaluation.slots.update(filter(None, keys))
         self._check_history(evaluation, keys, conds, x)
-        held = evaluation.images(Level.HOLD)
-        for i in held:
-            evaluation.dense[i] += sum(self.flops.get((key, i), 0.0) for key in keys if key)
+        held, spent = evaluation.images(Level.HOLD), list(evaluation.spent)
         if len(held) == self.state.batch:
+            self._count_held(evaluation, keys, held)
             return [self._forecast(key, held, x, evaluation.sigma) if key else torch.zeros_like(x) for key in keys]
         out = executor(*arguments)
+        # Where the batch could not be split, held images were computed with the others, and counted.
+        self._count_held(evaluation, keys, [i for i in held if evaluation.spent[i] == spent[i]])
         for slot, key in enumerate(keys):
             if key is not None:
-                if held:
-                    out[slot][held] = self._forecast(key, held, x[held], evaluation.sigma)
+                for i in held:
+                    out[slot][i] = self._forecast(key, [i], x[i : i + 1], evaluation.sigma)[0]
                 for i in evaluation.partial():
                     out[slot][i] = self._completed(evaluation, key, i, x[i], out[slot][i])
                 self._remember(evaluation, key, x, out[slot], slots=len(keys) - keys.count(None))
         return out
+
+    def _count_held(self, evaluation: Evaluation, keys: list, images: list[int]) -> None:
+        """What a dense evaluation of these images would have cost."""
+        for i in images:
+            evaluation.dense[i] += sum(self.flops.get((key, i), 0.0) for key in keys if key)
 
     def _forecast(self, key: tuple, images: list[int], x: Tensor, sigma: float) -> Tensor:
         """denoised = x - sigma * forecast derivative of these images; x (len(images), ...)."""
@@ -99,11 +106,14 @@ class Conditions:
             self.flops[key, i] = evaluation.dense[i] / slots
 
     def _check_history(self, evaluation: Evaluation, keys: list, conds: list, x: Tensor) -> None:
-        """Images whose conditions have no history yet (a prompt's range just began) are computed densely."""
+        """Images whose conditions have no history yet (a prompt's or a ControlNet's range just began or ended) are
+        computed densely, and what was kept of their streams is forgotten."""
         for key in filter(None, keys):
             points = self.state.slot(key).points
-            missing = [i for i in [*evaluation.images(Level.HOLD), *evaluation.partial()] if not points(i)]
+            missing = [i for i in range(self.state.batch) if not points(i)]
             evaluation.fall_back("a condition became active; it has no history yet", missing)
+            for uuid in {uuid for uuid, _ in key[1]}:
+                self._forget(uuid, missing)
         uuids = active_uuids(conds, evaluation.sigma)
         if evaluation.partial():
             evaluation.fall_back(*self._whole(conds, evaluation))
@@ -117,16 +127,33 @@ class Conditions:
             missing = [i for i in evaluation.images(Level.REUSE) if not any(t.points(i) for t in tracks)]
             evaluation.fall_back("a condition has no residual yet", missing)
 
+    def _forget(self, uuid: Any, images: list[int]) -> None:
+        for i in images:
+            for track in (track for key, track in self.state.residuals.items() if key[0] == uuid):
+                track.forget(i)
+            if self.store is not None:
+                self.store.forget(uuid, i)
+
     def _whole(self, conds: list, evaluation: Evaluation) -> tuple[str, list[int]]:
         """Why all tokens must be computed, and of which images: conditions that address tokens by their place."""
-        for cond in (c for slot in conds if slot is not None for c in slot if is_active(c, evaluation.sigma)):
-            given = cond.get("model_conds", {})
-            for name in self.architecture.whole if self.architecture else ():
-                if name in given:
-                    return f"{name} is conditioned on: all tokens are computed", evaluation.partial()
-            if "ref_latents" in given and "timestep_zero" in self._reference_method(given):
-                return "reference latents at timestep zero: all tokens are computed", evaluation.partial()
-        return "", []
+        active = [c for slot in conds if slot is not None for c in slot if is_active(c, evaluation.sigma)]
+        reasons = [reason for reason in map(self._whole_for, active) if reason]
+        return (reasons[0], evaluation.partial()) if reasons else ("", [])
+
+    def always_whole(self, conds: list) -> str | None:
+        """Why all tokens must be computed in every evaluation of the run; None where some need not."""
+        whole_run = [c for slot in conds if slot is not None for c in slot
+                     if c.get("timestep_start") is None and c.get("timestep_end") is None]  # fmt: skip
+        return next((reason for reason in map(self._whole_for, whole_run) if reason), None)
+
+    def _whole_for(self, cond: dict) -> str | None:
+        given = cond.get("model_conds", {})
+        for name in self.architecture.whole if self.architecture else ():
+            if name in given:
+                return f"{name} is conditioned on: all tokens are computed"
+        if "ref_latents" in given and "timestep_zero" in self._reference_method(given):
+            return "reference latents at timestep zero: all tokens are computed"
+        return None
 
     def _reference_method(self, given: dict) -> str:
         method = getattr(given.get("ref_latents_method"), "cond", None)

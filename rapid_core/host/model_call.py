@@ -107,7 +107,7 @@ class ModelCalls:
     def _run(self, executor: Any, evaluation: Evaluation, part: Part, options: dict, repeated: bool) -> Tensor:
         uuids, x = options["uuids"], part.x
         context, level = part.arguments["c_crossattn"], part.action.level
-        self.spend(evaluation, part.images, x, context, len(uuids), level, part.tokens)
+        self.spend(evaluation, part.images, x, context, len(uuids), level, part.tokens, part.arguments["extra"])
         if not repeated and (self.reuses or self.store is not None):
             options = {**options, blocks.CALL: self._call(evaluation, part, uuids)}
         out = call_model(executor, x, part.t, part.arguments, options)
@@ -138,19 +138,20 @@ class ModelCalls:
 
     def spend(
         self, evaluation: Evaluation, images: Iterable[int], x: Tensor, context: Any, chunks: int, level: Level,
-        tokens: Tensor | None = None,
+        tokens: Tensor | None = None, extra: dict | None = None,
     ) -> None:
-        """Count the FLOPs of `chunks` conditions of these images."""
+        """Count the FLOPs of `chunks` conditions of these images. extra: the model's other arguments."""
         dense = spent = 1.0  # of an unknown architecture: calls are counted
         if self.architecture is not None and self.cost is not None:
             text = context.shape[1] if isinstance(context, Tensor) else 0
-            number = self.architecture.image_tokens(self.model, tuple(x.shape))
+            references = self.architecture.reference_tokens(self.model, (extra or {}).get("ref_latents"))
+            number = self.architecture.image_tokens(self.model, tuple(x.shape)) + references
             flops = self.cost.flops(number, text)
             dense = spent = float(flops.dense)
             if level is Level.REUSE:
                 spent = float(flops.reuse)
             elif tokens is not None:
-                spent = float(self.cost.flops(number, text, tokens.shape[1]).dense)
+                spent = float(self.cost.flops(number, text, tokens.shape[1] + references).dense)
         for i in images:
             evaluation.dense[i] += chunks * dense
             evaluation.spent[i] += chunks * spent

@@ -33,7 +33,6 @@ class HostRun:
         self, chain: Any, guider: Any, noise: Tensor, sampler: Any, sigmas: Tensor, mask: Tensor | None = None
     ):
         patcher = guider.model_patcher
-        check_channels(patcher.model, noise)
         self.chain = chain
         self.model = patcher.model.diffusion_model
         self.architecture = describe(self.model)
@@ -68,7 +67,9 @@ class HostRun:
         text = max((c["cross_attn"].shape[1] for c in conditions if c.get("cross_attn") is not None), default=0)
         base = guider.model_patcher.model
         element = (getattr(base, "manual_cast_dtype", None) or base.get_dtype()).itemsize
-        rows, tokens = len(conditions) * self.shape[0], regions.grid.number + text
+        references = max((cost.architecture.reference_tokens(self.model, c.get("reference_latents"))
+                          for c in conditions), default=0)  # fmt: skip
+        rows, tokens = len(conditions) * self.shape[0], regions.grid.number + text + references
         needed = bytes_of(policy.kv_cache, tokens, cost.hidden, cost.cached_attentions, rows, element)
         said = f"keys and values: {needed / 2**20:.0f} MiB ({policy.kv_cache}), {len(conditions)} conditions"
         if policy.memory_limit and needed > policy.memory_limit * 2**30:
@@ -152,6 +153,9 @@ class HostRun:
             evaluation.fall_back("context windows are computed densely")
         if "multigpu_clones" in model_options:
             evaluation.fall_back("several GPUs share this run")
+        foreign = blocks.foreign(model_options.get("transformer_options", {}))
+        if foreign:
+            evaluation.fall_back(foreign, [*evaluation.images(Level.REUSE), *evaluation.partial()])
         if self.reuse_blocked:
             evaluation.fall_back(self.reuse_blocked, evaluation.images(Level.REUSE))
         if self.blocked:
@@ -167,6 +171,10 @@ class HostRun:
         evaluation.conditions.update(slots)
         if again:  # skip-layer guidance and its like look at the same condition with other options
             return self._dense(executor, *arguments)
+        if evaluation.index == 0 and self.calls.store is not None:
+            self.blocked = self.conditions.always_whole(conds)
+            if self.blocked:  # nothing would ever read what the store keeps
+                self.calls.store = self.conditions.store = None
         return self.conditions(executor, evaluation, arguments)
 
     def _dense(self, executor: Any, *arguments: Any) -> list:
@@ -184,7 +192,8 @@ class HostRun:
         if evaluation is not None and not self.dense_call and x.shape[0] == chunks * self.state.batch:
             return self.calls(executor, evaluation, x, t, arguments, transformer_options)
         if evaluation is not None:
-            self.calls.spend(evaluation, range(self.state.batch), x, c_crossattn, max(chunks, 1), Level.RUN)
+            images = range(self.state.batch)
+            self.calls.spend(evaluation, images, x, c_crossattn, max(chunks, 1), Level.RUN, extra=extra)
         return call_model(executor, x, t, arguments, transformer_options)
 
     # Record.
@@ -238,13 +247,3 @@ class HostRun:
             return [()] * len(self.records)
         number = self.state.regions.grid.number
         return [tuple(None if t is None else pack(t.tolist(), number) for t in maps) for maps in self.maps]
-
-
-def check_channels(model: Any, noise: Tensor) -> None:
-    """Raise ValueError for a latent of another model family; the host would fail inside a matrix product."""
-    wanted = getattr(getattr(model, "latent_format", None), "latent_channels", None)
-    if describe(model.diffusion_model) is not None and wanted and noise.ndim == 4 and noise.shape[1] != wanted:
-        raise ValueError(
-            f"RAPID: a latent of {noise.shape[1]} channels was given; {type(model).__name__} takes {wanted}. "
-            "Use an empty latent node or a VAE of this model's family."
-        )

@@ -38,12 +38,15 @@ class Subset:
         self._positions: tuple[Tensor, Tensor] | None = None
         self._places: dict[int, Tensor] = {}
 
-    def ran(self, device: torch.device) -> Tensor | None:
-        """Mask (rows, N) of the image tokens that ran; None for all."""
+    def ran(self, length: int, device: torch.device) -> Tensor | None:
+        """Mask (rows, length) of the tokens of a sequence that ran, with or without text before the image; None for
+        all."""
         if self.tokens is None:
             return None
-        flags = torch.zeros(len(self.tokens), self.number, dtype=torch.bool, device=device)
-        return flags.scatter_(1, self.tokens, True)
+        text = self.text if length == self.length else 0
+        flags = torch.ones(len(self.tokens), length, dtype=torch.bool, device=device)
+        flags[:, text : text + self.number] = False
+        return flags.scatter_(1, self.tokens + text, True)
 
     # Blocks.
     def run(self, place: Place, args: dict, original: Callable[[dict], dict]) -> dict:

@@ -112,7 +112,8 @@ class RegionActor:
         if count >= state.number:
             return DENSE
         order = priority(self.policy, state, observation, number)
-        chosen = per_frame(order, state.grid, count) if state.grid[0] > 1 else order.topk(count).indices
+        frames = state.grid[0] > 1 and state.wanted is None  # a mask may keep whole frames
+        chosen = per_frame(order, state.grid, count) if frames else order.topk(count).indices
         return Action(Level.RUN, chosen.sort().values)
 
     def _due(self, image: ImageState, state: TokenState) -> Action:

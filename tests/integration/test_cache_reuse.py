@@ -6,7 +6,8 @@ import torch
 from rapid_testing.sampling import empty_latent, make_conditioning
 
 LATENT = empty_latent()
-SAMPLERS = ["euler", "heun", "dpmpp_2m", "res_multistep", "uni_pc", "dpm_2", "euler_ancestral", "dpmpp_2m_sde"]
+SAMPLERS = ["euler", "heun", "heunpp2", "dpmpp_2m", "res_multistep", "uni_pc", "dpm_2", "euler_ancestral",
+            "dpmpp_2m_sde"]  # fmt: skip
 
 
 @pytest.fixture
@@ -94,6 +95,11 @@ def test_every_evaluation_of_every_sampler_is_accounted_for(tiny_model, cache_re
     assert torch.isfinite(out).all()
     assert totals["computed"] + totals["reused"] + totals["held"] == totals["evaluations"]
     assert totals["computed"] == len(calls)
+
+
+def test_a_sampler_that_comes_back_to_noise_levels_may_be_forecast_by_a_parabola(tiny_model, cache_reuse, sample):
+    out = sample(cache_reuse(tiny_model, forecast_order=2, guard=0.0), sampler="heunpp2", steps=10)
+    assert torch.isfinite(out).all()
 
 
 def test_images_of_a_batch_decide_for_themselves(tiny_model, cache_reuse, sample, last_record, pack_module):

@@ -164,6 +164,21 @@ def test_the_cost_of_a_subset_is_what_torch_counts(kind, family, pack_module, co
         assert counted == pytest.approx(true, rel=0.02)
 
 
+@pytest.mark.parametrize("kind", ["flux", "qwen_image"])
+def test_reference_tokens_are_counted(kind, family, pack_module, comfy_host, make_conditioning):
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model, latent = family(kind)
+    positive = make_conditioning(0, reference_latents=[torch.randn(1, *latent)])
+    patched = attach(pack_module, model, some(0.5))
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        run_twice(comfy_host, patched, (2, *latent), positive, make_conditioning(1), cfg=3.0)
+    record = pack_module("rapid_core.host.chain").chain_of(patched).log.records[-1]
+    assert record.evaluations[1].share[0] < 1
+    assert record.totals["flops"] == pytest.approx(counter.get_total_flops(), rel=0.02)
+
+
 @pytest.mark.parametrize("kv_cache", ["forecast", "8 bit", "pooled", "host memory", "none"])
 @pytest.mark.parametrize("kind", ["flux", "sd35", "wan", "lumina2", "qwen_image"])
 def test_other_caches_run_and_come_near(kind, kv_cache, family, pack_module, comfy_host, make_conditioning):
@@ -287,7 +302,10 @@ def test_warm_up_refresh_and_tail_are_dense(tiny_model, region, sample, last_rec
     assert strip(last_record(patched)) == "##+++#+++#"
 
 
-@pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m", "uni_pc", "res_multistep", "euler_ancestral"])
+SAMPLERS = ["euler", "heun", "heunpp2", "dpmpp_2m", "uni_pc", "res_multistep", "euler_ancestral"]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_works(tiny_model, region, sample, last_record, sampler):
     patched = region(tiny_model)
     result = sample(patched, steps=10, sampler=sampler)
@@ -436,15 +454,91 @@ def test_size_batch_and_model_may_change_between_runs(family, region, sample):
             assert torch.equal(sample(patched[kind], **settings), sample(region(model), **settings))
 
 
-def test_cache_reuse_and_region_adaptive_work_on_one_model(tiny_model, region, sample, last_record, comfy_host):
+@pytest.mark.parametrize("level", ["hold", "reuse"])
+@pytest.mark.parametrize("kind", ["flux", "sd35", "lumina2", "z_image", "flux with a reference"])
+def test_cache_reuse_and_region_adaptive_work_on_one_model(
+    kind, level, family, region, sample, last_record, comfy_host, make_conditioning
+):
+    model, latent = family(kind.split()[0])
     settings = dict(start_percent=0.0, end_percent=1.0, max_consecutive=1, forecast_order=1, guard=0.0)
-    for level in ("hold", "reuse"):
-        both = comfy_host.run_node("RAPID_CacheReuse", model=region(tiny_model), reuse_threshold=9.0, level=level,
-                                   **settings)[0]  # fmt: skip
-        result = sample(both, steps=12, cfg=2.0)
-        totals = last_record(both).totals
-        assert torch.isfinite(result).all()
-        assert totals["partial"] > 0 and totals["held"] + totals["reused"] > 0
+    both = comfy_host.run_node("RAPID_CacheReuse", model=region(model), reuse_threshold=9.0, level=level,
+                               **settings)[0]  # fmt: skip
+    extra = {"reference_latents": [torch.randn(1, *latent)[..., :8, :8]]} if "reference" in kind else {}
+    result = sample(both, steps=12, cfg=2.0, latent=torch.zeros(1, *latent), positive=make_conditioning(0, **extra))
+    totals = last_record(both).totals
+    assert torch.isfinite(result).all()
+    assert totals["partial"] > 0 and totals["held"] + totals["reused"] > 0
+
+
+def test_a_control_that_ends_takes_its_history_with_it(tiny_model, comfy_host, pack_module, make_conditioning):
+    """A ControlNet from .3 to .6: where it begins and where it ends is computed, and the old forecasts are gone."""
+    import comfy.controlnet
+    import comfy.sample
+    import comfy.samplers
+
+    class Silent(comfy.controlnet.ControlBase):
+        def get_control(self, *_args):
+            return None
+
+    chain = pack_module("rapid_core.host.chain")
+    actions = pack_module("rapid_core.actions")
+
+    class Held(Probe):
+        def act(self, observation):
+            level = actions.Level.HOLD if observation.index else actions.Level.RUN
+            return (actions.Action(level),) * len(observation.images)
+
+    policy = Held(pack_module, None)
+    policy.levels, policy.regional = frozenset(actions.Level), False
+    patched = chain.attach(tiny_model, policy)
+    control = Silent()
+    control.timestep_percent_range = (0.3, 0.6)
+    positive, negative = make_conditioning(0, control=control, control_apply_to_uncond=False), make_conditioning(1)
+    levels = torch.linspace(1, 0, 11)
+    with torch.inference_mode():
+        comfy.sample.sample_custom(patched, torch.randn(1, 16, 16, 16), 2.0, comfy.samplers.sampler_object("euler"),
+                                   levels, positive, negative, torch.zeros(1, 16, 16, 16), disable_pbar=True)
+    record, to_sigma = chain.chain_of(patched).log.records[-1], tiny_model.model.model_sampling.percent_to_sigma
+    inside = [to_sigma(0.6) <= e.sigma <= to_sigma(0.3) for e in record.evaluations]
+    expected = ["run" if k == 0 or inside[k] != inside[k - 1] else "hold" for k in range(10)]
+    assert [e.levels[0] for e in record.evaluations] == expected and expected.count("run") == 3
+
+
+def test_patches_between_the_blocks_are_computed_whole(tiny_flux, region, sample, last_record, comfy_host):
+    """Z-Image's and Qwen's ControlNets come as patches that add to all tokens of a block."""
+    model, lengths = tiny_flux.clone(), set()
+
+    def between(args):
+        lengths.add(args["img"].shape[1])
+        return args
+
+    model.set_model_patch(between, "double_block")
+    patched = region(model)
+    assert torch.equal(sample(patched, steps=8), sample(model, steps=8))
+    assert "patches the model's blocks (double_block)" in last_record(patched).text()
+    reuse = comfy_host.run_node("RAPID_CacheReuse", model=model, reuse_threshold=9.0, level="reuse", start_percent=0.0,
+                                end_percent=1.0, max_consecutive=1, forecast_order=1, guard=0.0)[0]  # fmt: skip
+    assert torch.equal(sample(reuse, steps=8), sample(model, steps=8))
+
+
+def test_a_clone_on_another_copy_of_the_model_gets_hooks_of_its_own(family, region, sample):
+    from rapid_testing.families import FAMILIES
+
+    model, latent = family("lumina2")
+    other = FAMILIES["lumina2"].build(seed=5)
+    settings = dict(steps=8, cfg=2.0, latent=torch.zeros(1, *latent))
+    moved = region(model).clone(model_override=other.get_clone_model_override())
+    assert torch.equal(sample(moved, **settings), sample(region(other), **settings))
+
+
+def test_conditions_that_need_all_tokens_keep_no_cache(family, region, sample, last_record, make_conditioning):
+    model, latent = family("hunyuan_video")
+    positive = make_conditioning(0, guiding_frame_index=0)
+    patched = region(model)
+    sample(patched, steps=8, latent=torch.zeros(1, *latent), positive=positive)
+    record = last_record(patched)
+    assert record.totals["partial"] == 0 and "guiding_frame_index is conditioned on" in record.text()
+    assert record.bytes < 2**20
 
 
 def test_control_residuals_follow_their_tokens(tiny_model, pack_module, comfy_host, make_conditioning):

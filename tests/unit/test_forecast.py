@@ -43,6 +43,30 @@ def test_a_second_value_at_the_same_noise_level_replaces_the_first():
     assert [p.value.item() for p in track.points(0)] == [2.0]
 
 
+@pytest.mark.parametrize("partly", [False, True])
+def test_a_noise_level_that_comes_back_makes_room_for_itself(partly):
+    """heunpp2 visits s0 s1 s2 | s1 s2 s3 | ...: no place may hold two points at one level."""
+    track, half = Track(3), torch.tensor([True, False])
+    for step, sigma in enumerate([0.9, 0.8, 0.7, 0.8, 0.7, 0.6, 0.7, 0.6, 0.5]):
+        where = half if partly and step in (2, 5) else None
+        track.add(0, sigma, torch.full((2,), 2 * sigma + 1), where)
+        levels = torch.stack([torch.as_tensor(p.sigma).expand(2) for p in track.points(0)])
+        assert all(len(set(column)) == len(column) for column in levels.T.tolist())
+        for order in (0, 1, 2):
+            assert torch.isfinite(forecast(track.points(0), 0.45, order)).all()
+    assert forecast(track.points(0), 0.3, 1).tolist() == pytest.approx([1.6, 1.6], abs=1e-3)
+
+
+def test_a_place_that_was_left_out_still_grows_its_history():
+    track = Track(3)
+    track.add(0, 1.0, torch.tensor([1.0, 1.0]))
+    track.add(0, 0.8, torch.tensor([0.8, 9.0]), torch.tensor([True, False]))
+    track.add(0, 0.6, torch.tensor([0.6, 0.6]))
+    assert forecast(track.points(0), 0.4, 1).tolist() == pytest.approx([0.4, 0.4])
+    track.forget(0)
+    assert not track.points(0) and track.last_sigma(0) is None
+
+
 def test_the_error_estimate_is_exact_when_one_more_order_is():
     track = points(lambda s: s * s, [1.0, 0.8, 0.7])
     truth = torch.tensor([0.25, 1.0])

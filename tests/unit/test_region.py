@@ -106,6 +106,19 @@ def test_tokens_with_clocks_of_their_own_are_never_late(threshold, ratio, seed):
             assert (state.drift[left] < threshold).all() and len(action.tokens) <= ratio * NUMBER + 4
 
 
+def test_a_second_look_at_a_level_is_due_by_what_moved():
+    """heun computes a level twice; there both forecasts agree, and only the latent says what changed."""
+    grid, track = TokenGrid((4, 16, 16)), Track(3)
+    regions = Regions(grid, 1, None, None, 0.1, DUE_AGE)
+    for sigma in (0.9, 0.8, 0.7):
+        regions.remember(0, DENSE, torch.ones(4, 16, 16), None)
+        track.add(0, sigma, torch.ones(4, 16, 16))
+    moved = torch.zeros(4, 16, 16)
+    moved[:, :2, :2] = 0.5
+    look = lambda moved: regions.expect(0, track.points(0), torch.tensor(0.7), 1, 4.0, torch.tensor(1.0), moved)  # noqa: E731
+    assert (look(None), look(moved)) == (0, 1)
+
+
 def test_few_due_tokens_wait_and_many_are_all():
     drift = torch.arange(NUMBER) / NUMBER
     policy = RegionPolicy(0.5, warm_up=0.0, tail=0.0, refresh_interval=0, error_threshold=0.1)
@@ -163,6 +176,8 @@ def test_counts_are_whole_blocks_and_at_least_one():
 def test_kept_tokens_are_never_chosen_and_the_users_mask_comes_first():
     wanted = torch.arange(NUMBER) < 40
     assert max(chosen(RegionPolicy(0.5), tokens(wanted=wanted, free=40))) < 40
+    frames = TokenState((4, 4, 4), torch.zeros(NUMBER), torch.randn(4, 4, 8, 8), torch.ones(NUMBER), 40, wanted=wanted)
+    assert max(chosen(RegionPolicy(0.5), frames)) < 40  # the last frames are kept as they are
     focus = (torch.arange(NUMBER) >= 50).float()
     assert set(range(50, 64)) <= set(chosen(RegionPolicy(0.25), tokens(focus=focus)))
 

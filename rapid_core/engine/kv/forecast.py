@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .keys import Keys, resized
+from .keys import Keys, pick, resized
 
 
 class Clock:
@@ -90,7 +90,7 @@ class Forecast:
             before[image].index_copy_(self.axis - 1, rows[row], old)
             latest[image].index_copy_(self.axis - 1, rows[row], fresh[row])
         if len(images) < self.batch:
-            before, latest = before[list(images)], latest[list(images)]
+            before, latest = pick(before, images), pick(latest, images)
         shape = [len(images)] + [1] * (latest.ndim - 1)
         shape[self.axis] = total
         return torch.addcmul(latest, latest - before, ahead.view(shape).to(latest.dtype))

@@ -40,6 +40,11 @@ class Kept(Protocol):
         ...
 
 
+def pick(kept: Tensor, images: Sequence[int]) -> Tensor:
+    """Rows of these images; a list as an index would be copied to the device, and waited for, each time."""
+    return kept if len(images) == len(kept) else torch.stack([kept[i] for i in images])
+
+
 def put(kept: Tensor, images: Sequence[int], values: Tensor) -> None:
     """Copy values (len(images), ...) into the rows of these images."""
     if len(images) == len(kept):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .keys import Keys, put
+from .keys import Keys, pick, put
 
 
 class Pooled:
@@ -47,7 +47,7 @@ class Pooled:
         count = int(rows.shape[1]) - text - (total - text - len(self.tiles))  # image tokens among the rows
         out, bias = {}, []
         for name, fresh in (("k", k), ("v", v)):
-            pools = self.held[name][list(images)]
+            pools = pick(self.held[name], images)
             out[name] = torch.cat((fresh, pools), self.axis)
         for row, image in enumerate(images):
             chosen = tokens[row, text : text + count]

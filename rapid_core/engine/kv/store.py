@@ -30,6 +30,12 @@ class KVStore:
         for image in images:
             self._complete[stream, image] = shape
 
+    def forget(self, stream: Hashable, image: int) -> None:
+        """What is held of an image no longer belongs to its stream; a dense evaluation makes it anew."""
+        self._complete.pop((stream, image), None)
+        if stream in self._clocks:
+            self._clocks[stream].levels[image] = None
+
     def has(self, stream: Hashable, image: int, shape: tuple) -> bool:
         """Whether every attention of this stream holds the image's rows for a latent of this shape."""
         return self._complete.get((stream, image)) == shape

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .keys import Keys, put, resized
+from .keys import Keys, pick, put, resized
 
 EIGHT_BIT = torch.float8_e4m3fn
 
@@ -25,8 +25,10 @@ class Whole:
             if self.eight_bit:
                 values = self._quantised(name, images, values)
             kept = self.held.get(name)
-            if kept is None or kept.shape[1:] != values.shape[1:]:
+            if kept is None:
                 kept = self.held[name] = self._empty(values)
+            elif kept.shape[self.axis] != values.shape[self.axis]:  # another length of text
+                kept = self.held[name] = resized(kept, self.axis, values.shape[self.axis])
             put(kept, images, values)
 
     def _empty(self, values: Tensor) -> Tensor:
@@ -44,7 +46,7 @@ class Whole:
         return self._eight_bits(name, images, values)
 
     def _eight_bits(self, name: str, images: Sequence[int], values: Tensor) -> Tensor:
-        largest, scale = torch.finfo(EIGHT_BIT).max, self.scales[name][list(images)]
+        largest, scale = torch.finfo(EIGHT_BIT).max, pick(self.scales[name], images)
         return (values.float() / scale).clamp(-largest, largest).to(EIGHT_BIT)
 
     def merge(self, images: Sequence[int], k: Tensor, v: Tensor, rows: Tensor, text: int, total: int) -> Keys:
@@ -57,13 +59,13 @@ class Whole:
         if not (self.host or self.eight_bit):
             for row, image in enumerate(images):
                 kept[image].index_copy_(self.axis - 1, rows[row], fresh[row])
-            return kept if len(images) == self.batch else kept[list(images)]
-        whole = kept[list(images)].to(fresh.device, non_blocking=True)
+            return pick(kept, images)
+        whole = pick(kept, images).to(fresh.device, non_blocking=True)
         if self.eight_bit:
             small = self._eight_bits(name, images, fresh)
             for row, image in enumerate(images):  # not every device can index 8-bit floats; their bytes it can
                 kept[image].view(torch.uint8).index_copy_(self.axis - 1, rows[row], small[row].view(torch.uint8))
-            whole = (whole.float() * self.scales[name][list(images)]).to(fresh.dtype)
+            whole = (whole.float() * pick(self.scales[name], images)).to(fresh.dtype)
         for row in range(len(images)):
             whole[row].index_copy_(self.axis - 1, rows[row], fresh[row])
         if self.host:
