@@ -200,12 +200,13 @@ class RunState:
 
 def step_weights(schedule: Sequence[float]) -> tuple[float, ...]:
     """What an error of the derivative counts in each step of a schedule of noise levels: the square root of the step's
-    length over the mean length, within 1/2 .. 2.
+    length over the mean length, within 3/4 .. 2.
 
     An error enters the latent times the step's length; early errors grow afterwards. The root was better than either
-    extreme on the development prompts of both demo models that are tuned on (by 1.5 to 3 dB at equal cost)."""
+    extreme on the development prompts of both demo models that are tuned on (by 1.5 to 3 dB at equal cost); without
+    the lower limit a few pictures in a hundred suffered from early forecasts."""
     lengths = [abs(a - b) for a, b in itertools.pairwise(schedule)]
     mean = sum(lengths) / max(1, len(lengths))
     if mean == 0:
         return (1.0,) * max(1, len(lengths))
-    return tuple(min(2.0, max(0.5, math.sqrt(n / mean))) for n in lengths)
+    return tuple(min(2.0, max(0.75, math.sqrt(n / mean))) for n in lengths)

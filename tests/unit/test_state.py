@@ -82,7 +82,8 @@ def test_one_synchronisation_an_evaluation(monkeypatch):
 
 def test_step_weights_are_roots_of_the_steps_lengths_within_limits():
     assert step_weights((1.0, 0.75, 0.5, 0.25, 0.0)) == pytest.approx((1.0,) * 4)
-    assert step_weights((1.0, 0.9, 0.5)) == pytest.approx(((0.1 / 0.25) ** 0.5, (0.4 / 0.25) ** 0.5))
-    assert step_weights((100.0, 1.0, 0.5, 0.4)) == pytest.approx((3**0.5 * (99 / 99.6) ** 0.5, 0.5, 0.5))
+    assert step_weights((1.0, 0.9, 0.5)) == pytest.approx((0.75, (0.4 / 0.25) ** 0.5))
+    assert step_weights((1.0, 0.8, 0.5)) == pytest.approx(((0.2 / 0.25) ** 0.5, (0.3 / 0.25) ** 0.5))
+    assert step_weights((100.0, 1.0, 0.5, 0.4)) == pytest.approx((3**0.5 * (99 / 99.6) ** 0.5, 0.75, 0.75))
     assert step_weights(()) == step_weights((1.0,)) == (1.0,)
     assert step_weights((0.5, 0.5)) == (1.0,)
