@@ -81,17 +81,15 @@ class Regions:
         huge = (chosen.size[:, 0] == 2) & (chosen.count == 1)
         row = (~huge).nonzero().flatten()
         place = torch.multinomial((~taken[row]).float(), 1, generator=generator)[:, 0]
-        centre = 0.5 + (torch.stack((place % 3, place // 3), -1).float() - 1) / 3
         size = torch.randint(2, (len(row),), generator=generator)
-        return cls(row, centre, MARGIN * scenes.RADII[size])
+        return cls(row, _middle(place), MARGIN * scenes.RADII[size])
 
     @classmethod
     def of_places(cls, number: int) -> Regions:
         """The nine places of each of `number` pictures, picture by picture."""
         place = torch.arange(len(PLACES)).repeat(number)
-        centre = 0.5 + (torch.stack((place % 3, place // 3), -1).float() - 1) / 3
         row = torch.arange(number).repeat_interleave(len(PLACES))
-        return cls(row, centre, torch.full((len(row),), 1 / 6))
+        return cls(row, _middle(place), torch.full((len(row),), 1 / 6))
 
     def jitter(self, generator: torch.Generator) -> Regions:
         """Moved by up to a fifth of their half side and scaled by up to 15 %."""
@@ -115,6 +113,11 @@ class Regions:
         above = pick(y0, x0) * (1 - wx) + pick(y0, x1) * wx
         below = pick(y1, x0) * (1 - wx) + pick(y1, x1) * wx
         return above * (1 - wy) + below * wy
+
+
+def _middle(place: Tensor) -> Tensor:
+    """Centres (..., 2) as (x, y) of places in the 3 x 3 grid, in sides."""
+    return 0.5 + (torch.stack((place % 3, place // 3), -1).float() - 1) / 3
 
 
 def _taps(place: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -43,8 +43,8 @@ class TokenState:
     computed. attention (N,) or None: attention mass it received in the last dense evaluation. wanted (N,) or None:
     tokens that may be computed between refreshes (those an inpaint mask keeps may not), `free` of them. focus (N,) or
     None: 0 .. 1, the user's mask. drift (N,) or None: estimated error of the token's forecasts, this evaluation's
-    included, weighted and added up since it was computed, relative to the mean derivative; `due`: tokens that it
-    calls to be computed (None: unknown)."""
+    included, weighted and added up since it was computed, relative to the mean derivative, doubled by focus; `due`:
+    tokens that it calls to be computed (None: unknown)."""
 
     grid: tuple[int, int, int]
     age: Tensor

@@ -64,10 +64,15 @@ class Regions:
         drift = before + weight * self.grid.to_tokens(errors.mean(0))
         self._expected[image] = drift
         self._to(age.device)
-        focus, wanted = self._of(image, self.focus), self._of(image, self.wanted)
-        due = (drift if focus is None else drift * (1 + focus)) >= self.threshold  # a mask halves the threshold
-        due |= age >= self.oldest
+        wanted, felt = self._of(image, self.wanted), self._felt(image)
+        assert felt is not None
+        due = (felt >= self.threshold) | (age >= self.oldest)
         return (due if wanted is None else due & wanted).sum().float()
+
+    def _felt(self, image: int) -> Tensor | None:
+        """Drift with this evaluation; a mask doubles it, so that white tokens are due at half the threshold."""
+        drift, focus = self._expected[image], self._of(image, self.focus)
+        return drift if drift is None or focus is None else drift * (1 + focus)
 
     def _to(self, device: torch.device) -> None:
         """Masks to where the latents are, which a run's start does not know."""
@@ -83,7 +88,7 @@ class Regions:
             return None
         self._to(age.device)
         return TokenState(self.grid.size, age, points[-1].value, change, self.free[image], self.attention[image],
-                          self._of(image, self.wanted), self._of(image, self.focus), self._expected[image], due)
+                          self._of(image, self.wanted), self._of(image, self.focus), self._felt(image), due)
 
     def remember(self, image: int, action: Action, derivative: Tensor, before: Tensor | None) -> None:
         """An image's evaluation was computed: `derivative` is new where its tokens ran, `before` the latest one known

@@ -86,6 +86,10 @@ class RunState:
         """History of one stream's block-stack residual."""
         return self.residuals.setdefault(key, Track(self.order + 1))
 
+    def residuals_of(self, uuid: Hashable) -> list[Track]:
+        """All residual histories of a condition."""
+        return [track for key, track in self.residuals.items() if key[0] == uuid]
+
     def begin(self, x: Tensor, sigma: Tensor) -> Evaluation:
         """Observe and decide. x (B, ...), sigma a 0-d tensor; the run's only host synchronisation is here."""
         errors = [self._error(i, x, sigma) for i in range(self.batch)]

@@ -44,8 +44,7 @@ def attach(model: Any, policy: Policy) -> Any:
     options[KEY] = Chain((*kept, policy), notes=notes)
     architecture = describe(clone.model.diffusion_model)
     if architecture is not None and (policy.regional or Level.REUSE in policy.levels):
-        for name, hook in layer_patches(architecture, clone).items():
-            clone.add_object_patch(name, hook)
+        hook_layers(clone)
         if architecture.hookless and not clone.get_callbacks(CallbacksMP.ON_CLONE, KEY):
             clone.add_callback_with_key(CallbacksMP.ON_CLONE, KEY, rebind)
     if not clone.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY):
@@ -58,12 +57,17 @@ def rebind(patcher: Any, clone: Any) -> None:
     layers; ours would call the layers of the model that they were made for."""
     if clone.model is patcher.model:
         return
-    architecture = describe(clone.model.diffusion_model)
     for name, hook in list(clone.object_patches.items()):
         if isinstance(hook, LayerHook):
             del clone.object_patches[name]
-    for name, hook in layer_patches(architecture, clone).items() if architecture else ():
-        clone.add_object_patch(name, hook)
+    hook_layers(clone)
+
+
+def hook_layers(patcher: Any) -> None:
+    """Object patches for the blocks that the host has no hooks for; none for most families."""
+    architecture = describe(patcher.model.diffusion_model)
+    for name, hook in layer_patches(architecture, patcher).items() if architecture else ():
+        patcher.add_object_patch(name, hook)
 
 
 def outer_sample(executor: Any, noise: Any, latent_image: Any, sampler: Any, sigmas: Any, *args: Any, **kwargs: Any):

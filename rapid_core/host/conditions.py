@@ -123,13 +123,13 @@ class Conditions:
         if not evaluation.images(Level.REUSE):
             return
         for uuid in uuids:
-            tracks = [track for key, track in self.state.residuals.items() if key[0] == uuid]
+            tracks = self.state.residuals_of(uuid)
             missing = [i for i in evaluation.images(Level.REUSE) if not any(t.points(i) for t in tracks)]
             evaluation.fall_back("a condition has no residual yet", missing)
 
     def _forget(self, uuid: Any, images: list[int]) -> None:
         for i in images:
-            for track in (track for key, track in self.state.residuals.items() if key[0] == uuid):
+            for track in self.state.residuals_of(uuid):
                 track.forget(i)
             if self.store is not None:
                 self.store.forget(uuid, i)

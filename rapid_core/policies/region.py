@@ -124,8 +124,7 @@ class RegionActor:
         block = block_of(state.number)
         if state.due == 0 or (state.due < block and image.since_computed < WAIT):
             return Action(Level.HOLD)
-        order = state.drift if state.focus is None else state.drift * (1 + state.focus)
-        order = torch.where(state.age >= DUE_AGE, 1e6 + order, order)
+        order = torch.where(state.age >= DUE_AGE, 1e6 + state.drift, state.drift)
         order = order if state.wanted is None else order.masked_fill(~state.wanted, -1e9)
         count = min(math.ceil(state.due / block) * block, state.number)
         return DENSE if count >= state.number else Action(Level.RUN, order.topk(count).indices.sort().values)
