@@ -2,8 +2,8 @@
 
     python3 dev.py bench clock [--models flux sd3 lumina] [--shares 0.5 0.25 0.125 0.1875] [--pixels 1024]
 
-Measured against allowed speed-up (dense over spent FLOPs); one warm-up call, the sampling loop timed whole, the methods
-of a model one after another and a dense run before, amid and after them. 6 evaluations of 28 (FLUX, SD3) or 30 (Lumina)
+Measured against allowed speed-up (dense over spent FLOPs); one warm-up call, the sampling loop timed whole, a dense run
+before and after each other run, whose mean it is compared with. 6 evaluations of 28 (FLUX, SD3) or 30 (Lumina)
 compute all tokens, as in the published schedules; 3/16 of the tokens is the region suite's "headline".
 """
 
@@ -13,7 +13,6 @@ import argparse
 import json
 import time
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import torch
@@ -61,19 +60,20 @@ def measure(comfy: Any, kind: str, args: argparse.Namespace) -> list[dict]:
 
     model, steps = FamilyModel(*WIDE[kind]).build(), STEPS[kind]
     timed(model, 1, args.pixels)
-    dense, rows = [timed(model, steps, args.pixels)], []
-    for number, share in enumerate(args.shares):
+    before, rows = timed(model, steps, args.pixels), []
+    for share in args.shares:
         inputs = {**NODE, **SIX_DENSE, "kv_cache": args.kv_cache}
         patched = comfy.run_node("RAPID_RegionAdaptive", model=model, keep_ratio=share, **inputs)[0]
-        seconds = timed(patched, steps, args.pixels)
+        seconds, after = timed(patched, steps, args.pixels), timed(model, steps, args.pixels)
         record = patched.model_options["transformer_options"]["rapid"].log.records[-1]
         assert record.totals["partial"] == steps - 6, record.text()
-        rows.append(dict(model=kind, share=share, steps=steps, seconds=seconds, kv_cache=args.kv_cache,
-                         allowed=record.totals["speedup_allowed"], mebibytes=record.bytes / 2**20))  # fmt: skip
-        if number % 2:
-            dense.append(timed(model, steps, args.pixels))
-    return [{**row, "dense_seconds": dense, "speedup": mean(dense) / row["seconds"],
-             "of_allowed": mean(dense) / row["seconds"] / row["allowed"]} for row in rows]  # fmt: skip
+        speedup, allowed = (before + after) / 2 / seconds, record.totals["speedup_allowed"]
+        rows.append(dict(model=kind, share=share, steps=steps, kv_cache=args.kv_cache, seconds=seconds,
+                         dense_seconds=[before, after], speedup=speedup, allowed=allowed, of_allowed=speedup / allowed,
+                         mebibytes=record.bytes / 2**20))  # fmt: skip
+        print(json.dumps(rows[-1]), flush=True)
+        before = after
+    return rows
 
 
 def main() -> None:
@@ -91,8 +91,6 @@ def main() -> None:
     with torch.inference_mode():
         for kind in args.models:
             rows += measure(comfy, kind, args)
-            for row in rows[-len(args.shares) :]:
-                print(json.dumps(row), flush=True)
     (args.out / "clock.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 

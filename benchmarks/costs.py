@@ -9,29 +9,33 @@ from typing import Any
 
 import torch
 
+from rapid_core.actions import Sparsity
 from rapid_core.architectures import describe
 from rapid_core.cost import CostModel
 
+SPARSITY = Sparsity(dense_first=1)
 PUBLISHED = ("flux-dev", "sd3-medium", "lumina2")
 
 
-def cost_function(cost: CostModel, image: int, text: int) -> Callable[[list[tuple[str, float]]], float]:
-    """Cost of (level, share of image tokens) of evaluations, in dense evaluations."""
+def cost_function(
+    cost: CostModel, image: int, text: int, sparsity: Sparsity = SPARSITY
+) -> Callable[[list[tuple[str, float, float]]], float]:
+    """Cost of (level, share of image tokens, density of attention) of evaluations, in dense evaluations."""
     dense = cost.flops(image, text).dense
 
-    def of(decisions: list[tuple[str, float]]) -> float:
+    def of(decisions: list[tuple[str, float, float]]) -> float:
         total = 0.0
-        for level, share in decisions:
+        for level, share, density in decisions:
             if level == "reuse":
                 total += cost.flops(image, text).reuse
             elif level == "run":
-                total += cost.flops(image, text, round(share * image)).dense
+                total += cost.flops(image, text, round(share * image), density, sparsity).dense
         return total / dense
 
     return of
 
 
-def published(name: str) -> Callable[[list[tuple[str, float]]], float]:
+def published(name: str) -> Callable[[list[tuple[str, float, float]]], float]:
     """Cost on a published model at 1024 px, from its dimensions; its classes come from the host, without weights."""
     import comfy.ops
 

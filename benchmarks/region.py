@@ -1,6 +1,7 @@
 """The region suite: region-adaptive sampling beside its published form, blind selections, Cache Reuse and fewer steps.
 
-    python3 dev.py bench region [--models flux sd3 lumina] [--prompts 200] [--out DIR] [--cost-of flux-dev] [--quick]
+    python3 dev.py bench region [--models flux sd3 lumina] [--prompts 200] [--targets 0.5 0.25 headline]
+                                [--methods region cache_reuse ...] [--out DIR] [--cost-of flux-dev] [--quick]
 
 Everything is compared at the cost of this pack's Region Adaptive at half and a quarter of the tokens, and at about the
 published headline speed-ups ("headline": 6 evaluations of 28 dense, 3/16 of the tokens in the others). Cache Reuse's
@@ -21,13 +22,14 @@ from typing import Any
 
 import torch
 
-from benchmarks.costs import PUBLISHED, cost_function, published
+from benchmarks.costs import PUBLISHED, SPARSITY, cost_function, published
 from benchmarks.rows import interval, markdown, write
 from benchmarks.subject import FAMILIES, LUMINA, Subject, patcher
-from benchmarks.suite import MODELS, Method, Scale, Suite, decisions
+from benchmarks.suite import MODELS, CostOf, Method, Scale, Suite, decisions
 from demo.measure import prompts
 from demo.pack.words import TOKENS
 from devkit.comfy_process import load_everything
+from rapid_core.actions import Sparsity
 from rapid_core.architectures import describe
 from rapid_core.cost import CostModel
 
@@ -55,19 +57,21 @@ def region(comfy: Any, share: float, **settings: Any) -> Callable[[Any], Any]:
     return lambda model: comfy.run_node("RAPID_RegionAdaptive", model=model, keep_ratio=share, **inputs)[0]
 
 
-def own_cost(subject: Subject, size: int) -> Callable[[list[tuple[str, float]]], float]:
+def own_cost(subject: Subject, size: int, sparsity: Sparsity = SPARSITY) -> CostOf:
     """Cost on the demo model itself, of pictures of `size` pixels."""
     model = subject.model.model.diffusion_model
     architecture = describe(model)
     assert architecture is not None
-    return cost_function(CostModel(model, architecture), (size // 16) ** 2, TEXT)
+    return cost_function(CostModel(model, architecture), (size // 16) ** 2, TEXT, sparsity)
 
 
-def cost_on_dev(suite: Suite, patch: Callable[[Any], Any], number: int) -> float:
+def cost_on_dev(
+    suite: Suite, patch: Callable[[Any], Any], number: int, cost: Callable[[Subject, int], CostOf] = own_cost
+) -> float:
     """Mean cost of a patch over development prompts, as a share of dense."""
     texts, model, steps = prompts(number, "dev").prompts(), patch(suite.subject.model), suite.steps
     suite.subject.sample_many(model, texts, list(range(3000, 3000 + number)), suite.scale.size, steps)
-    of = own_cost(suite.subject, suite.scale.size)
+    of = cost(suite.subject, suite.scale.size)
     return mean(of(decisions(model, i, steps)) for i in range(number)) / steps
 
 
@@ -124,14 +128,19 @@ def verdicts(suite: Suite) -> list[str]:
     return lines
 
 
-def run(comfy: Any, kinds: list[str], number: int, out: Path, cost_of: str = "demo", quick: bool = False) -> str:
-    """The suite on some demo models: `<out>/region.json`, and the table and verdicts as Markdown."""
+def run(
+    comfy: Any, kinds: list[str], number: int, out: Path, cost_of: str = "demo", quick: bool = False,
+    targets: Sequence[str] = tuple(TARGETS), names: Sequence[str] | None = None,
+) -> str:
+    """The suite on some demo models: `<out>/region.json`, and the table and verdicts as Markdown. names: of the methods
+    that are drawn (None: all); what was drawn before is in the table all the same."""
     rows, lines, scale = [], [], Scale(128, 10) if quick else Scale()
-    targets, dev = (["0.25"], 2) if quick else (list(TARGETS), 8)
+    targets, dev = (("0.25",), 2) if quick else (targets, 8)
     with torch.inference_mode():
         for kind in kinds:
             suite = Suite("region", Subject(comfy, ALL[kind]), prompts(number), out, scale)
-            suite.run(methods(comfy, suite, dev, targets))
+            chosen = methods(comfy, suite, dev, targets)
+            suite.run([m for m in chosen if names is None or m.name in ("dense", *names)])
             rows += suite.rows(own_cost(suite.subject, scale.size) if cost_of == "demo" else published(cost_of))
             lines += verdicts(suite)
     machine = {"threads": torch.get_num_threads(), "torch": torch.__version__, "cost_of": cost_of}
@@ -147,11 +156,14 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--out", type=Path, default=Path("bench_output"))
     parser.add_argument("--cost-of", choices=("demo", *PUBLISHED), default="demo")
+    parser.add_argument("--targets", nargs="+", choices=list(TARGETS), default=list(TARGETS))
+    parser.add_argument("--methods", nargs="+", help="draw these only, beside dense")
     parser.add_argument("--quick", action="store_true", help="two small pictures: whether it runs, not how well")
     parser.add_argument("--base", type=Path, required=True)
     args = parser.parse_args()
     number = 2 if args.quick else args.prompts
-    print(run(load_everything(args.base), args.models, number, args.out, args.cost_of, args.quick))
+    comfy = load_everything(args.base)
+    print(run(comfy, args.models, number, args.out, args.cost_of, args.quick, args.targets, args.methods))
 
 
 if __name__ == "__main__":

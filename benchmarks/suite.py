@@ -27,7 +27,8 @@ from demo.scenes import Scenes
 
 BATCH = 8
 MODELS = Path(__file__).parent.parent / "demo" / "models" / "diffusion_models"
-CostOf = Callable[[list[tuple[str, float]]], float]
+Decision = tuple[str, float, float]  # level, share of image tokens, density of attention
+CostOf = Callable[[list[Decision]], float]
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,12 @@ class Method:
 
 @dataclass(frozen=True)
 class Picture:
-    """Figures of one picture. decisions: (level, share of image tokens) of every evaluation; right: of `named` colours,
+    """Figures of one picture. decisions: of every evaluation; right: of `named` colours,
     backgrounds and shapes."""
 
     method: str
     seed: int
-    decisions: list[tuple[str, float]]
+    decisions: list[Decision]
     seconds: float
     psnr: float | None
     psnr_ode: float
@@ -210,9 +211,10 @@ class Suite:
         return [values[one][seed] - values[other][seed] for seed in sorted(values[one].keys() & values[other].keys())]
 
 
-def decisions(model: Any, image: int, computed: int) -> list[tuple[str, float]]:
-    """Level and share of every evaluation of the latest run of a patched model; `computed` whole ones otherwise."""
+def decisions(model: Any, image: int, computed: int) -> list[Decision]:
+    """Decision of every evaluation of the latest run of a patched model; `computed` whole ones otherwise."""
     chain = model.model_options.get("transformer_options", {}).get("rapid")
     if chain is None:
-        return [("run", 1.0)] * computed
-    return [(e.levels[image], e.share[image]) for e in chain.log.records[-1].evaluations]
+        return [("run", 1.0, 1.0)] * computed
+    return [(e.levels[image], e.share[image], e.density[image] if e.density else 1.0)
+            for e in chain.log.records[-1].evaluations]  # fmt: skip

@@ -5,8 +5,9 @@ from comfy_api.latest import ComfyExtension, io
 from .cache_reuse import CacheReuse
 from .region_adaptive import RegionAdaptive
 from .report import Report
+from .sparse_attention import SparseAttention
 
-NODES: list[type[io.ComfyNode]] = [CacheReuse, RegionAdaptive, Report]
+NODES: list[type[io.ComfyNode]] = [CacheReuse, RegionAdaptive, SparseAttention, Report]
 
 
 class RapidExtension(ComfyExtension):

@@ -20,15 +20,22 @@ class Level(Enum):
 @dataclass(frozen=True)
 class Action:
     """A decision for one image. `tokens`: with RUN, sorted numbers (K,) of the image tokens that pass the blocks
-    (region-adaptive sampling); None: all of them."""
+    (region-adaptive sampling); None: all of them. `density`: with RUN, share of the pairs of image tiles that are
+    attended to, in (0, 1] (RAPID3's Sparse-Attention)."""
 
     level: Level = Level.RUN
     tokens: Tensor | None = None
+    density: float = 1.0
+
+    @property
+    def whole(self) -> bool:
+        """Whether all tokens are computed."""
+        return self.level is Level.RUN and self.tokens is None
 
     @property
     def dense(self) -> bool:
         """Whether everything is computed."""
-        return self.level is Level.RUN and self.tokens is None
+        return self.whole and self.density == 1.0
 
 
 DENSE = Action()
@@ -106,6 +113,19 @@ class Window:
         return self.start >= sigma >= self.end
 
 
+@dataclass(frozen=True)
+class Sparsity:
+    """How attention is made sparse where an action's density asks for it. backend: what computes it; dense_first,
+    dense_last: blocks at the beginning and end of the model whose attention stays dense; pooled: whether tiles that are
+    left out stand in as their means; tile: tokens of a tile."""
+
+    backend: str = "auto"
+    dense_first: int = 0
+    dense_last: int = 0
+    pooled: bool = True
+    tile: int = 64
+
+
 class Actor(Protocol):
     """A policy in one run; may keep state, which lives as long as the run."""
 
@@ -123,6 +143,7 @@ class Policy(Protocol):
     end_percent: float
     levels: frozenset[Level]
     regional: bool  # whether its actions name tokens
+    sparsity: Sparsity | None  # of attention, where its actions ask for less than full density
 
     def start(self, window: Window) -> Actor:
         """A fresh actor for one run; `window` is start_percent .. end_percent as noise levels."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+from .actions import Sparsity
 from .architectures import APPROXIMATOR, BOTH, IMAGE, ONCE, TEXT, Architecture, Group
 
 CHROMA_MODULATIONS = 344  # vectors that Chroma's approximator makes, a constant in the host's code
@@ -27,6 +28,25 @@ class Flops:
 def attention_flops(queries: int, keys: int, hidden: int) -> int:
     """Scores and weighted values of one attention."""
     return 4 * queries * keys * hidden
+
+
+RUNS = 8  # runs of tokens of a key tile that stand in for it when sparse attention chooses tiles
+PAIR = 2  # neighbouring key tiles make a query tile: half the choices, and matrix products of a better shape
+
+
+def tiles_kept(density: float, tiles: int) -> int:
+    """Key tiles that a query tile attends to in sparse attention, at least one."""
+    return min(tiles, max(1, round(density * tiles)))
+
+
+def sparse_saving(
+    hidden: int, queries: int, tiles: int, kept: int, size: int, always: int, pooled: bool
+) -> int:
+    """FLOPs of one attention that sparse attention leaves out: scores and values of the tiles that are not kept, less
+    the choice of tiles and the means that stand in. queries: those in tiles of `size`; always: keys for all queries."""
+    left_out = (tiles - kept) * size - (tiles if pooled else 0)
+    choosing = 2 * (queries * RUNS // size) * (tiles * RUNS + always)
+    return hidden * (4 * queries * left_out - choosing)
 
 
 class CostModel:
@@ -59,8 +79,35 @@ class CostModel:
     def _role(self, name: str) -> str:
         return next((role for part, role in self.architecture.weights if part in name), ONCE)
 
-    def flops(self, image: int, text: int, active: int | None = None) -> Flops:
-        """`active` of `image` tokens pass the blocks (all, if None), beside `text` tokens."""
+    def flops(
+        self, image: int, text: int, active: int | None = None, density: float = 1.0, sparsity: Sparsity | None = None
+    ) -> Flops:
+        """`active` of `image` tokens pass the blocks (all, if None), beside `text` tokens; density of attention between
+        image tokens, where `sparsity` says how."""
+        found = self._flops(image, text, active)
+        if sparsity is None or density == 1.0:
+            return found
+        saved = self._sparse_saving(image, text, image if active is None else active, density, sparsity)
+        return Flops(found.dense - saved, found.reuse)
+
+    def _sparse_saving(self, image: int, text: int, ran: int, density: float, sparsity: Sparsity) -> int:
+        """FLOPs that sparse attention leaves out of an evaluation; see `engine.sparse.attention`."""
+        text, padding = text + -text % self.multiple, -image % self.multiple
+        size, tiles = sparsity.tile, image // sparsity.tile
+        kept, queries = tiles_kept(density, tiles), ran // (PAIR * size) * PAIR * size
+        if tiles < 2 or kept >= tiles or not queries:
+            return 0
+        blocks = [(group, block) for group, some in self.groups for block in some]
+        total = 0
+        for group, block in blocks[sparsity.dense_first : len(blocks) - sparsity.dense_last]:
+            for kind in self._kinds(group, block):
+                if kind != TEXT:
+                    always = image - tiles * size + padding + (text if kind == BOTH else 0)
+                    saved = sparse_saving(self.hidden, queries, tiles, kept, size, always, sparsity.pooled)
+                    total += max(0, saved)
+        return total
+
+    def _flops(self, image: int, text: int, active: int | None) -> Flops:
         text, padding = text + -text % self.multiple, -image % self.multiple
         outside = self._matrices(self.outside, image, text)
         outside += self.context_attentions * attention_flops(text, text, self.hidden)

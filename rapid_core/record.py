@@ -19,6 +19,7 @@ KEPT = 8  # finished records a log remembers
 class EvaluationRecord:
     """One evaluation: level, share of image tokens that ran, cost (FLOPs) and estimated forecast error per image.
 
+    density: share of the pairs of image tiles that attention was to look at, per image; empty where nobody chose one.
     tokens: bit sets (see `pack`) of the image tokens that ran, None for all or none; empty where nobody chose any."""
 
     index: int
@@ -32,6 +33,7 @@ class EvaluationRecord:
     measured: tuple[float | None, ...]
     reasons: tuple[str, ...] = ()
     tokens: tuple[str | None, ...] = ()
+    density: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,9 @@ class RunRecord:
         if t["partial"]:
             shares = [share for e in self.evaluations for share in e.share if 0 < share < 1]
             lines.append(f"{t['partial']} of the computed ones on {sum(shares) / len(shares):.0%} of the image tokens")
+        thin = [d for e in self.evaluations for d in e.density if d < 1]
+        if thin:
+            lines.append(f"{len(thin)} of the computed ones with attention at density {sum(thin) / len(thin):.2g}")
         if t["speedup_allowed"]:
             lines.append(f"allowed speed-up {t['speedup_allowed']:.2f}x, cache {self.bytes / 2**20:.1f} MiB")
         measured = [m for e in self.evaluations for m in e.measured if m is not None]

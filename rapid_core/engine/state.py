@@ -41,12 +41,18 @@ class Evaluation:
         """Images of which only some tokens run."""
         return [i for i, chosen in enumerate(self.actions) if chosen.tokens is not None]
 
-    def fall_back(self, reason: str, images: list[int] | None = None) -> None:
-        """Compute these images (default: all) densely, and say why."""
+    def sparse(self) -> list[int]:
+        """Images whose attention is sparse."""
+        return [i for i, chosen in enumerate(self.actions) if chosen.density < 1.0]
+
+    def fall_back(self, reason: str, images: list[int] | None = None, attention: bool = False) -> None:
+        """Compute all tokens of these images (default: of all, with dense attention), and say why. attention: their
+        attention, too, is dense."""
+        attention = attention or images is None
         images = list(range(len(self.actions))) if images is None else images
-        changed = [i for i in images if not self.actions[i].dense]
+        changed = [i for i in images if not (self.actions[i].dense if attention else self.actions[i].whole)]
         for i in changed:
-            self.actions[i] = DENSE
+            self.actions[i] = DENSE if attention else Action(density=self.actions[i].density)
         if changed and reason not in self.reasons:
             self.reasons.append(reason)
 

@@ -25,4 +25,5 @@ class Together:
         level = min((c.level for c in choices), key=ORDER.index)
         if level is not Level.RUN:
             return Action(level)
-        return next((c for c in choices if c.tokens is not None), DENSE)
+        tokens = next((c.tokens for c in choices if c.tokens is not None), None)
+        return Action(level, tokens, min(c.density for c in choices))

@@ -25,7 +25,7 @@ def attend(previous: Callable | None, func: Callable, q: Tensor, k: Tensor, v: T
     """Outside the blocks of a call of ours this is `previous`, or the host's attention `func`."""
     go = func if previous is None else partial(previous, func)
     call = (named.get("transformer_options") or {}).get(CALL)
-    if call is None or call.subset is None or call.subset.place is None:
+    if call is None or call.sequence is None or call.sequence.place is None:
         return go(q, k, v, *args, **named)
     named = {**named, **dict(zip(POSITIONAL, args, strict=False))}
-    return call.subset.attend(go, q, k, v, named)
+    return call.attend(go, q, k, v, named)

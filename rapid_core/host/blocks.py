@@ -15,8 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..architectures import Architecture, Group
+from ..architectures import TEXT, Architecture
 from ..engine.forecast import Track
+from ..engine.sparse import Lay, SparseAttention
+from .places import Place, places
+from .sequence import Sequence
 from .subset import Subset
 
 # Kinds of transformer_options["patches"] that act inside or between blocks.
@@ -25,46 +28,42 @@ BETWEEN = ("attn1_patch", "attn1_output_patch", "attn2_patch", "attn2_output_pat
 CALL = "rapid_call"  # key of the Call in a model call's transformer_options
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a block stands: its number among all blocks, its group, and whether it is the first or last of a stack.
-    main: whether its stack is the one that reuse passes over."""
-
-    number: int
-    group: Group
-    first: bool
-    last: bool
-    main: bool
-
-
-def places(architecture: Architecture, model: Any) -> dict[tuple[str, int], Place]:
-    """Every block of a model by (attribute of its group, index)."""
-    out: dict[tuple[str, int], Place] = {}
-    for stack in architecture.stacks:
-        keys = [(group, i) for group in stack for i in range(len(getattr(model, group.attribute)))]
-        for n, (group, i) in enumerate(keys):
-            main = stack is architecture.stacks[-1]
-            out[group.attribute, i] = Place(len(out), group, n == 0, n == len(keys) - 1, main)
-    return out
-
-
 @dataclass
 class Call:
     """One model call: its rows are chunk * len(images) + position, `tracks` has one entry a chunk.
 
-    tracks: of residuals, empty where reuse is not installed. subset: tokens and K/V, where a region policy is."""
+    tracks: of residuals, empty where reuse is not installed. subset: tokens and K/V, where a region policy is. sparse,
+    spared: how attention is sparse, and the blocks where it is dense all the same."""
 
     images: list[int]
     tracks: list[Track]
     sigma: float
     order: int
     reuse: bool
+    sequence: Sequence | None = None
     subset: Subset | None = None
+    sparse: SparseAttention | None = None
+    spared: frozenset[int] = frozenset()
     entry: Tensor | None = None
 
     def forecast(self) -> Tensor:
         """Residuals of all rows, (rows, N, C)."""
         return torch.cat([track.forecast(self.images, self.sigma, self.order) for track in self.tracks])
+
+    def attend(self, go: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, named: dict) -> Tensor:
+        """One attention of the running block: its keys and values completed, its tiles chosen. `go`: the host's."""
+        assert self.sequence is not None
+        at, kind = self.sequence.attention()
+        axis = 2 if named.get("skip_reshape") else 1
+        if kind == TEXT or q.shape[axis] != k.shape[axis]:
+            return go(q, k, v, **named)
+        if self.sparse is not None and at[0] not in self.spared:
+            go = partial(self.sparse, go)
+        else:
+            go = partial(_plainly, go)
+        if self.subset is not None:
+            return self.subset.attend(go, q, k, v, named, at, axis)
+        return go(q, k, v, named, self.sequence.lay(q.shape[axis]))
 
     def remember(self, residual: Tensor, where: Tensor | None) -> None:
         """Keep each row's residual; rows are cloned, so that none holds the others in memory."""
@@ -73,6 +72,11 @@ class Call:
                 row = chunk * len(self.images) + position
                 mask = None if where is None else where[row, :, None]
                 track.add(image, self.sigma, residual[row].clone(), mask)
+
+
+def _plainly(go: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, named: dict, lay: Lay) -> Tensor:
+    """The host's own attention."""
+    return go(q, k, v, **named)
 
 
 def install(replace: dict, architecture: Architecture, model: Any) -> str | None:
@@ -109,11 +113,11 @@ def run_block(call: Call, place: Place, args: dict, original: Callable[[dict], d
     measuring = bool(call.tracks) and place.main
     if measuring and place.first:
         call.entry = args["img"].clone()  # blocks add to their input in place
-    subset = call.subset
-    if subset is None:
-        out = original(args)
-    else:
-        out = subset.run(place, args, original)
+    if call.sequence is not None:
+        call.sequence.enter(place, args)
+    out = original(args) if call.subset is None else call.subset.run(place, args, original)
+    if call.sequence is not None:
+        call.sequence.leave()
     if measuring and place.last and call.entry is not None:
         _measure(call, place, out["img"])
     return out

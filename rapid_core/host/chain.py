@@ -43,7 +43,7 @@ def attach(model: Any, policy: Policy) -> Any:
     options = clone.model_options.setdefault("transformer_options", {})
     options[KEY] = Chain((*kept, policy), notes=notes)
     architecture = describe(clone.model.diffusion_model)
-    if architecture is not None and (policy.regional or Level.REUSE in policy.levels):
+    if architecture is not None and (policy.regional or policy.sparsity or Level.REUSE in policy.levels):
         hook_layers(clone)
         if architecture.hookless and not clone.get_callbacks(CallbacksMP.ON_CLONE, KEY):
             clone.add_callback_with_key(CallbacksMP.ON_CLONE, KEY, rebind)

@@ -9,12 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..actions import DENSE, Action, Level
+from ..actions import DENSE, Action, Level, Sparsity
 from ..architectures import Architecture
 from ..cost import CostModel
 from ..engine.kv import KVStore
+from ..engine.sparse import SparseAttention, Tiles
 from ..engine.state import Evaluation, RunState
+from ..engine.tokens import TokenGrid
 from . import blocks, control
+from .sequence import Sequence
 from .slicing import NotSliceable, index, rows_of, take_rows
 from .subset import Subset
 
@@ -31,18 +34,26 @@ class Part:
     arguments: dict
     tokens: Tensor | None = None  # (rows, K)
 
+    @property
+    def whole(self) -> bool:
+        """Whether all tokens run."""
+        return self.action.level is Level.RUN and self.tokens is None
+
 
 class ModelCalls:
     """Carries out one evaluation's decision in the one place that every architecture passes.
 
     Rows of a joined batch are chunk * B + image, a chunk being one condition. reuses: whether residuals are measured;
-    store: keys and values, where a region policy is."""
+    store: keys and values, where a region policy is; sparsity: where a policy makes attention sparse."""
 
     def __init__(self, state: RunState, model: Any, architecture: Architecture | None):
         self.state, self.model, self.architecture = state, model, architecture
         self.cost = None if architecture is None else CostModel(model, architecture)
         self.reuses = False
         self.store: KVStore | None = None
+        self.sparsity: Sparsity | None = None
+        self.spared: frozenset[int] = frozenset()  # numbers of blocks whose attention stays dense
+        self.tiles: dict[tuple[int, int, int], Tiles] = {}
         self.mass_at = -1  # number of the block whose attention mass is measured
 
     def __call__(
@@ -69,12 +80,12 @@ class ModelCalls:
         groups: dict[tuple, list[int]] = {}
         for i, action in enumerate(evaluation.actions):
             if action.level is not Level.HOLD:
-                action = DENSE if repeated and action.tokens is not None else action
+                action = DENSE if repeated and action.level is Level.RUN else action
                 count = None if action.tokens is None else len(action.tokens)
-                groups.setdefault((action.level, count), []).append(i)
+                groups.setdefault((action.level, count, action.density), []).append(i)
         try:
-            return [self._part(evaluation, images, x, t, arguments, chunks, count, level)
-                    for (level, count), images in groups.items()]  # fmt: skip
+            return [self._part(evaluation, images, x, t, arguments, chunks, Action(level, None, density), count)
+                    for (level, count, density), images in groups.items()]  # fmt: skip
         except NotSliceable as error:
             reason = f"the batch cannot be split: {error}"
             if reason not in evaluation.reasons:
@@ -84,18 +95,17 @@ class ModelCalls:
 
     def _part(
         self, evaluation: Evaluation, images: list[int], x: Tensor, t: Tensor, arguments: dict, chunks: int,
-        count: int | None, level: Level,
+        action: Action, count: int | None,
     ) -> Part:
+        """Rows of `images`, all decided for `action`; count: tokens of each that run, None for all."""
         rows, total = rows_of(images, self.state.batch, chunks), x.shape[0]
         if len(rows) != total:
             where = index(rows, x.device)
             x, t, arguments = x[where], take_rows(t, where, total), take_rows(arguments, where, total)
-        part = Part(evaluation.actions[images[0]], images, rows, x, t, arguments)
-        if level is Level.REUSE:
+        part = Part(action, images, rows, x, t, arguments)
+        if action.level is Level.REUSE:
             part.arguments = {**arguments, "control": None}  # its residuals are part of the block stack's
-        elif count is None:
-            part.action = DENSE
-        else:
+        elif count is not None:
             chosen = [evaluation.actions[i].tokens for i in images]
             part.tokens = torch.stack([c for c in chosen if c is not None]).repeat(chunks, 1)
             assert self.architecture is not None
@@ -108,28 +118,48 @@ class ModelCalls:
         uuids, x = options["uuids"], part.x
         context, level = part.arguments["c_crossattn"], part.action.level
         self.spend(evaluation, part.images, x, context, len(uuids), level, part.tokens, part.arguments["extra"])
-        if not repeated and (self.reuses or self.store is not None):
-            options = {**options, blocks.CALL: self._call(evaluation, part, uuids)}
+        call = None
+        if not repeated and (self.reuses or self.store is not None or self.sparsity is not None):
+            call = self._call(evaluation, part, uuids)
+            options = {**options, blocks.CALL: call}
         out = call_model(executor, x, part.t, part.arguments, options)
-        if self.store is not None and not repeated and part.action.dense and self._whole_latent(x):
+        if self.store is not None and call is not None and part.whole and self._whole_latent(x):
             for uuid in uuids:
                 self.store.complete(uuid, part.images, (tuple(x.shape[1:]), str(x.device)))
+        if call is not None and call.sparse is not None:
+            for i in part.images:
+                evaluation.spent[i] -= len(uuids) * call.sparse.saved
         return out
 
     def _call(self, evaluation: Evaluation, part: Part, uuids: list) -> blocks.Call:
-        key, subset = (tuple(part.x.shape[1:]), str(part.x.device)), None
+        key = (tuple(part.x.shape[1:]), str(part.x.device))
         tracks = [self.state.residual((uuid, *key)) for uuid in uuids] if self.reuses else []
-        reuse = part.action.level is Level.REUSE
-        if self.store is not None and self.architecture is not None and not reuse and self._whole_latent(part.x):
-            number = self.architecture.image_tokens(self.model, tuple(part.x.shape))
-            padding = -number % (getattr(self.model, "pad_tokens_multiple", None) or 1)
+        call = blocks.Call(part.images, tracks, evaluation.sigma, self.state.order, part.action.level is Level.REUSE)
+        if call.reuse or self.architecture is None:
+            return call
+        grid = TokenGrid(tuple(part.x.shape[1:]), self.architecture.patch(self.model))
+        call.sequence = Sequence(grid.number, -grid.number % (getattr(self.model, "pad_tokens_multiple", None) or 1))
+        if self.store is not None and self._whole_latent(part.x):
             regions = self.state.regions
             for chunk, uuid in enumerate(uuids):
                 count = len(part.images)
                 tokens = None if part.tokens is None else part.tokens[chunk * count : (chunk + 1) * count]
                 self.store.tick(uuid, part.images, evaluation.sigma, tokens, part.x.device)
-            subset = Subset(self.store, uuids, part.images, number, part.tokens, padding, regions, self.mass_at)
-        return blocks.Call(part.images, tracks, evaluation.sigma, self.state.order, reuse, subset)
+            call.subset = Subset(self.store, uuids, part.images, call.sequence, part.tokens, regions, self.mass_at)
+        if self.sparsity is not None and part.action.density < 1.0:
+            call.sparse, call.spared = self._sparse(evaluation, part.action.density, grid), self.spared
+        return call
+
+    def _sparse(self, evaluation: Evaluation, density: float, grid: TokenGrid) -> SparseAttention:
+        """Sparse attention over the tiles of a latent; what stays dense is a reason of the evaluation."""
+        assert self.sparsity is not None
+        tiles = self.tiles.get(grid.size) or self.tiles.setdefault(grid.size, Tiles.of(grid.size, self.sparsity.tile))
+
+        def say(reason: str) -> None:
+            if reason not in evaluation.reasons:
+                evaluation.reasons.append(reason)
+
+        return SparseAttention(tiles, density, self.sparsity.backend, self.sparsity.pooled, say)
 
     def _whole_latent(self, x: Tensor) -> bool:
         """Whether a call sees the run's own latent; a condition with an area sees a part of it, and is dense."""

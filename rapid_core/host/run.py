@@ -12,8 +12,6 @@ from torch import Tensor
 
 from ..actions import Action, Level, Window
 from ..architectures import describe
-from ..cost import CostModel
-from ..engine.kv import KVStore, bytes_of
 from ..engine.regions import Regions
 from ..engine.state import Evaluation, RunState
 from ..engine.together import Together
@@ -21,7 +19,9 @@ from ..engine.tokens import TokenGrid
 from ..record import EvaluationRecord, RunRecord, fingerprint, pack
 from . import attention, blocks
 from .conditions import Conditions
+from .memory import key_store
 from .model_call import ModelCalls, call_model
+from .places import places
 
 WRAPPER_KEY = "rapid"
 
@@ -56,27 +56,13 @@ class HostRun:
         if self.state.regions and self.calls.cost and self.architecture:
             policy = next(p for p in reversed(chain.policies) if p.regional)
             interpolate = policy.inactive == "interpolate"
-            self.calls.store = self._store(policy, self.calls.cost, self.state.regions, guider)
+            store, said = key_store(policy, self.calls.cost, self.state.regions, guider, self.shape[0])
+            self.calls.store, self.blocked = store, None if store else said
+            if store:
+                self._note(said)
             if policy.metric == "attention":
-                self.calls.mass_at = len(blocks.places(self.architecture, self.model)) // 2
+                self.calls.mass_at = len(places(self.architecture, self.model)) // 2
         self.conditions = Conditions(self.state, self.architecture, self.model, self.calls.store, interpolate)
-
-    def _store(self, policy: Any, cost: CostModel, regions: Regions, guider: Any) -> KVStore | None:
-        """Room for keys and values; None, and the reason noted, where they would take more than allowed."""
-        conditions = [c for name, slot in guider.conds.items() for c in slot if name != "negative" or guider.cfg != 1]
-        text = max((c["cross_attn"].shape[1] for c in conditions if c.get("cross_attn") is not None), default=0)
-        base = guider.model_patcher.model
-        element = (getattr(base, "manual_cast_dtype", None) or base.get_dtype()).itemsize
-        references = max((cost.architecture.reference_tokens(self.model, c.get("reference_latents"))
-                          for c in conditions), default=0)  # fmt: skip
-        rows, tokens = len(conditions) * self.shape[0], regions.grid.number + text + references
-        needed = bytes_of(policy.kv_cache, tokens, cost.hidden, cost.cached_attentions, rows, element)
-        said = f"keys and values: {needed / 2**20:.0f} MiB ({policy.kv_cache}), {len(conditions)} conditions"
-        if policy.memory_limit and needed > policy.memory_limit * 2**30:
-            self.blocked = f"{said}, more than memory_limit = {policy.memory_limit:g} GiB: all tokens are computed"
-            return None
-        self._note(said)
-        return KVStore(self.shape[0], policy.kv_cache, regions.grid.size, policy.reach or 4.0)
 
     def _state(self, policies: tuple, sampling: Any, noise: Tensor, mask: Tensor | None) -> RunState:
         """State of the run, and the actors of all techniques that can work on this model."""
@@ -112,19 +98,24 @@ class HostRun:
         ):
             add_wrapper_with_key(kind, WRAPPER_KEY, wrapper, options, is_model_options=True)
         reuse = any(Level.REUSE in policy.levels for policy in self.chain.policies)
-        if reuse or self.state.regions:
+        sparsity = next((p.sparsity for p in reversed(self.chain.policies) if p.sparsity), None)
+        if reuse or self.state.regions or sparsity:
             self.reuse_blocked = self._install_hooks(options["transformer_options"])
             self.calls.reuses = reuse and self.reuse_blocked is None
         if self.reuse_blocked:
             self.blocked, self.calls.store, self.conditions.store = self.reuse_blocked, None, None
-        if self.calls.store is not None:
+        elif sparsity and self.architecture:
+            number = len(places(self.architecture, self.model))
+            spared = {*range(sparsity.dense_first), *range(number - sparsity.dense_last, number)}
+            self.calls.sparsity, self.calls.spared = sparsity, frozenset(spared)
+        if self.calls.store is not None or self.calls.sparsity is not None:
             attention.install(options["transformer_options"])
         return options
 
     def _install_hooks(self, transformer_options: dict) -> str | None:
         if self.architecture is None:
             name = type(self.model).__name__
-            return f"reuse does not know {name}; hold works on any model"
+            return f"the blocks of {name} are not known; hold works on any model"
         replace = transformer_options.setdefault("patches_replace", {}).setdefault("dit", {})
         return blocks.install(replace, self.architecture, self.model)
 
@@ -158,6 +149,7 @@ class HostRun:
             evaluation.fall_back(foreign, [*evaluation.images(Level.REUSE), *evaluation.partial()])
         if self.reuse_blocked:
             evaluation.fall_back(self.reuse_blocked, evaluation.images(Level.REUSE))
+            evaluation.fall_back(self.reuse_blocked, evaluation.sparse(), attention=True)
         if self.blocked:
             evaluation.fall_back(self.blocked, evaluation.partial())
 
@@ -212,6 +204,7 @@ class HostRun:
                 tuple(evaluation.spent), tuple(evaluation.dense),
                 tuple(e if math.isfinite(e) else None for e in evaluation.errors),
                 (None,) * self.state.batch, tuple(evaluation.reasons),
+                density=tuple(a.density for a in evaluation.actions) if self.calls.sparsity else (),
             )
         )
         if self.state.regions:

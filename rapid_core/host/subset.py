@@ -7,34 +7,30 @@ again, with zeros where nothing was computed (their forecast is put in when the 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..architectures import ALONE, APART, IMAGE, JOINT, TEXT
 from ..engine.kv import Keys, KVStore
 from ..engine.regions import Regions
-
-if TYPE_CHECKING:
-    from .blocks import Place
+from .places import Place
+from .sequence import Sequence
 
 
 class Subset:
-    """Tokens of one model call. tokens: (rows, K) sorted image tokens of every row, None for all of `number`; rows are
-    chunk * len(images) + position, a chunk being a conditioning stream. padding: tokens the model itself appends.
-    regions, mass_at: where to report the attention mass that image tokens receive, and in which block."""
+    """Tokens of one model call. tokens: (rows, K) sorted image tokens of every row, None for all; rows are chunk *
+    len(images) + position, a chunk being a conditioning stream. regions, mass_at: where to report the attention mass
+    that image tokens receive, and in which block."""
 
     def __init__(
-        self, store: KVStore, streams: list[Hashable], images: list[int], number: int, tokens: Tensor | None = None,
-        padding: int = 0, regions: Regions | None = None, mass_at: int = -1,
+        self, store: KVStore, streams: list[Hashable], images: list[int], sequence: Sequence,
+        tokens: Tensor | None = None, regions: Regions | None = None, mass_at: int = -1,
     ):
         self.regions, self.mass_at = regions, mass_at
         self.store, self.streams, self.images = store, streams, images
-        self.number, self.tokens, self.padding = number, tokens, padding
-        self.text = self.extra = self.length = 0  # tokens before and after the image; of the whole attention
-        self.place: Place | None = None
-        self.nth = 0
+        self.sequence, self.tokens = sequence, tokens
         self._positions: tuple[Tensor, Tensor] | None = None
         self._places: dict[int, Tensor] = {}
 
@@ -43,42 +39,20 @@ class Subset:
         all."""
         if self.tokens is None:
             return None
-        text = self.text if length == self.length else 0
+        text = self.sequence.text if length == self.sequence.length else 0
         flags = torch.ones(len(self.tokens), length, dtype=torch.bool, device=device)
-        flags[:, text : text + self.number] = False
+        flags[:, text : text + self.sequence.number] = False
         return flags.scatter_(1, self.tokens + text, True)
 
     # Blocks.
     def run(self, place: Place, args: dict, original: Callable[[dict], dict]) -> dict:
         """The block, on the chosen tokens."""
+        if self.tokens is None:
+            return original(args)
         if place.first:
-            self._measure(place, args)
-        if self.tokens is not None:
-            args = self._narrowed(place, args)
-        self.place, self.nth = place, 0
-        out = original(args)
-        self.place = None
-        if self.tokens is not None and place.last:
-            out = {**out, "img": self._widened(place, out["img"])}
-        return out
-
-    def _measure(self, place: Place, args: dict) -> None:
-        """Lengths of text, image and extra tokens, from the first block's input."""
-        length = args["img"].shape[1]
-        if place.group.layout == APART:
-            self.text, self.extra = args["txt"].shape[1], length - self.number
-        elif place.group.layout == ALONE:
-            self.text, self.extra = 0, length - self.number
-        else:
-            self.text, self.extra = length - self.number - self.padding, self.padding
-        if self.text < 0 or self.extra < 0:
-            raise RuntimeError(f"RAPID: {length} tokens arrived where {self.number} image tokens were expected")
-        self.length = self.text + self.number + self.extra
-        self._places = {}
-
-    def _before(self, place: Place) -> int:
-        """Text tokens before the image in a block's own tensor."""
-        return self.text if place.group.layout == JOINT else 0
+            self._places = {}
+        out = original(self._narrowed(place, args))
+        return {**out, "img": self._widened(place, out["img"])} if place.last else out
 
     def _rows(self, text: int) -> Tensor:
         """Places (rows, M) of the computed tokens in a sequence with `text` tokens before the image."""
@@ -86,9 +60,9 @@ class Subset:
         found = self._places.get(text)
         if found is not None:
             return found
-        device, rows = self.tokens.device, len(self.tokens)
+        device, rows, end = self.tokens.device, len(self.tokens), text + self.sequence.number
         before = torch.arange(text, device=device).expand(rows, -1)
-        after = torch.arange(text + self.number, text + self.number + self.extra, device=device).expand(rows, -1)
+        after = torch.arange(end, end + self.sequence.extra, device=device).expand(rows, -1)
         self._places[text] = torch.cat((before, self.tokens + text, after), 1)
         return self._places[text]
 
@@ -96,7 +70,7 @@ class Subset:
         """The block's arguments for the chosen tokens only."""
         args = dict(args)
         if place.first:
-            args["img"] = take(args["img"], self._rows(self._before(place)))
+            args["img"] = take(args["img"], self._rows(self.sequence.before(place)))
         if args.get("pe") is not None:
             args["pe"] = self._narrowed_positions(args["pe"])
         vec = args.get("vec")
@@ -107,14 +81,14 @@ class Subset:
     def _narrowed_times(self, vec: Tensor) -> Tensor:
         """Modulation (rows, T, 6, C) of Wan 2.2, whose frames may have noise levels of their own -> (rows, K, 6, C)."""
         assert self.tokens is not None
-        frame = self.tokens // -(-self.number // vec.shape[1])
+        frame = self.tokens // -(-self.sequence.number // vec.shape[1])
         return vec.gather(1, frame[:, :, None, None].expand(-1, -1, *vec.shape[2:]))
 
     def _narrowed_positions(self, pe: Tensor) -> Tensor:
         """Rotary positions (1 or rows, ..., length, ...) of the computed tokens; all blocks share one tensor."""
         if self._positions is None or self._positions[0] is not pe:
-            axis = 1 + list(pe.shape[1:]).index(self.length)
-            rows = self._rows(self.text)
+            axis = 1 + list(pe.shape[1:]).index(self.sequence.length)
+            rows = self._rows(self.sequence.text)
             if pe.shape[0] == 1 and len(self.images) == 1:  # all streams share one image's tokens
                 rows = rows[:1]
             each = pe.expand(len(rows), *pe.shape[1:]) if pe.shape[0] == 1 else pe
@@ -123,48 +97,43 @@ class Subset:
         return self._positions[1]
 
     def _widened(self, place: Place, img: Tensor) -> Tensor:
-        text = self._before(place)
+        text = self.sequence.before(place)
         rows = self._rows(text)
-        out = img.new_zeros(img.shape[0], text + self.number + self.extra, img.shape[2])
+        out = img.new_zeros(img.shape[0], text + self.sequence.number + self.sequence.extra, img.shape[2])
         return out.scatter_(1, rows[:, :, None].expand(-1, -1, img.shape[2]), img)
 
     # Attention.
-    def attend(self, go: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, named: dict) -> Tensor:
-        """One attention of the current block: keep its keys and values, or complete them from the cache."""
-        place, nth = self.place, self.nth
-        assert place is not None
-        self.nth += 1
-        kinds = place.group.attentions
-        kind = kinds[nth] if nth < len(kinds) else IMAGE  # SD3.5 medium's second attention
-        axis = 2 if named.get("skip_reshape") else 1
-        if kind == TEXT or q.shape[axis] != k.shape[axis]:
-            return go(q, k, v, **named)
-        at, count = (place.number, nth), len(self.images)
+    def attend(
+        self, go: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, named: dict, at: tuple[int, int], axis: int
+    ) -> Tensor:
+        """One attention of the current block: keep its keys and values, or complete them from the cache. go: attention
+        of (q, k, v, the host's arguments, how the keys lie); axis of tokens; at: (block, n-th attention in it)."""
+        count, seq = len(self.images), self.sequence
+        lay = seq.lay(q.shape[axis], self.tokens)
         if self.tokens is None:
-            text = q.shape[axis] - self.number - self.extra
             for chunk, stream in enumerate(self.streams):
-                rows = slice(chunk * count, (chunk + 1) * count)
-                self.store.write(stream, at, self.images, k[rows], v[rows], axis, text)
-            if place.number == self.mass_at and nth == 0 and self.regions is not None:
+                of = slice(chunk * count, (chunk + 1) * count)
+                self.store.write(stream, at, self.images, k[of], v[of], axis, lay.text)
+            if at == (self.mass_at, 0) and self.regions is not None:
                 self._report_mass(received_mass(q, k, axis, named["heads"]))
-            return go(q, k, v, **named)
-        text = q.shape[axis] - self.tokens.shape[1] - self.extra
-        rows, total = self._rows(text), text + self.number + self.extra
-        mask, parts = self._mask(named.get("mask"), rows, total, text), []
+            return go(q, k, v, named, lay)
+        rows, total = self._rows(lay.text), lay.text + seq.number + seq.extra
+        mask, parts = self._mask(named.get("mask"), rows, total, lay.text), []
         for chunk, stream in enumerate(self.streams):
             of = slice(chunk * count, (chunk + 1) * count)
-            keys = self.store.merge(stream, at, self.images, k[of], v[of], rows[of], text, total)
+            keys = self.store.merge(stream, at, self.images, k[of], v[of], rows[of], lay.text, total)
             seen = _for_keys(_of_rows(mask, of), keys, rows[of], q.dtype)
-            parts.append(go(q[of], keys.k, keys.v, **(named if seen is None else {**named, "mask": seen})))
+            some = replace(lay, tokens=self.tokens[of])
+            parts.append(go(q[of], keys.k, keys.v, named if seen is None else {**named, "mask": seen}, some))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _report_mass(self, mass: Tensor) -> None:
         """mass (rows, L) of all keys; the image's part goes to the regions."""
         assert self.regions is not None
-        text = mass.shape[1] - self.number - self.extra
+        text = mass.shape[1] - self.sequence.number - self.sequence.extra
         for row in range(len(mass)):
             image = self.images[row % len(self.images)]
-            self.regions.attended(image, mass[row, text : text + self.number], len(self.streams))
+            self.regions.attended(image, mass[row, text : text + self.sequence.number], len(self.streams))
 
     def _mask(self, mask: Tensor | None, rows: Tensor, total: int, text: int) -> Tensor | None:
         """The attention mask (..., queries, keys) for the computed queries and all keys."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from ..actions import DENSE, Action, ImageState, Level, Observation, TokenState, Window
+from ..actions import DENSE, Action, ImageState, Level, Observation, Sparsity, TokenState, Window
 
 METRICS = ("std", "l2", "change", "attention", "random", "rounds")
 INACTIVE = ("hold", "forecast", "interpolate")
@@ -61,6 +61,7 @@ class RegionPolicy:
     end_percent: float = 1.0
     technique: str = "region_adaptive"
     regional: bool = True
+    sparsity: Sparsity | None = None
 
     @property
     def levels(self) -> frozenset[Level]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 
-from ..actions import DENSE, Action, Level, Observation, Window
+from ..actions import DENSE, Action, Level, Observation, Sparsity, Window
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class ThresholdPolicy:
     guard: float = 0.5
     technique: str = "cache_reuse"
     regional: bool = False
+    sparsity: Sparsity | None = None
 
     @property
     def levels(self) -> frozenset[Level]:

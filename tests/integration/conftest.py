@@ -85,6 +85,23 @@ def _shared(load_tiny: Callable, _loaded: dict) -> Callable:
     return get
 
 
+@pytest.fixture(scope="session")
+def family(_shared, comfy_host) -> Callable:
+    """family(kind): (MODEL, shape of a latent without batch)."""
+    from rapid_testing.families import FAMILIES, FROM_FILES
+
+    built = {}
+
+    def get(kind):
+        if kind in FROM_FILES:
+            return _shared(kind), (16, 16, 24)
+        if kind not in built:
+            built[kind] = FAMILIES[kind].build()
+        return built[kind].clone(), FAMILIES[kind].latent
+
+    return get
+
+
 @pytest.fixture
 def tiny_flux(_shared: Callable):
     """A clone of the tiny FLUX model: 2 double and 2 single blocks."""

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks import region
+from benchmarks import region, sparse
 
 
 @pytest.fixture
@@ -32,3 +32,17 @@ def test_figures_of_other_weights_are_not_mixed_in(ready, tmp_path):
     (tmp_path / "region-flux.json").write_text('{"weights": "of another time"}')
     with pytest.raises(SystemExit, match="other flux weights"):
         region.run(ready, ["flux"], 2, tmp_path, quick=True)
+
+
+def test_the_sparse_suite_writes_what_is_kept_how_long_it_takes_and_its_rows(ready, tmp_path, capsys):
+    sparse.run(ready, sparse.parser().parse_args(["--quick", "--models", "sd3", "--out", str(tmp_path)]))
+    masses = {(r["selection"], r["density"]): r for r in json.loads((tmp_path / "sparse_mass.json").read_text())}
+    for density in sparse.DENSITIES:
+        ours, best = masses["ours", density], masses["oracle", density]
+        assert masses["random", density]["mass"] < ours["mass"] <= best["mass"] <= 1.0
+        assert ours["of_oracle"] > 0.95
+    clock = json.loads((tmp_path / "sparse_clock.json").read_text())
+    assert {r["backend"] for r in clock} == {"host", "torch", "gather"} and all(r["seconds"] > 0 for r in clock)
+    rows = {(r["method"], r["target"]): r for r in json.loads((tmp_path / "sparse.json").read_text())["rows"]}
+    assert rows["sparse", "0.25"]["cost"] < 1.0 and rows["sparse", "0.25"]["equal"] == 0
+    assert rows["sparse", "0.25"]["psnr"] > rows["sparse_dropped", "0.25"]["psnr"]

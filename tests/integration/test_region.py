@@ -5,32 +5,15 @@ import gc
 import pytest
 import torch
 
-FROM_FILES = ("flux", "sd3", "sd35")
-BUILT = ("flux2", "chroma", "hunyuan_video", "wan", "wan22", "qwen_image", "lumina2", "z_image")
-
-
-@pytest.fixture(scope="module")
-def family(_shared, comfy_host):
-    """family(kind): (MODEL, shape of a latent without batch)."""
-    from rapid_testing.families import FAMILIES
-
-    built = {}
-
-    def get(kind):
-        if kind in FROM_FILES:
-            return _shared(kind), (16, 16, 24)
-        if kind not in built:
-            built[kind] = FAMILIES[kind].build()
-        return built[kind].clone(), FAMILIES[kind].latent
-
-    return get
+from rapid_testing.families import BUILT, FROM_FILES
+from rapid_testing.sampling import run_twice
 
 
 class Probe:
     """A policy that names its tokens by a function of the observation; everything else is dense."""
 
     technique, forecast_order, start_percent, end_percent = "probe", 0, 0.0, 1.0
-    regional, reach, inactive = True, None, "hold"
+    regional, reach, inactive, sparsity = True, None, "hold", None
 
     def __init__(self, pack_module, choose, kv_cache="model", memory_limit=0.0):
         self.actions, self.choose = pack_module("rapid_core.actions"), choose
@@ -64,32 +47,6 @@ def attach(pack_module, model, choose, **settings):
     return pack_module("rapid_core.host.chain").attach(model, Probe(pack_module, choose, **settings))
 
 
-
-
-def run_twice(comfy_host, model, latent, positive, negative, cfg, falsify=None, sigma=0.7, mask=None):
-    """The same latent and noise level evaluated twice within one run: (first, second)."""
-    import comfy.sample
-    import comfy.samplers
-
-    x = torch.randn(latent, generator=torch.Generator().manual_seed(3))
-    seen = []
-
-    def function(wrapped, noise, sigmas, extra_args=None, callback=None, disable=None):
-        s = x.new_ones(x.shape[0]) * sigma
-        extra_args = {**extra_args, "denoise_mask": mask}
-        seen.append(wrapped(x, s, **extra_args).clone())
-        if falsify is not None:
-            falsify(extra_args["model_options"])
-        seen.append(wrapped(x, s, **extra_args).clone())
-        return seen[-1]
-
-    sigmas = torch.tensor([1.0, sigma, 0.0])
-    with torch.inference_mode():
-        comfy.sample.sample_custom(model, x, cfg, comfy.samplers.KSAMPLER(function), sigmas, positive, negative,
-                                   torch.zeros_like(x), noise_mask=mask, disable_pbar=True, seed=0)
-    return seen
-
-
 def falsified(options):
     """Multiply every cached key and value by 1.5."""
     apply_model = options["transformer_options"]["wrappers"]["apply_model"]["rapid"][0]
@@ -104,11 +61,11 @@ def test_any_subset_at_the_same_latent_gives_what_dense_gives(
     model, latent = family(kind)
     patched = attach(pack_module, model, some(share))
     positive, negative = make_conditioning(0), make_conditioning(1)
-    dense, partial = run_twice(comfy_host, patched, (2, *latent), positive, negative, cfg=3.0)
+    dense, partial = run_twice(patched, (2, *latent), positive, negative, cfg=3.0)
     record = pack_module("rapid_core.host.chain").chain_of(patched).log.records[-1]
     assert 0 < record.evaluations[1].share[0] < 1, record.evaluations[1].reasons
     assert (dense - partial).abs().max() < 1e-5 * dense.abs().max()
-    _, wrong = run_twice(comfy_host, patched, (2, *latent), positive, negative, cfg=3.0, falsify=falsified)
+    _, wrong = run_twice(patched, (2, *latent), positive, negative, cfg=3.0, falsify=falsified)
     assert (dense - wrong).abs().max() > 1e-3 * dense.abs().max()
 
 
@@ -117,7 +74,7 @@ def test_frames_with_noise_levels_of_their_own_keep_them(family, pack_module, co
     mask = torch.ones(2, 1, *latent[1:])
     mask[:, :, 0], mask[:, :, 1] = 0.0, 0.5  # the first frame is given, the second half noised
     patched = attach(pack_module, model, some(0.4))
-    dense, partial = run_twice(comfy_host, patched, (2, *latent), make_conditioning(0), make_conditioning(1), 3.0,
+    dense, partial = run_twice(patched, (2, *latent), make_conditioning(0), make_conditioning(1), 3.0,
                                mask=mask)  # fmt: skip
     record = pack_module("rapid_core.host.chain").chain_of(patched).log.records[-1]
     assert 0 < record.evaluations[1].share[0] < 1, record.evaluations[1].reasons
@@ -140,7 +97,7 @@ def test_reusing_the_residual_at_the_same_latent_gives_what_dense_gives(
     policy.levels, policy.regional = frozenset(actions.Level), False
     chain = pack_module("rapid_core.host.chain")
     patched = chain.attach(model, policy)
-    dense, reused = run_twice(comfy_host, patched, (2, *latent), make_conditioning(0), make_conditioning(1), cfg=3.0)
+    dense, reused = run_twice(patched, (2, *latent), make_conditioning(0), make_conditioning(1), cfg=3.0)
     record = chain.chain_of(patched).log.records[-1]
     assert record.evaluations[1].levels == ("reuse", "reuse"), record.evaluations[1].reasons
     assert (dense - reused).abs().max() < 1e-5 * dense.abs().max()
@@ -157,7 +114,7 @@ def test_the_cost_of_a_subset_is_what_torch_counts(kind, family, pack_module, co
     for choose in (some(0.5), some(0.25)):
         patched = attach(pack_module, model, choose)
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            run_twice(comfy_host, patched, (2, *latent), make_conditioning(0), make_conditioning(1), cfg=3.0)
+            run_twice(patched, (2, *latent), make_conditioning(0), make_conditioning(1), cfg=3.0)
         totals = pack_module("rapid_core.host.chain").chain_of(patched).log.records[-1].totals
         spent.append((totals["flops"], counter.get_total_flops()))
     for counted, true in spent:
@@ -173,7 +130,7 @@ def test_reference_tokens_are_counted(kind, family, pack_module, comfy_host, mak
     positive = make_conditioning(0, reference_latents=[torch.randn(1, *latent)])
     patched = attach(pack_module, model, some(0.5))
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        run_twice(comfy_host, patched, (2, *latent), positive, make_conditioning(1), cfg=3.0)
+        run_twice(patched, (2, *latent), positive, make_conditioning(1), cfg=3.0)
     record = pack_module("rapid_core.host.chain").chain_of(patched).log.records[-1]
     assert record.evaluations[1].share[0] < 1
     assert record.totals["flops"] == pytest.approx(counter.get_total_flops(), rel=0.02)
@@ -184,7 +141,7 @@ def test_reference_tokens_are_counted(kind, family, pack_module, comfy_host, mak
 def test_other_caches_run_and_come_near(kind, kv_cache, family, pack_module, comfy_host, make_conditioning):
     model, latent = family(kind)
     patched = attach(pack_module, model, some(0.5), kv_cache=kv_cache)
-    dense, partial = run_twice(comfy_host, patched, (2, *latent), make_conditioning(0), make_conditioning(1), cfg=3.0)
+    dense, partial = run_twice(patched, (2, *latent), make_conditioning(0), make_conditioning(1), cfg=3.0)
     error = ((dense - partial).abs().mean() / dense.abs().mean()).item()
     assert error < {"8 bit": 0.02, "host memory": 1e-5, "forecast": 1e-5}.get(kv_cache, 0.6)
     assert torch.isfinite(partial).all()
@@ -557,9 +514,9 @@ def test_control_residuals_follow_their_tokens(tiny_model, pack_module, comfy_ho
     model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "control", controlled)
     patched = attach(pack_module, model, some(0.5))
     positive, negative = make_conditioning(0), make_conditioning(1)
-    dense, partial = run_twice(comfy_host, patched, (2, 16, 16, 24), positive, negative, cfg=1.0)
+    dense, partial = run_twice(patched, (2, 16, 16, 24), positive, negative, cfg=1.0)
     uncontrolled = attach(pack_module, tiny_model, some(0.5))
-    plain, _ = run_twice(comfy_host, uncontrolled, (2, 16, 16, 24), positive, negative, cfg=1.0)
+    plain, _ = run_twice(uncontrolled, (2, 16, 16, 24), positive, negative, cfg=1.0)
     assert (dense - partial).abs().max() < 1e-5 * dense.abs().max()
     assert (dense - plain).abs().max() > 1e-2 * dense.abs().max()
 
@@ -570,10 +527,10 @@ def test_reference_latents_are_always_computed(kind, family, pack_module, comfy_
     reference = torch.randn(1, *latent)[..., :8, :8]
     positive = make_conditioning(0, reference_latents=[reference])
     patched = attach(pack_module, model, some(0.5))
-    dense, partial = run_twice(comfy_host, patched, (1, *latent), positive, make_conditioning(1), cfg=3.0)
+    dense, partial = run_twice(patched, (1, *latent), positive, make_conditioning(1), cfg=3.0)
     assert last_record(patched).evaluations[1].share[0] < 1, last_record(patched).evaluations[1].reasons
     assert (dense - partial).abs().max() < 1e-5 * dense.abs().max()
-    without, _ = run_twice(comfy_host, patched, (1, *latent), make_conditioning(0), make_conditioning(1), cfg=3.0)
+    without, _ = run_twice(patched, (1, *latent), make_conditioning(0), make_conditioning(1), cfg=3.0)
     assert (dense - without).abs().max() > 1e-3
 
 
@@ -584,10 +541,10 @@ def test_text_masks_are_kept(family, pack_module, comfy_host, make_conditioning,
         mask[:, 9:] = 0
         positive = make_conditioning(0, attention_mask=mask)
         patched = attach(pack_module, model, some(0.5))
-        dense, partial = run_twice(comfy_host, patched, (1, *latent), positive, make_conditioning(1), cfg=3.0)
+        dense, partial = run_twice(patched, (1, *latent), positive, make_conditioning(1), cfg=3.0)
         assert last_record(patched).evaluations[1].share[0] < 1
         assert (dense - partial).abs().max() < 1e-5 * dense.abs().max()
-        other, _ = run_twice(comfy_host, patched, (1, *latent), make_conditioning(0), make_conditioning(1), cfg=3.0)
+        other, _ = run_twice(patched, (1, *latent), make_conditioning(0), make_conditioning(1), cfg=3.0)
         assert (dense - other).abs().max() > 1e-3 * dense.abs().max()
 
 

@@ -15,6 +15,8 @@ _LUMINA = dict(
     axes_lens=[300, 512, 512], rope_theta=10000.0,
 )  # fmt: skip
 
+FROM_FILES = ("flux", "sd3", "sd35")  # the others are built without a file
+
 FAMILIES: dict[str, FamilyModel] = {
     "flux": FamilyModel("Flux", dict(
         image_model="flux", in_channels=CHANNELS, out_channels=CHANNELS, guidance_embed=True, txt_ids_dims=[],
@@ -45,3 +47,4 @@ FAMILIES: dict[str, FamilyModel] = {
                                       "z_image_modulation": True, "time_scale": 1000.0,
                                       "pad_tokens_multiple": 32}, latent=(CHANNELS, 16, 20)),
 }  # fmt: skip
+BUILT = tuple(kind for kind in FAMILIES if kind not in FROM_FILES)

@@ -1,0 +1,9 @@
+"""Sparse attention: image tokens in tiles, tile pairs chosen by estimated mass, several ways to compute them."""
+
+from __future__ import annotations
+
+from .attention import Lay, SparseAttention
+from .backends import BACKENDS, NAMES
+from .tiles import SIZE, Tiles
+
+__all__ = ["BACKENDS", "NAMES", "SIZE", "Lay", "SparseAttention", "Tiles"]

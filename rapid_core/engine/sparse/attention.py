@@ -1,0 +1,162 @@
+"""Sparse attention of a model call: image tokens in tiles, each query tile with the key tiles that matter to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...cost import PAIR, sparse_saving, tiles_kept
+from . import backends
+from .problem import Problem
+from .select import estimated_mass, keep
+from .tiles import Tiles
+
+
+@dataclass(frozen=True)
+class Lay:
+    """How the keys lie: `text` tokens, the image's, `extra` ones. tokens (R, K) or None: sorted numbers of the image
+    tokens that are queries, all of them if None; text and extra tokens are always queries."""
+
+    text: int
+    extra: int
+    tokens: Tensor | None = None
+
+
+class SparseAttention:
+    """Of one model call, at one density. backend: a name of `backends`; pooled: whether tiles that were left out stand
+    in as their means; say: where to tell why an attention was computed densely. saved: FLOPs a row that were left out.
+
+    Keys that every query attends to: text, extra tokens, and the image tokens after the last whole tile. Queries that
+    are in no whole tile attend to everything, by the host's own attention."""
+
+    def __init__(self, tiles: Tiles, density: float, backend: str, pooled: bool, say: Callable[[str], None]):
+        self.tiles, self.density, self.backend, self.pooled, self.say = tiles, density, backend, pooled, say
+        self.saved = 0
+
+    def __call__(self, go: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, named: dict, lay: Lay) -> Tensor:
+        """One attention, with the host's arguments `named`; `go` is its own."""
+        heads, ready = named["heads"], named.get("skip_reshape", False)
+        tall = [heads_first(t, heads, ready) for t in (q, k, v)]
+        tiles = self.tiles.to(q.device)
+        count = tiles_kept(self.density, tiles.number)
+        mask, reason = key_bias(named.get("mask"), tall[1])
+        reason = reason or self._unfit(tall, lay, tiles, count)
+        chosen = None if reason else backends.choose(self.backend, tall[0], len(tiles.walk), self.density)
+        if chosen is None or chosen.attend is None:
+            self.say(reason or chosen.reason)  # type: ignore[union-attr]
+            return go(q, k, v, **named)
+        out = self._sparse(chosen, go, tall, named, lay, tiles, count, mask)
+        return out if named.get("skip_output_reshape") else out.transpose(1, 2).flatten(2)
+
+    def _unfit(self, tall: list[Tensor], lay: Lay, tiles: Tiles, count: int) -> str | None:
+        """Why this attention cannot be sparse."""
+        q, k, _ = tall
+        if tiles.number < 2 or count >= tiles.number:
+            return f"{len(tiles.walk)} image tokens make {tiles.number} tiles of {tiles.size}: attention is dense"
+        if k.shape[2] != lay.text + len(tiles.walk) + lay.extra:
+            return "attention over pooled or missing keys is dense"
+        number = len(tiles.walk) if lay.tokens is None else lay.tokens.shape[1]
+        if number < PAIR * tiles.size:
+            return f"{number} computed tokens are less than a tile of {PAIR * tiles.size}: their attention is dense"
+        if self._saving(q, k, number, tiles, count) <= 0:
+            return "choosing tiles would cost more than they leave out: attention is dense"
+        return None if q.is_floating_point() else f"attention in {q.dtype} is dense"
+
+    def _saving(self, q: Tensor, k: Tensor, number: int, tiles: Tiles, count: int) -> int:
+        """FLOPs a row that are left out, of `number` image queries."""
+        size, hidden = tiles.size, q.shape[1] * q.shape[3]
+        queries, always = number // (PAIR * size) * PAIR * size, k.shape[2] - tiles.number * size
+        return sparse_saving(hidden, queries, tiles.number, count, size, always, self.pooled)
+
+    def _sparse(
+        self, chosen: Any, go: Callable[..., Tensor], tall: list[Tensor], named: dict, lay: Lay, tiles: Tiles,
+        count: int, mask: Tensor | None,
+    ) -> Tensor:
+        q, k, v = tall
+        order, always = key_order(tiles, lay)
+        k_tiled, v_tiled = (t.index_select(2, order) for t in (k, v))
+        bias = None if mask is None else mask.index_select(1, order)
+        tiled, others, own = query_order(tiles, lay, q.shape[0])
+        q_tiled = take(q, tiled)
+        scale = named.get("scale") or q.shape[3] ** -0.5
+        mass = estimated_mass(q_tiled, k_tiled, always, scale, tiles.size, bias)
+        kept = keep(mass, count, own)
+        pooled = self.pooled and bias is None  # means of tokens that a mask tells apart mean nothing
+        problem = Problem(q_tiled, k_tiled, v_tiled, kept, tiles.size, always, scale, bias, pooled)
+        out = torch.empty_like(q)
+        put(out, tiled, chosen.attend(problem))
+        if others.shape[-1]:
+            dense = {**named, "skip_reshape": True, "skip_output_reshape": False}
+            rest = go(take(q, others).contiguous(), k, v, **dense)
+            put(out, others, rest.unflatten(2, (q.shape[1], -1)).transpose(1, 2))
+        self.saved += self._saving(q, k, q_tiled.shape[2], tiles, count)
+        return out
+
+
+def key_order(tiles: Tiles, lay: Lay) -> tuple[Tensor, int]:
+    """Places of the keys, tile by tile and then those that every query attends to, and how many these are."""
+    walk, device, whole = tiles.walk + lay.text, tiles.walk.device, tiles.number * tiles.size
+    after = lay.text + len(walk)
+    always = torch.cat((torch.arange(lay.text, device=device), walk[whole:],
+                        torch.arange(after, after + lay.extra, device=device)))  # fmt: skip
+    return torch.cat((walk[:whole], always)), len(always)
+
+
+def query_order(tiles: Tiles, lay: Lay, rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Places of the queries in tiles, those of the others, and the key tiles that each query tile lies in; with
+    a row axis where rows differ."""
+    if lay.tokens is None:
+        order, _ = key_order(tiles, lay)
+        pairs = tiles.number // PAIR
+        whole = pairs * PAIR * tiles.size
+        return order[:whole], order[whole:], torch.arange(pairs * PAIR, device=order.device).view(pairs, PAIR)
+    device, (size, number) = tiles.walk.device, (tiles.size, lay.tokens.shape[1])
+    step = torch.empty_like(tiles.walk)
+    step[tiles.walk] = torch.arange(len(step), device=device)  # step of the walk that each token is at
+    steps, order = step[lay.tokens].sort(1)
+    whole = number // (PAIR * size) * PAIR * size
+    own = (steps[:, size // 2 : whole : size] // size).clamp_max(tiles.number - 1).unflatten(1, (-1, PAIR))
+    order = order + lay.text
+    fixed = torch.cat((torch.arange(lay.text, device=device),
+                       torch.arange(lay.extra, device=device) + lay.text + number)).expand(rows, -1)  # fmt: skip
+    return order[:, :whole], torch.cat((fixed, order[:, whole:]), 1), own
+
+
+def take(x: Tensor, places: Tensor) -> Tensor:
+    """x (R, H, L, D) at places (M,) or (R, M) -> (R, H, M, D)."""
+    if places.ndim == 1:
+        return x.index_select(2, places)
+    return x.gather(2, places[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
+
+
+def put(x: Tensor, places: Tensor, values: Tensor) -> None:
+    """Write what `take` would take."""
+    if places.ndim == 1:
+        x.index_copy_(2, places, values)
+    else:
+        x.scatter_(2, places[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]), values)
+
+
+def heads_first(x: Tensor, heads: int, ready: bool) -> Tensor:
+    """The host's (R, H, L, D) (`ready`), (R, L, H, D) or (R, L, H * D) -> (R, H, L, D). Key heads may be fewer."""
+    if ready:
+        return x
+    return (x if x.ndim == 4 else x.unflatten(2, (heads, -1))).transpose(1, 2)
+
+
+def key_bias(mask: Tensor | None, k: Tensor) -> tuple[Tensor | None, str | None]:
+    """A mask that is the same for all queries and heads as a bias (R, L) on the keys; otherwise the reason."""
+    if mask is None:
+        return None, None
+    *rows, keys = mask.shape
+    several = mask.ndim > 2 and rows[0] == k.shape[0]  # the host reads two axes as (queries, keys)
+    if keys != k.shape[2] or any(n != 1 for n in rows[several:]):
+        return None, "attention under a mask that differs between queries is dense"
+    flat = mask.reshape(-1, k.shape[2]).expand(k.shape[0], -1)
+    if flat.dtype != torch.bool:
+        return flat.to(k), None
+    return torch.zeros(flat.shape, dtype=k.dtype, device=k.device).masked_fill_(~flat, -torch.inf), None
