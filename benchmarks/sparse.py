@@ -15,7 +15,7 @@ import json
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import mean, median
@@ -164,10 +164,10 @@ def sparse(comfy: Any, density: float, **settings: Any) -> Callable[[Any], Any]:
     return lambda model: comfy.run_node("RAPID_SparseAttention", model=model, density=density, **inputs)[0]
 
 
-def methods(comfy: Any, suite: Suite, number: int) -> list[Method]:
+def methods(comfy: Any, suite: Suite, number: int, levels: Sequence[float] = LEVELS) -> list[Method]:
     """Sparse attention, with and without means of what is left out, and the others at its cost."""
     out = [Method("dense", "1.0")]
-    for density in LEVELS:
+    for density in levels:
         target, own = f"{density:g}", sparse(comfy, density)
         dropped = sparse(comfy, density, compensate=False)
         out += [Method("sparse", target, own), Method("sparse_dropped", target, dropped)]
@@ -195,7 +195,7 @@ def quality(comfy: Any, kinds: list[str], args: argparse.Namespace) -> str:
     rows, scale = [], Scale(128, 10) if args.quick else Scale()
     for kind in kinds:
         suite = Suite("sparse", Subject(comfy, ALL[kind]), prompts(2 if args.quick else args.prompts), args.out, scale)
-        suite.run(methods(comfy, suite, 2 if args.quick else 8))
+        suite.run(methods(comfy, suite, 2, LEVELS[1:2]) if args.quick else methods(comfy, suite, 8))
         rows += suite.rows(cost(suite.subject, scale.size) if args.cost_of == "demo" else published(args.cost_of))
     write(args.out / "sparse.json", rows, {"torch": torch.__version__, "cost_of": args.cost_of})
     return markdown(rows, COLUMNS)

@@ -13,7 +13,7 @@ from ..actions import DENSE, Action, Level, Sparsity
 from ..architectures import Architecture
 from ..cost import CostModel
 from ..engine.kv import KVStore
-from ..engine.sparse import SparseAttention, Tiles
+from ..engine.sparse import SparseAttention, Tiles, Trust
 from ..engine.state import Evaluation, RunState
 from ..engine.tokens import TokenGrid
 from . import blocks, control
@@ -54,6 +54,7 @@ class ModelCalls:
         self.sparsity: Sparsity | None = None
         self.spared: frozenset[int] = frozenset()  # numbers of blocks whose attention stays dense
         self.tiles: dict[tuple[int, int, int], Tiles] = {}
+        self.trust = Trust()
         self.mass_at = -1  # number of the block whose attention mass is measured
 
     def __call__(
@@ -159,7 +160,7 @@ class ModelCalls:
             if reason not in evaluation.reasons:
                 evaluation.reasons.append(reason)
 
-        return SparseAttention(tiles, density, self.sparsity.backend, self.sparsity.pooled, say)
+        return SparseAttention(tiles, density, self.sparsity.backend, self.sparsity.pooled, say, self.trust)
 
     def _whole_latent(self, x: Tensor) -> bool:
         """Whether a call sees the run's own latent; a condition with an area sees a part of it, and is dense."""

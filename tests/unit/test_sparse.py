@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rapid_core.cost import tiles_kept
 from rapid_core.engine.sparse import BACKENDS, Lay, SparseAttention, Tiles, flex
 from rapid_core.engine.sparse.attention import key_bias
-from rapid_core.engine.sparse.backends import choose
+from rapid_core.engine.sparse.backends import Backend, choose
 from rapid_core.engine.sparse.masked import attend as reference
 from rapid_core.engine.sparse.problem import Problem
 from rapid_core.engine.sparse.select import estimated_mass, keep
@@ -206,6 +206,36 @@ def test_a_mask_over_keys_is_a_bias_and_keys_that_it_hides_get_nothing():
 
 def test_auto_goes_by_measurements_and_says_when_it_stays_dense():
     q = torch.zeros(1, 1, 4096, 64)
-    assert choose("auto", q, 4096, 0.25).name == "gather"
+    assert choose("auto", q, 4096, 0.25).backend.name == "gather"
     small = choose("auto", q, 100, 0.25)
-    assert small.attend is None and "100 tokens" in small.reason
+    assert small.backend is None and "100 tokens" in small.reason
+
+
+def broken(problem):
+    return reference(problem) + 0.5
+
+
+def failing(problem):
+    raise NotImplementedError("no kernel")
+
+
+def half(problem):
+    return reference(problem).to(torch.bfloat16).float()
+
+
+@pytest.mark.parametrize("attend, said", [(broken, "off by"), (failing, "does not work here (NotImplementedError: no"),
+                                          (half, None)])  # fmt: skip
+def test_a_backend_that_was_never_tried_here_has_to_prove_itself(attend, said, monkeypatch):
+    calls = []
+    new = Backend("new", lambda p: calls.append(p) or attend(p), lambda device: None)
+    monkeypatch.setitem(BACKENDS, "new", new)
+    tiles, make = Tiles.of((1, 8, 8), 16), torch.Generator().manual_seed(5)
+    q, k, v = (torch.randn(2, 2, 64, 8, generator=make) for _ in range(3))
+    reasons = []
+    sparse = SparseAttention(tiles, 0.5, "new", True, reasons.append)
+    named, dense = {"heads": 2, "skip_reshape": True}, host_attention(q, k, v, 2, skip_reshape=True)
+    for _ in range(2):
+        out = sparse(host_attention, q, k, v, named, Lay(0, 0))
+        assert torch.equal(out, dense) == (said is not None)
+    assert len(calls) == (1 if said else 2)
+    assert all(said in reason for reason in reasons) and bool(reasons) == bool(said)

@@ -5,5 +5,6 @@ from __future__ import annotations
 from .attention import Lay, SparseAttention
 from .backends import BACKENDS, NAMES
 from .tiles import SIZE, Tiles
+from .trust import Trust
 
-__all__ = ["BACKENDS", "NAMES", "SIZE", "Lay", "SparseAttention", "Tiles"]
+__all__ = ["BACKENDS", "NAMES", "SIZE", "Lay", "SparseAttention", "Tiles", "Trust"]

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...cost import PAIR, sparse_saving, tiles_kept
 from . import backends
+from .backends import Backend
 from .problem import Problem
 from .select import estimated_mass, keep
 from .tiles import Tiles
+from .trust import Trust
 
 
 @dataclass(frozen=True)
@@ -28,13 +29,18 @@ class Lay:
 
 class SparseAttention:
     """Of one model call, at one density. backend: a name of `backends`; pooled: whether tiles that were left out stand
-    in as their means; say: where to tell why an attention was computed densely. saved: FLOPs a row that were left out.
+    in as their means; say: where to tell why an attention was computed densely; trust: what the run has found out about
+    backends. saved: FLOPs a row that were left out.
 
     Keys that every query attends to: text, extra tokens, and the image tokens after the last whole tile. Queries that
     are in no whole tile attend to everything, by the host's own attention."""
 
-    def __init__(self, tiles: Tiles, density: float, backend: str, pooled: bool, say: Callable[[str], None]):
+    def __init__(
+        self, tiles: Tiles, density: float, backend: str, pooled: bool, say: Callable[[str], None],
+        trust: Trust | None = None,
+    ):
         self.tiles, self.density, self.backend, self.pooled, self.say = tiles, density, backend, pooled, say
+        self.trust = trust or Trust()
         self.saved = 0
 
     def __call__(self, go: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, named: dict, lay: Lay) -> Tensor:
@@ -45,11 +51,15 @@ class SparseAttention:
         count = tiles_kept(self.density, tiles.number)
         mask, reason = key_bias(named.get("mask"), tall[1])
         reason = reason or self._unfit(tall, lay, tiles, count)
-        chosen = None if reason else backends.choose(self.backend, tall[0], len(tiles.walk), self.density)
-        if chosen is None or chosen.attend is None:
-            self.say(reason or chosen.reason)  # type: ignore[union-attr]
+        out = None
+        if reason is None:
+            chosen = backends.choose(self.backend, tall[0], len(tiles.walk), self.density)
+            reason = chosen.reason
+            if chosen.backend is not None:
+                out, reason = self._sparse(chosen.backend, go, tall, named, lay, tiles, count, mask)
+        if out is None:
+            self.say(reason)
             return go(q, k, v, **named)
-        out = self._sparse(chosen, go, tall, named, lay, tiles, count, mask)
         return out if named.get("skip_output_reshape") else out.transpose(1, 2).flatten(2)
 
     def _unfit(self, tall: list[Tensor], lay: Lay, tiles: Tiles, count: int) -> str | None:
@@ -73,10 +83,13 @@ class SparseAttention:
         return sparse_saving(hidden, queries, tiles.number, count, size, always, self.pooled)
 
     def _sparse(
-        self, chosen: Any, go: Callable[..., Tensor], tall: list[Tensor], named: dict, lay: Lay, tiles: Tiles,
+        self, backend: Backend, go: Callable[..., Tensor], tall: list[Tensor], named: dict, lay: Lay, tiles: Tiles,
         count: int, mask: Tensor | None,
-    ) -> Tensor:
+    ) -> tuple[Tensor | None, str]:
+        """Attention (R, H, L, D), or None and why it is dense."""
         q, k, v = tall
+        if mask is not None and not backend.bias:
+            return None, f"attention under a mask is dense with {backend.name}"
         order, always = key_order(tiles, lay)
         k_tiled, v_tiled = (t.index_select(2, order) for t in (k, v))
         bias = None if mask is None else mask.index_select(1, order)
@@ -85,16 +98,19 @@ class SparseAttention:
         scale = named.get("scale") or q.shape[3] ** -0.5
         mass = estimated_mass(q_tiled, k_tiled, always, scale, tiles.size, bias)
         kept = keep(mass, count, own)
-        pooled = self.pooled and bias is None  # means of tokens that a mask tells apart mean nothing
+        pooled = self.pooled and bias is None and backend.pooled  # means of tokens that a mask tells apart mean nothing
         problem = Problem(q_tiled, k_tiled, v_tiled, kept, tiles.size, always, scale, bias, pooled)
+        found, reason = self.trust.attend(backend, problem)
+        if found is None:
+            return None, reason
         out = torch.empty_like(q)
-        put(out, tiled, chosen.attend(problem))
+        put(out, tiled, found)
         if others.shape[-1]:
             dense = {**named, "skip_reshape": True, "skip_output_reshape": False}
             rest = go(take(q, others).contiguous(), k, v, **dense)
             put(out, others, rest.unflatten(2, (q.shape[1], -1)).transpose(1, 2))
         self.saved += self._saving(q, k, q_tiled.shape[2], tiles, count)
-        return out
+        return out, ""
 
 
 def key_order(tiles: Tiles, lay: Lay) -> tuple[Tensor, int]:

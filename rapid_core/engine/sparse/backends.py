@@ -19,23 +19,23 @@ MARGIN = 1.05  # a measured speed-up below this is not worth the error
 
 @dataclass(frozen=True)
 class Backend:
-    """attend: Problem -> as its q. missing: why it cannot run on a kind of device, None where it can. takes:
-    what it can do beside plain keys."""
+    """attend: Problem -> as its q. missing: why it cannot run on a kind of device, None where it can. bias, pooled:
+    whether it can add a bias to keys, and let means stand in for tiles that were left out. tested: kinds of device on
+    which this project has run it; elsewhere it has to prove itself (`trust`)."""
 
     name: str
     attend: Callable[[Problem], Tensor]
     missing: Callable[[str], str | None]
     bias: bool = True
     pooled: bool = True
-    tested: bool = True
+    tested: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A backend, or (attend None) dense attention with the reason."""
+    """A backend, or None for dense attention, with the reason."""
 
-    name: str
-    attend: Callable[[Problem], Tensor] | None
+    backend: Backend | None
     reason: str = ""
 
 
@@ -46,11 +46,11 @@ def _nothing(device: str) -> None:
 BACKENDS = {
     b.name: b
     for b in (
-        Backend("gather", gather.attend, gather.missing),
-        Backend("flex", flex.attend, flex.missing),
-        Backend("xformers", paged.attend, paged.missing, bias=False, pooled=False, tested=False),
-        Backend("spargeattn", sparge.attend, sparge.missing, bias=False, pooled=False, tested=False),
-        Backend("masked", masked.attend, _nothing),
+        Backend("gather", gather.attend, gather.missing, tested=("cpu",)),
+        Backend("flex", flex.attend, flex.missing, tested=("cpu",)),
+        Backend("xformers", paged.attend, paged.missing, bias=False, pooled=False),
+        Backend("spargeattn", sparge.attend, sparge.missing, bias=False, pooled=False),
+        Backend("masked", masked.attend, _nothing, tested=("cpu",)),
     )
 }
 NAMES = ("auto", "gather", "flex", "xformers", "spargeattn")  # what a node offers; `masked` is for tests
@@ -68,12 +68,12 @@ def choose(name: str, q: Tensor, tokens: int, density: float) -> Choice:
     if name != "auto":
         found = BACKENDS[name]
         reason = found.missing(device)
-        return Choice(name, None if reason else found.attend, f"{reason}: attention is dense" if reason else "")
+        return Choice(None, f"{reason}: attention is dense") if reason else Choice(found)
     best = fastest(device, q.shape[3], tokens, density)
     if best is None:
-        return Choice("dense", None, f"auto: no sparse attention was measured faster than dense on {device} "
+        return Choice(None, f"auto: no sparse attention was measured faster than dense on {device} "
                       f"at {tokens} tokens, heads of {q.shape[3]} and density {density:g}")  # fmt: skip
-    return Choice(best, BACKENDS[best].attend)
+    return Choice(BACKENDS[best])
 
 
 def fastest(device: str, head_size: int, tokens: int, density: float) -> str | None:
