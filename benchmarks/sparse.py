@@ -214,7 +214,7 @@ def run(comfy: Any, args: argparse.Namespace) -> None:
         if "clock" in args.parts:
             sizes = (256,) if args.quick else (256, 1024, 4096)
             found = [row for tokens in sizes for head_size in (64, 128)
-                     for row in clock(tokens, head_size, 77, 1 if args.quick else 5, tuple(args.backends))]  # fmt: skip
+                     for row in clock(tokens, head_size, 77, 1 if args.quick else 9, tuple(args.backends))]  # fmt: skip
             save(args.out / "sparse_clock.json", found)
             if args.ship:
                 ship(found)

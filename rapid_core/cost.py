@@ -31,6 +31,7 @@ def attention_flops(queries: int, keys: int, hidden: int) -> int:
 
 
 RUNS = 8  # runs of tokens of a key tile that stand in for it when sparse attention chooses tiles
+QUERY_RUNS = 4  # the same of as many queries
 PAIR = 2  # neighbouring key tiles make a query tile: half the choices, and matrix products of a better shape
 
 
@@ -45,7 +46,7 @@ def sparse_saving(
     """FLOPs of one attention that sparse attention leaves out: scores and values of the tiles that are not kept, less
     the choice of tiles and the means that stand in. queries: those in tiles of `size`; always: keys for all queries."""
     left_out = (tiles - kept) * size - (tiles if pooled else 0)
-    choosing = 2 * (queries * RUNS // size) * (tiles * RUNS + always)
+    choosing = 2 * (queries * QUERY_RUNS // size) * (tiles * RUNS + always)
     return hidden * (4 * queries * left_out - choosing)
 
 

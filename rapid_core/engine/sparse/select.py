@@ -7,12 +7,12 @@ import math
 import torch
 from torch import Tensor
 
-from ...cost import PAIR, RUNS
+from ...cost import PAIR, QUERY_RUNS, RUNS
 
 
 def estimated_mass(q: Tensor, k: Tensor, always: int, scale: float, size: int, bias: Tensor | None = None) -> Tensor:
-    """Attention mass that each query tile gives to each key tile, (R, H, Tq, T), estimated on means of RUNS runs of
-    neighbouring tokens a key tile.
+    """Attention mass that each query tile gives to each key tile, (R, H, Tq, T), estimated on means of runs of
+    neighbouring tokens, RUNS a key tile and QUERY_RUNS for as many queries.
 
     q (R, H, Tq * PAIR * S, D); k (R, G, T * S + always, D), the last `always` tokens in full: they take their share of
     the softmax. bias (R, T * S + always) or None."""
@@ -22,9 +22,10 @@ def estimated_mass(q: Tensor, k: Tensor, always: int, scale: float, size: int, b
     weight = _bias_of_runs(k.new_zeros(k.shape[0], k.shape[2]) if bias is None else bias, tiled, run)
     if means.shape[1] != q.shape[1]:
         means = means.repeat_interleave(q.shape[1] // means.shape[1], 1)
-    scores = (mean_of_runs(q, run) * scale) @ means.transpose(2, 3) + weight[:, None, None].to(k)
+    scores = (mean_of_runs(q, size // QUERY_RUNS) * scale) @ means.transpose(2, 3)
+    scores += weight[:, None, None].to(k)
     mass = scores.float().softmax(-1)[..., : tiled // run]
-    return mass.unflatten(2, (-1, PAIR * RUNS)).mean(3).unflatten(3, (-1, RUNS)).sum(4)
+    return mass.unflatten(2, (-1, PAIR * QUERY_RUNS)).mean(3).unflatten(3, (-1, RUNS)).sum(4)
 
 
 def mean_of_runs(x: Tensor, run: int) -> Tensor:
