@@ -41,6 +41,11 @@ class Evaluation:
         """Images of which only some tokens run."""
         return [i for i, chosen in enumerate(self.actions) if chosen.tokens is not None]
 
+    def say(self, reason: str) -> None:
+        """Note why something was computed that need not have been; once each."""
+        if reason not in self.reasons:
+            self.reasons.append(reason)
+
     def sparse(self) -> list[int]:
         """Images whose attention is sparse."""
         return [i for i, chosen in enumerate(self.actions) if chosen.density < 1.0]
@@ -53,8 +58,8 @@ class Evaluation:
         changed = [i for i in images if not (self.actions[i].dense if attention else self.actions[i].whole)]
         for i in changed:
             self.actions[i] = DENSE if attention else Action(density=self.actions[i].density)
-        if changed and reason not in self.reasons:
-            self.reasons.append(reason)
+        if changed:
+            self.say(reason)
 
 
 class RunState:

@@ -53,7 +53,7 @@ class ModelCalls:
         self.store: KVStore | None = None
         self.sparsity: Sparsity | None = None
         self.spared: frozenset[int] = frozenset()  # numbers of blocks whose attention stays dense
-        self.tiles: dict[tuple[int, int, int], Tiles] = {}
+        self.tiles: dict[tuple, Tiles] = {}  # by grid and device
         self.trust = Trust()
         self.mass_at = -1  # number of the block whose attention mass is measured
 
@@ -88,9 +88,7 @@ class ModelCalls:
             return [self._part(evaluation, images, x, t, arguments, chunks, Action(level, None, density), count)
                     for (level, count, density), images in groups.items()]  # fmt: skip
         except NotSliceable as error:
-            reason = f"the batch cannot be split: {error}"
-            if reason not in evaluation.reasons:
-                evaluation.reasons.append(reason)
+            evaluation.say(f"the batch cannot be split: {error}")
             everything = list(range(self.state.batch))
             return [Part(DENSE, everything, rows_of(everything, self.state.batch, chunks), x, t, arguments)]
 
@@ -148,19 +146,17 @@ class ModelCalls:
                 self.store.tick(uuid, part.images, evaluation.sigma, tokens, part.x.device)
             call.subset = Subset(self.store, uuids, part.images, call.sequence, part.tokens, regions, self.mass_at)
         if self.sparsity is not None and part.action.density < 1.0:
-            call.sparse, call.spared = self._sparse(evaluation, part.action.density, grid), self.spared
+            call.sparse, call.spared = self._sparse(evaluation, part, grid), self.spared
         return call
 
-    def _sparse(self, evaluation: Evaluation, density: float, grid: TokenGrid) -> SparseAttention:
+    def _sparse(self, evaluation: Evaluation, part: Part, grid: TokenGrid) -> SparseAttention:
         """Sparse attention over the tiles of a latent; what stays dense is a reason of the evaluation."""
         assert self.sparsity is not None
-        tiles = self.tiles.get(grid.size) or self.tiles.setdefault(grid.size, Tiles.of(grid.size, self.sparsity.tile))
-
-        def say(reason: str) -> None:
-            if reason not in evaluation.reasons:
-                evaluation.reasons.append(reason)
-
-        return SparseAttention(tiles, density, self.sparsity.backend, self.sparsity.pooled, say, self.trust)
+        key = (grid.size, str(part.x.device))
+        if key not in self.tiles:  # here and not in every attention: a copy to the device waits for it
+            self.tiles[key] = Tiles.of(grid.size, self.sparsity.tile).to(part.x.device)
+        how, density = self.sparsity, part.action.density
+        return SparseAttention(self.tiles[key], density, how.backend, how.pooled, evaluation.say, self.trust)
 
     def _whole_latent(self, x: Tensor) -> bool:
         """Whether a call sees the run's own latent; a condition with an area sees a part of it, and is dense."""

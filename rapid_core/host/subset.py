@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..engine.kv import Keys, KVStore
 from ..engine.regions import Regions
+from ..engine.sparse import heads_first
 from .places import Place
 from .sequence import Sequence
 
@@ -152,8 +153,7 @@ class Subset:
 def received_mass(q: Tensor, k: Tensor, axis: int, heads: int, samples: int = 64) -> Tensor:
     """Mean attention (rows, L) that each key gets from about `samples` queries spread over the sequence; axis of tokens
     1 for (rows, L, heads * D), 2 for (rows, heads, L, D)."""
-    if axis == 1:
-        q, k = (t.flatten(2).unflatten(2, (heads, -1)).transpose(1, 2) for t in (q, k))
+    q, k = (heads_first(t, heads, axis == 2) for t in (q, k))
     few = q[:, :, :: max(1, q.shape[2] // samples)].float()
     return ((few * q.shape[-1] ** -0.5) @ k.float().transpose(-1, -2)).softmax(-1).mean((1, 2))
 

@@ -121,9 +121,7 @@ def test_density_one_leaves_the_model_alone(sparse, tiny_flux):
     assert sparse(tiny_flux, 1.0) is tiny_flux
 
 
-def test_blocks_and_steps_may_stay_dense(sparse, tiny_flux, record_of):
-    from rapid_testing.sampling import make_conditioning
-
+def test_blocks_and_steps_may_stay_dense(sparse, tiny_flux, record_of, make_conditioning):
     patched = sparse(tiny_flux, 0.4, dense_first=2, dense_last=2)  # it has four blocks
     latent = empty_latent(height=16, width=24)
     assert torch.equal(sample(patched, latent=latent), sample(tiny_flux, latent=latent))

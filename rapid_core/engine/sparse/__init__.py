@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from .attention import Lay, SparseAttention
+from .attention import Lay, SparseAttention, heads_first
 from .backends import BACKENDS, NAMES
-from .tiles import SIZE, Tiles
+from .tiles import Tiles
 from .trust import Trust
 
-__all__ = ["BACKENDS", "NAMES", "SIZE", "Lay", "SparseAttention", "Tiles", "Trust"]
+__all__ = ["BACKENDS", "NAMES", "Lay", "SparseAttention", "Tiles", "Trust", "heads_first"]

@@ -28,9 +28,9 @@ class Lay:
 
 
 class SparseAttention:
-    """Of one model call, at one density. backend: a name of `backends`; pooled: whether tiles that were left out stand
-    in as their means; say: where to tell why an attention was computed densely; trust: what the run has found out about
-    backends. saved: FLOPs a row that were left out.
+    """Of one model call, at one density. tiles: on the model's device; backend: a name of `backends`; pooled: whether
+    tiles that were left out stand in as their means; say: where to tell why an attention was computed densely; trust:
+    what the run has found out about backends. saved: FLOPs a row that were left out.
 
     Keys that every query attends to: text, extra tokens, and the image tokens after the last whole tile. Queries that
     are in no whole tile attend to everything, by the host's own attention."""
@@ -42,12 +42,13 @@ class SparseAttention:
         self.tiles, self.density, self.backend, self.pooled, self.say = tiles, density, backend, pooled, say
         self.trust = trust or Trust()
         self.saved = 0
+        self._order: dict[tuple[int, int], tuple[Tensor, int]] = {}  # the same in most blocks
 
     def __call__(self, go: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, named: dict, lay: Lay) -> Tensor:
         """One attention, with the host's arguments `named`; `go` is its own."""
         heads, ready = named["heads"], named.get("skip_reshape", False)
         tall = [heads_first(t, heads, ready) for t in (q, k, v)]
-        tiles = self.tiles.to(q.device)
+        tiles = self.tiles
         count = tiles_kept(self.density, tiles.number)
         mask, reason = key_bias(named.get("mask"), tall[1])
         reason = reason or self._unfit(tall, lay, tiles, count)
@@ -90,10 +91,12 @@ class SparseAttention:
         q, k, v = tall
         if mask is not None and not backend.bias:
             return None, f"attention under a mask is dense with {backend.name}"
-        order, always = key_order(tiles, lay)
+        if (lay.text, lay.extra) not in self._order:
+            self._order[lay.text, lay.extra] = key_order(tiles, lay)
+        order, always = self._order[lay.text, lay.extra]
         k_tiled, v_tiled = (t.index_select(2, order) for t in (k, v))
         bias = None if mask is None else mask.index_select(1, order)
-        tiled, others, own = query_order(tiles, lay, q.shape[0])
+        tiled, others, own = query_order(tiles, lay, order, q.shape[0])
         q_tiled = take(q, tiled)
         scale = named.get("scale") or q.shape[3] ** -0.5
         mass = estimated_mass(q_tiled, k_tiled, always, scale, tiles.size, bias)
@@ -122,14 +125,13 @@ def key_order(tiles: Tiles, lay: Lay) -> tuple[Tensor, int]:
     return torch.cat((walk[:whole], always)), len(always)
 
 
-def query_order(tiles: Tiles, lay: Lay, rows: int) -> tuple[Tensor, Tensor, Tensor]:
+def query_order(tiles: Tiles, lay: Lay, keys: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:
     """Places of the queries in tiles, those of the others, and the key tiles that each query tile lies in; with
-    a row axis where rows differ."""
+    a row axis where rows differ. keys: their order, by `key_order`."""
     if lay.tokens is None:
-        order, _ = key_order(tiles, lay)
         pairs = tiles.number // PAIR
         whole = pairs * PAIR * tiles.size
-        return order[:whole], order[whole:], torch.arange(pairs * PAIR, device=order.device).view(pairs, PAIR)
+        return keys[:whole], keys[whole:], torch.arange(pairs * PAIR, device=keys.device).view(pairs, PAIR)
     device, (size, number) = tiles.walk.device, (tiles.size, lay.tokens.shape[1])
     step = torch.empty_like(tiles.walk)
     step[tiles.walk] = torch.arange(len(step), device=device)  # step of the walk that each token is at

@@ -36,9 +36,9 @@ class Trust:
             self.found[key] = f"{backend.name} does not work here ({type(error).__name__}: {error}): attention is dense"
             return None, str(self.found[key])
         if key not in self.found:
-            error = error_of(out, problem)
-            self.found[key] = None if error <= MOST else (
-                f"{backend.name} is off by {error:.0%} from the reference on {device}: attention is dense")  # fmt: skip
+            off = error_of(out, problem)
+            self.found[key] = None if off <= MOST else (
+                f"{backend.name} is off by {off:.0%} from the reference on {device}: attention is dense")  # fmt: skip
         return (None, str(self.found[key])) if self.found[key] else (out, "")
 
 
