@@ -87,13 +87,26 @@ def threshold_at(suite: Suite, goal: float, number: int, patch: Callable[[float]
     return high
 
 
-def methods(comfy: Any, suite: Suite, number: int, targets: Sequence[str]) -> list[Method]:
-    """Everything the suite compares. number: development prompts that thresholds are fitted on."""
-    out = [Method("dense", "1.0")]
+def at_cost(comfy: Any, suite: Suite, target: str, goal: float, number: int) -> list[Method]:
+    """Tokens with clocks of their own, Cache Reuse and fewer steps at the cost `goal`, a share of dense; thresholds are
+    fitted on `number` development prompts."""
 
     def clocks(threshold: float) -> Callable[[Any], Any]:
         return region(comfy, 0.75, error_threshold=threshold, **OWN_CLOCKS)
 
+    out = []
+    for name, patch in (("region_error", clocks), ("cache_reuse", partial(patcher, comfy, "cache_reuse"))):
+        found = suite.once(f"{name}/{target}", partial(threshold_at, suite, goal, number, patch))
+        out.append(Method(name, target, patch(found)))
+    for sampler, evaluations in SAMPLERS.items():
+        steps = max(2, math.ceil(goal * suite.steps / evaluations))
+        out.append(Method(f"fewer_{sampler}", target, steps=steps, sampler=sampler))
+    return out
+
+
+def methods(comfy: Any, suite: Suite, number: int, targets: Sequence[str]) -> list[Method]:
+    """Everything the suite compares. number: development prompts that thresholds are fitted on."""
+    out = [Method("dense", "1.0")]
     for target in targets:
         share, settings = TARGETS[target]
         own = region(comfy, share, **settings)
@@ -105,12 +118,7 @@ def methods(comfy: Any, suite: Suite, number: int, targets: Sequence[str]) -> li
         ]
         # The cost follows from the settings alone, so two prompts are enough.
         goal = suite.once(f"cost/{target}", partial(cost_on_dev, suite, own, min(2, number)))
-        for name, patch in (("region_error", clocks), ("cache_reuse", partial(patcher, comfy, "cache_reuse"))):
-            found = suite.once(f"{name}/{target}", partial(threshold_at, suite, goal, number, patch))
-            out.append(Method(name, target, patch(found)))
-        for sampler, evaluations in SAMPLERS.items():
-            steps = max(2, math.ceil(goal * suite.steps / evaluations))
-            out.append(Method(f"fewer_{sampler}", target, steps=steps, sampler=sampler))
+        out += at_cost(comfy, suite, target, goal, number)
     return out
 
 

@@ -25,15 +25,15 @@ import torch
 from torch import Tensor
 
 from benchmarks.costs import PUBLISHED, published
-from benchmarks.region import ALL, COLUMNS, SAMPLERS, cost_on_dev, own_cost, region, threshold_at
+from benchmarks.region import ALL, COLUMNS, at_cost, cost_on_dev, own_cost
 from benchmarks.rows import markdown, write
-from benchmarks.subject import Subject, patcher
+from benchmarks.subject import Subject
 from benchmarks.suite import Method, Scale, Suite
 from demo.measure import prompts
 from devkit.comfy_process import load_everything
 from rapid_core.actions import Sparsity
 from rapid_core.cost import PAIR, tiles_kept
-from rapid_core.engine.sparse import Lay, SparseAttention, Tiles
+from rapid_core.engine.sparse import Lay, SparseAttention, Tiles, heads_first
 from rapid_core.engine.sparse.backends import MEASURED
 from rapid_core.engine.sparse.select import estimated_mass, keep
 
@@ -57,7 +57,7 @@ def recorded(subject: Subject, size: int, number: int) -> Iterator[tuple[Tensor,
 
     def override(func: Any, q: Tensor, k: Tensor, v: Tensor, *args: Any, **named: Any) -> Tensor:
         heads, ready = named.get("heads", args[0] if args else None), named.get("skip_reshape", False)
-        tall = [t if ready else t.unflatten(2, (heads, -1)).transpose(1, 2) for t in (q, k)]
+        tall = [heads_first(t, heads, ready) for t in (q, k)]
         if evaluation[0] in LOOKS and tall[0].shape[2] == tall[1].shape[2] >= tokens:
             found.append((tall[0][0].float().clone(), tall[1][0].float().clone(), tall[0].shape[2] - tokens))
         return func(q, k, v, *args, **named)
@@ -172,16 +172,7 @@ def methods(comfy: Any, suite: Suite, number: int, levels: Sequence[float] = LEV
         dropped = sparse(comfy, density, compensate=False)
         out += [Method("sparse", target, own), Method("sparse_dropped", target, dropped)]
         goal = suite.once(f"cost/{target}", partial(cost_on_dev, suite, own, min(2, number), cost))
-        patch = partial(patcher, comfy, "cache_reuse")
-        out.append(Method("cache_reuse", target, patch(suite.once(f"cache_reuse/{target}",
-                   partial(threshold_at, suite, goal, number, patch)))))  # fmt: skip
-        clocks = lambda threshold: region(comfy, 0.75, error_threshold=threshold, warm_up=0.0, tail=0.03,  # noqa: E731
-                                          refresh_interval=0)
-        out.append(Method("region_error", target, clocks(suite.once(f"region_error/{target}",
-                   partial(threshold_at, suite, goal, number, clocks)))))  # fmt: skip
-        for sampler, evaluations in SAMPLERS.items():
-            steps = max(2, math.ceil(goal * suite.steps / evaluations))
-            out.append(Method(f"fewer_{sampler}", target, steps=steps, sampler=sampler))
+        out += at_cost(comfy, suite, target, goal, number)
     return out
 
 
