@@ -53,8 +53,7 @@ class CacheReuse(io.ComfyNode):
     ) -> io.NodeOutput:
         check = Checks("RAPID Cache Reuse")
         check.range("reuse_threshold", reuse_threshold, 0.0, 10.0)
-        check.range("end_percent", end_percent, 0.0, 1.0)
-        check.range("start_percent", start_percent, 0.0, end_percent)
+        check.window(start_percent, end_percent)
         check.range("max_consecutive", max_consecutive, 1, 100)
         check.choice("forecast_order", forecast_order, ORDERS)
         check.choice("level", level, LEVELS)

@@ -18,6 +18,11 @@ class Checks:
             accepted = f"a number from {low:g} to {high:g}"
             raise ValueError(f"{self.node}: {name} = {value!r} was given; accepted is {accepted}.")
 
+    def window(self, start_percent: float, end_percent: float) -> None:
+        """Raise ValueError unless 0 <= start_percent <= end_percent <= 1."""
+        self.range("end_percent", end_percent, 0.0, 1.0)
+        self.range("start_percent", start_percent, 0.0, end_percent)
+
     def choice(self, name: str, value: Any, choices: Sequence[Any]) -> None:
         """Raise ValueError unless `value` is one of `choices`."""
         if value not in choices:

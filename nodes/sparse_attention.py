@@ -21,8 +21,8 @@ class SparseAttention(io.ComfyNode):
             display_name="RAPID Sparse Attention",
             category="RAPID",
             description="Image tokens attend to text and to the parts of the picture that matter to them, chosen anew "
-            "in every block. Pays in big pictures and videos; where it would not, attention stays dense and RAPID "
-            "Report says why.",
+            "in every block. Faster attention in big pictures and videos, less faithful pictures; where it would not "
+            "be faster, attention stays dense and RAPID Report says why.",
             search_aliases=["sparse attention", "sparge", "flex attention", "speed up", "accelerate", "block sparse"],
             inputs=[
                 io.Model.Input("model"),
@@ -56,8 +56,7 @@ class SparseAttention(io.ComfyNode):
     ) -> io.NodeOutput:
         check = Checks("RAPID Sparse Attention")
         check.range("density", density, 0.01, 1.0)
-        check.range("end_percent", end_percent, 0.0, 1.0)
-        check.range("start_percent", start_percent, 0.0, end_percent)
+        check.window(start_percent, end_percent)
         check.range("dense_first", dense_first, 0, 1000)
         check.range("dense_last", dense_last, 0, 1000)
         check.choice("backend", backend, NAMES)
