@@ -5,6 +5,7 @@ The same decisions save different shares: attention is a fifth of FLUX at 1024 p
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,23 +20,24 @@ PUBLISHED = ("flux-dev", "sd3-medium", "lumina2")
 
 def cost_function(
     cost: CostModel, image: int, text: int, sparsity: Sparsity = SPARSITY
-) -> Callable[[list[tuple[str, float, float]]], float]:
-    """Cost of (level, share of image tokens, density of attention) of evaluations, in dense evaluations."""
+) -> Callable[[list[tuple]], float]:
+    """Cost of evaluations, in dense ones, by their decisions (`suite.Decision`)."""
     dense = cost.flops(image, text).dense
 
-    def of(decisions: list[tuple[str, float, float]]) -> float:
-        total = 0.0
-        for level, share, density in decisions:
+    def of(decisions: list[tuple]) -> float:
+        total, how = 0.0, replace(sparsity, left_out="means")
+        for level, share, density, measures in decisions:
+            how = how if measures is None else replace(sparsity, left_out="forecast")  # and the tiles chosen with it
             if level == "reuse":
                 total += cost.flops(image, text).reuse
             elif level == "run":
-                total += cost.flops(image, text, round(share * image), density, sparsity).dense
+                total += cost.flops(image, text, round(share * image), density, how, measures).dense
         return total / dense
 
     return of
 
 
-def published(name: str) -> Callable[[list[tuple[str, float, float]]], float]:
+def published(name: str, sparsity: Sparsity = SPARSITY) -> Callable[[list[tuple]], float]:
     """Cost on a published model at 1024 px, from its dimensions; its classes come from the host, without weights."""
     import comfy.ops
 
@@ -65,4 +67,4 @@ def published(name: str) -> Callable[[list[tuple[str, float, float]]], float]:
         raise ValueError(f"--cost-of {name!r} was given; accepted are demo, {', '.join(PUBLISHED)}")
     architecture = describe(model)
     assert architecture is not None
-    return cost_function(CostModel(model, architecture), 64 * 64, text)
+    return cost_function(CostModel(model, architecture), 64 * 64, text, sparsity)

@@ -43,6 +43,7 @@ TARGETS: dict[str, tuple[float, dict]] = {"0.5": (0.5, {}), "0.25": (0.25, {}), 
 COLUMNS = ("model", "target", "method", "prompts", "cost", "computed", "held", "psnr", "ci", "psnr_p5", "psnr_worst",
            "psnr_ode", "ssim", "accuracy", "fid")  # fmt: skip
 SAMPLERS = {"euler": 1, "dpmpp_2m": 1, "res_multistep": 1, "uni_pc": 1, "heun": 2}  # evaluations a step
+SECOND = "dpmpp_2m"  # a second-order sampler: what is saved on it adds to what it saves by itself
 TEXT = TOKENS  # of a demo prompt
 
 
@@ -89,7 +90,8 @@ def threshold_at(suite: Suite, goal: float, number: int, patch: Callable[[float]
 
 def at_cost(comfy: Any, suite: Suite, target: str, goal: float, number: int) -> list[Method]:
     """Tokens with clocks of their own, Cache Reuse and fewer steps at the cost `goal`, a share of dense; thresholds are
-    fitted on `number` development prompts."""
+    fitted on `number` development prompts. The first two on the second-order sampler, too, with the same thresholds and
+    so at a cost of their own."""
 
     def clocks(threshold: float) -> Callable[[Any], Any]:
         return region(comfy, 0.75, error_threshold=threshold, **OWN_CLOCKS)
@@ -97,7 +99,7 @@ def at_cost(comfy: Any, suite: Suite, target: str, goal: float, number: int) -> 
     out = []
     for name, patch in (("region_error", clocks), ("cache_reuse", partial(patcher, comfy, "cache_reuse"))):
         found = suite.once(f"{name}/{target}", partial(threshold_at, suite, goal, number, patch))
-        out.append(Method(name, target, patch(found)))
+        out += [Method(name, target, patch(found)), Method(f"{name}_{SECOND}", target, patch(found), sampler=SECOND)]
     for sampler, evaluations in SAMPLERS.items():
         steps = max(2, math.ceil(goal * suite.steps / evaluations))
         out.append(Method(f"fewer_{sampler}", target, steps=steps, sampler=sampler))
@@ -106,7 +108,7 @@ def at_cost(comfy: Any, suite: Suite, target: str, goal: float, number: int) -> 
 
 def methods(comfy: Any, suite: Suite, number: int, targets: Sequence[str]) -> list[Method]:
     """Everything the suite compares. number: development prompts that thresholds are fitted on."""
-    out = [Method("dense", "1.0")]
+    out = [Method("dense", "1.0"), Method(f"dense_{SECOND}", "1.0", sampler=SECOND)]
     for target in targets:
         share, settings = TARGETS[target]
         own = region(comfy, share, **settings)

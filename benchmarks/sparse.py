@@ -31,7 +31,7 @@ from benchmarks.subject import Subject
 from benchmarks.suite import Method, Scale, Suite
 from demo.measure import prompts
 from devkit.comfy_process import load_everything
-from rapid_core.actions import Sparsity
+from rapid_core.actions import LEFT_OUT, Sparsity
 from rapid_core.cost import PAIR, tiles_kept
 from rapid_core.engine.sparse import Lay, SparseAttention, Tiles, heads_first
 from rapid_core.engine.sparse.backends import MEASURED
@@ -41,7 +41,7 @@ DENSITIES = (0.5, 0.25)
 LEVELS = (0.5, 0.25, 0.125)  # of the quality part, and of learned policies
 LOOKS = {4: "early", 14: "middle", 24: "late"}  # evaluations that are recorded
 NODE: dict[str, Any] = dict(start_percent=0.0, end_percent=1.0, dense_first=1, dense_last=0, backend="gather",
-                            compensate=True)  # fmt: skip
+                            left_out="forecast", refresh_interval=2, memory_limit=0.0)  # fmt: skip
 
 
 # What attention keeps.
@@ -165,12 +165,12 @@ def sparse(comfy: Any, density: float, **settings: Any) -> Callable[[Any], Any]:
 
 
 def methods(comfy: Any, suite: Suite, number: int, levels: Sequence[float] = LEVELS) -> list[Method]:
-    """Sparse attention, with and without means of what is left out, and the others at its cost."""
+    """Sparse attention, with and without what stands in for what is left out, and the others at its cost."""
     out = [Method("dense", "1.0")]
     for density in levels:
         target, own = f"{density:g}", sparse(comfy, density)
-        dropped = sparse(comfy, density, compensate=False)
-        out += [Method("sparse", target, own), Method("sparse_dropped", target, dropped)]
+        out.append(Method("sparse", target, own))
+        out += [Method(f"sparse_{kind}", target, sparse(comfy, density, left_out=kind)) for kind in LEFT_OUT[1:]]
         goal = suite.once(f"cost/{target}", partial(cost_on_dev, suite, own, min(2, number), cost))
         out += at_cost(comfy, suite, target, goal, number)
     return out

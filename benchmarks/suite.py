@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,7 +27,17 @@ from demo.scenes import Scenes
 
 BATCH = 8
 MODELS = Path(__file__).parent.parent / "demo" / "models" / "diffusion_models"
-Decision = tuple[str, float, float]  # level, share of image tokens, density of attention
+
+
+class Decision(NamedTuple):
+    """Of one evaluation: level, share of image tokens, density of attention, and the density that is measured."""
+
+    level: str
+    share: float = 1.0
+    density: float = 1.0
+    measures: float | None = None
+
+
 CostOf = Callable[[list[Decision]], float]
 
 
@@ -186,7 +196,7 @@ class Suite:
     def _row(self, method: str, target: str, pictures: list[Picture], cost_of: CostOf) -> Row:
         near = [p.psnr for p in pictures if p.psnr is not None]
         ordered = sorted(near)
-        cost = sum(cost_of(p.decisions) for p in pictures) / len(pictures) / self.steps
+        cost = sum(cost_of([Decision(*d) for d in p.decisions]) for p in pictures) / len(pictures) / self.steps
         seen = torch.cat([torch.load(self._seen(p.method, p.seed), weights_only=True) for p in pictures])
         count = lambda *levels: averaged([sum(d[0] in levels for d in p.decisions) for p in pictures])  # noqa: E731
         return Row(
@@ -215,6 +225,6 @@ def decisions(model: Any, image: int, computed: int) -> list[Decision]:
     """Decision of every evaluation of the latest run of a patched model; `computed` whole ones otherwise."""
     chain = model.model_options.get("transformer_options", {}).get("rapid")
     if chain is None:
-        return [("run", 1.0, 1.0)] * computed
-    return [(e.levels[image], e.share[image], e.density[image] if e.density else 1.0)
+        return [Decision("run")] * computed
+    return [Decision(e.levels[image], e.share[image], *((e.density[image], e.measures[image]) if e.density else ()))
             for e in chain.log.records[-1].evaluations]  # fmt: skip

@@ -18,6 +18,11 @@ class Checks:
             accepted = f"a number from {low:g} to {high:g}"
             raise ValueError(f"{self.node}: {name} = {value!r} was given; accepted is {accepted}.")
 
+    def ranges(self, **given: tuple[float, float, float]) -> None:
+        """Raise ValueError unless low <= value <= high, for each name = (value, low, high)."""
+        for name, (value, low, high) in given.items():
+            self.range(name, value, low, high)
+
     def window(self, start_percent: float, end_percent: float) -> None:
         """Raise ValueError unless 0 <= start_percent <= end_percent <= 1."""
         self.range("end_percent", end_percent, 0.0, 1.0)
@@ -28,3 +33,8 @@ class Checks:
         if value not in choices:
             accepted = ", ".join(map(str, choices))
             raise ValueError(f"{self.node}: {name} = {value!r} was given; accepted is one of {accepted}.")
+
+    def choices(self, **given: tuple[Any, Sequence[Any]]) -> None:
+        """Raise ValueError unless `value` is one of `choices`, for each name = (value, choices)."""
+        for name, (value, choices) in given.items():
+            self.choice(name, value, choices)

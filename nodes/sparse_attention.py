@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..rapid_core.actions import Sparsity
+from ..rapid_core.actions import LEFT_OUT, Sparsity
 from ..rapid_core.engine.sparse import BACKENDS, NAMES
 from ..rapid_core.host.chain import attach
 from ..rapid_core.policies.sparse import SparsePolicy
@@ -41,8 +41,16 @@ class SparseAttention(io.ComfyNode):
                                tooltip="What computes it. auto: what was measured fastest for this size and kind of "
                                "device, dense attention included. gather: plain PyTorch, made for CPUs. flex: "
                                "PyTorch's own, compiled at first use. xformers, spargeattn: where installed."),
-                io.Boolean.Input("compensate", default=True, optional=True,
-                                 tooltip="Parts that are left out stand in as their means instead of not at all."),
+                io.Combo.Input("left_out", options=list(LEFT_OUT), default=LEFT_OUT[0], optional=True,
+                               tooltip="What stands in for the parts that are left out. dropped: nothing. means: the "
+                               "mean of each part. hold: the means, and by how much they were off when attention was "
+                               "dense last. forecast: that difference moves on; twice the memory of hold."),
+                io.Int.Input("refresh_interval", default=2, min=1, max=1000, optional=True,
+                             tooltip="Evaluations with sparse attention between two with dense attention, which "
+                             "measure what is left out. For hold and forecast."),
+                io.Float.Input("memory_limit", default=0.0, min=0.0, max=1024.0, step=0.1, optional=True,
+                               tooltip="GiB that the differences of hold and forecast may take. If they need more, "
+                               "means stand in, and the report says so. 0: no limit."),
                 io.Combo.Input("tile", options=TILES, default=TILES[0], optional=True,
                                tooltip="Image tokens of a part: 64 are 8 x 8, or 128 x 128 pixels of most models. "
                                "Small ones choose more finely, and cost more to handle."),
@@ -52,19 +60,24 @@ class SparseAttention(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, density, start_percent, end_percent, dense_first, dense_last, backend, compensate=True, tile="64"
+        cls, model, density, start_percent, end_percent, dense_first, dense_last, backend, left_out=LEFT_OUT[0],
+        refresh_interval=2, memory_limit=0.0, tile="64",
     ) -> io.NodeOutput:
         check = Checks("RAPID Sparse Attention")
-        check.range("density", density, 0.01, 1.0)
+        check.ranges(density=(density, 0.01, 1), dense_first=(dense_first, 0, 1000), dense_last=(dense_last, 0, 1000),
+                     refresh_interval=(refresh_interval, 1, 1000), memory_limit=(memory_limit, 0, 1024))  # fmt: skip
         check.window(start_percent, end_percent)
-        check.range("dense_first", dense_first, 0, 1000)
-        check.range("dense_last", dense_last, 0, 1000)
-        check.choice("backend", backend, NAMES)
-        check.choice("tile", tile, TILES)
+        check.choices(backend=(backend, NAMES), left_out=(left_out, LEFT_OUT), tile=(tile, TILES))
         if density == 1.0:
             return io.NodeOutput(model)
-        missing = None if backend == "auto" else BACKENDS[backend].missing(model.load_device.type)
-        if missing:
-            raise ValueError(f"RAPID Sparse Attention: backend = {backend!r} was given; {missing}. auto always works.")
-        sparsity = Sparsity(backend, dense_first, dense_last, compensate, int(tile))
-        return io.NodeOutput(attach(model, SparsePolicy(density, sparsity, start_percent, end_percent)))
+        check_installed(backend, model.load_device.type)
+        sparsity = Sparsity(backend, dense_first, dense_last, left_out, int(tile), memory_limit)
+        policy = SparsePolicy(density, sparsity, refresh_interval, start_percent, end_percent)
+        return io.NodeOutput(attach(model, policy))
+
+
+def check_installed(backend: str, device: str) -> None:
+    """Raise ValueError for a backend that cannot run on this kind of device."""
+    missing = None if backend == "auto" else BACKENDS[backend].missing(device)
+    if missing:
+        raise ValueError(f"RAPID Sparse Attention: backend = {backend!r} was given; {missing}. auto always works.")

@@ -21,11 +21,13 @@ class Level(Enum):
 class Action:
     """A decision for one image. `tokens`: with RUN, sorted numbers (K,) of the image tokens that pass the blocks
     (region-adaptive sampling); None: all of them. `density`: with RUN, share of the pairs of image tiles that are
-    attended to, in (0, 1] (RAPID3's Sparse-Attention)."""
+    attended to, in (0, 1] (RAPID3's Sparse-Attention). `measures`: with everything computed, the density whose distance
+    from dense attention is measured and kept for later evaluations at this density; None: nothing is."""
 
     level: Level = Level.RUN
     tokens: Tensor | None = None
     density: float = 1.0
+    measures: float | None = None
 
     @property
     def whole(self) -> bool:
@@ -34,8 +36,8 @@ class Action:
 
     @property
     def dense(self) -> bool:
-        """Whether everything is computed."""
-        return self.whole and self.density == 1.0
+        """Whether everything is computed, and nothing else."""
+        return self.whole and self.density == 1.0 and self.measures is None
 
 
 DENSE = Action()
@@ -77,7 +79,8 @@ class ImageState:
 
     `error` is the estimated relative L1 error of forecasting this evaluation's guided derivative (inf: unknown),
     `measured` the true one of the last evaluation that was computed although it could have been forecast.
-    `since_dense`: evaluations that were not dense since the last that was; -1 before the first."""
+    `since_dense`: evaluations that were not dense since the last that was; -1 before the first. `since_measured`:
+    computed evaluations since the last that measured what sparse attention leaves out; -1 before the first."""
 
     computed: int
     since_computed: int
@@ -85,6 +88,7 @@ class ImageState:
     measured: float | None = None
     since_dense: int = -1
     tokens: TokenState | None = None
+    since_measured: int = -1
 
 
 @dataclass(frozen=True)
@@ -116,14 +120,32 @@ class Window:
 @dataclass(frozen=True)
 class Sparsity:
     """How attention is made sparse where an action's density asks for it. backend: what computes it; dense_first,
-    dense_last: blocks at the beginning and end of the model whose attention stays dense; pooled: whether tiles that are
-    left out stand in as their means; tile: tokens of a tile."""
+    dense_last: blocks at the beginning and end of the model whose attention stays dense; left_out: what stands in for
+    the tiles that are left out, one of LEFT_OUT; tile: tokens of a tile; memory_limit: GiB for what is kept of
+    differences to dense attention, 0 for no limit.
+
+    LEFT_OUT: "dropped", nothing; "means", the mean of each tile; "hold", the means and the difference to dense
+    attention as it was measured last; "forecast", the means and that difference moved on half the way it was going."""
 
     backend: str = "auto"
     dense_first: int = 0
     dense_last: int = 0
-    pooled: bool = True
+    left_out: str = "means"
     tile: int = 64
+    memory_limit: float = 0.0
+
+    @property
+    def pooled(self) -> bool:
+        """Whether means stand in."""
+        return self.left_out != "dropped"
+
+    @property
+    def remembers(self) -> bool:
+        """Whether differences to dense attention are kept, and the choice of tiles with them."""
+        return self.left_out in ("hold", "forecast")
+
+
+LEFT_OUT = ("forecast", "hold", "means", "dropped")
 
 
 class Actor(Protocol):

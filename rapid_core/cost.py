@@ -40,14 +40,20 @@ def tiles_kept(density: float, tiles: int) -> int:
     return min(tiles, max(1, round(density * tiles)))
 
 
-def sparse_saving(
-    hidden: int, queries: int, tiles: int, kept: int, size: int, always: int, pooled: bool
+def sparse_flops(
+    hidden: int, queries: int, tiles: int, kept: int, size: int, always: int, pooled: bool, choosing: bool = True
 ) -> int:
-    """FLOPs of one attention that sparse attention leaves out: scores and values of the tiles that are not kept, less
-    the choice of tiles and the means that stand in. queries: those in tiles of `size`; always: keys for all queries."""
-    left_out = (tiles - kept) * size - (tiles if pooled else 0)
-    choosing = 2 * (queries * QUERY_RUNS // size) * (tiles * RUNS + always)
-    return hidden * (4 * queries * left_out - choosing)
+    """FLOPs of sparse attention for `queries` in tiles of `size`: scores and values of the tiles that are kept, of
+    `always` keys, and of the means that stand in; and the choice of tiles."""
+    attended = kept * size + always + (tiles if pooled else 0)
+    chosen = 2 * (queries * QUERY_RUNS // size) * (tiles * RUNS + always) if choosing else 0
+    return attention_flops(queries, attended, hidden) + hidden * chosen
+
+
+def sparse_saving(hidden: int, queries: int, tiles: int, kept: int, size: int, always: int, *how: bool) -> int:
+    """FLOPs of one attention that sparse attention leaves out; see `sparse_flops`."""
+    dense = attention_flops(queries, tiles * size + always, hidden)
+    return dense - sparse_flops(hidden, queries, tiles, kept, size, always, *how)
 
 
 class CostModel:
@@ -67,11 +73,11 @@ class CostModel:
                 place[self._role(name)] += 2 * size
         self.context_attentions = sum(len(getattr(model, a, ())) for a in ("context_refiner",))
 
-    @property
-    def cached_attentions(self) -> int:
-        """Attentions over image tokens, whose keys and values a run on some tokens needs."""
-        return sum(sum(kind != TEXT for kind in self._kinds(group, block)) for group, blocks in self.groups
-                   for block in blocks)  # fmt: skip
+    def image_attentions(self, first: int = 0, last: int = 0) -> int:
+        """Attentions over image tokens, without those of the `first` and `last` blocks: whose keys and values a run on
+        some tokens needs, whose differences sparse attention keeps."""
+        kinds = [self._kinds(group, block) for group, blocks in self.groups for block in blocks]
+        return sum(kind != TEXT for some in kinds[first : len(kinds) - last] for kind in some)
 
     def _kinds(self, group: Group, block: Any) -> tuple[str, ...]:
         twice = getattr(getattr(block, "x_block", None), "x_block_self_attn", False)  # SD3.5 medium
@@ -81,32 +87,40 @@ class CostModel:
         return next((role for part, role in self.architecture.weights if part in name), ONCE)
 
     def flops(
-        self, image: int, text: int, active: int | None = None, density: float = 1.0, sparsity: Sparsity | None = None
+        self, image: int, text: int, active: int | None = None, density: float = 1.0, sparsity: Sparsity | None = None,
+        measures: float | None = None,
     ) -> Flops:
         """`active` of `image` tokens pass the blocks (all, if None), beside `text` tokens; density of attention between
-        image tokens, where `sparsity` says how."""
+        image tokens, or the one that is measured beside dense attention, where `sparsity` says how."""
         found = self._flops(image, text, active)
-        if sparsity is None or density == 1.0:
+        if sparsity is None or density == 1.0 == (measures or 1.0):
             return found
-        saved = self._sparse_saving(image, text, image if active is None else active, density, sparsity)
-        return Flops(found.dense - saved, found.reuse)
+        ran = image if active is None else active
+        saved, sparse = self._sparse(image, text, ran, measures or density, sparsity, measures is None)
+        return Flops(found.dense + sparse if measures else found.dense - saved, found.reuse)
 
-    def _sparse_saving(self, image: int, text: int, ran: int, density: float, sparsity: Sparsity) -> int:
-        """FLOPs that sparse attention leaves out of an evaluation; see `engine.sparse.attention`."""
+    def _sparse(
+        self, image: int, text: int, ran: int, density: float, sparsity: Sparsity, later: bool
+    ) -> tuple[int, int]:
+        """FLOPs that sparse attention leaves out of an evaluation, and those it takes; see `engine.sparse.attention`.
+        later: after a measurement, whose choice of tiles still holds where it is remembered."""
         text, padding = text + -text % self.multiple, -image % self.multiple
         size, tiles = sparsity.tile, image // sparsity.tile
         kept, queries = tiles_kept(density, tiles), ran // (PAIR * size) * PAIR * size
         if tiles < 2 or kept >= tiles or not queries:
-            return 0
+            return 0, 0
+        choosing = not (later and sparsity.remembers and ran == image)
         blocks = [(group, block) for group, some in self.groups for block in some]
-        total = 0
+        saved = taken = 0
         for group, block in blocks[sparsity.dense_first : len(blocks) - sparsity.dense_last]:
             for kind in self._kinds(group, block):
                 if kind != TEXT:
                     always = image - tiles * size + padding + (text if kind == BOTH else 0)
-                    saved = sparse_saving(self.hidden, queries, tiles, kept, size, always, sparsity.pooled)
-                    total += max(0, saved)
-        return total
+                    one = self.hidden, queries, tiles, kept, size, always, sparsity.pooled
+                    if sparse_saving(*one) > 0:
+                        saved += sparse_saving(*one, choosing)
+                        taken += sparse_flops(*one, choosing)
+        return saved, taken
 
     def _flops(self, image: int, text: int, active: int | None) -> Flops:
         text, padding = text + -text % self.multiple, -image % self.multiple

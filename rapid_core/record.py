@@ -20,6 +20,7 @@ class EvaluationRecord:
     """One evaluation: level, share of image tokens that ran, cost (FLOPs) and estimated forecast error per image.
 
     density: share of the pairs of image tiles that attention was to look at, per image; empty where nobody chose one.
+    measures: the density that was measured against dense attention, None where none was; empty as `density`.
     tokens: bit sets (see `pack`) of the image tokens that ran, None for all or none; empty where nobody chose any."""
 
     index: int
@@ -34,6 +35,7 @@ class EvaluationRecord:
     reasons: tuple[str, ...] = ()
     tokens: tuple[str | None, ...] = ()
     density: tuple[float, ...] = ()
+    measures: tuple[float | None, ...] = ()
 
 
 @dataclass(frozen=True)

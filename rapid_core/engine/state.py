@@ -81,6 +81,7 @@ class RunState:
         self.residuals: dict[tuple, Track] = {}  # by (condition uuid, shape, device)
         self.computed = [0] * batch
         self.since = [0] * batch
+        self.since_measured = [-1] * batch
         self.last_x: Tensor | None = None
         self.pending: list[tuple[int, int, Tensor]] = []  # (evaluation, image, measured error), not yet fetched
         self.measured: list[float | None] = [None] * batch
@@ -148,7 +149,8 @@ class RunState:
         regions = self.regions
         tokens = regions.state(image, self.guided, due) if regions else None
         since_dense = regions.since_dense[image] if regions else -1
-        return ImageState(self.computed[image], self.since[image], error, self.measured[image], since_dense, tokens)
+        return ImageState(self.computed[image], self.since[image], error, self.measured[image], since_dense, tokens,
+                          self.since_measured[image])  # fmt: skip
 
     def _error(self, image: int, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """Estimated forecast error: as the noise level has moved on, and for a second look at the same level."""
@@ -186,6 +188,10 @@ class RunState:
             computed = i in ran
             self.computed[i] += computed
             self.since[i] = 0 if computed else self.since[i] + 1
+            if evaluation.actions[i].measures:
+                self.since_measured[i] = 0
+            elif computed and self.since_measured[i] >= 0:
+                self.since_measured[i] += 1
             if self.regions and not computed:
                 self.regions.pass_over(i)
 

@@ -26,4 +26,6 @@ class Together:
         if level is not Level.RUN:
             return Action(level)
         tokens = next((c.tokens for c in choices if c.tokens is not None), None)
-        return Action(level, tokens, min(c.density for c in choices))
+        density = min(c.density for c in choices)
+        measures = next((c.measures for c in choices if c.measures), None)
+        return Action(level, tokens, density, measures if tokens is None and density == 1.0 else None)

@@ -58,7 +58,7 @@ class Call:
         if kind == TEXT or q.shape[axis] != k.shape[axis]:
             return go(q, k, v, **named)
         if self.sparse is not None and at[0] not in self.spared:
-            go = partial(self.sparse, go)
+            go = partial(self.sparse, go, at=at)
         else:
             go = partial(_plainly, go)
         if self.subset is not None:

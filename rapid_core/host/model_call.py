@@ -13,7 +13,7 @@ from ..actions import DENSE, Action, Level, Sparsity
 from ..architectures import Architecture
 from ..cost import CostModel
 from ..engine.kv import KVStore
-from ..engine.sparse import SparseAttention, Tiles, Trust
+from ..engine.sparse import Ledger, LeftOut, SparseAttention, Tiles, Trust
 from ..engine.state import Evaluation, RunState
 from ..engine.tokens import TokenGrid
 from . import blocks, control
@@ -44,11 +44,15 @@ class ModelCalls:
     """Carries out one evaluation's decision in the one place that every architecture passes.
 
     Rows of a joined batch are chunk * B + image, a chunk being one condition. reuses: whether residuals are measured;
-    store: keys and values, where a region policy is; sparsity: where a policy makes attention sparse."""
+    store: keys and values, where a region policy is; sparsity: where a policy makes attention sparse; left_out: by how
+    much that differs from dense attention."""
 
-    def __init__(self, state: RunState, model: Any, architecture: Architecture | None):
+    def __init__(
+        self, state: RunState, model: Any, architecture: Architecture | None, cost: CostModel | None,
+        left_out: LeftOut | None = None,
+    ):
         self.state, self.model, self.architecture = state, model, architecture
-        self.cost = None if architecture is None else CostModel(model, architecture)
+        self.cost, self.left_out = cost, left_out
         self.reuses = False
         self.store: KVStore | None = None
         self.sparsity: Sparsity | None = None
@@ -83,10 +87,10 @@ class ModelCalls:
             if action.level is not Level.HOLD:
                 action = DENSE if repeated and action.level is Level.RUN else action
                 count = None if action.tokens is None else len(action.tokens)
-                groups.setdefault((action.level, count, action.density), []).append(i)
+                groups.setdefault((action.level, count, action.density, action.measures), []).append(i)
         try:
-            return [self._part(evaluation, images, x, t, arguments, chunks, Action(level, None, density), count)
-                    for (level, count, density), images in groups.items()]  # fmt: skip
+            return [self._part(evaluation, images, x, t, arguments, chunks, Action(level, None, *attention), count)
+                    for (level, count, *attention), images in groups.items()]  # fmt: skip
         except NotSliceable as error:
             evaluation.say(f"the batch cannot be split: {error}")
             everything = list(range(self.state.batch))
@@ -145,18 +149,27 @@ class ModelCalls:
                 tokens = None if part.tokens is None else part.tokens[chunk * count : (chunk + 1) * count]
                 self.store.tick(uuid, part.images, evaluation.sigma, tokens, part.x.device)
             call.subset = Subset(self.store, uuids, part.images, call.sequence, part.tokens, regions, self.mass_at)
-        if self.sparsity is not None and part.action.density < 1.0:
-            call.sparse, call.spared = self._sparse(evaluation, part, grid), self.spared
+        if self.sparsity is not None and (part.action.density < 1.0 or part.action.measures):
+            streams = [(uuid, *key) for uuid in uuids]
+            call.sparse, call.spared = self._sparse(evaluation, part, grid, streams), self.spared
         return call
 
-    def _sparse(self, evaluation: Evaluation, part: Part, grid: TokenGrid) -> SparseAttention:
+    def _sparse(self, evaluation: Evaluation, part: Part, grid: TokenGrid, streams: list) -> SparseAttention:
         """Sparse attention over the tiles of a latent; what stays dense is a reason of the evaluation."""
         assert self.sparsity is not None
         key = (grid.size, str(part.x.device))
         if key not in self.tiles:  # here and not in every attention: a copy to the device waits for it
             self.tiles[key] = Tiles.of(grid.size, self.sparsity.tile).to(part.x.device)
-        how, density = self.sparsity, part.action.density
-        return SparseAttention(self.tiles[key], density, how.backend, how.pooled, evaluation.say, self.trust)
+        how, measures, density = self.sparsity, part.action.measures, part.action.measures or part.action.density
+        ledger = None
+        if self.left_out is not None:
+            ledger = Ledger(self.left_out, streams, part.images, evaluation.sigma, density, measures is not None)
+        return SparseAttention(self.tiles[key], density, how.backend, how.pooled, evaluation.say, self.trust, ledger)
+
+    @property
+    def bytes(self) -> int:
+        """Memory of what is kept of attentions."""
+        return sum(store.bytes for store in (self.store, self.left_out) if store is not None)
 
     def _whole_latent(self, x: Tensor) -> bool:
         """Whether a call sees the run's own latent; a condition with an area sees a part of it, and is dense."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..actions import Action, Level, Window
 from ..architectures import describe
+from ..cost import CostModel
 from ..engine.regions import Regions
 from ..engine.state import Evaluation, RunState
 from ..engine.together import Together
@@ -19,7 +20,7 @@ from ..engine.tokens import TokenGrid
 from ..record import EvaluationRecord, RunRecord, fingerprint, pack
 from . import attention, blocks
 from .conditions import Conditions
-from .memory import key_store
+from .memory import Room, key_store, with_left_out
 from .model_call import ModelCalls, call_model
 from .places import places
 
@@ -50,13 +51,20 @@ class HostRun:
         self.sampler = getattr(function, "__name__", type(function).__name__).removeprefix("sample_")
         self.shape = tuple(noise.shape)
         self.sigmas = tuple(sigmas.tolist())
-        self.state = self._state(chain.policies, patcher.model.model_sampling, noise, mask)
-        self.calls = ModelCalls(self.state, self.model, self.architecture)
+        room, cost = Room(guider, self.shape[0]), None
+        self.policies, left_out = chain.policies, None
+        if self.architecture is not None:
+            cost = CostModel(self.model, self.architecture)
+            number = self.architecture.image_tokens(self.model, self.shape)
+            self.policies, left_out, said = with_left_out(self.policies, cost, number, room)
+            self.notes += [said] if said else []
+        self.state = self._state(self.policies, patcher.model.model_sampling, noise, mask)
+        self.calls = ModelCalls(self.state, self.model, self.architecture, cost, left_out)
         interpolate = False
-        if self.state.regions and self.calls.cost and self.architecture:
-            policy = next(p for p in reversed(chain.policies) if p.regional)
+        if self.state.regions and cost and self.architecture:
+            policy = next(p for p in reversed(self.policies) if p.regional)
             interpolate = policy.inactive == "interpolate"
-            store, said = key_store(policy, self.calls.cost, self.state.regions, guider, self.shape[0])
+            store, said = key_store(policy, cost, self.state.regions, room)
             self.calls.store, self.blocked = store, None if store else said
             if store:
                 self._note(said)
@@ -97,8 +105,8 @@ class HostRun:
             (WrappersMP.APPLY_MODEL, self.apply_model),
         ):
             add_wrapper_with_key(kind, WRAPPER_KEY, wrapper, options, is_model_options=True)
-        reuse = any(Level.REUSE in policy.levels for policy in self.chain.policies)
-        sparsity = next((p.sparsity for p in reversed(self.chain.policies) if p.sparsity), None)
+        reuse = any(Level.REUSE in policy.levels for policy in self.policies)
+        sparsity = next((p.sparsity for p in reversed(self.policies) if p.sparsity), None)
         if reuse or self.state.regions or sparsity:
             self.reuse_blocked = self._install_hooks(options["transformer_options"])
             self.calls.reuses = reuse and self.reuse_blocked is None
@@ -194,7 +202,7 @@ class HostRun:
             self.notes.append(text)
 
     def _record(self, evaluation: Evaluation) -> None:
-        self.peak = max(self.peak, self.state.bytes + (self.calls.store.bytes if self.calls.store else 0))
+        self.peak = max(self.peak, self.state.bytes + self.calls.bytes)
         self.stopped = time.perf_counter()
         self.records.append(
             EvaluationRecord(
@@ -205,6 +213,7 @@ class HostRun:
                 tuple(e if math.isfinite(e) else None for e in evaluation.errors),
                 (None,) * self.state.batch, tuple(evaluation.reasons),
                 density=tuple(a.density for a in evaluation.actions) if self.calls.sparsity else (),
+                measures=tuple(a.measures for a in evaluation.actions) if self.calls.sparsity else (),
             )
         )
         if self.state.regions:

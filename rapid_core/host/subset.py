@@ -124,7 +124,7 @@ class Subset:
             of = slice(chunk * count, (chunk + 1) * count)
             keys = self.store.merge(stream, at, self.images, k[of], v[of], rows[of], lay.text, total)
             seen = _for_keys(_of_rows(mask, of), keys, rows[of], q.dtype)
-            some = replace(lay, tokens=self.tokens[of])
+            some = replace(lay, tokens=self.tokens[of], chunk=chunk)
             parts.append(go(q[of], keys.k, keys.v, named if seen is None else {**named, "mask": seen}, some))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from ..actions import DENSE, Action, Level, Observation, Sparsity, Window
+from ..actions import DENSE, Action, ImageState, Level, Observation, Sparsity, Window
 
 
 @dataclass(frozen=True)
 class SparsePolicy:
     """density: share of the pairs of image tiles that are attended to, in (0, 1], between start_percent and end_percent
-    of the schedule. sparsity: how it is computed."""
+    of the schedule. sparsity: how it is computed. refresh_interval: where differences to dense attention are kept,
+    sparse evaluations between two that measure them."""
 
     density: float
     sparsity: Sparsity = Sparsity()
+    refresh_interval: int = 2
     start_percent: float = 0.0
     end_percent: float = 1.0
     technique: str = "sparse_attention"
@@ -32,11 +34,17 @@ class SparsePolicy:
 
 
 class SparseActor:
-    """The same density throughout the window."""
+    """The same density throughout the window, with dense evaluations that measure what it leaves out."""
 
     def __init__(self, policy: SparsePolicy, window: Window):
-        self.action, self.window = Action(density=policy.density), window
+        self.policy, self.window = policy, window
 
     def act(self, observation: Observation) -> tuple[Action, ...]:
-        chosen = self.action if observation.sigma in self.window else DENSE
-        return (chosen,) * len(observation.images)
+        return tuple(self._one(image, observation.sigma) for image in observation.images)
+
+    def _one(self, image: ImageState, sigma: float) -> Action:
+        if sigma not in self.window:
+            return DENSE
+        if self.policy.sparsity.remembers and not 0 <= image.since_measured < self.policy.refresh_interval:
+            return Action(measures=self.policy.density)
+        return Action(density=self.policy.density)

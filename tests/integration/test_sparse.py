@@ -1,5 +1,7 @@
 """Sparse attention in the real ComfyUI: on every family, beside the other techniques, and where it cannot be."""
 
+import gc
+
 import pytest
 import torch
 
@@ -16,14 +18,16 @@ def record_of(pack_module):
 @pytest.fixture
 def sparse(comfy_host, pack):
     """sparse(model, density, **settings): the node's output."""
-    inputs = dict(start_percent=0.0, end_percent=1.0, dense_first=0, dense_last=0, backend="gather", tile="16")
+    inputs = dict(start_percent=0.0, end_percent=1.0, dense_first=0, dense_last=0, backend="gather", left_out="means",
+                  tile="16")  # fmt: skip
     return lambda model, density=0.5, **settings: comfy_host.run_node(
         "RAPID_SparseAttention", model=model, density=density, **{**inputs, **settings})[0]  # fmt: skip
 
 
 @pytest.fixture
 def second(pack_module):
-    """second(model, policy): every second evaluation is as the policy says, the others are dense."""
+    """second(model, *densities, left_out): every second evaluation has these densities, image by image; the others are
+    dense, and measure them where differences are kept."""
     actions, chain = (pack_module(f"rapid_core.{name}") for name in ("actions", "host.chain"))
 
     class Second:
@@ -37,12 +41,16 @@ def second(pack_module):
             return self
 
         def act(self, observation):
-            return tuple(actions.Action(density=self.densities[i] if observation.index % 2 else 1.0)
-                         for i in range(len(observation.images)))  # fmt: skip
+            measures = [d if self.policy.sparsity.remembers and d < 1 else None for d in self.densities]
+            return tuple(actions.Action(density=self.densities[i]) if observation.index % 2 else
+                         actions.Action(measures=measures[i]) for i in range(len(observation.images)))  # fmt: skip
 
-    settings = actions.Sparsity("gather", tile=16)
-    policy = pack_module("rapid_core.policies.sparse").SparsePolicy(0.5, settings)
-    return lambda model, *densities: chain.attach(model, Second(policy, densities))
+    def attach(model, *densities, left_out="means"):
+        settings = actions.Sparsity("gather", tile=16, left_out=left_out)
+        policy = pack_module("rapid_core.policies.sparse").SparsePolicy(0.5, settings)
+        return chain.attach(model, Second(policy, densities))
+
+    return attach
 
 
 def all_tiles(pack_module, monkeypatch, less=0):
@@ -82,27 +90,48 @@ def test_a_model_gives_the_same_with_the_masked_reference(
 
 
 @pytest.mark.parametrize("kind", FROM_FILES + BUILT)
+def test_what_was_left_out_when_measured_makes_the_same_evaluation_dense_again(
+    kind, family, second, record_of, pack_module, make_conditioning, monkeypatch
+):
+    """Both evaluations see the same input, so that the difference that is kept is exact."""
+    model, latent = family(kind)
+    all_tiles(pack_module, monkeypatch, less=2)
+    run = lambda model: run_twice(model, (2, *latent), make_conditioning(0), make_conditioning(1), cfg=3.0)  # noqa: E731
+    for left_out in ("hold", "means"):
+        patched = second(model, 0.4, 0.4, left_out=left_out)
+        dense, found = run(patched)
+        assert not record_of(patched).evaluations[1].reasons
+        error = (dense - found).abs().max() / dense.abs().max()
+        assert error < 1e-5 if left_out == "hold" else error > 1e-5
+        assert torch.equal(dense, run(model)[0])
+
+
+@pytest.mark.parametrize("left_out", ["means", "hold"])
+@pytest.mark.parametrize("kind", FROM_FILES + BUILT)
 def test_the_cost_is_what_torch_counts_and_what_the_formula_promises(
-    kind, family, second, record_of, pack_module, make_conditioning
+    kind, left_out, family, second, record_of, pack_module, make_conditioning
 ):
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
     model, latent = family(kind)
     latent, text = ((128, 24, 24), 512) if kind == "flux2" else (latent, 16)  # the host pads FLUX.2's prompts
-    patched = second(model, 0.4, 0.4)
+    patched = second(model, 0.4, 0.4, left_out=left_out)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         run_twice(patched, (2, *latent), make_conditioning(0), make_conditioning(1), cfg=3.0)
     record = record_of(patched)
     assert record.totals["flops"] == pytest.approx(counter.get_total_flops(), rel=0.02)
     dense, found = record.evaluations
-    assert found.cost[0] < found.dense_cost[0] == dense.cost[0]
-    sparsity = pack_module("rapid_core.actions").Sparsity("gather", tile=16)
+    assert found.cost[0] < found.dense_cost[0] <= dense.cost[0]
+    sparsity = pack_module("rapid_core.actions").Sparsity("gather", tile=16, left_out=left_out)
     network, cost = model.model.diffusion_model, pack_module("rapid_core.cost")
     architecture = pack_module("rapid_core.architectures").describe(network)
     number = architecture.image_tokens(network, (1, *latent))
-    promised = cost.CostModel(network, architecture).flops(number, text, density=0.4, sparsity=sparsity).dense
+    flops = cost.CostModel(network, architecture).flops
+    promised = flops(number, text, density=0.4, sparsity=sparsity).dense
     assert 2 * promised == pytest.approx(found.cost[0], rel=1e-6)
+    measuring = flops(number, text, sparsity=sparsity, measures=0.4 if left_out == "hold" else None).dense
+    assert 2 * measuring == pytest.approx(dense.cost[0], rel=1e-6)
 
 
 def test_images_of_a_batch_may_have_densities_of_their_own(second, tiny_sd3, make_conditioning, record_of):
@@ -115,6 +144,41 @@ def test_images_of_a_batch_may_have_densities_of_their_own(second, tiny_sd3, mak
     dense, _ = run(second(tiny_sd3, 1.0, 1.0))
     wanted = torch.stack((thin[0], dense[1]))
     assert (found - wanted).abs().max() < 1e-4 * wanted.abs().max()
+
+
+def test_differences_are_kept_within_the_memory_that_was_promised_and_freed_with_the_run(
+    sparse, tiny_flux, record_of, pack_module
+):
+    patched = sparse(tiny_flux, 0.4, left_out="forecast", refresh_interval=2)
+    latent = empty_latent(height=32, width=32)
+    sample(patched, latent=latent, steps=8)
+    record = record_of(patched)
+    marks = [(e.density[0], e.measures[0]) for e in record.evaluations]
+    assert marks[:6] == [(1.0, 0.4), (0.4, None), (0.4, None)] * 2
+    (said,) = [note for note in record.notes if note.startswith("differences to dense attention")]
+    assert "(forecast), 1 conditions" in said
+    promised = 2 * 256 * tiny_flux.model.diffusion_model.hidden_size * 4 * 4  # points, queries, channels, blocks, bytes
+    assert f": {promised / 2**20:.0f} MiB" in said
+    assert promised < record.bytes < 1.5 * promised
+    held = [o for o in gc.get_objects() if type(o) is pack_module("rapid_core.engine.sparse.left_out").LeftOut]
+    assert not held
+
+
+def test_a_memory_limit_too_small_leaves_the_means_and_says_so(sparse, tiny_flux, record_of):
+    latent = empty_latent(height=16, width=24)
+    small = sparse(tiny_flux, 0.4, left_out="forecast", memory_limit=1e-6)
+    means = sparse(tiny_flux, 0.4, left_out="means")
+    assert torch.equal(*(sample(m, latent=latent, steps=6) for m in (small, means)))
+    assert "more than memory_limit = 1e-06 GiB: none are kept, means stand in" in record_of(small).text()
+
+
+def test_images_measure_each_their_own_density(second, tiny_sd3, make_conditioning, record_of):
+    run = lambda model: run_twice(model, (2, 16, 16, 24), make_conditioning(0), make_conditioning(1), 3.0)  # noqa: E731
+    both = second(tiny_sd3, 0.4, 1.0, left_out="hold")
+    dense, found = run(both)
+    first = record_of(both).evaluations[0]
+    assert first.measures == (0.4, None) and first.cost[0] > first.cost[1] == first.dense_cost[1]
+    assert (found - dense).abs().max() < 1e-4 * dense.abs().max()
 
 
 def test_density_one_leaves_the_model_alone(sparse, tiny_flux):
@@ -132,15 +196,16 @@ def test_blocks_and_steps_may_stay_dense(sparse, tiny_flux, record_of, make_cond
     assert "attention at density 0.4" in record_of(patched).text()
 
 
+@pytest.mark.parametrize("left_out", ["means", "forecast"])
 @pytest.mark.parametrize("kind", ["flux", "sd35", "lumina2"])
-def test_it_composes_with_some_tokens_and_with_reuse(kind, sparse, family, comfy_host, pack, record_of):
+def test_it_composes_with_some_tokens_and_with_reuse(kind, left_out, sparse, family, comfy_host, pack, record_of):
     model, latent = family(kind)
     latent = torch.zeros(1, *latent)
     region = comfy_host.run_node(
         "RAPID_RegionAdaptive", model=model, keep_ratio=0.5, preset="custom", warm_up=0.2, tail=0.1, refresh_interval=3,
         drift_threshold=0.0, metric="std", direction="low", starvation=0.3, inactive="forecast", slope=0.0,
     )[0]  # fmt: skip
-    both = sparse(region, 0.4)
+    both = sparse(region, 0.4, left_out=left_out)
     alone, thin = (sample(m, latent=latent, steps=8) for m in (region, both))
     record = record_of(both)
     assert record.totals["partial"] > 2 and torch.isfinite(thin).all()
@@ -179,6 +244,9 @@ def test_an_unknown_model_is_computed_densely_and_says_so(sparse, tiny_flux, rec
     ("backend", "cuda", "accepted is one of auto, gather, flex, xformers, spargeattn"),
     ("backend", "spargeattn", "spargeattn runs on CUDA only"),
     ("tile", "63", "tile = '63'"),
+    ("left_out", "zero", "accepted is one of forecast, hold, means, dropped"),
+    ("refresh_interval", 0, "refresh_interval = 0"),
+    ("memory_limit", -1.0, "memory_limit = -1.0"),
 ])  # fmt: skip
 def test_wrong_settings_are_refused_with_what_is_accepted(setting, value, said, sparse, tiny_flux):
     with pytest.raises(ValueError, match="RAPID Sparse Attention") as error:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rapid_core.cost import tiles_kept
-from rapid_core.engine.sparse import BACKENDS, Lay, SparseAttention, Tiles, flex
+from rapid_core.engine.sparse import BACKENDS, Lay, Ledger, LeftOut, SparseAttention, Tiles, flex
 from rapid_core.engine.sparse.attention import key_bias
 from rapid_core.engine.sparse.backends import Backend, choose
 from rapid_core.engine.sparse.masked import attend as reference
@@ -239,3 +239,56 @@ def test_a_backend_that_was_never_tried_here_has_to_prove_itself(attend, said, m
         assert torch.equal(out, dense) == (said is not None)
     assert len(calls) == (1 if said else 2)
     assert all(said in reason for reason in reasons) and bool(reasons) == bool(said)
+
+
+def ledger(store, sigma, measures, images=(0,), streams=("c",), density=0.5):
+    return Ledger(store, streams, images, sigma, density, measures)
+
+
+def test_a_difference_moves_on_half_the_way_that_it_was_going():
+    kept = torch.zeros(1, 1, 1, 1, dtype=torch.long)
+    for slope, wanted in ((0.5, 3.5), (0.0, 3.0)):
+        store = LeftOut(slope)
+        for sigma, value in ((1.0, 2.0), (0.8, 3.0)):
+            ledger(store, sigma, True).write("at", None, torch.full((1, 1, 4, 2), value), kept)
+        out = torch.ones(1, 1, 4, 2)
+        ledger(store, 0.6, False).add("at", None, out)
+        assert torch.allclose(out, torch.full_like(out, 1 + wanted))
+        assert store.bytes == (2 if slope else 1) * 4 * 2 * 4 + 4
+
+
+def test_differences_belong_to_their_stream_image_attention_and_density():
+    store, kept = LeftOut(), torch.arange(2).view(2, 1, 1, 1)
+    values = torch.tensor([1.0, 2.0]).view(2, 1, 1, 1).expand(2, 1, 4, 2)
+    ledger(store, 1.0, True, images=(1,), streams=("c", "u")).write("at", None, values, kept)
+    there = ledger(store, 0.9, False, images=(1,), streams=("c", "u"))
+    out = torch.zeros(1, 1, 4, 2)
+    there.add("at", 1, out)
+    assert (out == 2.0).all() and there.kept("at", 1).item() == 1 and there.has("at", None)
+    assert not there.has("other", None)
+    assert not ledger(store, 0.9, False, images=(0,)).has("at", None)
+    assert not ledger(store, 0.9, False, images=(1,), density=0.25).has("at", None)
+
+
+def test_some_queries_take_their_own_part_of_a_difference_and_those_beyond_it_nothing():
+    store = LeftOut()
+    difference = torch.arange(4.0).view(1, 1, 4, 1)
+    ledger(store, 1.0, True).write("at", None, difference, torch.zeros(1, 1, 1, 1, dtype=torch.long))
+    out = torch.zeros(1, 1, 3, 1)
+    ledger(store, 0.5, False).add("at", None, out, torch.tensor([[1, 3, 5]]))
+    assert out.flatten().tolist() == [1.0, 3.0, 0.0]
+
+
+def test_the_same_attention_twice_is_dense_the_second_time():
+    """Whatever was left out is what is added, the tiles being the same."""
+    tiles, store, make = Tiles.of((1, 12, 12), 16), LeftOut(), torch.Generator().manual_seed(5)
+    q, k, v = (torch.randn(2, 2, 150, 8, generator=make) for _ in range(3))
+    named, lay = {"heads": 2, "skip_reshape": True}, Lay(6, 0)
+    wanted, saved = host_attention(q, k, v, **named), []
+    for measures in (True, False):
+        book = ledger(store, 1.0, measures, images=(0, 1), density=0.4)
+        sparse = SparseAttention(tiles, 0.4, "gather", True, no_reason, ledger=book)
+        found = sparse(host_attention, q, k, v, named, lay, "at")
+        assert torch.allclose(found, wanted, atol=1e-5)
+        saved.append(sparse.saved)
+    assert saved[0] < 0 < saved[1]

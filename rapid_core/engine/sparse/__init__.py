@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from .attention import Lay, SparseAttention, heads_first
 from .backends import BACKENDS, NAMES
+from .left_out import SLOPE, Ledger, LeftOut
 from .tiles import Tiles
 from .trust import Trust
 
-__all__ = ["BACKENDS", "NAMES", "Lay", "SparseAttention", "Tiles", "Trust", "heads_first"]
+__all__ = ["BACKENDS", "NAMES", "SLOPE", "Lay", "Ledger", "LeftOut", "SparseAttention", "Tiles", "Trust", "heads_first"]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ...cost import PAIR, sparse_saving, tiles_kept
+from ...cost import PAIR, sparse_flops, sparse_saving, tiles_kept
 from . import backends
 from .backends import Backend
+from .left_out import Ledger
 from .problem import Problem
 from .select import estimated_mass, keep
 from .tiles import Tiles
@@ -20,32 +21,37 @@ from .trust import Trust
 @dataclass(frozen=True)
 class Lay:
     """How the keys lie: `text` tokens, the image's, `extra` ones. tokens (R, K) or None: sorted numbers of the image
-    tokens that are queries, all of them if None; text and extra tokens are always queries."""
+    tokens that are queries, all of them if None; text and extra tokens are always queries. chunk: the conditioning
+    stream that the rows belong to, None for all."""
 
     text: int
     extra: int
     tokens: Tensor | None = None
+    chunk: int | None = None
 
 
 class SparseAttention:
     """Of one model call, at one density. tiles: on the model's device; backend: a name of `backends`; pooled: whether
     tiles that were left out stand in as their means; say: where to tell why an attention was computed densely; trust:
-    what the run has found out about backends. saved: FLOPs a row that were left out.
+    what the run has found out about backends; ledger: what was left out in earlier calls, where that is kept. saved:
+    FLOPs a row that were left out, less than none where dense attention was measured against.
 
     Keys that every query attends to: text, extra tokens, and the image tokens after the last whole tile. Queries that
     are in no whole tile attend to everything, by the host's own attention."""
 
     def __init__(
         self, tiles: Tiles, density: float, backend: str, pooled: bool, say: Callable[[str], None],
-        trust: Trust | None = None,
+        trust: Trust | None = None, ledger: Ledger | None = None,
     ):
         self.tiles, self.density, self.backend, self.pooled, self.say = tiles, density, backend, pooled, say
-        self.trust = trust or Trust()
+        self.trust, self.ledger = trust or Trust(), ledger
         self.saved = 0
         self._order: dict[tuple[int, int], tuple[Tensor, int]] = {}  # the same in most blocks
 
-    def __call__(self, go: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, named: dict, lay: Lay) -> Tensor:
-        """One attention, with the host's arguments `named`; `go` is its own."""
+    def __call__(
+        self, go: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, named: dict, lay: Lay, at: Hashable = None
+    ) -> Tensor:
+        """One attention, with the host's arguments `named`; `go` is its own. at: which one of the model's it is."""
         heads, ready = named["heads"], named.get("skip_reshape", False)
         tall = [heads_first(t, heads, ready) for t in (q, k, v)]
         tiles = self.tiles
@@ -57,7 +63,7 @@ class SparseAttention:
             chosen = backends.choose(self.backend, tall[0], len(tiles.walk), self.density)
             reason = chosen.reason
             if chosen.backend is not None:
-                out, reason = self._sparse(chosen.backend, go, tall, named, lay, tiles, count, mask)
+                out, reason = self._sparse(chosen.backend, go, tall, named, lay, tiles, count, mask, at)
         if out is None:
             self.say(reason)
             return go(q, k, v, **named)
@@ -73,22 +79,23 @@ class SparseAttention:
         number = len(tiles.walk) if lay.tokens is None else lay.tokens.shape[1]
         if number < PAIR * tiles.size:
             return f"{number} computed tokens are less than a tile of {PAIR * tiles.size}: their attention is dense"
-        if self._saving(q, k, number, tiles, count) <= 0:
+        if sparse_saving(*self._size(q, k, number, tiles, count)) <= 0:
             return "choosing tiles would cost more than they leave out: attention is dense"
         return None if q.is_floating_point() else f"attention in {q.dtype} is dense"
 
-    def _saving(self, q: Tensor, k: Tensor, number: int, tiles: Tiles, count: int) -> int:
-        """FLOPs a row that are left out, of `number` image queries."""
+    def _size(self, q: Tensor, k: Tensor, number: int, tiles: Tiles, count: int) -> tuple:
+        """What `sparse_flops` asks for, of `number` image queries."""
         size, hidden = tiles.size, q.shape[1] * q.shape[3]
         queries, always = number // (PAIR * size) * PAIR * size, k.shape[2] - tiles.number * size
-        return sparse_saving(hidden, queries, tiles.number, count, size, always, self.pooled)
+        return hidden, queries, tiles.number, count, size, always, self.pooled
 
     def _sparse(
         self, backend: Backend, go: Callable[..., Tensor], tall: list[Tensor], named: dict, lay: Lay, tiles: Tiles,
-        count: int, mask: Tensor | None,
+        count: int, mask: Tensor | None, at: Hashable,
     ) -> tuple[Tensor | None, str]:
         """Attention (R, H, L, D), or None and why it is dense."""
         q, k, v = tall
+        dense = {**named, "skip_reshape": True, "skip_output_reshape": False}
         if mask is not None and not backend.bias:
             return None, f"attention under a mask is dense with {backend.name}"
         if (lay.text, lay.extra) not in self._order:
@@ -96,23 +103,33 @@ class SparseAttention:
         order, always = self._order[lay.text, lay.extra]
         k_tiled, v_tiled = (t.index_select(2, order) for t in (k, v))
         bias = None if mask is None else mask.index_select(1, order)
-        tiled, others, own = query_order(tiles, lay, order, q.shape[0])
+        tiled, others, own, steps = query_order(tiles, lay, order, q.shape[0])
         q_tiled = take(q, tiled)
         scale = named.get("scale") or q.shape[3] ** -0.5
-        mass = estimated_mass(q_tiled, k_tiled, always, scale, tiles.size, bias)
-        kept = keep(mass, count, own)
+        measured = self.ledger is not None and not self.ledger.measures and self.ledger.has(at, lay.chunk)
+        if measured and steps is None:
+            kept = self.ledger.kept(at, lay.chunk)
+        else:
+            kept = keep(estimated_mass(q_tiled, k_tiled, always, scale, tiles.size, bias), count, own)
         pooled = self.pooled and bias is None and backend.pooled  # means of tokens that a mask tells apart mean nothing
         problem = Problem(q_tiled, k_tiled, v_tiled, kept, tiles.size, always, scale, bias, pooled)
         found, reason = self.trust.attend(backend, problem)
         if found is None:
             return None, reason
+        size = self._size(q, k, q_tiled.shape[2], tiles, count)
+        if self.ledger is not None and self.ledger.measures:
+            out = heads_first(go(q, k, v, **dense), q.shape[1], False)
+            self.ledger.write(at, lay.chunk, take(out, tiled) - found, kept)
+            self.saved -= sparse_flops(*size)
+            return out, ""
+        if measured:
+            self.ledger.add(at, lay.chunk, found, steps)
+        self.saved += sparse_saving(*size, not measured or steps is not None)
         out = torch.empty_like(q)
         put(out, tiled, found)
         if others.shape[-1]:
-            dense = {**named, "skip_reshape": True, "skip_output_reshape": False}
             rest = go(take(q, others).contiguous(), k, v, **dense)
-            put(out, others, rest.unflatten(2, (q.shape[1], -1)).transpose(1, 2))
-        self.saved += self._saving(q, k, q_tiled.shape[2], tiles, count)
+            put(out, others, heads_first(rest, q.shape[1], False))
         return out, ""
 
 
@@ -125,13 +142,14 @@ def key_order(tiles: Tiles, lay: Lay) -> tuple[Tensor, int]:
     return torch.cat((walk[:whole], always)), len(always)
 
 
-def query_order(tiles: Tiles, lay: Lay, keys: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Places of the queries in tiles, those of the others, and the key tiles that each query tile lies in; with
-    a row axis where rows differ. keys: their order, by `key_order`."""
+def query_order(tiles: Tiles, lay: Lay, keys: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Places of the queries in tiles, those of the others, the key tiles that each query tile lies in, and the step of
+    the walk of each query in a tile, None for all in a row; with a row axis where rows differ. keys: their order, by
+    `key_order`."""
     if lay.tokens is None:
         pairs = tiles.number // PAIR
         whole = pairs * PAIR * tiles.size
-        return keys[:whole], keys[whole:], torch.arange(pairs * PAIR, device=keys.device).view(pairs, PAIR)
+        return keys[:whole], keys[whole:], torch.arange(pairs * PAIR, device=keys.device).view(pairs, PAIR), None
     device, (size, number) = tiles.walk.device, (tiles.size, lay.tokens.shape[1])
     step = torch.empty_like(tiles.walk)
     step[tiles.walk] = torch.arange(len(step), device=device)  # step of the walk that each token is at
@@ -141,7 +159,7 @@ def query_order(tiles: Tiles, lay: Lay, keys: Tensor, rows: int) -> tuple[Tensor
     order = order + lay.text
     fixed = torch.cat((torch.arange(lay.text, device=device),
                        torch.arange(lay.extra, device=device) + lay.text + number)).expand(rows, -1)  # fmt: skip
-    return order[:, :whole], torch.cat((fixed, order[:, whole:]), 1), own
+    return order[:, :whole], torch.cat((fixed, order[:, whole:]), 1), own, steps[:, :whole]
 
 
 def take(x: Tensor, places: Tensor) -> Tensor:
