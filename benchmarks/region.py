@@ -25,7 +25,7 @@ import torch
 from benchmarks.costs import PUBLISHED, SPARSITY, cost_function, published
 from benchmarks.rows import interval, markdown, write
 from benchmarks.subject import FAMILIES, LUMINA, Subject, patcher
-from benchmarks.suite import MODELS, CostOf, Method, Scale, Suite, decisions
+from benchmarks.suite import MODELS, CostOf, Method, Scale, Suite, decisions, picked
 from demo.measure import prompts
 from demo.pack.words import TOKENS
 from devkit.comfy_process import load_everything
@@ -150,7 +150,7 @@ def run(
         for kind in kinds:
             suite = Suite("region", Subject(comfy, ALL[kind]), prompts(number), out, scale)
             chosen = methods(comfy, suite, dev, targets)
-            suite.run([m for m in chosen if names is None or m.name in ("dense", *names)])
+            suite.run(picked(chosen, names))
             rows += suite.rows(own_cost(suite.subject, scale.size) if cost_of == "demo" else published(cost_of))
             lines += verdicts(suite)
     machine = {"threads": torch.get_num_threads(), "torch": torch.__version__, "cost_of": cost_of}

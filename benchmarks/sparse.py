@@ -1,7 +1,7 @@
 """The sparse suite: what sparse attention keeps, how long it takes, and what it does to pictures.
 
     python3 dev.py bench sparse [--parts mass clock quality] [--models flux sd3] [--prompts 64] [--out DIR]
-                                [--cost-of demo|flux-dev|sd3-medium] [--quick]
+                                [--methods sparse cache_reuse ...] [--cost-of demo|flux-dev|sd3-medium] [--quick]
 
 mass: on attention inputs recorded from the demo models, the attention mass that this selection keeps, beside a local
 window, random tiles and the best possible. clock: attention with selection against the host's own and PyTorch's, one
@@ -28,7 +28,7 @@ from benchmarks.costs import PUBLISHED, published
 from benchmarks.region import ALL, COLUMNS, at_cost, cost_on_dev, own_cost
 from benchmarks.rows import markdown, write
 from benchmarks.subject import Subject
-from benchmarks.suite import Method, Scale, Suite
+from benchmarks.suite import Method, Scale, Suite, picked
 from demo.measure import prompts
 from devkit.comfy_process import load_everything
 from rapid_core.actions import LEFT_OUT, Sparsity
@@ -186,7 +186,7 @@ def quality(comfy: Any, kinds: list[str], args: argparse.Namespace) -> str:
     rows, scale = [], Scale(128, 10) if args.quick else Scale()
     for kind in kinds:
         suite = Suite("sparse", Subject(comfy, ALL[kind]), prompts(2 if args.quick else args.prompts), args.out, scale)
-        suite.run(methods(comfy, suite, 2, LEVELS[1:2]) if args.quick else methods(comfy, suite, 8))
+        suite.run(picked(methods(comfy, suite, *((2, LEVELS[1:2]) if args.quick else (8,))), args.methods))
         rows += suite.rows(cost(suite.subject, scale.size) if args.cost_of == "demo" else published(args.cost_of))
     write(args.out / "sparse.json", rows, {"torch": torch.__version__, "cost_of": args.cost_of})
     return markdown(rows, COLUMNS)
@@ -234,6 +234,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--parts", nargs="+", choices=("mass", "clock", "quality"), default=["mass", "clock", "quality"])
     found.add_argument("--models", nargs="+", choices=sorted(ALL), default=["flux", "sd3"])
     found.add_argument("--backends", nargs="+", default=["gather"], help="of the clock")
+    found.add_argument("--methods", nargs="+", help="draw these only, beside dense")
     found.add_argument("--prompts", type=int, default=64)
     found.add_argument("--out", type=Path, default=Path("bench_output"))
     found.add_argument("--cost-of", choices=("demo", *PUBLISHED), default="demo")

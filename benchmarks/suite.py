@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -64,6 +64,11 @@ class Method:
     def key(self) -> str:
         """Name of the method's lines in the log."""
         return f"{self.name}/{self.target}"
+
+
+def picked(methods: list[Method], names: Sequence[str] | None) -> list[Method]:
+    """The methods of these names (None: all), and dense."""
+    return [m for m in methods if names is None or m.name in ("dense", *names)]
 
 
 @dataclass(frozen=True)

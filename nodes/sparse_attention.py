@@ -26,7 +26,7 @@ class SparseAttention(io.ComfyNode):
             search_aliases=["sparse attention", "sparge", "flex attention", "speed up", "accelerate", "block sparse"],
             inputs=[
                 io.Model.Input("model"),
-                io.Float.Input("density", default=0.5, min=0.01, max=1.0, step=0.01,
+                io.Float.Input("density", default=0.25, min=0.01, max=1.0, step=0.01,
                                tooltip="Share of the picture that each part of it attends to. Lower is faster and less "
                                "exact; 1 turns the node off."),
                 io.Float.Input("start_percent", default=0.15, min=0.0, max=1.0, step=0.01,
