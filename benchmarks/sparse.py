@@ -33,7 +33,7 @@ from demo.measure import prompts
 from devkit.comfy_process import load_everything
 from rapid_core.actions import LEFT_OUT, Sparsity
 from rapid_core.cost import PAIR, tiles_kept
-from rapid_core.engine.sparse import Lay, SparseAttention, Tiles, heads_first
+from rapid_core.engine.sparse import Lay, Ledger, LeftOut, SparseAttention, Tiles, heads_first
 from rapid_core.engine.sparse.backends import MEASURED
 from rapid_core.engine.sparse.select import estimated_mass, keep
 
@@ -119,7 +119,8 @@ def masses(subject: Subject, size: int, number: int, tile: int) -> list[dict]:
 
 # How long attention takes.
 def clock(tokens: int, head_size: int, text: int, repetitions: int, backends: tuple[str, ...]) -> list[dict]:
-    """Seconds of attention with selection beside dense attention, at hidden 512, interleaved; medians."""
+    """Seconds of attention with selection beside dense attention, at hidden 512, interleaved; medians. left_out: what
+    stands in for tiles that are left out; with "forecast" their choice is the measurement's and not part of it."""
     from comfy.ldm.modules.attention import optimized_attention
 
     side, heads = math.isqrt(tokens), 512 // head_size
@@ -131,14 +132,21 @@ def clock(tokens: int, head_size: int, text: int, repetitions: int, backends: tu
     def say(reason: str) -> None:
         raise RuntimeError(reason)
 
-    def sparse(backend: str, density: float, pooled: bool) -> Any:
-        attention = SparseAttention(tiles, density, backend, pooled, say)
-        return lambda: attention(torch_attention, q, k, v, named, Lay(text, 0))
+    def sparse(backend: str, density: float, left_out: str) -> Any:
+        book, how = None, Sparsity(left_out=left_out)
+        for measures in (True, False) if how.remembers else (False,):
+            if how.remembers:
+                book = Ledger(book.store if book else LeftOut(), ("stream",), (0,), 1.0, density, measures)
+            attention = SparseAttention(tiles, density, backend, how.pooled, say, ledger=book)
+            run = partial(attention, torch_attention, q, k, v, named, Lay(text, 0))
+            if measures:
+                run()
+        return run
 
     dense = {"host": optimized_attention, "torch": torch_attention}
-    runs: dict[tuple, Callable[[], Any]] = {(name, 1.0, False): partial(call, q, k, v, **named)
+    runs: dict[tuple, Callable[[], Any]] = {(name, 1.0, ""): partial(call, q, k, v, **named)
                                             for name, call in dense.items()}  # fmt: skip
-    runs |= {(b, d, p): sparse(b, d, p) for b in backends for d in DENSITIES for p in (False, True)}
+    runs |= {(b, d, p): sparse(b, d, p) for b in backends for d in DENSITIES for p in ("dropped", "means", "forecast")}
     for run in runs.values():
         run()
     seconds: dict[tuple, list[float]] = defaultdict(list)
@@ -147,8 +155,8 @@ def clock(tokens: int, head_size: int, text: int, repetitions: int, backends: tu
             start = time.perf_counter()
             run()
             seconds[key].append(time.perf_counter() - start)
-    fastest = min(median(seconds[name, 1.0, False]) for name in dense)
-    return [dict(device="cpu", tokens=tokens, head_size=head_size, text=text, backend=b, density=d, pooled=p,
+    fastest = min(median(seconds[name, 1.0, ""]) for name in dense)
+    return [dict(device="cpu", tokens=tokens, head_size=head_size, text=text, backend=b, density=d, left_out=p,
                  seconds=median(s), speedup=fastest / median(s)) for (b, d, p), s in seconds.items()]  # fmt: skip
 
 
@@ -216,7 +224,7 @@ def run(comfy: Any, args: argparse.Namespace) -> None:
 def ship(rows: list[dict]) -> None:
     """Write the table that `auto` chooses by: sparse attention with means of what is left out, as nodes use it."""
     names = ("device", "head_size", "tokens", "density", "backend", "speedup")
-    chosen = [{n: r[n] if n != "speedup" else round(r[n], 2) for n in names} for r in rows if r["pooled"]]
+    chosen = [{n: r[n] if n != "speedup" else round(r[n], 2) for n in names} for r in rows if r["left_out"] == "means"]
     lines = ",\n ".join(json.dumps(r) for r in chosen)
     MEASURED.write_text(f'{{"machine": "x86_64 CPU, one thread, float32",\n "rows": [\n {lines}]}}\n', encoding="utf-8")
 
