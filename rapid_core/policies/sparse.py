@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from ..actions import DENSE, Action, ImageState, Level, Observation, Sparsity, Window
+
+LEVELS_FILE = Path(__file__).with_name("sparse_levels.json")
+
+
+def measured_levels() -> dict:
+    """RAPID3's three sparsity levels as data: `densities`, the `refresh_interval` they were measured with, and rows
+    `measured`: density, left_out, demo model, prompts, psnr (dB to dense, all evaluations at this level) and cost (share
+    of dense FLOPs, on the demo model itself and as published ones)."""
+    return json.loads(LEVELS_FILE.read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
