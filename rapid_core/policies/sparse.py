@@ -12,9 +12,10 @@ LEVELS_FILE = Path(__file__).with_name("sparse_levels.json")
 
 
 def measured_levels() -> dict:
-    """RAPID3's three sparsity levels as data: `densities`, the `refresh_interval` they were measured with, and rows
-    `measured`: density, left_out, demo model, prompts, psnr (dB to dense, all evaluations at this level) and cost (share
-    of dense FLOPs, on the demo model itself and as published ones)."""
+    """RAPID3's three sparsity levels as data: `densities`, the `refresh_interval` of the measurements, and `measured`.
+
+    A row has density, left_out, demo model, prompts, psnr (dB to dense, with all evaluations at this level) and cost
+    (share of dense FLOPs, on the demo model itself and as published ones)."""
     return json.loads(LEVELS_FILE.read_text(encoding="utf-8"))
 
 
