@@ -34,11 +34,11 @@ from rapid_core.architectures import describe
 from rapid_core.cost import CostModel
 
 ALL = {**FAMILIES, "lumina": LUMINA}
-NODE = dict(preset="custom", warm_up=0.15, tail=0.05, refresh_interval=3, drift_threshold=0.0, metric="change",
-            direction="high", starvation=0.3, inactive="forecast", slope=0.0, kv_cache="forecast")  # fmt: skip
+NODE = dict(preset="custom", error_threshold=0.0, warm_up=0.15, tail=0.05, refresh_interval=3, drift_threshold=0.0,
+            metric="change", direction="high", starvation=0.3, inactive="forecast", slope=0.0,
+            kv_cache="forecast")  # fmt: skip
 # About the published schedule: 6 evaluations of 28 compute all tokens, with few of them in between.
 SIX_DENSE = dict(warm_up=0.13, tail=0.0, refresh_interval=8)
-OWN_CLOCKS = dict(warm_up=0.0, tail=0.03, refresh_interval=0)  # with error_threshold
 TARGETS: dict[str, tuple[float, dict]] = {"0.5": (0.5, {}), "0.25": (0.25, {}), "headline": (0.1875, SIX_DENSE)}
 COLUMNS = ("model", "target", "method", "prompts", "cost", "computed", "held", "psnr", "ci", "psnr_p5", "psnr_worst",
            "psnr_ode", "ssim", "accuracy", "fid")  # fmt: skip
@@ -94,7 +94,7 @@ def at_cost(comfy: Any, suite: Suite, target: str, goal: float, number: int) -> 
     so at a cost of their own."""
 
     def clocks(threshold: float) -> Callable[[Any], Any]:
-        return region(comfy, 0.75, error_threshold=threshold, **OWN_CLOCKS)
+        return region(comfy, 0.75, preset="clocks", error_threshold=threshold)
 
     out = []
     for name, patch in (("region_error", clocks), ("cache_reuse", partial(patcher, comfy, "cache_reuse"))):

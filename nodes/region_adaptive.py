@@ -4,10 +4,10 @@ from comfy_api.latest import io
 
 from ..rapid_core.architectures import describe
 from ..rapid_core.host.chain import attach
-from ..rapid_core.policies.region import DIRECTIONS, INACTIVE, METRICS, PRECISIONS, RegionPolicy, paper
+from ..rapid_core.policies.region import DIRECTIONS, INACTIVE, METRICS, PRECISIONS, RegionPolicy, clocks, paper
 from .checks import Checks
 
-PRESETS = ["custom", "paper"]
+PRESETS = ["clocks", "custom", "paper"]
 
 
 class RegionAdaptive(io.ComfyNode):
@@ -25,12 +25,14 @@ class RegionAdaptive(io.ComfyNode):
             search_aliases=["ras", "region adaptive sampling", "token", "speed up", "accelerate"],
             inputs=[
                 io.Model.Input("model"),
-                io.Float.Input("keep_ratio", default=0.5, min=0.01, max=1.0, step=0.01,
-                               tooltip="Share of the image tokens computed in a sparse evaluation. Lower is faster and "
-                               "less exact; 1 turns the node off."),
+                io.Float.Input("keep_ratio", default=0.75, min=0.01, max=1.0, step=0.01,
+                               tooltip="Share of the image tokens computed in a sparse evaluation; with clocks the "
+                               "most of them. Lower is faster and less exact; 1 turns the node off."),
                 io.Combo.Input("preset", options=PRESETS, default=PRESETS[0],
-                               tooltip="paper: the published schedule, metric and stale values; only keep_ratio, "
-                               "memory_limit and mask are used then."),
+                               tooltip="clocks: every token is computed when its own forecast is no longer good enough "
+                               "(error_threshold); of the other inputs only keep_ratio, kv_cache, memory_limit and "
+                               "mask count. custom: all inputs count. paper: the published schedule, metric and stale "
+                               "values; only keep_ratio, memory_limit and mask count."),
                 io.Float.Input("warm_up", default=0.15, **share, tooltip="Share of the steps at the beginning that "
                                "compute all tokens."),
                 io.Float.Input("tail", default=0.05, **share, tooltip="Share of the steps at the end that compute all "
@@ -62,11 +64,10 @@ class RegionAdaptive(io.ComfyNode):
                 io.Float.Input("memory_limit", default=0.0, min=0.0, max=1024.0, step=0.1, optional=True,
                                tooltip="Most GiB the cached keys and values may take; where they would take more, all "
                                "tokens are computed and the report says so. 0 = no limit."),
-                io.Float.Input("error_threshold", default=0.0, min=0.0, max=10.0, step=0.001, optional=True,
-                               tooltip="Above 0, every token has its own clock: it is computed when the estimated "
-                               "error of its forecasts, added up, reaches this (start with 0.04). keep_ratio is then "
-                               "the most tokens of a sparse evaluation; metric, direction, starvation and slope do "
-                               "not count. 0 = the fixed keep_ratio."),
+                io.Float.Input("error_threshold", default=0.04, min=0.0, max=10.0, step=0.001, optional=True,
+                               tooltip="Every token has its own clock: it is computed when the estimated error of its "
+                               "forecasts, added up, reaches this. Higher is faster and less exact; 0 turns clocks "
+                               "off. In custom, above 0, metric, direction, starvation and slope do not count."),
                 io.Mask.Input("mask", optional=True, tooltip="White: tokens that are computed before all others."),
             ],
             outputs=[io.Model.Output(display_name="model")],
@@ -74,11 +75,12 @@ class RegionAdaptive(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, keep_ratio, preset="custom", kv_cache=PRECISIONS[0], memory_limit=0.0, mask=None, **settings
+        cls, model, keep_ratio, preset=PRESETS[0], kv_cache=PRECISIONS[0], memory_limit=0.0, mask=None, **settings
     ) -> io.NodeOutput:
-        settings.setdefault("error_threshold", 0.0)
+        settings.setdefault("error_threshold", 0.04 if preset == "clocks" else 0.0)
         policy = checked(model, keep_ratio, preset, kv_cache, memory_limit, settings)
-        off = keep_ratio == 1.0 and not policy.error_threshold
+        whole, clock = keep_ratio == 1.0, bool(policy.error_threshold)
+        off = whole or not clock if preset == "clocks" else whole and not clock
         return io.NodeOutput(model if off else attach(model, policy.focused(mask)))
 
 
@@ -93,6 +95,9 @@ def checked(model, keep_ratio, preset, kv_cache, memory_limit, settings) -> Regi
     if preset == "paper":
         found = describe(model.model.diffusion_model)
         return paper(found.family if found else "", keep_ratio, memory_limit)
+    if preset == "clocks":
+        check.range("error_threshold", settings["error_threshold"], 0.0, 10.0)
+        return clocks(settings["error_threshold"], keep_ratio, **cache)
     for name, low, high in (("warm_up", 0.0, 1.0), ("tail", 0.0, 1.0), ("refresh_interval", 0, 1000),
                             ("drift_threshold", 0.0, 10.0), ("error_threshold", 0.0, 10.0),
                             ("starvation", 0.0, 10.0), ("slope", -1.0, 1.0)):

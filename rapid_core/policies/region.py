@@ -83,6 +83,11 @@ class RegionPolicy:
         return {**{k: v for k, v in vars(self).items() if k != "focus"}, "mask": self.focus is not None}
 
 
+def clocks(threshold: float, keep_ratio: float = 0.75, **cache) -> RegionPolicy:
+    """Every token has a clock of its own, and nothing else decides; `cache`: kv_cache and memory_limit."""
+    return RegionPolicy(keep_ratio, warm_up=0.0, tail=0.03, refresh_interval=0, error_threshold=threshold, **cache)
+
+
 def paper(family: str, keep_ratio: float, memory_limit: float = 0.0) -> RegionPolicy:
     """The published schedules: 28 steps of SD3 (start 4, resets 12 and 20) or 30 of Lumina (4, 12 and 22).
 

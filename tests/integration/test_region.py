@@ -251,6 +251,15 @@ def test_every_token_may_have_its_own_clock(tiny_sd3, region, sample, last_recor
 
 def test_ratio_one_leaves_the_model_untouched(tiny_model, region):
     assert region(tiny_model, keep_ratio=1.0) is tiny_model
+    assert region(tiny_model, keep_ratio=1.0, preset="clocks", error_threshold=0.1) is tiny_model
+    assert region(tiny_model, keep_ratio=0.5, preset="clocks", error_threshold=0.0) is tiny_model
+
+
+def test_the_clocks_preset_has_a_schedule_of_its_own(tiny_sd3, region, sample):
+    latent = torch.zeros(1, 16, 16, 24)
+    preset = region(tiny_sd3, keep_ratio=0.75, preset="clocks", error_threshold=1.5)
+    same = region(tiny_sd3, keep_ratio=0.75, error_threshold=1.5, warm_up=0.0, tail=0.03, refresh_interval=0)
+    assert torch.equal(*(sample(m, steps=14, cfg=2.0, latent=latent) for m in (preset, same)))
 
 
 def test_warm_up_refresh_and_tail_are_dense(tiny_model, region, sample, last_record):
