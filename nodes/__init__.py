@@ -2,12 +2,13 @@
 
 from comfy_api.latest import ComfyExtension, io
 
+from .accelerate import Accelerate
 from .cache_reuse import CacheReuse
 from .region_adaptive import RegionAdaptive
 from .report import Report
 from .sparse_attention import SparseAttention
 
-NODES: list[type[io.ComfyNode]] = [CacheReuse, RegionAdaptive, SparseAttention, Report]
+NODES: list[type[io.ComfyNode]] = [Accelerate, CacheReuse, RegionAdaptive, SparseAttention, Report]
 
 
 class RapidExtension(ComfyExtension):

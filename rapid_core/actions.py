@@ -22,12 +22,15 @@ class Action:
     """A decision for one image. `tokens`: with RUN, sorted numbers (K,) of the image tokens that pass the blocks
     (region-adaptive sampling); None: all of them. `density`: with RUN, share of the pairs of image tiles that are
     attended to, in (0, 1] (RAPID3's Sparse-Attention). `measures`: with everything computed, the density whose distance
-    from dense attention is measured and kept for later evaluations at this density; None: nothing is."""
+    from dense attention is measured and kept for later evaluations at this density; None: nothing is. `weights`: with
+    HOLD, (noise level, weight) of the computed derivatives that the forecast is the sum of; None: a polynomial through
+    the latest ones. Where one of them is not known any more the polynomial stands in, too."""
 
     level: Level = Level.RUN
     tokens: Tensor | None = None
     density: float = 1.0
     measures: float | None = None
+    weights: tuple[tuple[float, float], ...] | None = None
 
     @property
     def whole(self) -> bool:
@@ -80,7 +83,8 @@ class ImageState:
     `error` is the estimated relative L1 error of forecasting this evaluation's guided derivative (inf: unknown),
     `measured` the true one of the last evaluation that was computed although it could have been forecast.
     `since_dense`: evaluations that were not dense since the last that was; -1 before the first. `since_measured`:
-    computed evaluations since the last that measured what sparse attention leaves out; -1 before the first."""
+    computed evaluations since the last that measured what sparse attention leaves out; -1 before the first. `levels`:
+    noise levels of the computed derivatives that a forecast can be made from, oldest first (see `Policy.history`)."""
 
     computed: int
     since_computed: int
@@ -89,6 +93,7 @@ class ImageState:
     since_dense: int = -1
     tokens: TokenState | None = None
     since_measured: int = -1
+    levels: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,9 @@ class Observation:
     """The state of a run before evaluation number `index` at noise level `sigma`.
 
     `step`: place of `sigma` in the run's schedule of `steps` steps, 0 at its beginning; between two noise levels of
-    the schedule it is that of the higher one. `weight`: what an error counts in this step, see `step_weights`."""
+    the schedule it is that of the higher one. `weight`: what an error counts in this step, see `step_weights`.
+    `schedule`: the run's noise levels. `euler`: whether the sampler goes on to the next of them along the derivative
+    that it is given, so that the mean derivative over a step is worth more than the one at its beginning."""
 
     index: int
     sigma: float
@@ -104,6 +111,8 @@ class Observation:
     step: int = 0
     steps: int = 1
     weight: float = 1.0
+    schedule: tuple[float, ...] = ()
+    euler: bool = False
 
 
 @dataclass(frozen=True)
@@ -161,6 +170,7 @@ class Policy(Protocol):
 
     technique: str
     forecast_order: int
+    history: int  # computed derivatives that the weights of its actions refer to; 0 where it gives none
     start_percent: float
     end_percent: float
     levels: frozenset[Level]

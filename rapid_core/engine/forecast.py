@@ -61,6 +61,15 @@ def forecast(points: Sequence[Point], sigma, order: int, reach: float | None = N
     return total.to(used[-1].value.dtype)
 
 
+def weighted(points: Sequence[Point], chosen: Sequence[tuple[float, float]]) -> Tensor | None:
+    """Sum of the values at noise levels with their weights, in float32; None where one of them is not there."""
+    there = {p.sigma: p.value for p in points if not isinstance(p.sigma, Tensor)}
+    if any(sigma not in there for sigma, _ in chosen):
+        return None
+    total = sum((weight * there[sigma].float() for sigma, weight in chosen), torch.zeros(()))
+    return total.to(points[-1].value)
+
+
 class Track:
     """The latest points of one quantity, per image of the batch."""
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..actions import DENSE, Action, Actor, ImageState, Level, Observation
-from .forecast import Track, estimate_error, relative_l1
+from .forecast import Track, estimate_error, forecast, relative_l1, weighted
 from .regions import Regions
 
 
@@ -66,17 +66,18 @@ class RunState:
     """Histories of one run: the guided derivative, each condition's derivative and each stream's residual.
 
     order, reach: of forecasts (`forecast.forecast`). schedule: the run's noise levels, for policies that count steps.
-    regions: what is known of tokens, where a policy chooses among them."""
+    regions: what is known of tokens, where a policy chooses among them. history, euler: see `Policy`, `Observation`."""
 
     def __init__(
         self, batch: int, order: int, actor: Actor, schedule: Sequence[float] = (), regions: Regions | None = None,
-        reach: float | None = None,
+        reach: float | None = None, history: int = 0, euler: bool = False,
     ):
+        self.keep, self.euler = max(order + 1, history), euler
         self.batch, self.order, self.actor, self.reach = batch, order, actor, reach
         self.schedule, self.regions = tuple(schedule), regions
         self.weights = step_weights(self.schedule)
         self._on_device: tuple[Tensor, Tensor] | None = None  # noise levels and weights
-        self.guided = Track(order + 2)
+        self.guided = Track(max(order + 2, history))
         self.slots: dict[Hashable, Track] = {}
         self.residuals: dict[tuple, Track] = {}  # by (condition uuid, shape, device)
         self.computed = [0] * batch
@@ -92,7 +93,18 @@ class RunState:
 
     def slot(self, key: Hashable) -> Track:
         """History of one condition's derivative."""
-        return self.slots.setdefault(key, Track(self.order + 1))
+        return self.slots.setdefault(key, Track(self.keep))
+
+    def forecast(self, key: Hashable, evaluation: Evaluation, images: Sequence[int]) -> Tensor:
+        """A condition's derivative of several images at this evaluation, (len(images), ...), as their actions want it
+        put together."""
+        track, out = self.slot(key), []
+        for i in images:
+            points, weights, found = track.points(i), evaluation.actions[i].weights, None
+            if weights is not None:
+                found = weighted(points, weights)
+            out.append(forecast(points, evaluation.sigma, self.order, self.reach) if found is None else found)
+        return torch.stack(out)
 
     def residual(self, key: tuple) -> Track:
         """History of one stream's block-stack residual."""
@@ -116,7 +128,7 @@ class RunState:
         known = [None if n < 0 else int(n) for n in due] or [None] * self.batch
         states = tuple(self._state(i, estimates[i], known[i]) for i in range(self.batch))
         step, steps = self.place(level)
-        seen = Observation(self.evaluations, level, states, step, steps, self.weights[step])
+        seen = Observation(self.evaluations, level, states, step, steps, self.weights[step], self.schedule, self.euler)
         actions = list(self.actor.act(seen))
         self.same_sigma = self.same_sigma + 1 if self.last_sigma == level else 0
         self.last_sigma = level
@@ -149,8 +161,10 @@ class RunState:
         regions = self.regions
         tokens = regions.state(image, self.guided, due) if regions else None
         since_dense = regions.since_dense[image] if regions else -1
+        points = self.guided.points(image)
+        levels = () if any(isinstance(p.sigma, Tensor) for p in points) else tuple(float(p.sigma) for p in points)
         return ImageState(self.computed[image], self.since[image], error, self.measured[image], since_dense, tokens,
-                          self.since_measured[image])  # fmt: skip
+                          self.since_measured[image], levels)  # fmt: skip
 
     def _error(self, image: int, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """Estimated forecast error: as the noise level has moved on, and for a second look at the same level."""

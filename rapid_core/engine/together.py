@@ -15,6 +15,11 @@ class Together:
 
     actors: tuple[Actor, ...]
 
+    @property
+    def notes(self) -> list[str]:
+        """What the techniques have to say about the run."""
+        return [text for actor in self.actors for text in getattr(actor, "notes", ())]
+
     def act(self, observation: Observation) -> tuple[Action, ...]:
         if not self.actors:  # none of the techniques can work on this model
             return (DENSE,) * len(observation.images)
@@ -24,7 +29,7 @@ class Together:
     def _least(self, choices: tuple[Action, ...]) -> Action:
         level = min((c.level for c in choices), key=ORDER.index)
         if level is not Level.RUN:
-            return Action(level)
+            return Action(level, weights=next((c.weights for c in choices if c.weights), None))
         tokens = next((c.tokens for c in choices if c.tokens is not None), None)
         density = min(c.density for c in choices)
         measures = next((c.measures for c in choices if c.measures), None)

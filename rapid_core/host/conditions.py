@@ -64,14 +64,14 @@ class Conditions:
         held, spent = evaluation.images(Level.HOLD), list(evaluation.spent)
         if len(held) == self.state.batch:
             self._count_held(evaluation, keys, held)
-            return [self._forecast(key, held, x, evaluation.sigma) if key else torch.zeros_like(x) for key in keys]
+            return [self._forecast(key, evaluation, held, x) if key else torch.zeros_like(x) for key in keys]
         out = executor(*arguments)
         # Where the batch could not be split, held images were computed with the others, and counted.
         self._count_held(evaluation, keys, [i for i in held if evaluation.spent[i] == spent[i]])
         for slot, key in enumerate(keys):
             if key is not None:
                 for i in held:
-                    out[slot][i] = self._forecast(key, [i], x[i : i + 1], evaluation.sigma)[0]
+                    out[slot][i] = self._forecast(key, evaluation, [i], x[i : i + 1])[0]
                 for i in evaluation.partial():
                     out[slot][i] = self._completed(evaluation, key, i, x[i], out[slot][i])
                 self._remember(evaluation, key, x, out[slot], slots=len(keys) - keys.count(None))
@@ -82,16 +82,15 @@ class Conditions:
         for i in images:
             evaluation.dense[i] += sum(self.flops.get((key, i), 0.0) for key in keys if key)
 
-    def _forecast(self, key: tuple, images: list[int], x: Tensor, sigma: float) -> Tensor:
+    def _forecast(self, key: tuple, evaluation: Evaluation, images: list[int], x: Tensor) -> Tensor:
         """denoised = x - sigma * forecast derivative of these images; x (len(images), ...)."""
-        state = self.state
-        return x - sigma * state.slot(key).forecast(images, sigma, state.order, state.reach).to(x)
+        return x - evaluation.sigma * self.state.forecast(key, evaluation, images).to(x)
 
     def _completed(self, evaluation: Evaluation, key: tuple, image: int, x: Tensor, out: Tensor) -> Tensor:
         """An image's denoised (C, ...): computed at its tokens, forecast elsewhere."""
         tokens, regions = evaluation.actions[image].tokens, self.state.regions
         assert tokens is not None and regions is not None
-        forecast, mask = self._forecast(key, [image], x[None], evaluation.sigma)[0], regions.grid.mask(tokens)
+        forecast, mask = self._forecast(key, evaluation, [image], x[None])[0], regions.grid.mask(tokens)
         if self.interpolate:
             forecast = forecast + spread(out - forecast, mask, regions.grid.patch)
         return torch.where(mask, out, forecast.to(out))

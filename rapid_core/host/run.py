@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import math
-import time
-from dataclasses import replace
 from typing import Any
 
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key, copy_nested_dicts
 from torch import Tensor
 
-from ..actions import Action, Level, Window
+from ..actions import Level, Window
 from ..architectures import describe
 from ..cost import CostModel
+from ..engine.diary import Diary
 from ..engine.regions import Regions
 from ..engine.state import Evaluation, RunState
 from ..engine.together import Together
 from ..engine.tokens import TokenGrid
-from ..record import EvaluationRecord, RunRecord, fingerprint, pack
+from ..record import RunRecord
 from . import attention, blocks
 from .conditions import Conditions
 from .memory import Room, key_store, with_left_out
@@ -37,16 +35,11 @@ class HostRun:
         self.chain = chain
         self.model = patcher.model.diffusion_model
         self.architecture = describe(self.model)
-        self.notes: list[str] = list(chain.notes)
+        self.diary = Diary(chain.notes)
         self.current: Evaluation | None = None
         self.dense_call = False
-        self.records: list[EvaluationRecord] = []
         self.reuse_blocked: str | None = None  # why blocks cannot be hooked
         self.blocked: str | None = None  # why tokens cannot be chosen
-        self.maps: list[list[Tensor | None]] = []  # tokens that ran, per evaluation and image
-        self.peak = 0
-        self.started: float | None = None
-        self.stopped = 0.0
         function = getattr(sampler, "sampler_function", sampler)
         self.sampler = getattr(function, "__name__", type(function).__name__).removeprefix("sample_")
         self.shape = tuple(noise.shape)
@@ -57,7 +50,7 @@ class HostRun:
             cost = CostModel(self.model, self.architecture)
             number = self.architecture.image_tokens(self.model, self.shape)
             self.policies, left_out, said = with_left_out(self.policies, cost, number, room)
-            self.notes += [said] if said else []
+            self.diary.notes += [said] if said else []
         self.state = self._state(self.policies, patcher.model.model_sampling, noise, mask)
         self.calls = ModelCalls(self.state, self.model, self.architecture, cost, left_out)
         interpolate = False
@@ -67,7 +60,7 @@ class HostRun:
             store, said = key_store(policy, cost, self.state.regions, room)
             self.calls.store, self.blocked = store, None if store else said
             if store:
-                self._note(said)
+                self.diary.note(said)
             if policy.metric == "attention":
                 self.calls.mass_at = len(places(self.architecture, self.model)) // 2
         self.conditions = Conditions(self.state, self.architecture, self.model, self.calls.store, interpolate)
@@ -77,7 +70,8 @@ class HostRun:
         regional = [p for p in policies if p.regional]
         regions = None
         if regional and self.architecture is None:
-            self._note(f"{type(self.model).__name__} is not known to region-adaptive sampling; all tokens are computed")
+            name = type(self.model).__name__
+            self.diary.note(f"{name} is not known to region-adaptive sampling; all tokens are computed")
             policies = tuple(p for p in policies if not p.regional)
         elif regional:
             assert self.architecture is not None
@@ -85,7 +79,7 @@ class HostRun:
             painted = getattr(regional[-1], "focus", None)
             if painted is not None and painted.shape[-2:] != noise.shape[-2:]:
                 sizes = (" x ".join(map(str, t.shape[-2:])) for t in (painted, noise))
-                self._note("mask of {} scaled to the latent's {}".format(*sizes))
+                self.diary.note("mask of {} scaled to the latent's {}".format(*sizes))
             threshold, oldest = getattr(regional[-1], "due", (0.0, 0))
             regions = Regions.of_run(grid, noise, mask, painted, threshold, oldest)
         actors = []
@@ -94,7 +88,9 @@ class HostRun:
             actors.append(policy.start(Window(*bounds)))
         order = max((p.forecast_order for p in policies), default=0)
         reach = regional[-1].reach if regions else None
-        return RunState(noise.shape[0], order, Together(tuple(actors)), self.sigmas, regions, reach)
+        history = max((p.history for p in policies), default=0)
+        self.together, euler = Together(tuple(actors)), self.sampler == "euler"
+        return RunState(noise.shape[0], order, self.together, self.sigmas, regions, reach, history, euler)
 
     def install(self, options: dict) -> dict:
         """A copy of the guider's model_options with this run's wrappers and hooks in it."""
@@ -130,9 +126,10 @@ class HostRun:
     # PREDICT_NOISE: once per evaluation, around everything else.
     def predict_noise(self, executor: Any, x: Tensor, timestep: Tensor, model_options: dict, seed: Any = None):
         """Decide, let the host evaluate, remember."""
-        self.started = self.started or time.perf_counter()
+        self.diary.begin()
         if x.shape[0] != self.state.batch:
-            self._note(f"dense throughout: the sampler evaluates {x.shape[0]} latents at once, not {self.state.batch}")
+            latents = f"{x.shape[0]} latents at once, not {self.state.batch}"
+            self.diary.note(f"dense throughout: the sampler evaluates {latents}")
             return executor(x, timestep, model_options, seed)
         evaluation = self.current = self.state.begin(x, timestep.flatten()[0])
         self._check_host(evaluation, model_options)
@@ -141,7 +138,7 @@ class HostRun:
         finally:
             self.current = None
         self.state.end(evaluation, x, denoised)
-        self._record(evaluation)
+        self.diary.add(evaluation, self.state, self.calls.bytes, self.calls.sparsity is not None)
         return denoised
 
     def _check_host(self, evaluation: Evaluation, model_options: dict) -> None:
@@ -196,56 +193,10 @@ class HostRun:
             self.calls.spend(evaluation, images, x, c_crossattn, max(chunks, 1), Level.RUN, extra=extra)
         return call_model(executor, x, t, arguments, transformer_options)
 
-    # Record.
-    def _note(self, text: str) -> None:
-        if text not in self.notes:
-            self.notes.append(text)
-
-    def _record(self, evaluation: Evaluation) -> None:
-        self.peak = max(self.peak, self.state.bytes + self.calls.bytes)
-        self.stopped = time.perf_counter()
-        self.records.append(
-            EvaluationRecord(
-                evaluation.index, evaluation.sigma, evaluation.occurrence,
-                tuple(action.level.value for action in evaluation.actions),
-                tuple(self._share(action) for action in evaluation.actions),
-                tuple(evaluation.spent), tuple(evaluation.dense),
-                tuple(e if math.isfinite(e) else None for e in evaluation.errors),
-                (None,) * self.state.batch, tuple(evaluation.reasons),
-                density=tuple(a.density for a in evaluation.actions) if self.calls.sparsity else (),
-                measures=tuple(a.measures for a in evaluation.actions) if self.calls.sparsity else (),
-            )
-        )
-        if self.state.regions:
-            self.maps.append([action.tokens for action in evaluation.actions])
-
-    def _share(self, action: Action) -> float:
-        """Share of the image tokens that passed the blocks."""
-        if action.level is not Level.RUN:
-            return 0.0
-        regions = self.state.regions
-        return 1.0 if action.tokens is None or regions is None else len(action.tokens) / regions.grid.number
-
     def finish(self, status: str, result: Any) -> RunRecord:
         """The record of the run; all tensors are dropped."""
-        if status == "finished":
-            self.state.finish()
-        measured = self.state.measured_log
-        evaluations = tuple(
-            replace(e, measured=tuple(measured.get((e.index, i)) for i in range(self.state.batch)), tokens=tokens)
-            for e, tokens in zip(self.records, self._token_maps(), strict=True)
-        )
         family = self.architecture.family if self.architecture else f"{type(self.model).__name__} (unverified)"
-        seconds = self.stopped - self.started if self.started else 0.0
-        return RunRecord(
-            self.sampler, family, self.shape, self.sigmas, tuple(p.settings() for p in self.chain.policies),
-            evaluations, seconds, self.peak, status, tuple(self.notes), fingerprint(result),
-            self.state.regions.grid.size if self.state.regions else None,
-        )
-
-    def _token_maps(self) -> list[tuple[str | None, ...]]:
-        """Maps of the tokens that ran, as bit sets; fetched once, when the run is over."""
-        if not self.state.regions:
-            return [()] * len(self.records)
-        number = self.state.regions.grid.number
-        return [tuple(None if t is None else pack(t.tolist(), number) for t in maps) for maps in self.maps]
+        policies = tuple(p.settings() for p in self.chain.policies)
+        for text in self.together.notes:
+            self.diary.note(text)
+        return self.diary.finish(self.state, self.sampler, family, self.shape, policies, status, result)

@@ -61,6 +61,7 @@ class RegionPolicy:
     end_percent: float = 1.0
     technique: str = "region_adaptive"
     regional: bool = True
+    history: int = 0
     sparsity: Sparsity | None = None
 
     @property

@@ -32,6 +32,7 @@ class SparsePolicy:
     end_percent: float = 1.0
     technique: str = "sparse_attention"
     regional: bool = False
+    history: int = 0
     forecast_order: int = 0
 
     @property

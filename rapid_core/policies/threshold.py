@@ -26,6 +26,7 @@ class ThresholdPolicy:
     guard: float = 0.5
     technique: str = "cache_reuse"
     regional: bool = False
+    history: int = 0
     sparsity: Sparsity | None = None
 
     @property

@@ -1,0 +1,108 @@
+"""Schedules: which evaluations are computed is settled before the run; what is left out is forecast by quadrature.
+
+A sampling run is a quadrature of the derivative over the noise level. Under Euler an evaluation that is left out needs
+the mean derivative over its step, and the polynomial through the computed ones gives it as a weighted sum of them
+(Adams-Bashforth on the run's own noise levels). For other samplers the polynomial's value is the forecast."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from ..actions import DENSE, Action, ImageState, Level, Observation, Sparsity, Window
+from ..engine.forecast import weights
+
+GAUSS = (0.5 - math.sqrt(3) / 6, 0.5 + math.sqrt(3) / 6)  # two nodes: exact for the mean of a cubic
+
+
+def even(count: int, steps: int) -> tuple[bool, ...]:
+    """`count` of `steps` evaluations, evenly spaced, the first and the last among them."""
+    count = min(max(count, 1), steps)
+    chosen = {round(i * (steps - 1) / (count - 1)) for i in range(count)} if count > 1 else {0}
+    return tuple(i in chosen for i in range(steps))
+
+
+def affordable(speedup: float, steps: int) -> int:
+    """Evaluations that may be computed of `steps` within 1 / speedup of their cost; the first always is."""
+    return max(1, math.floor(steps / speedup + 1e-9))
+
+
+def adams_bashforth(levels: Sequence[float], start: float, stop: float | None) -> list[float]:
+    """Weights of the values at `levels` for their polynomial's mean over start .. stop; its value at start for None."""
+    if stop is None:
+        return [float(w) for w in weights(levels, start)]
+    at = [weights(levels, start + node * (stop - start)) for node in GAUSS]
+    return [float(sum(pair)) / 2 for pair in zip(*at, strict=True)]
+
+
+@dataclass(frozen=True)
+class SchedulePolicy:
+    """Even spacing within a budget. speedup: dense over spent evaluations, at least 1; a ceiling on what is spent.
+
+    forecast_order: of the polynomial that stands for what is left out. guard: after a forecast that was measured worse
+    than this relative L1 error the next evaluation is computed, and the rest of the budget spread evenly over the rest
+    of the run, as long as that is left at least half of its share; 0 = off."""
+
+    speedup: float
+    start_percent: float = 0.0
+    end_percent: float = 1.0
+    forecast_order: int = 1
+    guard: float = 0.5
+    technique: str = "schedule"
+    regional: bool = False
+    history: int = 4
+    sparsity: Sparsity | None = None
+
+    @property
+    def levels(self) -> frozenset[Level]:
+        return frozenset((Level.HOLD, Level.RUN))
+
+    def start(self, window: Window) -> ScheduleActor:
+        return ScheduleActor(self)
+
+    def settings(self) -> dict:
+        return asdict(self)
+
+
+class ScheduleActor:
+    """One plan an image, made at the first evaluation and again where the guard changed it."""
+
+    def __init__(self, policy: SchedulePolicy):
+        self.policy = policy
+        self.plans: dict[int, list[bool]] = {}
+        self.guarded: dict[int, float] = {}  # the measurement that the guard has answered
+        self.notes: list[str] = []
+
+    def act(self, observation: Observation) -> tuple[Action, ...]:
+        return tuple(self._one(i, image, observation) for i, image in enumerate(observation.images))
+
+    def _one(self, number: int, image: ImageState, observation: Observation) -> Action:
+        step, steps = observation.step, observation.steps
+        plan = self.plans.setdefault(number, self._plan(steps))
+        if not plan[step] and self._alarmed(number, image):
+            left, share = sum(plan[step:]), sum(plan) / steps
+            if left - 1 >= share / 2 * (steps - step - 1):
+                plan[step:] = even(left, steps - step)
+        if plan[step] or not image.levels:
+            return DENSE
+        return Action(Level.HOLD, weights=self._weights(image, observation))
+
+    def _plan(self, steps: int) -> list[bool]:
+        count = affordable(self.policy.speedup, steps)
+        if steps > 1 and count < 2:
+            self.notes.append(f"{steps} steps at {self.policy.speedup:g} times the speed: one evaluation is computed")
+        return list(even(count, steps))
+
+    def _alarmed(self, number: int, image: ImageState) -> bool:
+        """Whether the latest measurement is worse than the guard allows, and new."""
+        bad = bool(self.policy.guard) and image.measured is not None and image.measured > self.policy.guard
+        if not bad or self.guarded.get(number) == image.measured:
+            return False
+        self.guarded[number] = image.measured or 0.0
+        return True
+
+    def _weights(self, image: ImageState, observation: Observation) -> tuple[tuple[float, float], ...]:
+        used = image.levels[-(self.policy.forecast_order + 1) :]
+        stop = observation.schedule[observation.step + 1] if observation.euler else None
+        return tuple(zip(used, adams_bashforth(used, observation.sigma, stop), strict=True))

@@ -1,0 +1,117 @@
+"""RAPID Accelerate in the real ComfyUI: the budget, the forecasts, any sampler."""
+
+import pytest
+import torch
+
+from rapid_testing.sampling import empty_latent, make_conditioning, sample
+
+STEPS = 12
+
+
+@pytest.fixture
+def accelerate(comfy_host, pack):
+    """guard 0: on random weights every forecast is bad."""
+    return lambda model, speedup, guard=0.0: comfy_host.run_node(
+        "RAPID_Accelerate", model=model, speedup=speedup, guard=guard)[0]  # fmt: skip
+
+
+@pytest.fixture
+def record_of(pack_module):
+    chain_of = pack_module("rapid_core.host.chain").chain_of
+    return lambda model: chain_of(model).log.records[-1]
+
+
+def strip(record, image=0):
+    return record._strip(image)
+
+
+@pytest.mark.parametrize("speedup, computed", [(2.0, 6), (2.5, 4), (3.0, 4), (6.0, 2), (1.1, 10)])
+def test_the_budget_is_a_ceiling(accelerate, record_of, tiny_model, speedup, computed):
+    patched = accelerate(tiny_model, speedup)
+    result = sample(patched, steps=STEPS, cfg=2.0)
+    record = record_of(patched)
+    assert torch.isfinite(result).all()
+    assert record.totals["computed"] == computed and record.totals["speedup_allowed"] >= speedup
+    assert strip(record)[0] == strip(record)[-1] == "#"
+
+
+def test_a_guard_that_is_never_content_stays_within_the_budget_and_leaves_some_of_it_to_the_end(
+    accelerate, record_of, tiny_model
+):
+    patched = accelerate(tiny_model, 2.0, guard=1e-6)
+    sample(patched, steps=STEPS, cfg=2.0)
+    marks = strip(record_of(patched))
+    assert marks.count("#") == 6 and "##" in marks and marks[-1] == "#"
+
+
+def test_speed_one_leaves_the_model_alone(accelerate, tiny_model):
+    assert accelerate(tiny_model, 1.0) is tiny_model
+
+
+def test_under_euler_what_is_left_out_is_a_step_of_adams_bashforth(accelerate, tiny_sd3, record_of):
+    """Against the same run written down by hand: two-step weights on the run's own noise levels."""
+    import comfy.sample
+    import comfy.samplers
+
+    patched, latent = accelerate(tiny_sd3, 2.0), empty_latent(batch=2)
+    found = sample(patched, steps=STEPS, cfg=2.0, latent=latent, sampler="euler")
+    runs = {0, 2, 4, 7, 9, 11}  # six of twelve
+    assert {i for i, mark in enumerate(strip(record_of(patched))) if mark == "#"} == runs
+
+    def by_hand(model, x, sigmas, extra_args=None, callback=None, disable=None):
+        known = []
+        for i in range(len(sigmas) - 1):
+            s, e = float(sigmas[i]), float(sigmas[i + 1])
+            if i in runs:
+                d = (x - model(x, sigmas[i] * x.new_ones(x.shape[0]), **extra_args)) / s
+                known.append((s, d))
+            elif len(known) == 1:
+                d = known[0][1]
+            else:
+                (a, before), (b, latest) = known[-2:]
+                d = latest + (latest - before) * ((s + e) / 2 - b) / (b - a)
+            x = x + (e - s) * d
+        return x
+
+    sigmas = comfy.samplers.calculate_sigmas(tiny_sd3.get_model_object("model_sampling"), "simple", STEPS)
+    wanted = comfy.sample.sample_custom(
+        tiny_sd3, comfy.sample.prepare_noise(latent, 0), 2.0, comfy.samplers.KSAMPLER(by_hand), sigmas,
+        make_conditioning(0), make_conditioning(1), latent, disable_pbar=True, seed=0,
+    )  # fmt: skip
+    assert (found - wanted).abs().max() < 1e-4 * wanted.abs().max()
+
+
+SAMPLERS = ["euler_ancestral", "heun", "dpmpp_2m", "dpmpp_3m_sde", "lcm", "dpm_adaptive", "res_multistep"]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_it_goes_with_other_samplers(accelerate, record_of, tiny_sd3, sampler):
+    patched = accelerate(tiny_sd3, 2.0)
+    result = sample(patched, steps=STEPS, cfg=2.0, sampler=sampler)
+    record = record_of(patched)
+    assert torch.isfinite(result).all()
+    if sampler != "dpm_adaptive":  # chooses its own steps: nothing is known of them in advance
+        assert record.totals["held"] > 0 and record.totals["flops"] < record.totals["dense_flops"]
+
+
+def test_image_to_image_and_few_steps(accelerate, record_of, tiny_sd3):
+    patched = accelerate(tiny_sd3, 2.0)
+    sample(patched, steps=1, cfg=2.0)
+    assert strip(record_of(patched)) == "#"
+    sample(patched, steps=3, cfg=2.0)
+    assert strip(record_of(patched)) == "#.."
+    assert "one evaluation is computed" in record_of(patched).text()
+
+
+def test_together_with_cache_reuse_the_least_is_computed(accelerate, record_of, tiny_sd3, comfy_host):
+    both = comfy_host.run_node("RAPID_CacheReuse", model=accelerate(tiny_sd3, 2.0), reuse_threshold=9.0,
+                               start_percent=0.0, end_percent=1.0, max_consecutive=3, forecast_order=1, level="hold",
+                               guard=0.0)[0]  # fmt: skip
+    assert torch.isfinite(sample(both, steps=STEPS, cfg=2.0)).all()
+    assert record_of(both).totals["computed"] < 6
+
+
+@pytest.mark.parametrize("speedup", [0.5, 7.0, float("nan"), "fast"])
+def test_a_speed_that_is_not_offered_is_refused(accelerate, tiny_model, speedup):
+    with pytest.raises(ValueError, match="RAPID Accelerate: speedup = .* accepted is a number from 1 to 6"):
+        accelerate(tiny_model, speedup)

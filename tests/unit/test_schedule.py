@@ -1,0 +1,87 @@
+"""Schedules decided before the run: spacing, budget, and quadrature weights."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rapid_core.actions import ImageState, Level, Observation, Window
+from rapid_core.policies.schedule import SchedulePolicy, adams_bashforth, affordable, even
+
+LEVELS = st.lists(st.floats(0.01, 1.0), min_size=3, max_size=3, unique=True).filter(
+    lambda s: min(abs(a - b) for a in s for b in s if a != b) > 0.02
+)
+
+
+@given(st.integers(1, 60), st.floats(1.0, 6.0))
+def test_the_plan_never_costs_more_than_the_budget_allows(steps, speedup):
+    plan = even(affordable(speedup, steps), steps)
+    assert len(plan) == steps and plan[0]
+    assert sum(plan) <= max(1, steps / speedup + 1e-6)
+    assert sum(plan) > steps / speedup - 1 or sum(plan) == 1
+    assert sum(plan) < 2 or plan[-1]
+
+
+def test_evaluations_are_spread_evenly():
+    marks = "".join("#" if on else "." for on in even(14, 28))
+    assert marks == "#.#.#.#.#.#.#.#.#.#.#.#.#..#" or marks.count("#") == 14
+    gaps = [len(gap) for gap in marks.split("#")]
+    assert max(gaps[1:-1]) - min(gaps[1:-1]) <= 1
+
+
+@given(LEVELS, st.floats(0.0, 1.0), st.floats(0.0, 1.0), st.integers(0, 2), st.floats(-3, 3), st.floats(-3, 3))
+def test_weights_give_the_mean_of_every_polynomial_of_their_order(levels, start, stop, order, a, b):
+    """Adams-Bashforth: exact by algebra; and with no end of the step the value at its start."""
+    if abs(start - stop) < 1e-3:
+        stop = start + 0.1
+    used = levels[: order + 1]
+    value = [lambda s: 1.0, lambda s: a + b * s, lambda s: a + b * s + s * s][order]
+    whole = [lambda s: s, lambda s: a * s + b * s * s / 2, lambda s: a * s + b * s * s / 2 + s**3 / 3][order]
+    scale = 1e-6 * (1 + sum(abs(w) for w in adams_bashforth(used, start, stop)))
+    mean = sum(w * value(s) for w, s in zip(adams_bashforth(used, start, stop), used, strict=True))
+    assert math.isclose(mean, (whole(stop) - whole(start)) / (stop - start), abs_tol=10 * scale)
+    point = sum(w * value(s) for w, s in zip(adams_bashforth(used, start, None), used, strict=True))
+    assert math.isclose(point, value(start), abs_tol=10 * scale)
+
+
+def marks_of(policy, steps, measured=(), euler=True):
+    """Run the actor on a schedule of equal steps; measured: number of an evaluation, what was measured before it."""
+    schedule = tuple(1 - i / steps for i in range(steps)) + (0.0,)
+    actor, levels, out = policy.start(Window(1.0, 0.0)), (), []
+    for i in range(steps):
+        image = ImageState(len(levels), 0, 0.1, dict(measured).get(i), levels=levels[-4:])
+        (action,) = actor.act(Observation(i, schedule[i], (image,), i, steps, schedule=schedule, euler=euler))
+        if action.level is Level.RUN:
+            levels = (*levels, schedule[i])
+        out.append(action)
+    return out, actor
+
+
+def text(actions):
+    return "".join("#" if a.level is Level.RUN else "." for a in actions)
+
+
+def test_what_is_left_out_is_forecast_from_the_latest_computed_ones():
+    actions, _ = marks_of(SchedulePolicy(2.0), 10)
+    assert text(actions) == "".join("#" if on else "." for on in even(5, 10))
+    held = next(a for i, a in enumerate(actions) if i > 3 and a.level is Level.HOLD)
+    assert len(held.weights) == 2 and sum(w for _, w in held.weights) == pytest.approx(1.0)
+    assert actions[1].weights == ((1.0, 1.0),)
+
+
+@given(st.dictionaries(st.integers(2, 27), st.floats(0.6, 2.0)), st.floats(1.0, 6.0))
+def test_the_guard_moves_computations_forward_and_spends_no_more_than_the_budget(measured, speedup):
+    actions, _ = marks_of(SchedulePolicy(speedup), 28, measured.items())
+    assert text(actions).count("#") <= affordable(speedup, 28)
+
+
+def test_after_a_bad_forecast_the_next_evaluation_is_computed():
+    plain, guarded = (text(marks_of(SchedulePolicy(4.0), 28, m)[0]) for m in ((), ((5, 0.9),)))
+    assert plain[5] == "." and guarded[5] == "#" and plain.count("#") == guarded.count("#")
+    assert guarded[6:].count("#") == plain[6:].count("#") - 1
+
+
+def test_a_budget_below_two_evaluations_says_so():
+    actions, actor = marks_of(SchedulePolicy(6.0), 4)
+    assert text(actions) == "#..." and "one evaluation is computed" in actor.notes[0]
