@@ -4,11 +4,12 @@ from comfy_api.latest import ComfyExtension, io
 
 from .accelerate import Accelerate
 from .cache_reuse import CacheReuse
+from .load_policy import LoadPolicy, add_folders
 from .region_adaptive import RegionAdaptive
 from .report import Report
 from .sparse_attention import SparseAttention
 
-NODES: list[type[io.ComfyNode]] = [Accelerate, CacheReuse, RegionAdaptive, SparseAttention, Report]
+NODES: list[type[io.ComfyNode]] = [Accelerate, LoadPolicy, CacheReuse, RegionAdaptive, SparseAttention, Report]
 
 
 class RapidExtension(ComfyExtension):
@@ -21,4 +22,5 @@ class RapidExtension(ComfyExtension):
 
 async def comfy_entrypoint() -> RapidExtension:
     """ComfyUI's V3 entry point."""
+    add_folders()
     return RapidExtension()

@@ -2,9 +2,12 @@
 
 from comfy_api.latest import io
 
+from ..rapid_core.architectures import describe
 from ..rapid_core.host.chain import attach
+from ..rapid_core.policies.from_file import check_family, policy_of
 from ..rapid_core.policies.schedule import SchedulePolicy
 from .checks import Checks
+from .load_policy import Policy
 
 
 class Accelerate(io.ComfyNode):
@@ -24,6 +27,9 @@ class Accelerate(io.ComfyNode):
                 io.Float.Input("speedup", default=2.0, min=1.0, max=6.0, step=0.1,
                                tooltip="Times faster than computing every step. 20 steps at 2.0 compute 10 of them. "
                                "Higher is less exact; 1 turns the node off."),
+                Policy.Input("policy", optional=True,
+                             tooltip="Which steps are computed, made for this model; without one they are evenly "
+                             "spaced."),
                 io.Float.Input("guard", default=0.5, min=0.0, max=10.0, step=0.05, optional=True,
                                tooltip="Where a computed step shows that its forecast would have been worse than this "
                                "relative error, the next one is computed and a later one is not. 0 turns it off."),
@@ -32,6 +38,13 @@ class Accelerate(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, model, speedup, guard=0.5) -> io.NodeOutput:
+    def execute(cls, model, speedup, policy=None, guard=0.5) -> io.NodeOutput:
         Checks("RAPID Accelerate").ranges(speedup=(speedup, 1.0, 6.0), guard=(guard, 0.0, 10.0))
-        return io.NodeOutput(model if speedup == 1.0 else attach(model, SchedulePolicy(speedup, guard=guard)))
+        if speedup == 1.0:
+            return io.NodeOutput(model)
+        if policy is None:
+            return io.NodeOutput(attach(model, SchedulePolicy(speedup, guard=guard)))
+        network = model.model.diffusion_model
+        architecture = describe(network)
+        check_family(policy, architecture.family if architecture else type(network).__name__)
+        return io.NodeOutput(attach(model, policy_of(policy, speedup, guard)))

@@ -107,6 +107,8 @@ LUMINA2 = Architecture(
 )  # fmt: skip
 Z_IMAGE = Architecture("z_image", LUMINA2.stacks, LUMINA2.weights, LUMINA2.hidden, LUMINA2.whole)
 
+FAMILIES = tuple(a.family for a in (FLUX, FLUX2, CHROMA, HUNYUAN, SD3, QWEN, WAN, LUMINA2, Z_IMAGE))
+
 _FAMILIES: dict[str, Callable[[Any], Architecture]] = {
     "Flux": lambda m: FLUX2 if getattr(m.params, "global_modulation", False) else FLUX,
     "OpenAISignatureMMDITWrapper": lambda m: SD3,

@@ -37,8 +37,38 @@ def adams_bashforth(levels: Sequence[float], start: float, stop: float | None) -
 
 
 @dataclass(frozen=True)
+class Plan:
+    """A searched plan. computed: whether each step's evaluation is; weights: for each step that is left out, of the
+    latest computed derivatives, oldest first (empty: Adams-Bashforth); schedule: noise levels it was searched on."""
+
+    computed: tuple[bool, ...]
+    weights: tuple[tuple[float, ...], ...]
+    schedule: tuple[float, ...]
+
+    def fits(self, schedule: Sequence[float]) -> bool:
+        """Whether a run's noise levels are the plan's, within a thousandth of the highest."""
+        if len(schedule) != len(self.schedule):
+            return False
+        return max(abs(a - b) for a, b in zip(schedule, self.schedule, strict=True)) <= 1e-3 * self.schedule[0]
+
+    def on(self, count: int, steps: int) -> tuple[bool, ...]:
+        """`count` evaluations of another number of steps, where the plan's lie."""
+        if steps == len(self.computed) and sum(self.computed) <= count:
+            return self.computed
+        places = [i / max(1, len(self.computed) - 1) for i, on in enumerate(self.computed) if on]
+        wanted = [places[round(i * (len(places) - 1) / max(1, count - 1))] for i in range(count)]
+        free, chosen = list(range(steps)), set()
+        for place in wanted:
+            nearest = min(free, key=lambda i: abs(i - place * (steps - 1)))
+            free.remove(nearest)
+            chosen.add(nearest)
+        return tuple(i in chosen for i in range(steps))
+
+
+@dataclass(frozen=True)
 class SchedulePolicy:
-    """Even spacing within a budget. speedup: dense over spent evaluations, at least 1; a ceiling on what is spent.
+    """Even spacing, or a plan, within a budget. speedup: dense over spent evaluations, at least 1; a ceiling on what is
+    spent.
 
     forecast_order: of the polynomial that stands for what is left out. guard: after a forecast that was measured worse
     than this relative L1 error the next evaluation is computed, and the rest of the budget spread evenly over the rest
@@ -53,6 +83,8 @@ class SchedulePolicy:
     regional: bool = False
     history: int = 4
     sparsity: Sparsity | None = None
+    plan: Plan | None = None
+    source: str = ""  # file that the plan is from
 
     @property
     def levels(self) -> frozenset[Level]:
@@ -62,7 +94,7 @@ class SchedulePolicy:
         return ScheduleActor(self)
 
     def settings(self) -> dict:
-        return asdict(self)
+        return {k: v for k, v in asdict(self).items() if k != "plan"}
 
 
 class ScheduleActor:
@@ -73,13 +105,16 @@ class ScheduleActor:
         self.plans: dict[int, list[bool]] = {}
         self.guarded: dict[int, float] = {}  # the measurement that the guard has answered
         self.notes: list[str] = []
+        self.fits = False  # whether the plan's own weights hold
 
     def act(self, observation: Observation) -> tuple[Action, ...]:
         return tuple(self._one(i, image, observation) for i, image in enumerate(observation.images))
 
     def _one(self, number: int, image: ImageState, observation: Observation) -> Action:
         step, steps = observation.step, observation.steps
-        plan = self.plans.setdefault(number, self._plan(steps))
+        if number not in self.plans:
+            self.plans[number] = self._plan(observation)
+        plan = self.plans[number]
         if not plan[step] and self._alarmed(number, image):
             left, share = sum(plan[step:]), sum(plan) / steps
             if left - 1 >= share / 2 * (steps - step - 1):
@@ -88,11 +123,18 @@ class ScheduleActor:
             return DENSE
         return Action(Level.HOLD, weights=self._weights(image, observation))
 
-    def _plan(self, steps: int) -> list[bool]:
+    def _plan(self, observation: Observation) -> list[bool]:
+        steps, plan = observation.steps, self.policy.plan
         count = affordable(self.policy.speedup, steps)
         if steps > 1 and count < 2:
-            self.notes.append(f"{steps} steps at {self.policy.speedup:g} times the speed: one evaluation is computed")
-        return list(even(count, steps))
+            self.notes = [f"{steps} steps at {self.policy.speedup:g} times the speed: one evaluation is computed"]
+        if plan is None or count < 2:
+            return list(even(count, steps))
+        self.fits = observation.euler and plan.fits(observation.schedule)
+        if not self.fits:
+            self.notes = [f"{self.policy.source} was searched for euler on other noise levels: its plan is moved to "
+                          "this run's steps, forecasts are Adams-Bashforth's"]  # fmt: skip
+        return list(plan.on(count, steps))
 
     def _alarmed(self, number: int, image: ImageState) -> bool:
         """Whether the latest measurement is worse than the guard allows, and new."""
@@ -103,6 +145,18 @@ class ScheduleActor:
         return True
 
     def _weights(self, image: ImageState, observation: Observation) -> tuple[tuple[float, float], ...]:
+        plan, step = self.policy.plan, observation.step
+        fitted = plan.weights[step] if plan and self.fits else ()
+        if fitted and self._as_planned(image, observation):
+            return tuple(zip(image.levels[-len(fitted) :], fitted, strict=True))
         used = image.levels[-(self.policy.forecast_order + 1) :]
         stop = observation.schedule[observation.step + 1] if observation.euler else None
         return tuple(zip(used, adams_bashforth(used, observation.sigma, stop), strict=True))
+
+    def _as_planned(self, image: ImageState, observation: Observation) -> bool:
+        """Whether the derivatives that the plan's weights refer to are the ones that are there."""
+        plan = self.policy.plan
+        assert plan is not None
+        wanted = [s for on, s in zip(plan.computed, observation.schedule, strict=False) if on and s > observation.sigma]
+        latest = wanted[-len(plan.weights[observation.step]) :]
+        return len(image.levels) >= len(latest) and image.levels[-len(latest) :] == tuple(latest)

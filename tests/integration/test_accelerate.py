@@ -1,5 +1,7 @@
 """RAPID Accelerate in the real ComfyUI: the budget, the forecasts, any sampler."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -115,3 +117,70 @@ def test_together_with_cache_reuse_the_least_is_computed(accelerate, record_of, 
 def test_a_speed_that_is_not_offered_is_refused(accelerate, tiny_model, speedup):
     with pytest.raises(ValueError, match="RAPID Accelerate: speedup = .* accepted is a number from 1 to 6"):
         accelerate(tiny_model, speedup)
+
+
+@pytest.fixture
+def policy_folder(pack):
+    import folder_paths
+
+    folder = folder_paths.get_folder_paths("rapid_policies")[0]
+    return Path(folder)
+
+
+@pytest.fixture
+def saved(pack_module, policy_folder):
+    """saved(kind, tensors, **metadata): name of a policy file where the host looks for them."""
+    write, written = pack_module("rapid_core.policy_file").write, []
+
+    def save(kind, tensors, name="test.safetensors", **more):
+        metadata = dict(architecture="sd3", base_model="tiny", budgets=[2.0], reward="psnr", licence="Apache-2.0",
+                        training_command="-", **more)  # fmt: skip
+        written.append(write(policy_folder / name, kind, metadata, tensors).path)
+        return name
+
+    yield save
+    for path in written:
+        path.unlink(missing_ok=True)
+
+
+def load(comfy_host, name):
+    return comfy_host.run_node("RAPID_LoadPolicy", policy=name)[0]
+
+
+def test_a_threshold_policy_samples_as_cache_reuse_does(comfy_host, pack, saved, tiny_sd3):
+    policy = load(comfy_host, saved("threshold", {"thresholds": torch.tensor([0.7])}))
+    by_policy = comfy_host.run_node("RAPID_Accelerate", model=tiny_sd3, speedup=2.0, policy=policy, guard=0.0)[0]
+    by_hand = comfy_host.run_node("RAPID_CacheReuse", model=tiny_sd3, reuse_threshold=0.7, start_percent=0.0,
+                                  end_percent=1.0, max_consecutive=3, forecast_order=1, level="hold",
+                                  guard=0.0)[0]  # fmt: skip
+    assert torch.allclose(*(sample(m, steps=STEPS, cfg=2.0) for m in (by_policy, by_hand)))
+
+
+def test_a_schedule_policy_computes_its_steps(comfy_host, pack, pack_module, saved, tiny_sd3, record_of):
+    import comfy.samplers
+
+    sigmas = comfy.samplers.calculate_sigmas(tiny_sd3.get_model_object("model_sampling"), "simple", STEPS).tolist()
+    schedule, files = (pack_module(f"rapid_core.policies.{name}") for name in ("schedule", "from_file"))
+    on = tuple(i in (0, 1, 3, 6, 8, 11) for i in range(STEPS))
+    weights = tuple(() if run or i < 2 else (-0.5, 1.5) for i, run in enumerate(on))
+    name = saved("schedule", files.plan_tensors([schedule.Plan(on, weights, tuple(sigmas))]))
+    patched = comfy_host.run_node("RAPID_Accelerate", model=tiny_sd3, speedup=2.0, policy=load(comfy_host, name),
+                                  guard=0.0)[0]  # fmt: skip
+    sample(patched, steps=STEPS, cfg=2.0)
+    assert strip(record_of(patched)) == "".join("#" if run else "." for run in on) and not record_of(patched).notes
+    sample(patched, steps=STEPS, cfg=2.0, sampler="heun")
+    assert "moved to this run's steps" in record_of(patched).text()
+
+
+def test_policies_are_listed_and_read_again_when_they_change(comfy_host, pack, saved, tiny_flux):
+    name = saved("threshold", {"thresholds": torch.tensor([0.7])})
+    node = comfy_host.nodes.NODE_CLASS_MAPPINGS["RAPID_LoadPolicy"]
+    assert name in str(node.define_schema().inputs[0].options)
+    before = node.fingerprint_inputs(policy=name)
+    policy = load(comfy_host, saved("threshold", {"thresholds": torch.tensor([0.2])}))
+    assert node.fingerprint_inputs(policy=name) != before
+    assert policy.tensors["thresholds"].item() == pytest.approx(0.2)
+    with pytest.raises(ValueError, match="architecture = 'sd3', trained on tiny; this model is flux"):
+        comfy_host.run_node("RAPID_Accelerate", model=tiny_flux, speedup=2.0, policy=policy)
+    with pytest.raises(ValueError, match="policy = 'none.safetensors' was given; in models/rapid_policies there is"):
+        load(comfy_host, "none.safetensors")

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rapid_core.actions import ImageState, Level, Observation, Window
+from rapid_core.actions import Level
 from rapid_core.policies.schedule import SchedulePolicy, adams_bashforth, affordable, even
+from rapid_testing.actors import marks_of, text
 
 LEVELS = st.lists(st.floats(0.01, 1.0), min_size=3, max_size=3, unique=True).filter(
     lambda s: min(abs(a - b) for a in s for b in s if a != b) > 0.02
@@ -43,23 +44,6 @@ def test_weights_give_the_mean_of_every_polynomial_of_their_order(levels, start,
     assert math.isclose(mean, (whole(stop) - whole(start)) / (stop - start), abs_tol=10 * scale)
     point = sum(w * value(s) for w, s in zip(adams_bashforth(used, start, None), used, strict=True))
     assert math.isclose(point, value(start), abs_tol=10 * scale)
-
-
-def marks_of(policy, steps, measured=(), euler=True):
-    """Run the actor on a schedule of equal steps; measured: number of an evaluation, what was measured before it."""
-    schedule = tuple(1 - i / steps for i in range(steps)) + (0.0,)
-    actor, levels, out = policy.start(Window(1.0, 0.0)), (), []
-    for i in range(steps):
-        image = ImageState(len(levels), 0, 0.1, dict(measured).get(i), levels=levels[-4:])
-        (action,) = actor.act(Observation(i, schedule[i], (image,), i, steps, schedule=schedule, euler=euler))
-        if action.level is Level.RUN:
-            levels = (*levels, schedule[i])
-        out.append(action)
-    return out, actor
-
-
-def text(actions):
-    return "".join("#" if a.level is Level.RUN else "." for a in actions)
 
 
 def test_what_is_left_out_is_forecast_from_the_latest_computed_ones():

@@ -1,0 +1,63 @@
+"""Load Policy: a policy file, for RAPID Accelerate."""
+
+from pathlib import Path
+
+import folder_paths
+from comfy_api.latest import io
+
+from ..rapid_core.policy_file import read
+
+FOLDER = "rapid_policies"
+SHIPPED = Path(__file__).parent.parent / "policies"
+NONE = "(no policy files)"
+Policy = io.Custom("RAPID_POLICY")
+
+
+def add_folders() -> None:
+    """Make the host look for policies in models/rapid_policies and in this pack."""
+    for folder in (Path(folder_paths.models_dir) / FOLDER, SHIPPED):
+        folder_paths.add_model_folder_path(FOLDER, str(folder))
+    folder_paths.folder_names_and_paths[FOLDER][1].add(".safetensors")
+
+
+def path_of(name: str) -> Path:
+    """Where a policy of this name lies. Raises ValueError."""
+    found = folder_paths.get_full_path(FOLDER, name)
+    if found is None:
+        there = ", ".join(folder_paths.get_filename_list(FOLDER)) or "nothing"
+        raise ValueError(f"RAPID Load Policy: policy = {name!r} was given; in models/{FOLDER} there is {there}.")
+    return Path(found)
+
+
+class LoadPolicy(io.ComfyNode):
+    """Reads a policy file, and again when it has changed."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="RAPID_LoadPolicy",
+            display_name="RAPID Load Policy",
+            category="RAPID",
+            description="Loads a policy: a searched schedule, fitted thresholds or trained heads for one model, made "
+            "by RAPID's training script. Policies lie in models/rapid_policies.",
+            search_aliases=["rapid3", "policy", "schedule", "load", "speed up"],
+            inputs=[
+                io.Combo.Input("policy", options=folder_paths.get_filename_list(FOLDER) or [NONE],
+                               tooltip="A file in models/rapid_policies, or one of this pack's for its demo models."),
+            ],
+            outputs=[
+                Policy.Output(display_name="policy"),
+                io.String.Output(display_name="about", tooltip="What the file says of itself."),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def fingerprint_inputs(cls, policy) -> tuple:
+        """Changes when the file does, so that the host reads it again."""
+        found = folder_paths.get_full_path(FOLDER, policy)
+        return (policy, Path(found).stat().st_mtime_ns if found else 0)
+
+    @classmethod
+    def execute(cls, policy) -> io.NodeOutput:
+        file = read(path_of(policy))
+        return io.NodeOutput(file, "\n".join(f"{name}: {value}" for name, value in sorted(file.metadata.items())))

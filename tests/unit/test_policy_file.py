@@ -1,0 +1,129 @@
+"""Policy files: what is written is read back, and everything that is wrong is named."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from rapid_core.actions import Level
+from rapid_core.policies.from_file import check_family, plan_tensors, plans_of, policy_of, threshold_of
+from rapid_core.policies.schedule import Plan, SchedulePolicy, even
+from rapid_core.policies.threshold import ThresholdPolicy
+from rapid_core.policy_file import FORMAT, PolicyError, read, write
+from rapid_testing.actors import marks_of, text
+
+METADATA = dict(architecture="flux", base_model="demo flux", budgets=[2.0, 4.0], reward="psnr", licence="Apache-2.0",
+                training_command="dev.py train")  # fmt: skip
+SCHEDULE = tuple(1 - i / 8 for i in range(9))
+
+
+def plan(count):
+    on = even(count, 8)
+    weights = tuple(() if on[i] or sum(on[:i]) < 2 else (0.25, 0.75) for i in range(8))
+    return Plan(on, weights, SCHEDULE)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "policy.safetensors"
+
+
+@pytest.fixture
+def schedule(path):
+    return write(path, "schedule", METADATA, plan_tensors([plan(4), plan(2)]))
+
+
+def test_a_schedule_is_read_as_it_was_written(schedule):
+    assert plans_of(schedule) == [plan(4), plan(2)]
+    assert schedule.budgets == (2.0, 4.0)
+    assert schedule.metadata["reward"] == "psnr" and schedule.base_model == "demo flux"
+
+
+def test_the_plan_of_a_budget_runs_with_its_own_weights(schedule):
+    actions, actor = marks_of(policy_of(schedule, 2.0, 0.5), 8)
+    assert text(actions) == "".join("#" if on else "." for on in plan(4).computed) and not actor.notes
+    held = [a for i, a in enumerate(actions) if a.level is Level.HOLD and i >= 3]
+    assert held and all([w for _, w in a.weights] == [0.25, 0.75] for a in held)
+
+
+def test_on_other_steps_or_samplers_the_plan_is_moved_and_says_so(schedule):
+    policy = policy_of(schedule, 2.0, 0.5)
+    for steps, euler in ((16, True), (8, False)):
+        actions, actor = marks_of(policy, steps, euler=euler)
+        assert text(actions).count("#") == steps // 2 and "moved to this run's steps" in actor.notes[0]
+        assert not any([w for _, w in a.weights] == [0.25, 0.75] for a in actions if a.weights)
+
+
+def test_between_budgets_the_nearest_plan_is_thinned_out(schedule):
+    policy = policy_of(schedule, 2.5, 0.5)
+    assert isinstance(policy, SchedulePolicy) and policy.plan == plan(4)
+    assert text(marks_of(policy, 8)[0]).count("#") == 3
+
+
+def test_thresholds_are_interpolated(path):
+    file = write(path, "threshold", METADATA, {"thresholds": torch.tensor([0.1, 0.4])})
+    assert threshold_of(file, 1.5) == pytest.approx(0.1) and threshold_of(file, 4.0) == pytest.approx(0.4)
+    assert threshold_of(file, 3.0) == pytest.approx(0.2) and threshold_of(file, 6.0) == pytest.approx(0.4)
+    assert isinstance(policy_of(file, 3.0, 0.5), ThresholdPolicy)
+
+
+def test_a_policy_of_another_family_is_refused(schedule):
+    check_family(schedule, "flux")
+    with pytest.raises(PolicyError, match="architecture = 'flux', trained on demo flux; this model is sd3"):
+        check_family(schedule, "sd3")
+
+
+@pytest.mark.parametrize("field, value, said", [
+    ("kind", "plan", "kind = 'plan'; known are schedule, threshold, heads"),
+    ("version", "2", "version is '2'; this version of RAPID reads '1'"),
+    ("format", "other", "format is 'other'"),
+    ("architecture", "unet", "architecture = 'unet'; known are flux"),
+    ("budgets", "[4, 2]", "budgets = [4, 2]; wanted is a rising list"),
+    ("budgets", "[2, true]", "budgets = [2, True]"),
+    ("budgets", "2 and 4", "budgets = '2 and 4' is not JSON"),
+    ("licence", "", "licence is missing"),
+])  # fmt: skip
+def test_wrong_metadata_is_named(path, field, value, said):
+    write(path, "threshold", METADATA, {"thresholds": torch.tensor([0.1, 0.4])})
+    body = {**{k: v if isinstance(v, str) else str(v) for k, v in METADATA.items()}, "format": FORMAT, "version": "1",
+            "kind": "threshold", field: value}  # fmt: skip
+    save_file({"thresholds": torch.tensor([0.1, 0.4])}, path, body)
+    with pytest.raises(PolicyError) as error:
+        read(path)
+    assert "policy.safetensors" in str(error.value) and said in str(error.value)
+
+
+@pytest.mark.parametrize("name, change, said", [
+    ("sigmas", None, "sigmas is missing from the tensors"),
+    ("sigmas", torch.linspace(0, 1, 9), "sigmas must fall"),
+    ("plan.0.weights", torch.zeros(8, 3), "plan.0.weights has shape (8, 3); wanted is 8 x 4"),
+    ("plan.1.weights", torch.full((8, 4), float("nan")), "plan.1.weights holds NaN"),
+    ("plan.0.computed", torch.ones(8, dtype=torch.uint8), "computes 8 of 8 steps"),
+    ("plan.0.computed", torch.zeros(8), "has type torch.float32; wanted is torch.uint8"),
+    ("plan.0.terms", torch.full((8,), 9, dtype=torch.uint8), "cannot be the sum of 9"),
+])  # fmt: skip
+def test_wrong_tensors_are_named(path, name, change, said):
+    tensors = plan_tensors([plan(4), plan(2)])
+    tensors = {**tensors, name: change} if change is not None else {k: v for k, v in tensors.items() if k != name}
+    file = write(path, "schedule", METADATA, tensors)
+    with pytest.raises(PolicyError) as error:
+        plans_of(file)
+    assert said in str(error.value)
+
+
+def test_truncated_missing_and_huge_files_are_refused(path, schedule, tmp_path):
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(PolicyError, match="not a whole safetensors file"):
+        read(path)
+    path.write_bytes(b"")
+    with pytest.raises(PolicyError, match="not a whole safetensors file"):
+        read(path)
+    with pytest.raises(PolicyError, match="cannot be read"):
+        read(tmp_path / "nothing.safetensors")
+    with open(path, "wb") as file:
+        file.truncate(65 * 2**20)
+    with pytest.raises(PolicyError, match="65 MiB; a policy has at most 64 MiB"):
+        read(path)
+    save_file({"weight": torch.zeros(2)}, path)
+    with pytest.raises(PolicyError, match="format is missing"):
+        read(path)
