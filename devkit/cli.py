@@ -66,6 +66,10 @@ def build_parser() -> argparse.ArgumentParser:
         "bench", parents=[shared], help="run a suite of benchmarks/; other flags go to the suite (--quick, --out ...)"
     )
     bench.add_argument("suite", choices=SUITES, help="what to measure")
+    train = kinds.add_parser(
+        "train", parents=[shared], help="train a policy on a demo model; other flags go to training/train_policy.py"
+    )
+    train.add_argument("--model", choices=("flux", "sd3"), default="flux", help="demo model (default flux)")
     return parser
 
 
@@ -73,7 +77,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     """Parsed flags; what `test` does not know itself is kept for pytest."""
     parser = build_parser()
     options, rest = parser.parse_known_args(arguments)
-    if rest and options.command not in ("test", "bench"):
+    if rest and options.command not in ("test", "bench", "train"):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     options.rest = rest
     options.pytest_arguments = [argument for argument in rest if argument != "--"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import tempfile
 import time
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 from devkit.base_folder import REPOSITORY, make_base_folder, remove_base_folder
 from devkit.cache import SetupError, make_folder
 from devkit.device import has_gpu
-from devkit.server import ComfyServer, child_environment, keep_tree_clean
+from devkit.server import ComfyServer, child_environment, host_arguments, keep_tree_clean
 
 if TYPE_CHECKING:
     import argparse
@@ -78,6 +79,26 @@ def demo(ground: Ground, options: argparse.Namespace) -> int:
             ),
             *("--host-tree", str(ground.tree), "--base", str(base)),
         ]
+        return subprocess.call(command, env=environment)
+
+
+def train(ground: Ground, options: argparse.Namespace) -> int:
+    """Run training/train_policy.py in the environment, on a demo model's example workflow unless another is given."""
+    environment = script_environment(ground, ground.tree, threads=None)
+    environment["PYTHONPATH"] = str(REPOSITORY)
+    with temporary_base(ground.cache, "train") as base:
+        rest = list(options.rest)
+        if "--workflow" not in rest:
+            rest += ["--workflow", str(REPOSITORY / "example_workflows" / "api" / f"demo_{options.model}.json")]
+        if "--prompts" not in rest:
+            scenes = base / "prompts.txt"
+            subprocess.check_call([str(ground.python), "-m", "demo.prompts", str(scenes)], env=environment)
+            rest += ["--prompts", str(scenes)]
+        if "--out" not in rest:
+            rest += ["--out", f"demo-{options.model}-plan"]
+        host = shlex.join(host_arguments(base, has_gpu(ground.python)))
+        command = [str(ground.python), str(REPOSITORY / "training" / "train_policy.py"), "--comfyui", str(ground.tree),
+                   "--host-arguments", host, *rest]  # fmt: skip
         return subprocess.call(command, env=environment)
 
 

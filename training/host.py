@@ -1,0 +1,67 @@
+"""ComfyUI in this process: its nodes, the user's packs, and a way to run one node."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def find_tree(given: Path | None) -> Path:
+    """The ComfyUI folder: the given one, or the one in whose custom_nodes this pack lies. Raises SystemExit."""
+    here = Path(__file__).resolve().parents
+    for tree in [given] if given else [folder for folder in here if (folder / "nodes.py").is_file()]:
+        if (tree / "nodes.py").is_file() and (tree / "comfy").is_dir():
+            return tree
+    raise SystemExit(f"no ComfyUI in {given or 'the folders above this script'}; name it with --comfyui PATH")
+
+
+class Host:
+    """The imported host; once per process. arguments: ComfyUI's own, e.g. ["--cpu"]; packs: node packs to load, or None
+    for all in custom_nodes."""
+
+    def __init__(self, tree: Path, arguments: list[str], packs: list[Path] | None = None):
+        given, sys.argv = sys.argv, ["main.py", *arguments]  # read while it is imported
+        sys.path.insert(0, str(tree))
+        try:
+            importlib.import_module("comfy.options").enable_args_parsing()
+            self.nodes: Any = importlib.import_module("nodes")
+            importlib.import_module("comfy_extras")
+        finally:
+            sys.argv = given
+        asyncio.run(self._load(tree, packs))
+        importlib.import_module("comfy.utils").PROGRESS_BAR_ENABLED = False  # of every run's own; ours are above them
+
+    async def _load(self, tree: Path, packs: list[Path] | None) -> None:
+        if packs is None:
+            await self.nodes.init_extra_nodes(init_api_nodes=False)
+            return
+        for path in sorted((tree / "comfy_extras").glob("nodes_*.py")):
+            await self.nodes.load_custom_node(str(path), module_parent="comfy_extras")
+        for path in packs:
+            await self.nodes.load_custom_node(str(path))
+
+    def policies(self) -> Path:
+        """Where policies belong."""
+        return Path(importlib.import_module("folder_paths").models_dir) / "rapid_policies"
+
+    def run(self, class_type: str, inputs: dict[str, Any]) -> tuple:
+        """Outputs of a node. Raises ValueError for one that is not installed."""
+        node = self.nodes.NODE_CLASS_MAPPINGS.get(class_type)
+        if node is None:
+            raise ValueError(f"node {class_type} of the workflow is not installed here; install its pack")
+        with torch.inference_mode():
+            if hasattr(node, "GET_SCHEMA"):
+                return tuple(node.PREPARE_CLASS_CLONE(None).execute(**inputs).args)
+            return tuple(getattr(node(), node.FUNCTION)(**inputs))
+
+
+def attach(model: Any, policy: Any) -> Any:
+    """A clone of a model with a policy; the host has to be started before this is imported."""
+    from rapid_core.host.chain import attach as attached
+
+    return attached(model, policy)

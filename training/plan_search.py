@@ -1,0 +1,119 @@
+"""Which evaluations to compute: hill climbing from even spacing, every candidate sampled for real.
+
+Costs of candidates by dense runs alone do not tell the better plan: once an error is in the latent, later derivatives
+change with it. So each candidate is rolled out on the calibration prompts, with weights fitted anew, and judged by the
+latents that come out."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import mean
+
+from torch import Tensor
+from tqdm import tqdm
+
+from rapid_core.policies.schedule import Plan, SchedulePolicy, affordable, even
+from training.graph import Graph
+from training.host import attach
+from training.quadrature import fitted
+from training.references import Reference
+
+LEAST_GAIN = 0.02  # dB; smaller differences are not worth a move
+Score = Callable[[Plan], list[float]]
+
+
+def latent_psnr(found: Tensor, wanted: Tensor) -> float:
+    """PSNR in dB of latents, their peak being the range of `wanted`; at most 100."""
+    error = (found.float() - wanted.float()).square().mean()
+    peak = wanted.float().max() - wanted.float().min()
+    return min(100.0, float(20 * peak.log10() - 10 * error.clamp_min(1e-20).log10()))
+
+
+class Rollouts:
+    """Scores of plans: PSNR of each reference's latent under a plan. Kept in a file, so that a search that was killed
+    goes on where it was and comes to the same end."""
+
+    def __init__(self, graph: Graph, references: Sequence[Reference], speedup: float, path: Path):
+        self.graph, self.references, self.speedup, self.path = graph, references, speedup, path
+        self.known: dict[str, list[float]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+    def __call__(self, plan: Plan) -> list[float]:
+        key = key_of(plan)
+        if key not in self.known:
+            policy = SchedulePolicy(self.speedup, guard=0.0, plan=plan, source="search")
+            model = attach(self.graph.model, policy)
+            self.known[key] = [latent_psnr(self.graph.sample(r.prompt, r.seed, model).cpu(), r.latent)
+                               for r in self.references]  # fmt: skip
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            part = self.path.with_suffix(".part")
+            part.write_text(json.dumps(self.known), encoding="utf-8")
+            part.replace(self.path)
+        return self.known[key]
+
+
+def key_of(plan: Plan) -> str:
+    """A plan as text: its marks, and the kind of its weights."""
+    marks = "".join("#" if on else "." for on in plan.computed)
+    return marks + ("" if any(plan.weights) else " adams-bashforth")
+
+
+def search(
+    score: Score, schedule: Sequence[float], products: Tensor, speedup: float, most: int, seed: int = 0,
+    start: Plan | None = None,
+) -> tuple[Plan, list[float]]:
+    """The best plan found with `most` candidates, and its scores. score: of `Rollouts`; products: of `gram`."""
+    steps, generator = len(schedule) - 1, random.Random(seed)
+    begin = start or fitted(even(affordable(speedup, steps), steps), schedule, products)
+    best, scores, tried = begin, score(begin), 1
+    with tqdm(total=most, initial=1, desc=f"plans at {speedup:g}x", unit="plan") as bar:
+        improved = True
+        while improved and tried < most:
+            improved = False
+            for marks in neighbours(best.computed, generator):
+                if tried >= most:
+                    break
+                plan = fitted(marks, schedule, products)
+                found = score(plan)
+                tried += 1
+                bar.update()
+                if mean(found) > mean(scores) + LEAST_GAIN:
+                    best, scores, improved = plan, found, True
+                    bar.set_postfix(psnr=f"{mean(scores):.2f}")
+                    break
+    return best, scores
+
+
+def neighbours(computed: Sequence[bool], generator: random.Random) -> list[tuple[bool, ...]]:
+    """Plans with one computed evaluation, never the first, one or two steps elsewhere, in random order."""
+    steps, out = len(computed), []
+    for i in (i for i in range(1, steps) if computed[i]):
+        for j in (i - 2, i - 1, i + 1, i + 2):
+            if 0 < j < steps and not computed[j]:
+                marks = list(computed)
+                marks[i], marks[j] = False, True
+                out.append(tuple(marks))
+    generator.shuffle(out)
+    return out
+
+
+def default_plan(schedule: Sequence[float], speedup: float) -> Plan:
+    """What RAPID Accelerate does without a policy."""
+    steps = len(schedule) - 1
+    return Plan(even(affordable(speedup, steps), steps), ((),) * steps, tuple(schedule))
+
+
+def oracle(
+    rollouts: Callable[[Reference], Score], references: Sequence[Reference], static: Plan, products: Tensor,
+    speedup: float, most: int,
+) -> tuple[float, float]:
+    """Mean score of the static plan, and of plans searched for each image by itself: what looking at the image can give
+    at most, as far as the search goes."""
+    before, after = [], []
+    for reference in references:
+        score = rollouts(reference)
+        before.append(score(static)[0])
+        after.append(search(score, static.schedule, products, speedup, most, start=static)[1][0])
+    return mean(before), mean(after)

@@ -1,0 +1,133 @@
+"""Phases 1 and 2 of training: dense references, and a plan for every speed-up, measured on prompts it was not searched
+on."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rapid_core.architectures import describe
+from rapid_core.policies.from_file import plan_tensors
+from rapid_core.policies.schedule import Plan
+from rapid_core.policy_file import PolicyFile, write
+from training.graph import Graph
+from training.plan_search import Rollouts, default_plan, key_of, oracle, search
+from training.quadrature import fitted
+from training.references import Reference, references
+
+REFINE = 8  # Euler steps in each of the workflow's, for references near the solution
+TARGETS = {"dense": "the dense run of the same seed",
+           "solution": f"the run of the same seed with {REFINE} times the steps"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Found:
+    """A searched plan, and PSNR of latents to the target on held-out prompts: searched; even spacing with fitted
+    weights, and Adams-Bashforth's (default); headroom: the plan on a few of them, and plans searched for each of these
+    alone."""
+
+    speedup: float
+    plan: Plan
+    searched: list[float]
+    even: list[float]
+    default: list[float]
+    headroom: tuple[float, float] | None
+
+
+def train_plans(
+    graph: Graph, prompts: Sequence[str], args: Namespace, state: Path, path: Path, command: str
+) -> tuple[PolicyFile, str]:
+    """Search plans and write them; returns the file and its card's table."""
+    number = args.calibration + args.held_out
+    refine = REFINE if args.target == "solution" else 1
+    whole = references(graph, prompts[:number], args.seed, state / "references", refine)
+    calibration, held_out = whole[: args.calibration], whole[args.calibration :]
+    products = torch.stack([r.products for r in calibration]).mean(0)
+    found = [plan_for(graph, s, calibration, held_out, products, args, state) for s in args.speedups]
+    file = write(path, "schedule", metadata(graph, found, args, command), plan_tensors([f.plan for f in found]))
+    text = table(found, len(held_out))
+    path.with_suffix(".md").write_text(card(file, found, text, TARGETS[args.target]), encoding="utf-8")
+    return file, text
+
+
+def plan_for(
+    graph: Graph, speedup: float, calibration: list[Reference], held_out: list[Reference], products: Tensor,
+    args: Namespace, state: Path,
+) -> Found:
+    """The best plan of one speed-up, and what it is worth."""
+    schedule = calibration[0].schedule
+    score = Rollouts(graph, calibration, speedup, state / f"plans-{speedup:g}.json")
+    plan, _ = search(score, schedule, products, speedup, args.plans, args.seed)
+    judge = Rollouts(graph, held_out, speedup, state / f"held_out-{speedup:g}.json")
+    plain = default_plan(schedule, speedup)
+
+    def alone(reference: Reference) -> Rollouts:
+        return Rollouts(graph, [reference], speedup, state / f"oracle-{speedup:g}-{reference.seed}.json")
+
+    some = held_out[: args.oracle]
+    headroom = oracle(alone, some, plan, products, speedup, max(2, args.plans // 3)) if some else None
+    if headroom:
+        print(f"{speedup:g}x: plans for each image alone {headroom[1]:.2f} dB, the static plan {headroom[0]:.2f} dB")
+    even = fitted(plain.computed, schedule, products)
+    return Found(speedup, plan, judge(plan), judge(even), judge(plain), headroom)
+
+
+def metadata(graph: Graph, found: list[Found], args: Namespace, command: str) -> dict[str, Any]:
+    """What the file says of itself."""
+    network = graph.model.model.diffusion_model
+    architecture = describe(network)
+    if architecture is None:
+        raise ValueError(f"policies need a model family that RAPID knows; this one is {type(network).__name__}")
+    return {
+        "architecture": architecture.family,
+        "base_model": graph.model_name,
+        "budgets": [f.speedup for f in found],
+        "reward": f"PSNR of the latent to {TARGETS[args.target]}",
+        "training_command": command,
+        "licence": args.licence,
+        "torch": torch.__version__,
+        "measured_psnr": [round(mean(f.searched), 2) for f in found],
+        "measured_psnr_default": [round(mean(f.default), 2) for f in found],
+        "measured_headroom": [None if f.headroom is None else round(f.headroom[1] - f.headroom[0], 2) for f in found],
+        "measured_prompts": args.held_out,
+    }
+
+
+def table(found: list[Found], prompts: int) -> str:
+    """PSNR of latents on held-out prompts as Markdown."""
+    head = (f"| speed-up | computed | searched plan, dB ({prompts} prompts) | even, fitted weights | "
+            "even, Adams-Bashforth | worst: searched | even | plan |")  # fmt: skip
+    lines = [head, "|" + "---|" * 8]
+    for f in found:
+        plan, on = key_of(f.plan), f"{sum(f.plan.computed)} of {len(f.plan.computed)}"
+        lines.append(f"| {f.speedup:g} | {on} | {mean(f.searched):.2f} | {mean(f.even):.2f} | {mean(f.default):.2f} | "
+                     f"{min(f.searched):.2f} | {min(f.default):.2f} | `{plan}` |")  # fmt: skip
+    return "\n".join(lines)
+
+
+def card(file: PolicyFile, found: list[Found], text: str, target: str) -> str:
+    """The card beside a policy."""
+    about = "\n".join(f"- {name}: {value}" for name, value in sorted(file.metadata.items()))
+    alone = "\n".join(f"- {f.speedup:g}x: {f.headroom[1] - f.headroom[0]:+.2f} dB" for f in found if f.headroom)
+    return f"""# {file.path.stem}
+
+Which evaluations are computed, and the weights with which they fill the gaps. PSNR of latents to {target}, on prompts
+that the plans were not searched on (`#` computed, `.` forecast):
+
+{text}
+
+What plans searched for each image alone gained on top, which bounds what looking at the image can give:
+
+{alone or "- not measured"}
+
+## What the file says
+
+{about}
+"""

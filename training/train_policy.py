@@ -1,0 +1,99 @@
+"""Train a policy on the workflow that you already run.
+
+    python training/train_policy.py --workflow my_graph_api.json --prompts prompts.txt --out NAME
+
+The workflow is in API form (ComfyUI: Workflow > Export (API)); prompts.txt has one prompt a line. The policy appears
+in models/rapid_policies as NAME.safetensors, with a card NAME.md beside it. Stopped at any moment, the same command
+goes on where it was."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # not first: ComfyUI has a module `nodes`, too
+
+from training.graph import Graph, WorkflowError  # noqa: E402
+from training.host import Host, find_tree  # noqa: E402
+from training.plans import train_plans  # noqa: E402
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's flags."""
+    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("--workflow", type=Path, required=True, help="API workflow to train on")
+    found.add_argument("--prompts", type=Path, required=True, help="text file, one prompt a line")
+    found.add_argument("--out", required=True, help="name of the policy")
+    found.add_argument("--policies", type=Path, help="folder of the policy (default: ComfyUI's models/rapid_policies)")
+    found.add_argument("--state", type=Path, help="folder of what is kept between runs (default: rapid_training/NAME)")
+    found.add_argument("--comfyui", type=Path, help="ComfyUI's folder (default: the one this pack lies in)")
+    found.add_argument("--host-arguments", default="", help='ComfyUI\'s own flags, e.g. "--cpu --base-directory DIR"')
+    found.add_argument("--sampler", help="id of the sampler node, where the workflow has several")
+    found.add_argument("--text", nargs="*", default=[], metavar="ID.NAME", help="inputs that hold the prompt")
+    found.add_argument("--speedups", nargs="+", type=float, default=[2.0, 3.0, 4.0], help="speed-ups to make it for")
+    found.add_argument("--calibration", type=int, default=16, help="prompts that plans are searched on")
+    found.add_argument("--held-out", type=int, default=16, help="prompts after those that the result is measured on")
+    found.add_argument("--plans", type=int, default=120, help="plans that are tried for each speed-up")
+    found.add_argument("--oracle", type=int, default=4, help="held-out prompts that plans are searched for one by one")
+    found.add_argument("--target", choices=("dense", "solution"), default="dense", help="what pictures are to be "
+                       "near: the dense picture, or the solution of the model's ODE, as dense sampling is itself")
+    found.add_argument("--seed", type=int, default=0, help="of noise and search")
+    found.add_argument("--licence", default="unspecified", help="of the policy file")
+    found.add_argument("--quick", action="store_true", help="a few prompts and plans: whether it runs, not how well")
+    return found
+
+
+def read_prompts(path: Path, needed: int) -> list[str]:
+    """Prompts of a file. Raises SystemExit where there are too few."""
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except OSError as error:
+        raise SystemExit(f"{path}: {error.strerror}") from None
+    if len(lines) < needed:
+        raise SystemExit(f"{path} has {len(lines)} prompts; {needed} are needed (--calibration and --held-out)")
+    return lines
+
+
+def checked(args: argparse.Namespace) -> argparse.Namespace:
+    """The flags with what --quick means. Raises SystemExit for what makes no sense."""
+    if args.quick:
+        args.calibration, args.held_out, args.plans, args.oracle = 2, 2, 4, 1
+        args.speedups = args.speedups[:1]
+    bad = [s for s in args.speedups if not 1 < s <= 20]
+    if bad or sorted(args.speedups) != args.speedups:
+        raise SystemExit(f"--speedups {args.speedups}: give rising numbers above 1 and at most 20")
+    if min(args.calibration, args.held_out, args.plans) < 1:
+        raise SystemExit("--calibration, --held-out and --plans must be 1 or more")
+    return args
+
+
+def main() -> None:
+    args = checked(parser().parse_args())
+    prompts = read_prompts(args.prompts, args.calibration + args.held_out)
+    state = args.state or Path("rapid_training") / args.out
+    host = Host(find_tree(args.comfyui), shlex.split(args.host_arguments))
+    folder = args.policies or host.policies()
+    try:
+        graph = Graph.read(args.workflow, host, args.sampler, args.text)
+        command = "training/" + shlex.join([Path(sys.argv[0]).name, "--workflow", args.workflow.name, *_shown(args)])
+        file, table = train_plans(graph, prompts, args, state, folder / f"{args.out}.safetensors", command)
+    except (WorkflowError, ValueError) as error:
+        raise SystemExit(f"error: {error}") from None
+    print(table)
+    print(f"policy: {file.path}")
+
+
+def _shown(args: argparse.Namespace) -> list[str]:
+    """Flags that decide the result."""
+    names = ("target", "speedups", "calibration", "held_out", "plans", "seed")
+    return [text for name in names for text in (f"--{name.replace('_', '-')}", *map(str, _listed(getattr(args, name))))]
+
+
+def _listed(value: object) -> list:
+    return value if isinstance(value, list) else [value]
+
+
+if __name__ == "__main__":
+    main()
