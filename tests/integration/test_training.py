@@ -1,0 +1,176 @@
+"""Training on a workflow: finding its parts, drawing as it does, and going on after being killed."""
+
+import json
+from argparse import Namespace
+
+import pytest
+import torch
+
+from devkit.base_folder import REPOSITORY
+from training.graph import Graph, WorkflowError
+from training.plans import train_plans
+from training.references import reference
+
+PROMPTS = ["flat red background", "flat blue background, big red striped circle center", "grid green background",
+           "flat yellow background, small blue plain cross top right"]  # fmt: skip
+
+
+class InProcess:
+    """The test process's ComfyUI, as training has it."""
+
+    def __init__(self, comfy_host):
+        self.comfy_host = comfy_host
+
+    def run(self, class_type, inputs):
+        return self.comfy_host.run_node(class_type, **inputs)
+
+
+def workflow(steps=6, size=128, **changes):
+    """The FLUX-like demo's example in small; changes: node id = node, None to leave it out."""
+    path = REPOSITORY / "example_workflows" / "api" / "demo_flux.json"
+    nodes = json.loads(path.read_text(encoding="utf-8"))
+    nodes["latent"]["inputs"].update(width=size, height=size)
+    nodes["sample"]["inputs"].update(steps=steps)
+    return {k: v for k, v in {**nodes, **changes}.items() if v is not None}
+
+
+@pytest.fixture(scope="module")
+def host(comfy_host, pack, demo_pack):
+    for name in ("nodes_flux.py", "nodes_sd3.py", "nodes_custom_sampler.py"):
+        comfy_host.load_core_nodes(name)
+    return InProcess(comfy_host)
+
+
+@pytest.fixture(scope="module")
+def graph(host):
+    return Graph(workflow(), host)
+
+
+def node(class_type, **inputs):
+    return {"class_type": class_type, "inputs": inputs}
+
+
+CUSTOM = {
+    "sample": node("SamplerCustomAdvanced", noise=["noise", 0], guider=["guider", 0], sampler=["how", 0],
+                   sigmas=["levels", 0], latent_image=["latent", 0]),
+    "noise": node("RandomNoise", noise_seed=0),
+    "guider": node("BasicGuider", model=["accelerate", 0], conditioning=["guidance", 0]),
+    "how": node("KSamplerSelect", sampler_name="euler"),
+    "levels": node("BasicScheduler", model=["model", 0], scheduler="simple", steps=6, denoise=1.0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", [{}, CUSTOM])
+def test_a_workflow_draws_what_it_draws_in_the_host(host, changes):
+    """Without this pack's node in it, and with prompt and seed of our own."""
+    graph = Graph(workflow(**changes), host)
+    site = graph.site
+    assert site.sampler == "sample" and site.model == ("model", 0) and site.texts == (("positive", "text"),)
+    found = graph.sample(PROMPTS[1], 5)
+    run = host.comfy_host.run_node
+    (model,) = run("UNETLoader", unet_name="flux.safetensors", weight_dtype="default")
+    (positive,) = run("RAPIDDemoPrompt", text=PROMPTS[1], model="flux")
+    (positive,) = run("FluxGuidance", conditioning=positive, guidance=1.0)
+    (negative,) = run("RAPIDDemoPrompt", text="", model="flux")
+    (latent,) = run("EmptySD3LatentImage", width=128, height=128, batch_size=1)
+    (wanted,) = run("KSampler", model=model, positive=positive, negative=negative, latent_image=latent, seed=5, steps=6,
+                    cfg=1.0, sampler_name="euler", scheduler="simple", denoise=1.0)  # fmt: skip
+    assert torch.allclose(found, wanted["samples"], atol=1e-5)
+    assert graph.decode(found).shape == (1, 3, 128, 128)
+    assert graph.model_name == "flux.safetensors"
+
+
+def test_a_batch_begins_with_the_same_noise(graph):
+    found = graph.sample(PROMPTS[0], 1, batch=3)
+    assert (found - found[:1]).abs().max() < 1e-5 * found.abs().max()
+    assert (found[:1] - graph.sample(PROMPTS[0], 1)).abs().max() < 1e-4 * found.abs().max()
+    assert not torch.allclose(found[:1], graph.sample(PROMPTS[0], 2))
+
+
+@pytest.mark.parametrize("changes, said", [
+    ({"sample": None}, "one sampler node is needed"),
+    ({"second": workflow()["sample"]}, r"choose with --sampler ID; in this workflow: sample \(KSampler\), second"),
+    ({"positive": node("LoadConditioning", name="kept")}, "no prompt text found"),
+])  # fmt: skip
+def test_workflows_that_do_not_say_enough_are_refused(host, changes, said):
+    with pytest.raises(WorkflowError, match=said):
+        Graph(workflow(**changes), host)
+
+
+def test_the_right_one_of_several_samplers_can_be_named(host):
+    both = workflow(second=workflow()["sample"])
+    assert Graph(both, host, sampler="second").site.sampler == "second"
+    with pytest.raises(WorkflowError, match="no sampler node third"):
+        Graph(both, host, sampler="third")
+    assert Graph(workflow(), host, texts=["negative.text"]).site.texts == (("negative", "text"),)
+    with pytest.raises(WorkflowError, match="Export"):
+        Graph({"nodes": []}, host)
+
+
+def test_a_reference_is_drawn_once_and_near_the_solution_when_refined(graph, tmp_path):
+    dense = reference(graph, PROMPTS[0], 3, tmp_path)
+    assert torch.equal(dense.latent, graph.sample(PROMPTS[0], 3)) and dense.products.shape == (6, 6)
+    fine, finer = (reference(graph, PROMPTS[0], 3, tmp_path, refine) for refine in (4, 8))
+    assert (fine.latent - finer.latent).norm() < 0.5 * (dense.latent - finer.latent).norm()
+    files = sorted(path.stat().st_mtime_ns for path in tmp_path.iterdir())
+    again = reference(graph, PROMPTS[0], 3, tmp_path)
+    assert torch.equal(again.products, dense.products)
+    assert files == sorted(path.stat().st_mtime_ns for path in tmp_path.iterdir())
+
+
+def test_plans_need_euler(host, tmp_path):
+    changed = workflow()
+    changed["sample"]["inputs"]["sampler_name"] = "heun"
+    with pytest.raises(ValueError, match="searched for the sampler euler; this workflow samples with heun"):
+        reference(Graph(changed, host), PROMPTS[0], 0, tmp_path)
+
+
+class Killed(BaseException):
+    """The process is gone."""
+
+
+def train(graph, folder, target="dense"):
+    args = Namespace(calibration=2, held_out=2, seed=0, target=target, speedups=[2.0], plans=4, oracle=1,
+                     licence="Apache-2.0")  # fmt: skip
+    return train_plans(graph, PROMPTS, args, folder / "state", folder / "policy.safetensors", "a command")
+
+
+def test_killed_at_any_moment_it_comes_to_the_same_end(graph, tmp_path, monkeypatch):
+    whole, table = train(graph, tmp_path / "whole")
+    assert whole.kind == "schedule" and whole.metadata["architecture"] == "flux" and "| 2 | 3 of 6 |" in table
+    sample, left = Graph.sample, [0]
+
+    def mortal(self, *args, **named):
+        left[0] -= 1
+        if left[0] < 0:
+            raise Killed
+        return sample(self, *args, **named)
+
+    monkeypatch.setattr(Graph, "sample", mortal)
+    kills = 0
+    while True:
+        left[0] = 3 + 2 * (kills % 3)
+        try:
+            found, _ = train(graph, tmp_path / "killed")
+            break
+        except Killed:
+            kills += 1
+    assert kills >= 3
+    assert found.metadata == whole.metadata
+    assert found.tensors.keys() == whole.tensors.keys()
+    assert all(torch.equal(found.tensors[name], whole.tensors[name]) for name in whole.tensors)
+    assert (tmp_path / "killed" / "policy.md").read_text() == (tmp_path / "whole" / "policy.md").read_text()
+
+
+def test_the_policy_runs_in_accelerate_and_beats_even_spacing(graph, host, tmp_path, pack_module):
+    """On the prompts it was searched on, at least."""
+    file, _ = train(graph, tmp_path)
+    read = pack_module("rapid_core.policy_file").read
+    policy = read(file.path)
+    run = host.comfy_host.run_node
+    errors = []
+    for given in ({"policy": policy}, {}):
+        patch = lambda model, given=given: run("RAPID_Accelerate", model=model, speedup=2.0, guard=0.0, **given)[0]  # noqa: E731
+        errors.append(sum((graph.sample(p, i, patch=patch) - graph.sample(p, i)).norm() for i, p in
+                          enumerate(PROMPTS[:2])))  # fmt: skip
+    assert errors[0] < errors[1]
