@@ -16,7 +16,7 @@ from devkit.cache import SetupError, cache_root, exclusive, make_folder
 from devkit.environment import Environment, environment_key, install, make_environment
 from devkit.hosts import DEFAULT_HOST, HOSTS, OLDER_HOST, check_user_tree, provide_host
 
-SUITES = ("region", "clock", "sparse")
+SUITES = ("region", "clock", "sparse", "policy")
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks import region, sparse
+from benchmarks import attention, policy, region, sparse
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_figures_of_other_weights_are_not_mixed_in(ready, tmp_path):
 def test_the_sparse_suite_writes_what_is_kept_how_long_it_takes_and_its_rows(ready, tmp_path, capsys):
     sparse.run(ready, sparse.parser().parse_args(["--quick", "--models", "sd3", "--out", str(tmp_path)]))
     masses = {(r["selection"], r["density"]): r for r in json.loads((tmp_path / "sparse_mass.json").read_text())}
-    for density in sparse.DENSITIES:
+    for density in attention.DENSITIES:
         ours, best = masses["ours", density], masses["oracle", density]
         assert masses["random", density]["mass"] < ours["mass"] <= best["mass"] <= 1.0
         assert ours["of_oracle"] > 0.95
@@ -46,3 +46,13 @@ def test_the_sparse_suite_writes_what_is_kept_how_long_it_takes_and_its_rows(rea
     rows = {(r["method"], r["target"]): r for r in json.loads((tmp_path / "sparse.json").read_text())["rows"]}
     assert rows["sparse", "0.25"]["cost"] < 1.0 and rows["sparse", "0.25"]["equal"] == 0
     assert rows["sparse", "0.25"]["psnr"] > rows["sparse_dropped", "0.25"]["psnr"]
+
+
+def test_the_policy_suite_compares_plans_at_the_cost_of_a_speed_up(ready, tmp_path):
+    flags = ["--quick", "--models", "flux", "--speedups", "2", "--out", str(tmp_path), "--methods", "default_plan",
+             "cache_reuse", "fewer_euler", "plan_dense"]  # fmt: skip
+    text = policy.run(ready, policy.parser().parse_args(flags))
+    rows = {(r["method"], r["target"]): r for r in json.loads((tmp_path / "policy.json").read_text())["rows"]}
+    assert rows["default_plan", "2x"]["computed"] == 14 and rows["default_plan", "2x"]["cost"] == pytest.approx(0.5)
+    assert rows["fewer_euler", "2x"]["cost"] == pytest.approx(0.5) and rows["cache_reuse", "2x"]["cost"] <= 0.55
+    assert "flux: default_plan/2x - fewer_euler/2x, psnr_ode" in text
