@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
@@ -77,6 +78,18 @@ class TokenState:
 
 
 @dataclass(frozen=True)
+class Look:
+    """What learned policies see of one image, (C, ...): the latent now, how far it has moved since the model was last
+    computed, the latest derivative (what was not computed forecast); pooled: the model's pooled modulation vector at
+    the first evaluation, None where its family shows none."""
+
+    latent: Tensor
+    moved: Tensor
+    derivative: Tensor
+    pooled: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class ImageState:
     """What is known of one image of the batch before an evaluation.
 
@@ -100,10 +113,11 @@ class ImageState:
 class Observation:
     """The state of a run before evaluation number `index` at noise level `sigma`.
 
-    `step`: place of `sigma` in the run's schedule of `steps` steps, 0 at its beginning; between two noise levels of
-    the schedule it is that of the higher one. `weight`: what an error counts in this step, see `step_weights`.
-    `schedule`: the run's noise levels. `euler`: whether the sampler goes on to the next of them along the derivative
-    that it is given, so that the mean derivative over a step is worth more than the one at its beginning."""
+    `step`: place of `sigma` in the run's schedule of `steps` steps, 0 at its beginning; between two noise levels of the
+    schedule it is that of the higher one. `weight`: what an error counts in this step, see `step_weights`. `schedule`:
+    the run's noise levels. `euler`: whether the sampler goes on to the next of them along the derivative that it is
+    given, so that the mean derivative over a step is worth more than the one at its beginning. `answers`: the numbers
+    that the actor's `ask` wanted fetched."""
 
     index: int
     sigma: float
@@ -113,6 +127,7 @@ class Observation:
     weight: float = 1.0
     schedule: tuple[float, ...] = ()
     euler: bool = False
+    answers: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -158,7 +173,13 @@ LEFT_OUT = ("forecast", "hold", "means", "dropped")
 
 
 class Actor(Protocol):
-    """A policy in one run; may keep state, which lives as long as the run."""
+    """A policy in one run; may keep state, which lives as long as the run. asks: whether it has to `ask` first."""
+
+    asks: bool
+
+    def ask(self, looks: Sequence[Look | None], sigma: Tensor) -> Tensor | None:
+        """Numbers (n,) on the device that `act` needs on the host, fetched with the engine's own; None for none."""
+        ...
 
     def act(self, observation: Observation) -> tuple[Action, ...]:
         """One action per image."""

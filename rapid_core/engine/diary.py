@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..actions import Action, Level
 from ..record import EvaluationRecord, RunRecord, fingerprint, pack
-from .state import Evaluation, RunState
+from .evaluation import Evaluation
+from .state import RunState
 
 
 class Diary:

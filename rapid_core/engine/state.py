@@ -5,61 +5,15 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
-from collections import Counter
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from ..actions import DENSE, Action, Actor, ImageState, Level, Observation
+from ..actions import Actor, ImageState, Level, Look, Observation
+from .evaluation import Evaluation
 from .forecast import Track, estimate_error, forecast, relative_l1, weighted
 from .regions import Regions
-
-
-@dataclass
-class Evaluation:
-    """One evaluation of the guided model in progress."""
-
-    index: int
-    sigma: float
-    actions: list[Action]
-    errors: list[float]
-    occurrence: int = 0
-    reasons: list[str] = field(default_factory=list)
-    conditions: Counter = field(default_factory=Counter)  # times each condition list was evaluated
-    streams: Counter = field(default_factory=Counter)  # times each condition uuid passed the model
-    slots: set = field(default_factory=set)  # keys of the condition histories that were asked for
-    spent: list[float] = field(default_factory=list)  # FLOPs per image
-    dense: list[float] = field(default_factory=list)
-
-    def images(self, level: Level) -> list[int]:
-        """Images decided for a level."""
-        return [i for i, chosen in enumerate(self.actions) if chosen.level is level]
-
-    def partial(self) -> list[int]:
-        """Images of which only some tokens run."""
-        return [i for i, chosen in enumerate(self.actions) if chosen.tokens is not None]
-
-    def say(self, reason: str) -> None:
-        """Note why something was computed that need not have been; once each."""
-        if reason not in self.reasons:
-            self.reasons.append(reason)
-
-    def sparse(self) -> list[int]:
-        """Images whose attention is sparse."""
-        return [i for i, chosen in enumerate(self.actions) if chosen.density < 1.0]
-
-    def fall_back(self, reason: str, images: list[int] | None = None, attention: bool = False) -> None:
-        """Compute all tokens of these images (default: of all, with dense attention), and say why. attention: their
-        attention, too, is dense."""
-        attention = attention or images is None
-        images = list(range(len(self.actions))) if images is None else images
-        changed = [i for i in images if not (self.actions[i].dense if attention else self.actions[i].whole)]
-        for i in changed:
-            self.actions[i] = DENSE if attention else Action(density=self.actions[i].density)
-        if changed:
-            self.say(reason)
 
 
 class RunState:
@@ -83,6 +37,7 @@ class RunState:
         self.computed = [0] * batch
         self.since = [0] * batch
         self.since_measured = [-1] * batch
+        self.pooled: dict[int, Tensor] = {}  # each image's pooled modulation vector at the first evaluation
         self.last_x: Tensor | None = None
         self.pending: list[tuple[int, int, Tensor]] = []  # (evaluation, image, measured error), not yet fetched
         self.measured: list[float | None] = [None] * batch
@@ -118,8 +73,13 @@ class RunState:
         """Observe and decide. x (B, ...), sigma a 0-d tensor; the run's only host synchronisation is here."""
         errors = [self._error(i, x, sigma) for i in range(self.batch)]
         flat = [sigma.float()] + [e for pair in errors for e in pair] + [m for _, _, m in self.pending]
-        numbers = torch.stack(flat + self._expect(x, sigma)).tolist()  # the one synchronisation of an evaluation
-        level, rest, due = numbers[0], numbers[1 : len(flat)], numbers[len(flat) :]
+        expected = self._expect(x, sigma)
+        asked = self.actor.ask(self._looks(x), sigma) if getattr(self.actor, "asks", False) else None
+        wanted = torch.stack(flat + expected)
+        wanted = wanted if asked is None else torch.cat((wanted, asked.float()))
+        numbers = wanted.tolist()  # the one synchronisation of an evaluation
+        level, rest, due = numbers[0], numbers[1 : len(flat)], numbers[len(flat) : len(flat) + len(expected)]
+        answers = tuple(numbers[len(flat) + len(expected) :])
         self._fetched(rest[2 * self.batch :])
         estimates = [
             rest[2 * i + (1 if self.guided.last_sigma(i) == level else 0)] if self.computed[i] else math.inf
@@ -128,12 +88,22 @@ class RunState:
         known = [None if n < 0 else int(n) for n in due] or [None] * self.batch
         states = tuple(self._state(i, estimates[i], known[i]) for i in range(self.batch))
         step, steps = self.place(level)
-        seen = Observation(self.evaluations, level, states, step, steps, self.weights[step], self.schedule, self.euler)
+        weight = self.weights[step]
+        seen = Observation(self.evaluations, level, states, step, steps, weight, self.schedule, self.euler, answers)
         actions = list(self.actor.act(seen))
         self.same_sigma = self.same_sigma + 1 if self.last_sigma == level else 0
         self.last_sigma = level
         zeros = [0.0] * self.batch
         return Evaluation(self.evaluations, level, actions, estimates, self.same_sigma, spent=zeros[:], dense=zeros[:])
+
+    def _looks(self, x: Tensor) -> list[Look | None]:
+        """What learned policies see of the images; None for one that was not computed yet."""
+        out: list[Look | None] = []
+        for i in range(self.batch):
+            points, before = self.guided.points(i), self.last_x
+            known = points and before is not None and before.shape == x.shape
+            out.append(Look(x[i], x[i] - before[i], points[-1].value, self.pooled.get(i)) if known else None)
+        return out
 
     def place(self, sigma: float) -> tuple[int, int]:
         """Step of the schedule that `sigma` belongs to, and the number of steps."""

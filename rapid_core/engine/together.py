@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..actions import DENSE, Action, Actor, Level, Observation
+from torch import Tensor
+
+from ..actions import DENSE, Action, Actor, Level, Look, Observation
 
 ORDER = (Level.HOLD, Level.REUSE, Level.RUN)  # from least to most
 
@@ -19,6 +22,16 @@ class Together:
     def notes(self) -> list[str]:
         """What the techniques have to say about the run."""
         return [text for actor in self.actors for text in getattr(actor, "notes", ())]
+
+    @property
+    def asks(self) -> bool:
+        """Whether any technique looks at latents."""
+        return any(getattr(actor, "asks", False) for actor in self.actors)
+
+    def ask(self, looks: Sequence[Look | None], sigma: Tensor) -> Tensor | None:
+        """What the technique that looks at latents wants fetched; of several the last."""
+        asking = [actor for actor in self.actors if getattr(actor, "asks", False)]
+        return asking[-1].ask(looks, sigma) if asking else None
 
     def act(self, observation: Observation) -> tuple[Action, ...]:
         if not self.actors:  # none of the techniques can work on this model

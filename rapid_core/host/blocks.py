@@ -33,7 +33,8 @@ class Call:
     """One model call: its rows are chunk * len(images) + position, `tracks` has one entry a chunk.
 
     tracks: of residuals, empty where reuse is not installed. subset: tokens and K/V, where a region policy is. sparse,
-    spared: how attention is sparse, and the blocks where it is dense all the same."""
+    spared: how attention is sparse, and the blocks where it is dense all the same. see: where to show the modulation
+    vector of the first block."""
 
     images: list[int]
     tracks: list[Track]
@@ -45,6 +46,7 @@ class Call:
     sparse: SparseAttention | None = None
     spared: frozenset[int] = frozenset()
     entry: Tensor | None = None
+    see: Callable[[Tensor], None] | None = None
 
     def forecast(self) -> Tensor:
         """Residuals of all rows, (rows, N, C)."""
@@ -113,6 +115,8 @@ def run_block(call: Call, place: Place, args: dict, original: Callable[[dict], d
     measuring = bool(call.tracks) and place.main
     if measuring and place.first:
         call.entry = args["img"].clone()  # blocks add to their input in place
+    if call.see is not None and place.main and place.first and isinstance(args.get("vec"), Tensor):
+        call.see(args["vec"])
     if call.sequence is not None:
         call.sequence.enter(place, args)
     out = original(args) if call.subset is None else call.subset.run(place, args, original)

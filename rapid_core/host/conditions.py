@@ -9,9 +9,10 @@ from torch import Tensor
 
 from ..actions import Level
 from ..architectures import Architecture
+from ..engine.evaluation import Evaluation
 from ..engine.kv import KVStore
 from ..engine.spread import spread
-from ..engine.state import Evaluation, RunState
+from ..engine.state import RunState
 
 
 def is_active(cond: dict, sigma: float) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,12 +13,12 @@ from torch import Tensor
 from ..actions import DENSE, Action, Level, Sparsity
 from ..architectures import Architecture
 from ..cost import CostModel
+from ..engine.evaluation import Evaluation
 from ..engine.kv import KVStore
 from ..engine.sparse import Ledger, LeftOut, SparseAttention, Tiles, Trust
-from ..engine.state import Evaluation, RunState
+from ..engine.state import RunState
 from ..engine.tokens import TokenGrid
-from . import blocks, control
-from .sequence import Sequence
+from . import blocks, control, sequence
 from .slicing import NotSliceable, index, rows_of, take_rows
 from .subset import Subset
 
@@ -44,6 +45,7 @@ class ModelCalls:
     """Carries out one evaluation's decision in the one place that every architecture passes.
 
     Rows of a joined batch are chunk * B + image, a chunk being one condition. reuses: whether residuals are measured;
+    looks: whether the first evaluation's modulation vector is wanted;
     store: keys and values, where a region policy is; sparsity: where a policy makes attention sparse; left_out: by how
     much that differs from dense attention."""
 
@@ -53,7 +55,7 @@ class ModelCalls:
     ):
         self.state, self.model, self.architecture = state, model, architecture
         self.cost, self.left_out = cost, left_out
-        self.reuses = False
+        self.reuses = self.looks = False
         self.store: KVStore | None = None
         self.sparsity: Sparsity | None = None
         self.spared: frozenset[int] = frozenset()  # numbers of blocks whose attention stays dense
@@ -122,8 +124,10 @@ class ModelCalls:
         context, level = part.arguments["c_crossattn"], part.action.level
         self.spend(evaluation, part.images, x, context, len(uuids), level, part.tokens, part.arguments["extra"])
         call = None
-        if not repeated and (self.reuses or self.store is not None or self.sparsity is not None):
+        looks = self.looks and evaluation.index == 0
+        if not repeated and (self.reuses or self.store is not None or self.sparsity is not None or looks):
             call = self._call(evaluation, part, uuids)
+            call.see = partial(self._see, part, options.get("cond_or_uncond") or ()) if looks else None
             options = {**options, blocks.CALL: call}
         out = call_model(executor, x, part.t, part.arguments, options)
         if self.store is not None and call is not None and part.whole and self._whole_latent(x):
@@ -134,6 +138,15 @@ class ModelCalls:
                 evaluation.spent[i] -= len(uuids) * call.sparse.saved
         return out
 
+    def _see(self, part: Part, kinds: Sequence[int], vec: Tensor) -> None:
+        """Keep the modulation vector (rows, ..., D) of each image's conditional stream (kind 0) for learned
+        policies."""
+        count = len(part.images)
+        if vec.shape[0] == len(part.rows) and 0 in kinds:
+            first = list(kinds).index(0) * count
+            for position, image in enumerate(part.images):
+                self.state.pooled[image] = vec[first + position].float().reshape(-1, vec.shape[-1]).mean(0)
+
     def _call(self, evaluation: Evaluation, part: Part, uuids: list) -> blocks.Call:
         key = (tuple(part.x.shape[1:]), str(part.x.device))
         tracks = [self.state.residual((uuid, *key)) for uuid in uuids] if self.reuses else []
@@ -141,7 +154,8 @@ class ModelCalls:
         if call.reuse or self.architecture is None:
             return call
         grid = TokenGrid(tuple(part.x.shape[1:]), self.architecture.patch(self.model))
-        call.sequence = Sequence(grid.number, -grid.number % (getattr(self.model, "pad_tokens_multiple", None) or 1))
+        padding = -grid.number % (getattr(self.model, "pad_tokens_multiple", None) or 1)
+        call.sequence = sequence.Sequence(grid.number, padding)
         if self.store is not None and self._whole_latent(part.x):
             regions = self.state.regions
             for chunk, uuid in enumerate(uuids):

@@ -11,8 +11,9 @@ from ..actions import Level, Window
 from ..architectures import describe
 from ..cost import CostModel
 from ..engine.diary import Diary
+from ..engine.evaluation import Evaluation
 from ..engine.regions import Regions
-from ..engine.state import Evaluation, RunState
+from ..engine.state import RunState
 from ..engine.together import Together
 from ..engine.tokens import TokenGrid
 from ..record import RunRecord
@@ -103,7 +104,8 @@ class HostRun:
             add_wrapper_with_key(kind, WRAPPER_KEY, wrapper, options, is_model_options=True)
         reuse = any(Level.REUSE in policy.levels for policy in self.policies)
         sparsity = next((p.sparsity for p in reversed(self.policies) if p.sparsity), None)
-        if reuse or self.state.regions or sparsity:
+        self.calls.looks = self.together.asks
+        if reuse or self.state.regions or sparsity or self.calls.looks:
             self.reuse_blocked = self._install_hooks(options["transformer_options"])
             self.calls.reuses = reuse and self.reuse_blocked is None
         if self.reuse_blocked:

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 import torch
 
+from ..actions import Sparsity
 from ..policy_file import PolicyError, PolicyFile
+from .heads import HEADS, Heads, HeadsPolicy
 from .schedule import Plan, SchedulePolicy
 from .threshold import ThresholdPolicy
 
@@ -51,6 +53,57 @@ def plans_of(file: PolicyFile) -> list[Plan]:
     return out
 
 
+def head_tensors(heads: Heads) -> dict[str, torch.Tensor]:
+    """Tensors of a heads file: what `heads_of` reads."""
+    return {name: value.float() for name, value in heads.state_dict().items()}
+
+
+def head_metadata(heads: Heads, forecast_order: int, densities: Sequence[float]) -> dict:
+    """Metadata of a heads file beside what all files have."""
+    return {"heads": list(heads.heads), "channels": heads.channels, "hidden": heads.hidden, "numbers": heads.numbers,
+            "width": heads.width, "scales": heads.scales, "forecast_order": forecast_order,
+            "densities": list(densities)}  # fmt: skip
+
+
+def heads_of(file: PolicyFile) -> Heads:
+    """The heads of a heads file, for use only. Raises PolicyError."""
+    names = file.number("heads")
+    if not isinstance(names, list) or not names or not set(names) <= set(HEADS):
+        raise file.wrong("heads", f"= {names!r}; wanted are some of {', '.join(HEADS)}")
+    sizes = {field: _whole(file, field, 1, 65536) for field in ("channels", "hidden", "numbers", "width")}
+    scales = file.number("scales")
+    if not isinstance(scales, dict) or set(scales) != set(names) or not all(_positive(v) for v in scales.values()):
+        raise file.wrong("scales", f"= {scales!r}; wanted is a positive number for each of {', '.join(names)}")
+    heads = Heads(heads=names, scales=scales, **sizes)
+    wanted = heads.state_dict()
+    extra = set(file.tensors) - set(wanted)
+    if extra:
+        raise file.wrong(sorted(extra)[0], "is not a tensor of these heads")
+    heads.load_state_dict({name: file.tensor(name, tuple(value.shape)).float() for name, value in wanted.items()})
+    return heads.requires_grad_(False).train(False)
+
+
+def _whole(file: PolicyFile, field: str, low: int, high: int) -> int:
+    value = file.number(field)
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise file.wrong(field, f"= {value!r}; wanted is a whole number from {low} to {high}")
+    return value
+
+
+def _positive(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
+
+
+def heads_policy(file: PolicyFile, speedup: float) -> HeadsPolicy:
+    """The policy of a heads file. Raises PolicyError."""
+    heads, densities = heads_of(file), file.number("densities")
+    if not isinstance(densities, list) or len(densities) != 3 or not all(_positive(d) and d < 1 for d in densities):
+        raise file.wrong("densities", f"= {densities!r}; wanted are three numbers between 0 and 1")
+    order = _whole(file, "forecast_order", 0, 2)
+    sparsity = Sparsity() if "sparse" in heads.heads else None
+    return HeadsPolicy(heads, speedup, order, tuple(densities), sparsity, file.name)
+
+
 def check_family(file: PolicyFile, family: str) -> None:
     """Raise PolicyError for a policy of another model family."""
     if file.architecture != family:
@@ -58,16 +111,16 @@ def check_family(file: PolicyFile, family: str) -> None:
                           f"this model is {family}. Choose a policy of its family, or none.")  # fmt: skip
 
 
-def policy_of(file: PolicyFile, speedup: float, guard: float) -> SchedulePolicy | ThresholdPolicy:
+def policy_of(file: PolicyFile, speedup: float, guard: float) -> SchedulePolicy | ThresholdPolicy | HeadsPolicy:
     """The file's policy at a speed-up. Between the budgets it was made for, the nearest plan is moved, thresholds are
-    interpolated."""
+    interpolated; to heads it is a ceiling. Raises PolicyError."""
     if file.kind == "schedule":
         plans = plans_of(file)
         nearest = min(range(len(plans)), key=lambda i: abs(math.log(file.budgets[i] / speedup)))
         return SchedulePolicy(speedup, guard=guard, plan=plans[nearest], source=file.name)
     if file.kind == "threshold":
         return ThresholdPolicy(threshold_of(file, speedup), guard=guard)
-    raise file.wrong("kind", f"= {file.kind!r} cannot be used by this node")
+    return heads_policy(file, speedup)
 
 
 def threshold_of(file: PolicyFile, speedup: float) -> float:

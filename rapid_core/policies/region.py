@@ -103,6 +103,8 @@ def paper(family: str, keep_ratio: float, memory_limit: float = 0.0) -> RegionPo
 class RegionActor:
     """Answers from what it is shown; the only state is the settings."""
 
+    asks = False
+
     def __init__(self, policy: RegionPolicy):
         self.policy = policy
 

@@ -100,6 +100,8 @@ class SchedulePolicy:
 class ScheduleActor:
     """One plan an image, made at the first evaluation and again where the guard changed it."""
 
+    asks = False
+
     def __init__(self, policy: SchedulePolicy):
         self.policy = policy
         self.plans: dict[int, list[bool]] = {}

@@ -49,6 +49,8 @@ class SparsePolicy:
 class SparseActor:
     """The same density throughout the window, with dense evaluations that measure what it leaves out."""
 
+    asks = False
+
     def __init__(self, policy: SparsePolicy, window: Window):
         self.policy, self.window = policy, window
 

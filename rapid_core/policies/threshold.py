@@ -43,6 +43,8 @@ class ThresholdPolicy:
 class ThresholdActor:
     """Accumulated error per image of one run."""
 
+    asks = False
+
     def __init__(self, policy: ThresholdPolicy, window: Window):
         self.policy, self.window = policy, window
         self.accumulated: dict[int, float] = {}

@@ -134,8 +134,8 @@ def saved(pack_module, policy_folder):
 
     def save(kind, tensors, name="test.safetensors", **more):
         metadata = dict(architecture="sd3", base_model="tiny", budgets=[2.0], reward="psnr", licence="Apache-2.0",
-                        training_command="-", **more)  # fmt: skip
-        written.append(write(policy_folder / name, kind, metadata, tensors).path)
+                        training_command="-")  # fmt: skip
+        written.append(write(policy_folder / name, kind, {**metadata, **more}, tensors).path)
         return name
 
     yield save
@@ -184,3 +184,67 @@ def test_policies_are_listed_and_read_again_when_they_change(comfy_host, pack, s
         comfy_host.run_node("RAPID_Accelerate", model=tiny_flux, speedup=2.0, policy=policy)
     with pytest.raises(ValueError, match="policy = 'none.safetensors' was given; in models/rapid_policies there is"):
         load(comfy_host, "none.safetensors")
+
+
+@pytest.fixture
+def heads_file(pack_module, saved):
+    """heads_file(kind, hidden, **logits): name of a policy file whose heads always answer the same; all three, unless
+    logits name some."""
+    files, module = pack_module("rapid_core.policies.from_file"), pack_module("rapid_core.policies.heads")
+
+    def save(kind, hidden, channels=16, **logits):
+        heads = module.Heads(channels, hidden, tuple(logits) or module.HEADS, width=16)
+        for name, values in logits.items():
+            heads.heads[name].fc2.weight.data.zero_()
+            heads.heads[name].fc2.bias.data.copy_(torch.tensor(values))
+        more = files.head_metadata(heads, 0, (0.5, 0.25, 0.125))
+        return saved("heads", files.head_tensors(heads), **{**more, "architecture": kind})
+
+    return save
+
+
+@pytest.mark.parametrize("kind", ["flux", "sd3"])
+@pytest.mark.parametrize("batch, cfg", [(1, 1.0), (2, 3.0)])
+def test_heads_decide_in_the_host(comfy_host, pack, heads_file, load_tiny, record_of, kind, batch, cfg):
+    model = load_tiny(kind)
+    name = heads_file(kind, model.model.diffusion_model.hidden_size)
+    patched = comfy_host.run_node("RAPID_Accelerate", model=model, speedup=2.0, policy=load(comfy_host, name))[0]
+    result = sample(patched, steps=STEPS, cfg=cfg, latent=empty_latent(batch=batch, height=32, width=32))
+    record = record_of(patched)
+    assert torch.isfinite(result).all() and record.policies[0]["technique"] == "rapid3"
+    for image in range(batch):
+        assert sum(e.levels[image] == "run" for e in record.evaluations) <= STEPS // 2
+
+
+def test_with_recompute_everywhere_and_jumps_of_one_step_heads_are_stock_euler(
+    comfy_host, pack, pack_module, heads_file, tiny_sd3, record_of
+):
+    hidden = tiny_sd3.model.diffusion_model.hidden_size
+    name = heads_file("sd3", hidden, step=[9.0, -9.0], cache=[9.0, -9.0], sparse=[9.0, 0.0, 0.0, 0.0])
+    policy = pack_module("rapid_core.policies.from_file").policy_of(load(comfy_host, name), 1.0, 0.0)
+    patched = pack_module("rapid_core.host.chain").attach(tiny_sd3, policy)
+    found, wanted = (sample(m, steps=STEPS, cfg=2.0) for m in (patched, tiny_sd3))
+    assert strip(record_of(patched)) == "#" * STEPS
+    assert torch.equal(found, wanted)
+
+
+def test_heads_see_the_models_pooled_vector(comfy_host, pack, heads_file, pack_module, tiny_sd3, monkeypatch):
+    """Another prompt gives another vector, the same for joined and split calls."""
+    hidden, seen = tiny_sd3.model.diffusion_model.hidden_size, []
+    module = pack_module("rapid_core.policies.heads")
+    real = module.HeadsActor._pooled
+
+    def pooled(self, look, number):
+        seen.append(look.pooled)
+        return real(self, look, number)
+
+    monkeypatch.setattr(module.HeadsActor, "_pooled", pooled)
+    policy = load(comfy_host, heads_file("sd3", hidden))
+    patched = comfy_host.run_node("RAPID_Accelerate", model=tiny_sd3, speedup=2.0, policy=policy)[0]
+    found = []
+    for prompt in (0, 5, 0):
+        seen.clear()
+        sample(patched, steps=4, cfg=2.0, positive=make_conditioning(prompt))
+        assert seen and all(p is not None and p.shape == (hidden,) for p in seen)
+        found.append(seen[0])
+    assert torch.equal(found[0], found[2]) and not torch.allclose(found[0], found[1])

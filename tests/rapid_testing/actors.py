@@ -1,6 +1,8 @@
 """A policy by itself, on a schedule of equal steps."""
 
-from rapid_core.actions import ImageState, Level, Observation, Window
+import torch
+
+from rapid_core.actions import ImageState, Level, Look, Observation, Window
 
 
 def marks_of(policy, steps, measured=(), euler=True):
@@ -18,3 +20,28 @@ def marks_of(policy, steps, measured=(), euler=True):
 
 def text(actions):
     return "".join("#" if a.level is Level.RUN else "." for a in actions)
+
+
+METADATA = dict(architecture="flux", base_model="demo flux", budgets=[2.0, 4.0], reward="psnr", licence="Apache-2.0",
+                training_command="dev.py train")  # fmt: skip
+
+
+def run_heads(policy, steps, channels):
+    """Heads on random latents: their actions, and the noise levels that were computed or reused."""
+    schedule = tuple(1 - i / steps for i in range(steps)) + (0.0,)
+    make = torch.Generator().manual_seed(7)
+    actor, levels, since, out, ran = policy.start(Window(1.0, 0.0)), (), 0, [], []
+    for i in range(steps):
+        parts = [torch.randn(channels, 8, 8, generator=make) for _ in range(3)]
+        answers = actor.ask([Look(*parts)] if levels else [None], torch.tensor(schedule[i]))
+        image = ImageState(len(levels), since, 0.1, levels=levels[-4:])
+        seen = Observation(i, schedule[i], (image,), i, steps, schedule=schedule, euler=False,
+                           answers=() if answers is None else tuple(answers.tolist()))  # fmt: skip
+        (action,) = actor.act(seen)
+        since = since + 1
+        if action.level is Level.RUN:
+            levels, since = (*levels, schedule[i]), 0
+        if action.level is not Level.HOLD:
+            ran.append(schedule[i])
+        out.append(action)
+    return out, ran

@@ -9,10 +9,8 @@ from rapid_core.policies.from_file import check_family, plan_tensors, plans_of, 
 from rapid_core.policies.schedule import Plan, SchedulePolicy, even
 from rapid_core.policies.threshold import ThresholdPolicy
 from rapid_core.policy_file import FORMAT, PolicyError, read, write
-from rapid_testing.actors import marks_of, text
+from rapid_testing.actors import METADATA, marks_of, text
 
-METADATA = dict(architecture="flux", base_model="demo flux", budgets=[2.0, 4.0], reward="psnr", licence="Apache-2.0",
-                training_command="dev.py train")  # fmt: skip
 SCHEDULE = tuple(1 - i / 8 for i in range(9))
 
 

@@ -1,0 +1,195 @@
+"""RAPID3: three heads decide for each image and evaluation whether to skip ahead, reuse the blocks, or attend sparsely.
+
+Step-Skip looks at the model's latest output and gives a Beta-distributed jump: the next noise level to compute at is
+that share of the present one, and evaluations of the sampler's grid above it are held. Cache-Reuse looks at how far the
+latent has moved since the model was last computed. Sparse-Attention looks at the latent. In use the most likely choice
+is taken; in training choices are drawn, and everything that made them is written to a tape."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..actions import DENSE, Action, ImageState, Level, Look, Observation, Sparsity, Window
+from .head_net import Condition, Head, beta, packed
+from .schedule import adams_bashforth, affordable
+
+HEADS = ("step", "cache", "sparse")
+OUTPUTS = {"step": 2, "cache": 2, "sparse": 4}  # Beta's parameters; recompute, reuse; dense and three densities
+INPUTS = {"step": "derivative", "cache": "moved", "sparse": "latent"}
+CLIP = 1e-3  # jumps lie within CLIP .. 1 - CLIP
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen for one image: jump in (0, 1), cache 0 (recompute) or 1 (reuse), sparse 0 (dense) to 3; None
+    where a head is absent or its choice is void."""
+
+    jump: float | None = None
+    cache: int | None = None
+    sparse: int | None = None
+
+
+class Tape(Protocol):
+    """Where training writes what was seen and chosen."""
+
+    def add(
+        self, image: int, evaluation: int, inputs: dict[str, Tensor], numbers: Tensor, pooled: Tensor, choice: Choice
+    ) -> None:
+        """One decision; inputs by head (C, H, W), numbers (n,), pooled (D,)."""
+        ...
+
+
+class Heads(nn.Module):
+    """The heads of a policy and their common condition. scales: what each head's input is divided by."""
+
+    def __init__(
+        self, channels: int, hidden: int, heads: Sequence[str] = HEADS, numbers: int = 1, width: int = 128,
+        scales: dict[str, float] | None = None,
+    ):
+        super().__init__()
+        self.channels, self.hidden, self.width, self.numbers = channels, hidden, width, numbers
+        self.scales = {name: 1.0 for name in heads} | (scales or {})
+        self.condition = Condition(hidden, numbers, width)
+        self.heads = nn.ModuleDict({name: Head(4 * channels, width, OUTPUTS[name], width) for name in heads})
+
+    def forward(self, inputs: dict[str, Tensor], numbers: Tensor, pooled: Tensor) -> dict[str, Tensor]:
+        """Logits (B, outputs) of each head; inputs by head (B, 4 C, H, W), numbers (B, n), pooled (B, hidden)."""
+        condition = self.condition(pooled.float(), numbers.float())
+        return {name: head(inputs[name].float() / self.scales[name], condition) for name, head in self.heads.items()}
+
+
+@dataclass(frozen=True)
+class HeadsPolicy:
+    """Trained heads within a budget. speedup: a ceiling on what is spent, as dense over spent evaluations;
+    forecast_order: of what is held, 0 being the paper's larger Euler step; densities: of the three sparse levels; tape,
+    seed: where set, choices are drawn and written down."""
+
+    heads: Heads = field(compare=False, repr=False)
+    speedup: float
+    forecast_order: int = 0
+    densities: tuple[float, float, float] = (0.5, 0.25, 0.125)
+    sparsity: Sparsity | None = None
+    source: str = ""
+    tape: Tape | None = field(default=None, compare=False, repr=False)
+    seed: int = 0
+    start_percent: float = 0.0
+    end_percent: float = 1.0
+    technique: str = "rapid3"
+    regional: bool = False
+    history: int = 4
+
+    @property
+    def levels(self) -> frozenset[Level]:
+        reuse = (Level.REUSE,) if "cache" in self.heads.heads else ()
+        return frozenset((Level.HOLD, Level.RUN, *reuse))
+
+    def start(self, window: Window) -> HeadsActor:
+        return HeadsActor(self)
+
+    def settings(self) -> dict:
+        plain = {k: v for k, v in vars(self).items() if k not in ("heads", "tape", "sparsity")}
+        return {**plain, "heads": sorted(self.heads.heads)}
+
+
+class HeadsActor:
+    """The heads in one run."""
+
+    asks = True
+
+    def __init__(self, policy: HeadsPolicy):
+        self.policy = policy
+        self.target: dict[int, float] = {}  # noise level down to which an image is held
+        self.spent: dict[int, float] = {}  # evaluations computed, in dense ones
+        self.seen: dict[int, tuple] = {}  # what the tape wants to know
+        self.asked: list[int] = []
+        self.generator = torch.Generator().manual_seed(policy.seed)
+        self.notes: list[str] = []
+
+    def ask(self, looks: Sequence[Look | None], sigma: Tensor) -> Tensor | None:
+        """Logits of all heads for the images that are known, (images * outputs,), on their device: fetched together
+        with what the engine wants to know."""
+        self.asked = [i for i, look in enumerate(looks) if look is not None]
+        some = [look for look in looks if look is not None]
+        if not some:
+            return None
+        heads = self.policy.heads.to(some[0].latent.device)
+        inputs = {name: torch.cat([packed(getattr(look, INPUTS[name])[None]) for look in some]) for name in heads.heads}
+        pooled = torch.stack([self._pooled(look, heads.hidden) for look in some])
+        numbers = sigma.float().expand(len(some), 1)
+        with torch.no_grad():
+            logits = heads(inputs, numbers, pooled)
+        if self.policy.tape is not None:
+            for row, i in enumerate(self.asked):
+                kept = {name: x[row].half().cpu() for name, x in inputs.items()}
+                self.seen[i] = kept, numbers[row].cpu(), pooled[row].half().cpu()
+        return torch.cat([logits[name] for name in heads.heads], 1).flatten()
+
+    def _pooled(self, look: Look, hidden: int) -> Tensor:
+        """The model's pooled vector, zeros where its family shows none."""
+        if look.pooled is None or look.pooled.numel() != hidden:
+            return look.latent.new_zeros(hidden, dtype=torch.float32)
+        return look.pooled.flatten().float()
+
+    def act(self, observation: Observation) -> tuple[Action, ...]:
+        logits = self._by_image(observation.answers)
+        return tuple(self._one(i, image, observation, logits.get(i)) for i, image in enumerate(observation.images))
+
+    def _by_image(self, answers: Sequence[float]) -> dict[int, dict[str, Tensor]]:
+        names, out, at = list(self.policy.heads.heads), {}, 0
+        for i in self.asked:
+            out[i] = {}
+            for name in names:
+                out[i][name] = torch.tensor(answers[at : at + OUTPUTS[name]])
+                at += OUTPUTS[name]
+        return out
+
+    def _one(self, number: int, image: ImageState, observation: Observation, logits: dict | None) -> Action:
+        spent, steps = self.spent.get(number, 0.0), observation.steps
+        if logits is None or not image.levels:
+            self.spent[number] = spent + 1
+            return DENSE
+        jump = None
+        if image.since_computed == 0 and "step" in logits:  # the model has spoken since the last jump
+            jump = self._jump(logits["step"])
+            self.target[number] = math.floor(1000 * image.levels[-1] * jump) / 1000
+        broke = spent + 1 > affordable(self.policy.speedup, steps)
+        if broke or observation.sigma > self.target.get(number, math.inf) + 1e-6:
+            self._write(number, observation.index, Choice(jump))
+            return Action(Level.HOLD, weights=self._weights(image, observation))
+        cache = self._pick(logits["cache"]) if "cache" in logits else None
+        if cache:
+            self._write(number, observation.index, Choice(jump, cache))
+            return Action(Level.REUSE)
+        sparse = self._pick(logits["sparse"]) if "sparse" in logits else None
+        self._write(number, observation.index, Choice(jump, cache, sparse))
+        self.spent[number] = spent + 1
+        return Action(density=self.policy.densities[sparse - 1]) if sparse else DENSE
+
+    def _jump(self, logits: Tensor) -> float:
+        alpha, other = beta(logits)
+        if self.policy.tape is None:
+            found = float((alpha - 1) / (alpha + other - 2))
+        else:
+            x, y = (torch._standard_gamma(p[None], generator=self.generator) for p in (alpha, other))
+            found = float(x / (x + y))
+        return min(max(found, CLIP), 1 - CLIP)
+
+    def _pick(self, logits: Tensor) -> int:
+        if self.policy.tape is None:
+            return int(logits.argmax())
+        return int(torch.multinomial(logits.softmax(0), 1, generator=self.generator))
+
+    def _weights(self, image: ImageState, observation: Observation) -> tuple[tuple[float, float], ...]:
+        used = image.levels[-(self.policy.forecast_order + 1) :]
+        stop = observation.schedule[observation.step + 1] if observation.euler else None
+        return tuple(zip(used, adams_bashforth(used, observation.sigma, stop), strict=True))
+
+    def _write(self, number: int, evaluation: int, choice: Choice) -> None:
+        if self.policy.tape is not None:
+            self.policy.tape.add(number, evaluation, *self.seen[number], choice)
