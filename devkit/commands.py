@@ -95,7 +95,8 @@ def train(ground: Ground, options: argparse.Namespace) -> int:
             subprocess.check_call([str(ground.python), "-m", "demo.prompts", str(scenes)], env=environment)
             rest += ["--prompts", str(scenes)]
         if "--out" not in rest:
-            rest += ["--out", f"demo-{options.model}-plan"]
+            kind = rest[rest.index("--kind") + 1] if "--kind" in rest[:-1] else "schedule"
+            rest += ["--out", f"demo-{options.model}-{kind}"]
         host = shlex.join(host_arguments(base, has_gpu(ground.python)))
         command = [str(ground.python), str(REPOSITORY / "training" / "train_policy.py"), "--comfyui", str(ground.tree),
                    "--host-arguments", host, *rest]  # fmt: skip

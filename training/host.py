@@ -65,3 +65,10 @@ def attach(model: Any, policy: Any) -> Any:
     from rapid_core.host.chain import attach as attached
 
     return attached(model, policy)
+
+
+def last_record(model: Any) -> Any:
+    """Record of the latest run of a model with a policy."""
+    from rapid_core.host.chain import chain_of
+
+    return chain_of(model).log.records[-1]

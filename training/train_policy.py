@@ -15,9 +15,12 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # not first: ComfyUI has a module `nodes`, too
 
+from rapid_core.policies.heads import HEADS  # noqa: E402
 from training.graph import Graph, WorkflowError  # noqa: E402
 from training.host import Host, find_tree  # noqa: E402
 from training.plans import train_plans  # noqa: E402
+from training.policy_gradient import KINDS, train_heads  # noqa: E402
+from training.rewards import REWARDS  # noqa: E402
 
 
 def parser() -> argparse.ArgumentParser:
@@ -32,6 +35,8 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--host-arguments", default="", help='ComfyUI\'s own flags, e.g. "--cpu --base-directory DIR"')
     found.add_argument("--sampler", help="id of the sampler node, where the workflow has several")
     found.add_argument("--text", nargs="*", default=[], metavar="ID.NAME", help="inputs that hold the prompt")
+    found.add_argument("--kind", choices=("schedule", *KINDS), default="schedule", help="what is trained: a searched "
+                       "schedule, RAPID3's heads as published, or heads that know their budget (rapid+)")
     found.add_argument("--speedups", nargs="+", type=float, default=[2.0, 3.0, 4.0], help="speed-ups to make it for")
     found.add_argument("--calibration", type=int, default=16, help="prompts that plans are searched on")
     found.add_argument("--held-out", type=int, default=16, help="prompts after those that the result is measured on")
@@ -39,6 +44,15 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--oracle", type=int, default=4, help="held-out prompts that plans are searched for one by one")
     found.add_argument("--target", choices=("dense", "solution"), default="dense", help="what pictures are to be "
                        "near: the dense picture, or the solution of the model's ODE, as dense sampling is itself")
+    heads = found.add_argument_group("heads")
+    heads.add_argument("--heads", nargs="+", choices=HEADS, default=list(HEADS), help="heads to train")
+    heads.add_argument("--iterations", type=int, default=100, help="updates")
+    heads.add_argument("--prompts-per-update", type=int, default=4, help="groups of rollouts an update")
+    heads.add_argument("--group", type=int, default=8, help="rollouts of a prompt, from the same noise")
+    heads.add_argument("--lr", type=float, default=1e-3, help="learning rate")
+    heads.add_argument("--reward", choices=sorted(REWARDS), default="psnr", help="quality of a picture")
+    heads.add_argument("--discount", type=float, default=0.97, help="rapid3: what an equivalent step costs (lambda)")
+    heads.add_argument("--width", type=int, default=128, help="channels of the heads")
     found.add_argument("--seed", type=int, default=0, help="of noise and search")
     found.add_argument("--licence", default="unspecified", help="of the policy file")
     found.add_argument("--quick", action="store_true", help="a few prompts and plans: whether it runs, not how well")
@@ -60,12 +74,16 @@ def checked(args: argparse.Namespace) -> argparse.Namespace:
     """The flags with what --quick means. Raises SystemExit for what makes no sense."""
     if args.quick:
         args.calibration, args.held_out, args.plans, args.oracle = 2, 2, 4, 1
+        args.iterations, args.prompts_per_update, args.group, args.width = 2, 1, 4, 16
         args.speedups = args.speedups[:1]
     bad = [s for s in args.speedups if not 1 < s <= 20]
     if bad or sorted(args.speedups) != args.speedups:
         raise SystemExit(f"--speedups {args.speedups}: give rising numbers above 1 and at most 20")
-    if min(args.calibration, args.held_out, args.plans) < 1:
-        raise SystemExit("--calibration, --held-out and --plans must be 1 or more")
+    for name in ("calibration", "held_out", "plans", "iterations", "prompts_per_update", "width"):
+        if getattr(args, name) < 1:
+            raise SystemExit(f"--{name.replace('_', '-')} {getattr(args, name)}: give 1 or more")
+    if args.group < 2 or not 0 < args.discount < 1 or args.lr <= 0:
+        raise SystemExit("--group must be 2 or more, --discount between 0 and 1, --lr above 0")
     return args
 
 
@@ -78,7 +96,8 @@ def main() -> None:
     try:
         graph = Graph.read(args.workflow, host, args.sampler, args.text)
         command = "training/" + shlex.join([Path(sys.argv[0]).name, "--workflow", args.workflow.name, *_shown(args)])
-        file, table = train_plans(graph, prompts, args, state, folder / f"{args.out}.safetensors", command)
+        train = train_plans if args.kind == "schedule" else train_heads
+        file, table = train(graph, prompts, args, state, folder / f"{args.out}.safetensors", command)
     except (WorkflowError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None
     print(table)
@@ -87,7 +106,10 @@ def main() -> None:
 
 def _shown(args: argparse.Namespace) -> list[str]:
     """Flags that decide the result."""
-    names = ("target", "speedups", "calibration", "held_out", "plans", "seed")
+    plan = ("target", "speedups", "calibration", "held_out", "plans", "seed")
+    heads = ("kind", "heads", "speedups", "held_out", "iterations", "prompts_per_update", "group", "lr", "reward",
+             "discount", "width", "seed")  # fmt: skip
+    names = plan if args.kind == "schedule" else heads
     return [text for name in names for text in (f"--{name.replace('_', '-')}", *map(str, _listed(getattr(args, name))))]
 
 

@@ -108,6 +108,7 @@ class HeadsActor:
         self.spent: dict[int, float] = {}  # evaluations computed, in dense ones
         self.seen: dict[int, tuple] = {}  # what the tape wants to know
         self.asked: list[int] = []
+        self.steps = 1  # of the run, as the last observation had it
         self.generator = torch.Generator().manual_seed(policy.seed)
         self.notes: list[str] = []
 
@@ -121,14 +122,25 @@ class HeadsActor:
         heads = self.policy.heads.to(some[0].latent.device)
         inputs = {name: torch.cat([packed(getattr(look, INPUTS[name])[None]) for look in some]) for name in heads.heads}
         pooled = torch.stack([self._pooled(look, heads.hidden) for look in some])
-        numbers = sigma.float().expand(len(some), 1)
+        numbers = self._numbers(sigma)
+        if self.policy.tape is not None:  # what is written down is what was decided on
+            inputs, pooled = {n: x.half() for n, x in inputs.items()}, pooled.half()
         with torch.no_grad():
             logits = heads(inputs, numbers, pooled)
         if self.policy.tape is not None:
             for row, i in enumerate(self.asked):
-                kept = {name: x[row].half().cpu() for name, x in inputs.items()}
-                self.seen[i] = kept, numbers[row].cpu(), pooled[row].half().cpu()
+                kept = {name: x[row].cpu() for name, x in inputs.items()}
+                self.seen[i] = kept, numbers[row].cpu(), pooled[row].cpu()
         return torch.cat([logits[name] for name in heads.heads], 1).flatten()
+
+    def _numbers(self, sigma: Tensor) -> Tensor:
+        """Noise level and, where the heads know budgets, the share of all evaluations that may still be computed."""
+        level = sigma.float().expand(len(self.asked), 1)
+        if self.policy.heads.numbers == 1:
+            return level
+        most = affordable(self.policy.speedup, self.steps)
+        left = [[(most - self.spent.get(i, 0.0)) / self.steps] for i in self.asked]
+        return torch.cat((level, torch.tensor(left, device=sigma.device)), 1)
 
     def _pooled(self, look: Look, hidden: int) -> Tensor:
         """The model's pooled vector, zeros where its family shows none."""
@@ -137,7 +149,7 @@ class HeadsActor:
         return look.pooled.flatten().float()
 
     def act(self, observation: Observation) -> tuple[Action, ...]:
-        logits = self._by_image(observation.answers)
+        self.steps, logits = observation.steps, self._by_image(observation.answers)
         return tuple(self._one(i, image, observation, logits.get(i)) for i, image in enumerate(observation.images))
 
     def _by_image(self, answers: Sequence[float]) -> dict[int, dict[str, Tensor]]:

@@ -1,0 +1,98 @@
+"""GRPO: what must hold by algebra, and a bandit that it has to learn."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rapid_core.policies.heads import Choice, Heads, HeadsPolicy
+from rapid_testing.actors import run_heads
+from training.grpo import Learner, Settings, Trajectory, advantages, trajectory_log_p
+from training.likelihood import Row, TrajectoryTape, log_probability
+
+CHANNELS, HIDDEN = 4, 24
+
+
+def heads(*names):
+    torch.manual_seed(0)
+    return Heads(CHANNELS, HIDDEN, names or ("step", "cache", "sparse"), width=16)
+
+
+def rollout(of, seed, steps=12):
+    tape = TrajectoryTape()
+    run_heads(HeadsPolicy(of, 1.0, tape=tape, seed=seed), steps, CHANNELS)
+    return tape.rows[0]
+
+
+@given(st.lists(st.floats(-50, 50), min_size=2, max_size=12))
+def test_advantages_of_a_group_sum_to_zero_and_equal_rewards_say_nothing(rewards):
+    found = advantages(rewards)
+    if found is None:
+        assert torch.tensor(rewards, dtype=torch.float64).std(unbiased=False) <= 1e-4
+    else:
+        assert float(found.sum()) == pytest.approx(0.0, abs=1e-3)
+        best = max(range(len(rewards)), key=rewards.__getitem__)
+        assert float(found[best]) == float(found.max()) > 0
+    assert advantages([1.5] * len(rewards)) is None
+
+
+def test_stored_and_recomputed_log_probabilities_are_equal_and_the_first_ratio_is_one():
+    ours = heads()
+    groups = []
+    for group in range(2):
+        runs = [rollout(ours, 10 * group + i) for i in range(4)]
+        with torch.no_grad():
+            old, _ = trajectory_log_p(ours, runs)
+        groups.append([Trajectory(rows, float(i), old[i]) for i, rows in enumerate(runs)])
+    again, _ = trajectory_log_p(ours, [t.rows for t in groups[0]])
+    assert torch.allclose(again.detach(), torch.stack([t.log_p for t in groups[0]]), atol=1e-4)
+    alone = torch.stack([trajectory_log_p(ours, [t.rows])[0][0] for t in groups[0]])
+    assert torch.allclose(alone.detach(), again.detach(), atol=1e-3)
+    scalars = Learner(ours, Settings(epochs=2)).update(groups)
+    assert scalars["first_ratio"] == pytest.approx(1.0, abs=1e-4)
+    assert scalars["ratio"] != pytest.approx(1.0, abs=1e-6) and scalars["dropped_groups"] == 0
+
+
+def row(choice):
+    return Row({n: torch.zeros(4 * CHANNELS, 4, 4).half() for n in ("step", "cache", "sparse")}, torch.tensor([0.5]),
+               torch.zeros(HIDDEN).half(), choice)  # fmt: skip
+
+
+def test_absent_and_void_choices_are_not_in_the_probability():
+    ours = heads()
+    with torch.no_grad():
+        full, _ = log_probability(ours, [row(Choice(0.5, 1, None)), row(Choice(None, 1, None)), row(Choice())])
+        step, _ = log_probability(ours, [row(Choice(0.5, None, None))])
+    assert float(full[2]) == 0.0
+    assert float(full[0] - full[1]) == pytest.approx(float(step[0]), abs=1e-5)
+    assert float(full[1]) == pytest.approx(math.log(0.5), abs=0.05)  # fresh heads hardly prefer anything
+
+
+def test_a_two_armed_bandit_is_learned():
+    """Reuse pays, recompute does not: after some updates reuse is what is drawn."""
+    ours = heads("cache")
+    learner, generator = Learner(ours, Settings(lr=1e-2, entropy=0.0)), torch.Generator().manual_seed(0)
+    blank = row(Choice())
+
+    def chance():
+        with torch.no_grad():
+            return float(log_probability(ours, [row(Choice(None, 1, None))])[0].exp())
+
+    assert chance() == pytest.approx(0.5, abs=0.1)
+    for _ in range(40):
+        drawn = (torch.rand(8, generator=generator) < chance()).long().tolist()
+        rows = [[Row(blank.inputs, blank.numbers, blank.pooled, Choice(None, c, None))] for c in drawn]
+        with torch.no_grad():
+            old, _ = trajectory_log_p(ours, rows)
+        learner.update([[Trajectory(r, float(c), p) for r, c, p in zip(rows, drawn, old, strict=True)]])
+    assert chance() > 0.95
+
+
+def test_groups_that_say_nothing_are_dropped_and_counted():
+    ours = heads("cache")
+    before = [p.clone() for p in ours.parameters()]
+    group = [Trajectory([row(Choice(None, 1, None))], 1.0, torch.tensor(-0.7)) for _ in range(4)]
+    assert Learner(ours).update([group, group]) == {"dropped_groups": 2.0}
+    assert all(torch.equal(a, b) for a, b in zip(before, ours.parameters(), strict=True))
