@@ -51,13 +51,13 @@ class Trainer:
         self.plus = KINDS[args.kind]
         self.reward = REWARDS[args.reward]()
         state.mkdir(parents=True, exist_ok=True)
-        torch.manual_seed(args.seed)
         first = self.reference(0)
         network = graph.model.model.diffusion_model
         architecture = describe(network)
         if architecture is None:
             raise ValueError(f"policies need a model family that RAPID knows; this one is {type(network).__name__}")
         self.family, hidden = architecture.family, int(getattr(network, architecture.hidden))
+        torch.manual_seed(args.seed)  # here: drawing pictures sets it, too
         self.heads = Heads(first.latent.shape[1], hidden, args.heads, 2 if self.plus.budgets else 1, args.width)
         self._start_near_dense()
         self.heads.scales = self._scales()
