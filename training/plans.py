@@ -3,6 +3,7 @@ on."""
 
 from __future__ import annotations
 
+import textwrap
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -53,6 +54,10 @@ def train_plans(
     found = [plan_for(graph, s, calibration, held_out, products, args, state) for s in args.speedups]
     file = write(path, "schedule", metadata(graph, found, args, command), plan_tensors([f.plan for f in found]))
     text = table(found, len(held_out))
+    if refine > 1:
+        dense = Plan((True,) * len(found[0].plan.computed), ((),) * len(found[0].plan.computed), whole[0].schedule)
+        near = mean(Rollouts(graph, held_out, 1.0, state / "held_out-dense.json")(dense))
+        text += f"\n\nDense sampling itself, with every evaluation computed, is at {near:.2f} dB."
     path.with_suffix(".md").write_text(card(file, found, text, TARGETS[args.target]), encoding="utf-8")
     return file, text
 
@@ -116,10 +121,12 @@ def card(file: PolicyFile, found: list[Found], text: str, target: str) -> str:
     """The card beside a policy."""
     about = "\n".join(f"- {name}: {value}" for name, value in sorted(file.metadata.items()))
     alone = "\n".join(f"- {f.speedup:g}x: {f.headroom[1] - f.headroom[0]:+.2f} dB" for f in found if f.headroom)
+    what = textwrap.fill("Which evaluations are computed, and the weights with which they fill the gaps. PSNR of "
+                         f"latents to {target}, on prompts that the plans were not searched on (`#` computed, `.` "
+                         "forecast):", width=120)  # fmt: skip
     return f"""# {file.path.stem}
 
-Which evaluations are computed, and the weights with which they fill the gaps. PSNR of latents to {target}, on prompts
-that the plans were not searched on (`#` computed, `.` forecast):
+{what}
 
 {text}
 

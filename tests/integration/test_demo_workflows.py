@@ -38,6 +38,19 @@ def test_the_example_draws_a_picture_and_reports(server, kind, tmp_path):
     assert f"{totals['computed']} of 28 evaluations computed" in outputs["report"]["text"][0]
 
 
+def test_the_accelerate_example_follows_its_policy(server, tmp_path):
+    """9 of 28 evaluations, as the shipped policy has them; without it evenly spaced ones."""
+    outputs = server.client.run(workflow("accelerate"))
+    (picture,) = server.client.save_images(outputs, tmp_path)
+    assert picture.stat().st_size > 1000
+    record = json.loads(outputs["report"]["rapid_record"][0])
+    assert record["totals"]["computed"] == 9 and record["totals"]["speedup_allowed"] == pytest.approx(28 / 9, rel=1e-3)
+    assert record["policies"][0]["source"] == "demo-flux-solution.safetensors" and not record["notes"]
+    with pytest.raises(WorkflowError, match="sd3"):
+        server.client.run(workflow("accelerate", **{"model.unet_name": "sd3.safetensors", "positive.model": "sd3",
+                                                    "negative.model": "sd3"}))  # fmt: skip
+
+
 def test_the_region_example_draws_a_picture_and_a_map(server, tmp_path):
     outputs = server.client.run(workflow("region"))
     pictures = server.client.save_images(outputs, tmp_path)
