@@ -1,6 +1,7 @@
-"""The README's table of the region suite, from the rows in `docs`.
+"""Tables of README and docs, from the rows in `docs`: methods down, models across.
 
     python -m benchmarks.tables docs/region_sd3.json docs/region_flux.json [--without fewer_heun ...]
+    python -m benchmarks.tables docs/sparse_demo.json --cost-as docs/sparse_flux-dev.json docs/sparse_sd3-medium.json
 """
 
 from __future__ import annotations
@@ -10,9 +11,16 @@ import json
 from pathlib import Path
 
 NAMES = {"flux": "FLUX-like", "sd3": "SD3-like", "lumina": "Lumina-like"}
-TARGETS = {"1.0": "-", "0.5": "half", "0.25": "a quarter", "headline": "3/16, 6 dense"}
+TARGETS = {
+    "region": {"1.0": "-", "0.5": "half", "0.25": "a quarter", "headline": "3/16, 6 dense"},
+    "policy": {"1.0": "-", "2x": "2x", "3x": "3x", "4x": "4x"},
+    "sparse": {"1.0": "-", "0.5": ".5", "0.25": ".25", "0.125": ".125"},
+}
 METHODS = {
-    "dense": "dense", "dense_dpmpp_2m": "dense, dpmpp_2m", "region_error": "**a clock for every token**",
+    "dense": "dense", "dense_dpmpp_2m": "dense, dpmpp_2m", "plan_solution": "**searched plan, to the solution**",
+    "plan_dense": "searched plan, to dense", "default_plan": "**even, Adams-Bashforth (default)**",
+    "sparse": "**sparse, difference forecast**", "sparse_hold": "sparse, difference held",
+    "sparse_means": "sparse, means", "sparse_dropped": "sparse, dropped", "region_error": "**a clock for every token**",
     "region": "fixed share", "region_rounds": "round-robin, our schedule", "region_random": "random, our schedule",
     "region_paper": "published method (`paper`)", "cache_reuse": "Cache Reuse", "fewer_euler": "fewer Euler steps",
     "fewer_dpmpp_2m": "fewer steps of dpmpp_2m", "fewer_res_multistep": "fewer steps of res_multistep",
@@ -21,31 +29,39 @@ METHODS = {
 }  # fmt: skip
 
 
-def cells(row: dict | None) -> list[str]:
-    """Cost, PSNR to dense with its interval, worst picture, PSNR to the ODE and FID of a row."""
+def cells(row: dict | None, costs: list[dict]) -> list[str]:
+    """Cost, costs as other models, PSNR to dense with its interval, worst picture, PSNR to the ODE and FID of a row."""
     if row is None:
-        return ["-"] * 4
-    near = "-"
+        return ["-"] * (4 + len(costs))
+    key, near = (row["model"], row["target"], row["method"]), "-"
     if row["psnr"] is not None and row["ci"]:
         near = "{:.1f} ({:.1f} .. {:.1f}), {:.1f}".format(row["psnr"], *row["ci"], row["psnr_worst"])
-    cost, fid = (f"{value:.{digits}f}".removeprefix("0") for value, digits in ((row["cost"], 2), (row["fid"], 3)))
-    return [cost, near, f"{row['psnr_ode']:.1f}", fid]
+    cost = [f"{r['cost']:.2f}".removeprefix("0") for r in (row, *(of[key] for of in costs))]
+    return [*cost, near, f"{row['psnr_ode']:.1f}", f"{row['fid']:.3f}".removeprefix("0")]
 
 
-def table(files: list[Path], without: list[str]) -> str:
+def rows_of(files: list[Path]) -> dict[tuple[str, str, str], dict]:
+    """Rows by model, target and method."""
+    found = [row for file in files for row in json.loads(file.read_text(encoding="utf-8"))["rows"]]
+    return {(row["model"], row["target"], row["method"]): row for row in found}
+
+
+def table(files: list[Path], without: list[str], cost_as: list[Path]) -> str:
     """Methods down, models across."""
-    rows = {(r["model"], r["target"], r["method"]): r for f in files for r in json.loads(f.read_text("utf-8"))["rows"]}
+    rows, costs = rows_of(files), [rows_of([file]) for file in cost_as]
+    suite = next(iter(rows.values()))["suite"]
     models = list(dict.fromkeys(model for model, _, _ in rows))
     there = {key[1:] for key in rows}
     head = ["target", "method"]
     for model in models:
         number = max(r["prompts"] for (m, _, _), r in rows.items() if m == model)
-        head += [f"{NAMES[model]} ({number}): cost", "to dense (95 %), worst", "to the ODE", "FID"]
+        as_other = [file.stem.split("_")[-1] for file in cost_as]
+        head += [f"{NAMES[model]} ({number}): cost", *as_other, "to dense (95 %), worst", "to the ODE", "FID"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for target, said in TARGETS.items():
+    for target, said in TARGETS[suite].items():
         for method, name in METHODS.items():
             if (target, method) in there and method not in without:
-                found = [cell for model in models for cell in cells(rows.get((model, target, method)))]
+                found = [cell for model in models for cell in cells(rows.get((model, target, method)), costs)]
                 lines.append("| " + " | ".join([said, name, *found]) + " |")
     return "\n".join(lines)
 
@@ -54,5 +70,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--without", nargs="*", default=[], help="methods to leave out")
+    parser.add_argument("--cost-as", nargs="*", type=Path, default=[], help="the same rows, costed as another model")
     args = parser.parse_args()
-    print(table(args.files, args.without))
+    print(table(args.files, args.without, args.cost_as))
