@@ -87,16 +87,12 @@ def train(ground: Ground, options: argparse.Namespace) -> int:
     environment = script_environment(ground, ground.tree, threads=None)
     environment["PYTHONPATH"] = str(REPOSITORY)
     with temporary_base(ground.cache, "train") as base:
-        rest = list(options.rest)
-        if "--workflow" not in rest:
-            rest += ["--workflow", str(REPOSITORY / "example_workflows" / "api" / f"demo_{options.model}.json")]
-        if "--prompts" not in rest:
-            scenes = base / "prompts.txt"
-            subprocess.check_call([str(ground.python), "-m", "demo.prompts", str(scenes)], env=environment)
-            rest += ["--prompts", str(scenes)]
-        if "--out" not in rest:
-            kind = rest[rest.index("--kind") + 1] if "--kind" in rest[:-1] else "schedule"
-            rest += ["--out", f"demo-{options.model}-{kind}"]
+        scenes, model = base / "prompts.txt", options.model
+        subprocess.check_call([str(ground.python), "-m", "demo.prompts", str(scenes)], env=environment)
+        # First, so that what the user gives comes last and wins.
+        rest = ["--workflow", str(REPOSITORY / "example_workflows" / "api" / f"demo_{model}.json"),
+                "--prompts", str(scenes), "--out", f"demo-{model}", "--policies", "trained_policies",
+                *options.rest]  # fmt: skip
         host = shlex.join(host_arguments(base, has_gpu(ground.python)))
         command = [str(ground.python), str(REPOSITORY / "training" / "train_policy.py"), "--comfyui", str(ground.tree),
                    "--host-arguments", host, *rest]  # fmt: skip

@@ -46,7 +46,7 @@ class Graph:
         if not self.nodes:
             raise WorkflowError("not a workflow in API form: in ComfyUI choose Workflow > Export (API)")
         self.host = host
-        self.site = self._find(sampler, [tuple(t.rsplit(".", 1)) for t in texts])
+        self.site = self._find(sampler, texts)
         self._kept: dict[str, tuple] = {}
 
     @classmethod
@@ -59,9 +59,8 @@ class Graph:
         return cls(workflow if isinstance(workflow, dict) else {}, host, sampler, texts)
 
     # Finding.
-    def _find(self, sampler: str | None, texts: list) -> Site:
-        there = [i for i, n in self.nodes.items() if self._latent_input(i) and self._seed_input(i) is not None
-                 and self._link(i, "model", "guider") is not None]  # fmt: skip
+    def _find(self, sampler: str | None, texts: Sequence[str]) -> Site:
+        there = [i for i in self.nodes if self._is_sampler(i)]
         if sampler is not None:
             there = [i for i in there if i == sampler]
         if len(there) != 1:
@@ -69,28 +68,43 @@ class Graph:
             asked = f"no sampler node {sampler}" if sampler else "one sampler node is needed; choose with --sampler ID"
             raise WorkflowError(f"{asked}; in this workflow: {listed if there else ', '.join(self._names())}")
         node = there[0]
-        model = self._real_model(self._link(node, "model") or self._link(self._link(node, "guider")[0], "model"))
+        guider = self._link(node, "guider")
+        model = self._link(node, "model") or (self._link(guider[0], "model") if guider else None)
+        seed, latent = self._seed_input(node), self._link(node, *LATENT_INPUTS)
         if model is None:
             raise WorkflowError(f"sampler {node}: no model is connected to it or its guider")
-        seed = self._seed_input(node)
-        assert seed is not None
-        latent = self._link(node, *LATENT_INPUTS)
-        assert latent is not None
-        return Site(node, model, latent, tuple(texts) or self._texts(node), seed, self._vae(node))
+        assert seed is not None and latent is not None
+        before = [i for i in self._upstream(latent[0]) if self._is_sampler(i)]
+        if before:
+            raise WorkflowError(f"the latent of sampler {node} comes from sampler {before[0]}; train on that one alone")
+        return Site(node, model, latent, self._given(texts) or self._texts(node), seed, self._vae(node))
+
+    def _is_sampler(self, node: str) -> bool:
+        latent, model = self._link(node, *LATENT_INPUTS), self._link(node, "model", "guider")
+        return latent is not None and model is not None and self._seed_input(node) is not None
+
+    def _given(self, texts: Sequence[str]) -> tuple[tuple[str, str], ...]:
+        """Text inputs by the names that were given. Raises WorkflowError for one that is not there."""
+        found = [tuple(text.rsplit(".", 1)) if "." in text else (text, "") for text in texts]
+        for node, name in found:
+            if name not in self.nodes.get(node, {}).get("inputs", {}):
+                raise WorkflowError(f"--text {node}.{name}: the workflow has no such input; give ID.NAME, ID one of "
+                                    f"{', '.join(self._names())}")  # fmt: skip
+        return tuple((node, name) for node, name in found)
 
     def _names(self) -> list[str]:
         return [f"{i} ({n['class_type']})" for i, n in self.nodes.items()]
 
     def _link(self, node: str, *names: str) -> Link | None:
+        """The first of these inputs that is connected, past nodes of this pack."""
         inputs = self.nodes[node].get("inputs", {})
         for name in names:
             value = inputs.get(name)
             if isinstance(value, list) and len(value) == 2 and str(value[0]) in self.nodes:
-                return str(value[0]), int(value[1])
+                link = str(value[0]), int(value[1])
+                own = self.nodes[link[0]]["class_type"].startswith(OWN) and link[1] == 0
+                return (self._link(link[0], "latent", "model") or link) if own else link
         return None
-
-    def _latent_input(self, node: str) -> bool:
-        return self._link(node, *LATENT_INPUTS) is not None
 
     def _seed_input(self, node: str) -> tuple[str, str] | None:
         """Of the node itself or of the noise node before it."""
@@ -101,21 +115,18 @@ class Graph:
                     return where, name
         return None
 
-    def _real_model(self, link: Link | None) -> Link | None:
-        """Past nodes of this pack."""
-        while link is not None and self.nodes[link[0]]["class_type"].startswith(OWN):
-            link = self._link(link[0], "model")
-        return link
+    def _links(self, node: str) -> dict[str, Link]:
+        """Inputs of a node that are connected."""
+        found = {name: self._link(node, name) for name in self.nodes[node].get("inputs", {})}
+        return {name: link for name, link in found.items() if link is not None}
 
     def _upstream(self, node: str) -> list[str]:
         found, todo = [], [node]
         while todo:
             here = todo.pop()
-            if here in found:
-                continue
-            found.append(here)
-            values = self.nodes[here].get("inputs", {}).values()
-            todo += [str(v[0]) for v in values if isinstance(v, list) and len(v) == 2 and str(v[0]) in self.nodes]
+            if here not in found:
+                found.append(here)
+                todo += [link[0] for link in self._links(here).values()]
         return found
 
     def _texts(self, sampler: str) -> tuple[tuple[str, str], ...]:
@@ -125,13 +136,27 @@ class Graph:
         positive, negative = self._link(where, "positive", "conditioning"), self._link(where, "negative")
         if positive is None:
             raise WorkflowError(f"node {where} has no positive conditioning; name the prompt with --text ID.NAME")
-        apart = set(self._upstream(negative[0])) if negative else set()
-        found = [(i, name) for i in self._upstream(positive[0]) if i not in apart
-                 for name, value in self.nodes[i].get("inputs", {}).items()
-                 if name in TEXTS and isinstance(value, str)]  # fmt: skip
+        apart = self._before(negative, set()) if negative else []
+        found = [text for text in self._before(positive, set()) if text not in apart]
         if not found:
             raise WorkflowError("no prompt text found before the positive conditioning; name it with --text ID.NAME")
         return tuple(found)
+
+    def _before(self, link: Link, seen: set[Link]) -> list[tuple[str, str]]:
+        """Text inputs that a conditioning is made from. A node with a positive and a negative side gives the first of
+        them as its first output and the other as its second; what is zeroed out says nothing."""
+        node, number = link
+        if link in seen or self.nodes[node]["class_type"] == "ConditioningZeroOut":
+            return []
+        seen.add(link)
+        inputs, links = self.nodes[node].get("inputs", {}), self._links(node)
+        if "positive" in links and "negative" in links:
+            sides = {"positive": links["positive"]} if number == 0 else {"negative": links["negative"]}
+            return [text for side in sides.values() for text in self._before(side, seen)]
+        found = [(node, name) for name, value in inputs.items()
+                 if name in TEXTS and (isinstance(value, str) or name in links)]  # fmt: skip
+        return found + [text for name, there in links.items() if name not in TEXTS
+                        for text in self._before(there, seen)]  # fmt: skip
 
     def _vae(self, sampler: str) -> Link | None:
         decoders = [i for i, n in self.nodes.items() if n["class_type"] == "VAEDecode" and sampler in self._upstream(i)]
@@ -139,22 +164,35 @@ class Graph:
 
     # Running.
     def value(self, link: Link, changed: dict[Link, Any], inputs: dict[tuple[str, str], Any]) -> Any:
-        """Output of a node, with other outputs and literal inputs put in their places."""
-        return self._value(link, changed, inputs, {})
+        """Output of a node, with other outputs and inputs put in their places."""
+        varying: dict[str, bool] = {}
+        moved = {node for node, _ in inputs}
 
-    def _value(self, link: Link, changed: dict, inputs: dict, known: dict[str, tuple]) -> Any:
+        def varies(node: str) -> bool:
+            """Whether a node's outputs depend on what changes. To be replaced itself does not count: a checkpoint's
+            text encoder stays what it is when its model is another."""
+            if node not in varying:
+                varying[node] = False
+                varying[node] = node in moved or any(there in changed or varies(there[0])
+                                                     for there in self._links(node).values())  # fmt: skip
+            return varying[node]
+
+        return self._value(link, changed, inputs, {}, varies)
+
+    def _value(
+        self, link: Link, changed: dict, inputs: dict, known: dict[str, tuple], varies: Callable[[str], bool]
+    ) -> Any:
         if link in changed:
             return changed[link]
         node, number = link
-        moved = {i for i, _ in changed} | {i for i, _ in inputs}
-        fixed = not moved.intersection(self._upstream(node))
-        store = self._kept if fixed else known
+        store = known if varies(node) else self._kept
         if node not in store:
-            given = {}
-            for name, value in self.nodes[node].get("inputs", {}).items():
-                there = self._link(node, name)
-                value = value if there is None else self._value(there, changed, inputs, known)
-                given[name] = inputs.get((node, name), value)
+            given, links = dict(self.nodes[node].get("inputs", {})), self._links(node)
+            for name in given:
+                if (node, name) in inputs:
+                    given[name] = inputs[node, name]
+                elif name in links:
+                    given[name] = self._value(links[name], changed, inputs, known, varies)
             store[node] = self.host.run(self.nodes[node]["class_type"], given)
         return store[node][number]
 
@@ -166,7 +204,10 @@ class Graph:
     @property
     def model_name(self) -> str:
         """File that the model is loaded from, as far as the workflow says."""
-        loader = self.nodes[self._upstream(self.site.model[0])[-1]]
+        node = self.site.model[0]
+        while (before := self._link(node, "model", "model1")) is not None:
+            node = before[0]
+        loader = self.nodes[node]
         names = [v for v in loader.get("inputs", {}).values() if isinstance(v, str)]
         return names[0] if names else loader["class_type"]
 
@@ -182,14 +223,9 @@ class Graph:
         latent = {**latent, "samples": samples, "batch_index": [0] * batch}
         inputs: dict[tuple[str, str], Any] = {(i, name): prompt for i, name in self.site.texts}
         inputs[self.site.seed] = seed
-        changed = {self.site.model: model, self.site.latent: latent, **self._own(model)}
+        changed = {self.site.model: model, self.site.latent: latent}
         with torch.inference_mode():
             return self.value((self.site.sampler, 0), changed, inputs)["samples"]
-
-    def _own(self, model: Any) -> dict[Link, Any]:
-        """Model outputs of this pack's nodes, which are passed by."""
-        return {(i, 0): model for i, n in self.nodes.items()
-                if n["class_type"].startswith(OWN) and self._link(i, "model") is not None}  # fmt: skip
 
     def decode(self, latents: Tensor) -> Tensor | None:
         """Pictures (B, 3, H, W) in 0 .. 1, float32; None where the workflow decodes nothing."""

@@ -60,6 +60,17 @@ class Host:
             return tuple(getattr(node(), node.FUNCTION)(**inputs))
 
 
+def family_of(model: Any) -> Any:
+    """The architecture of a model. Raises ValueError for one that RAPID does not know."""
+    from rapid_core.architectures import describe
+
+    network = model.model.diffusion_model
+    found = describe(network)
+    if found is None:
+        raise ValueError(f"policies need a model family that RAPID knows; this one is {type(network).__name__}")
+    return found
+
+
 def attach(model: Any, policy: Any) -> Any:
     """A clone of a model with a policy; the host has to be started before this is imported."""
     from rapid_core.host.chain import attach as attached

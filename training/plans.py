@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rapid_core.architectures import describe
 from rapid_core.policies.from_file import plan_tensors
 from rapid_core.policies.schedule import Plan
 from rapid_core.policy_file import PolicyFile, write
 from training.graph import Graph
+from training.host import family_of
 from training.plan_search import Rollouts, default_plan, key_of, oracle, search
 from training.quadrature import fitted
 from training.references import Reference, references
@@ -46,6 +46,7 @@ def train_plans(
     graph: Graph, prompts: Sequence[str], args: Namespace, state: Path, path: Path, command: str
 ) -> tuple[PolicyFile, str]:
     """Search plans and write them; returns the file and its card's table."""
+    family_of(graph.model)  # said before anything is drawn
     number = args.calibration + args.held_out
     refine = REFINE if args.target == "solution" else 1
     whole = references(graph, prompts[:number], args.seed, state / "references", refine)
@@ -86,12 +87,8 @@ def plan_for(
 
 def metadata(graph: Graph, found: list[Found], args: Namespace, command: str) -> dict[str, Any]:
     """What the file says of itself."""
-    network = graph.model.model.diffusion_model
-    architecture = describe(network)
-    if architecture is None:
-        raise ValueError(f"policies need a model family that RAPID knows; this one is {type(network).__name__}")
     return {
-        "architecture": architecture.family,
+        "architecture": family_of(graph.model).family,
         "base_model": graph.model_name,
         "budgets": [f.speedup for f in found],
         "reward": f"PSNR of the latent to {TARGETS[args.target]}",

@@ -15,13 +15,12 @@ import torch
 from tqdm import tqdm
 
 from rapid_core.actions import Sparsity
-from rapid_core.architectures import describe
 from rapid_core.policies.from_file import head_metadata, head_tensors
 from rapid_core.policies.heads import INPUTS, Heads, HeadsPolicy
 from rapid_core.policy_file import PolicyFile, write
 from training.graph import Graph
 from training.grpo import Learner, Settings, Trajectory, trajectory_log_p
-from training.host import attach, last_record
+from training.host import attach, family_of, last_record
 from training.likelihood import TrajectoryTape
 from training.plan_search import latent_psnr
 from training.references import Reference, reference
@@ -51,12 +50,9 @@ class Trainer:
         self.plus = KINDS[args.kind]
         self.reward = REWARDS[args.reward]()
         state.mkdir(parents=True, exist_ok=True)
+        architecture = family_of(graph.model)
         first = self.reference(0)
-        network = graph.model.model.diffusion_model
-        architecture = describe(network)
-        if architecture is None:
-            raise ValueError(f"policies need a model family that RAPID knows; this one is {type(network).__name__}")
-        self.family, hidden = architecture.family, int(getattr(network, architecture.hidden))
+        self.family, hidden = architecture.family, int(getattr(graph.model.model.diffusion_model, architecture.hidden))
         torch.manual_seed(args.seed)  # here: drawing pictures sets it, too
         self.heads = Heads(first.latent.shape[1], hidden, args.heads, 2 if self.plus.budgets else 1, args.width)
         self._start_near_dense()
@@ -141,7 +137,7 @@ class Trainer:
         self.log: list[dict] = []
         path = self.state / "checkpoint.pt"
         if path.is_file():
-            body = torch.load(path, weights_only=True)
+            body = torch.load(path, weights_only=True, map_location="cpu")
             self.heads.load_state_dict(body["heads"])
             self.learner.optimiser.load_state_dict(body["optimiser"])
             self.iteration, self.log = body["iteration"], body["log"]

@@ -6,18 +6,22 @@ from dataclasses import replace
 from typing import Any
 
 from ..actions import Sparsity
-from ..cost import PAIR, CostModel
+from ..cost import PAIR, CostModel, tiles_kept
 from ..engine.kv import KVStore, bytes_of
 from ..engine.regions import Regions
 from ..engine.sparse import SLOPE, LeftOut
+
+HEAD = 64  # channels of a head at least, for counting what is kept head by head
 
 
 class Room:
     """What a run has to hold rows for: `conditions` times images, and bytes an element takes."""
 
     def __init__(self, guider: Any, batch: int):
-        self.conditions = [c for name, slot in guider.conds.items() for c in slot
-                           if name != "negative" or guider.cfg != 1]  # fmt: skip
+        options = guider.model_options
+        unguided = set(guider.conds) <= {"positive", "negative"} and abs(getattr(guider, "cfg", 0.0) - 1.0) < 1e-6
+        spared = "negative" if unguided and not options.get("disable_cfg1_optimization") else None
+        self.conditions = [c for name, slot in guider.conds.items() for c in slot if name != spared]
         self.base = guider.model_patcher.model
         self.element = (getattr(self.base, "manual_cast_dtype", None) or self.base.get_dtype()).itemsize
         self.rows = len(self.conditions) * batch
@@ -49,23 +53,30 @@ def with_left_out(
     policies: tuple, cost: CostModel, number: int, room: Room
 ) -> tuple[tuple, LeftOut | None, str | None]:
     """Policies, a store for what sparse attention leaves out of pictures of `number` image tokens, and what it takes in
-    words. Where that is more than is allowed there is no store, and only means stand in."""
-    sparsity = next((p.sparsity for p in reversed(policies) if p.sparsity), None)
-    if sparsity is None or not sparsity.remembers:
+    words. Where that is more than is allowed there is no store, and only means stand in. Attention can be sparse in one
+    way only: that of the policy that is about nothing else, or of the last."""
+    sparse = [p for p in policies if p.sparsity]
+    if not sparse:
         return policies, None, None
-    store, said = left_out_store(sparsity, cost, number, room)
-    if store is None:
-        means = replace(sparsity, left_out="means")
-        policies = tuple(replace(p, sparsity=means) if p.sparsity is sparsity else p for p in policies)
-    return policies, store, said
+    chosen = next((p for p in reversed(sparse) if p.technique == "sparse_attention"), sparse[-1])
+    sparsity, store, said = chosen.sparsity, None, None
+    if sparsity.remembers:
+        store, said = left_out_store(sparsity, cost, number, room, getattr(chosen, "density", 0.5))
+        sparsity = sparsity if store else replace(sparsity, left_out="means")
+    other = [p for p in sparse if p.sparsity != sparsity]
+    return tuple(replace(p, sparsity=sparsity) if p in other else p for p in policies), store, said
 
 
-def left_out_store(sparsity: Sparsity, cost: CostModel, number: int, room: Room) -> tuple[LeftOut | None, str]:
+def left_out_store(
+    sparsity: Sparsity, cost: CostModel, number: int, room: Room, density: float
+) -> tuple[LeftOut | None, str]:
     """A store for what sparse attention leaves out, or None; see `with_left_out`."""
     whole = number // (PAIR * sparsity.tile) * PAIR * sparsity.tile
     points = 2 if sparsity.left_out == "forecast" else 1
     attentions = cost.image_attentions(sparsity.dense_first, sparsity.dense_last)
-    needed = points * whole * cost.hidden * attentions * room.rows * room.element
+    tiles = number // sparsity.tile
+    chosen = whole // (PAIR * sparsity.tile) * tiles_kept(density, tiles) * (cost.hidden // HEAD) * 4  # their numbers
+    needed = (points * whole * cost.hidden * room.element + chosen) * attentions * room.rows
     fits, said = room.says("differences to dense attention", needed, sparsity.left_out, sparsity.memory_limit)
     if not fits:
         return None, f"{said}: none are kept, means stand in for what is left out"

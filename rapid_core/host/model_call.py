@@ -56,6 +56,7 @@ class ModelCalls:
         self.state, self.model, self.architecture = state, model, architecture
         self.cost, self.left_out = cost, left_out
         self.reuses = self.looks = False
+        self.positive: frozenset = frozenset()  # uuids of the conditions of that name
         self.store: KVStore | None = None
         self.sparsity: Sparsity | None = None
         self.spared: frozenset[int] = frozenset()  # numbers of blocks whose attention stays dense
@@ -127,7 +128,7 @@ class ModelCalls:
         looks = self.looks and evaluation.index == 0
         if not repeated and (self.reuses or self.store is not None or self.sparsity is not None or looks):
             call = self._call(evaluation, part, uuids)
-            call.see = partial(self._see, part, options.get("cond_or_uncond") or ()) if looks else None
+            call.see = partial(self._see, part, uuids) if looks else None
             options = {**options, blocks.CALL: call}
         out = call_model(executor, x, part.t, part.arguments, options)
         if self.store is not None and call is not None and part.whole and self._whole_latent(x):
@@ -135,15 +136,14 @@ class ModelCalls:
                 self.store.complete(uuid, part.images, (tuple(x.shape[1:]), str(x.device)))
         if call is not None and call.sparse is not None:
             for i in part.images:
-                evaluation.spent[i] -= len(uuids) * call.sparse.saved
+                evaluation.spent[i] -= call.sparse.saved / len(part.images)
         return out
 
-    def _see(self, part: Part, kinds: Sequence[int], vec: Tensor) -> None:
-        """Keep the modulation vector (rows, ..., D) of each image's conditional stream (kind 0) for learned
-        policies."""
-        count = len(part.images)
-        if vec.shape[0] == len(part.rows) and 0 in kinds:
-            first = list(kinds).index(0) * count
+    def _see(self, part: Part, uuids: Sequence, vec: Tensor) -> None:
+        """Keep the modulation vector (rows, ..., D) of each image's first positive condition for learned policies."""
+        count, chunk = len(part.images), next((n for n, uuid in enumerate(uuids) if uuid in self.positive), None)
+        if vec.shape[0] == len(part.rows) and chunk is not None:
+            first = chunk * count
             for position, image in enumerate(part.images):
                 self.state.pooled[image] = vec[first + position].float().reshape(-1, vec.shape[-1]).mean(0)
 
@@ -163,7 +163,8 @@ class ModelCalls:
                 tokens = None if part.tokens is None else part.tokens[chunk * count : (chunk + 1) * count]
                 self.store.tick(uuid, part.images, evaluation.sigma, tokens, part.x.device)
             call.subset = Subset(self.store, uuids, part.images, call.sequence, part.tokens, regions, self.mass_at)
-        if self.sparsity is not None and (part.action.density < 1.0 or part.action.measures):
+        measures = part.action.measures is not None and self.left_out is not None
+        if self.sparsity is not None and (part.action.density < 1.0 or measures):
             streams = [(uuid, *key) for uuid in uuids]
             call.sparse, call.spared = self._sparse(evaluation, part, grid, streams), self.spared
         return call

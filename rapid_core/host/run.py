@@ -54,6 +54,7 @@ class HostRun:
             self.diary.notes += [said] if said else []
         self.state = self._state(self.policies, patcher.model.model_sampling, noise, mask)
         self.calls = ModelCalls(self.state, self.model, self.architecture, cost, left_out)
+        self.calls.positive = frozenset(c.get("uuid") for c in guider.conds.get("positive", ()))
         interpolate = False
         if self.state.regions and cost and self.architecture:
             policy = next(p for p in reversed(self.policies) if p.regional)

@@ -111,6 +111,14 @@ def check_family(file: PolicyFile, family: str) -> None:
                           f"this model is {family}. Choose a policy of its family, or none.")  # fmt: skip
 
 
+def check_model(file: PolicyFile, channels: int | None, hidden: int) -> None:
+    """Raise PolicyError for heads made for latents or a model of another size."""
+    for field, there in (("channels", channels), ("hidden", hidden)) if file.kind == "heads" else ():
+        wanted = _whole(file, field, 1, 65536)
+        if there is not None and wanted != there:
+            raise file.wrong(field, f"= {wanted}, trained on {file.base_model}; this model has {there}")
+
+
 def policy_of(file: PolicyFile, speedup: float, guard: float) -> SchedulePolicy | ThresholdPolicy | HeadsPolicy:
     """The file's policy at a speed-up. Between the budgets it was made for, the nearest plan is moved, thresholds are
     interpolated; to heads it is a ceiling. Raises PolicyError."""

@@ -18,9 +18,11 @@ POOLED = 16
 
 
 def packed(latent: Tensor) -> Tensor:
-    """Latents (B, C, H, W) or (B, C, T, H, W) -> (B * T, 4 C, H / 2, W / 2): 2 x 2 pixels a token, odd sides padded."""
+    """Latents (B, C, H, W) -> (B, 4 C, H / 2, W / 2): 2 x 2 pixels a token, odd sides padded. Of videos (B, C, T, H, W)
+    the root mean square over the frames, with the mean's sign: one row an image, however many frames."""
     if latent.ndim == 5:
-        latent = latent.movedim(2, 1).flatten(0, 1)
+        mean = latent.float().mean(2)
+        latent = latent.float().square().mean(2).sqrt().copysign(mean)
     high, wide = latent.shape[-2:]
     latent = functional.pad(latent, (0, wide % 2, 0, high % 2), mode="replicate")
     return functional.pixel_unshuffle(latent, 2)

@@ -7,6 +7,7 @@ is taken; in training choices are drawn, and everything that made them is writte
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -104,8 +105,11 @@ class HeadsActor:
 
     def __init__(self, policy: HeadsPolicy):
         self.policy = policy
+        self.heads = policy.heads  # or a copy on the latents' device: the policy's own stays where it is
+        self.device = next(policy.heads.parameters()).device
         self.target: dict[int, float] = {}  # noise level down to which an image is held
-        self.spent: dict[int, float] = {}  # evaluations computed, in dense ones
+        self.charged: dict[int, set[int]] = {}  # steps whose evaluation was computed, whoever wanted it
+        self.before = 0  # step of the evaluation before
         self.seen: dict[int, tuple] = {}  # what the tape wants to know
         self.asked: list[int] = []
         self.steps = 1  # of the run, as the last observation had it
@@ -119,7 +123,7 @@ class HeadsActor:
         some = [look for look in looks if look is not None]
         if not some:
             return None
-        heads = self.policy.heads.to(some[0].latent.device)
+        heads = self._on(some[0].latent.device)
         inputs = {name: torch.cat([packed(getattr(look, INPUTS[name])[None]) for look in some]) for name in heads.heads}
         pooled = torch.stack([self._pooled(look, heads.hidden) for look in some])
         numbers = self._numbers(sigma)
@@ -133,23 +137,35 @@ class HeadsActor:
                 self.seen[i] = kept, numbers[row].cpu(), pooled[row].cpu()
         return torch.cat([logits[name] for name in heads.heads], 1).flatten()
 
+    def _on(self, device: torch.device) -> Heads:
+        """The heads on a device. The policy's module is shared by clones of the model, and by training."""
+        if self.device != device:
+            self.heads, self.device = copy.deepcopy(self.policy.heads).to(device), device
+        return self.heads
+
     def _numbers(self, sigma: Tensor) -> Tensor:
         """Noise level and, where the heads know budgets, the share of all evaluations that may still be computed."""
         level = sigma.float().expand(len(self.asked), 1)
         if self.policy.heads.numbers == 1:
             return level
         most = affordable(self.policy.speedup, self.steps)
-        left = [[(most - self.spent.get(i, 0.0)) / self.steps] for i in self.asked]
-        return torch.cat((level, torch.tensor(left, device=sigma.device)), 1)
+        left = [(most - len(self.charged.get(i, ()))) / self.steps for i in self.asked]
+        filled = torch.stack([level.new_full((), n) for n in left])  # a copy to the device would be waited for
+        return torch.cat((level, filled[:, None]), 1)
 
     def _pooled(self, look: Look, hidden: int) -> Tensor:
         """The model's pooled vector, zeros where its family shows none."""
         if look.pooled is None or look.pooled.numel() != hidden:
+            self.notes = [f"{self.policy.source}: the model's pooled vector is not known; the heads decide without it"]
             return look.latent.new_zeros(hidden, dtype=torch.float32)
         return look.pooled.flatten().float()
 
     def act(self, observation: Observation) -> tuple[Action, ...]:
         self.steps, logits = observation.steps, self._by_image(observation.answers)
+        for i, image in enumerate(observation.images):
+            if image.computed and image.since_computed == 0:
+                self.charged.setdefault(i, set()).add(self.before)
+        self.before = observation.step
         return tuple(self._one(i, image, observation, logits.get(i)) for i, image in enumerate(observation.images))
 
     def _by_image(self, answers: Sequence[float]) -> dict[int, dict[str, Tensor]]:
@@ -162,25 +178,24 @@ class HeadsActor:
         return out
 
     def _one(self, number: int, image: ImageState, observation: Observation, logits: dict | None) -> Action:
-        spent, steps = self.spent.get(number, 0.0), observation.steps
-        if logits is None or not image.levels:
-            self.spent[number] = spent + 1
+        if logits is None or not image.computed:
             return DENSE
-        jump = None
+        jump, charged = None, self.charged.get(number, set())
         if image.since_computed == 0 and "step" in logits:  # the model has spoken since the last jump
             jump = self._jump(logits["step"])
-            self.target[number] = math.floor(1000 * image.levels[-1] * jump) / 1000
-        broke = spent + 1 > affordable(self.policy.speedup, steps)
+            start = image.levels[-1] if image.levels else observation.sigma
+            self.target[number] = math.floor(1000 * start * jump) / 1000
+        most = affordable(self.policy.speedup, observation.steps)
+        broke = observation.step not in charged and len(charged) >= most  # a second look at a step is paid for
         if broke or observation.sigma > self.target.get(number, math.inf) + 1e-6:
             self._write(number, observation.index, Choice(jump))
-            return Action(Level.HOLD, weights=self._weights(image, observation))
+            return Action(Level.HOLD, weights=self._weights(image, observation) if image.levels else None)
         cache = self._pick(logits["cache"]) if "cache" in logits else None
         if cache:
             self._write(number, observation.index, Choice(jump, cache))
             return Action(Level.REUSE)
         sparse = self._pick(logits["sparse"]) if "sparse" in logits else None
         self._write(number, observation.index, Choice(jump, cache, sparse))
-        self.spent[number] = spent + 1
         return Action(density=self.policy.densities[sparse - 1]) if sparse else DENSE
 
     def _jump(self, logits: Tensor) -> float:

@@ -105,6 +105,7 @@ class ScheduleActor:
     def __init__(self, policy: SchedulePolicy):
         self.policy = policy
         self.plans: dict[int, list[bool]] = {}
+        self.held: dict[int, int] = {}  # step at which an image was last to be held
         self.guarded: dict[int, float] = {}  # the measurement that the guard has answered
         self.notes: list[str] = []
         self.fits = False  # whether the plan's own weights hold
@@ -117,13 +118,18 @@ class ScheduleActor:
         if number not in self.plans:
             self.plans[number] = self._plan(observation)
         plan = self.plans[number]
+        if self.held.get(number, step) < step and image.since_computed == 0:  # what was to be held had to be computed
+            left = max(0, sum(plan[step:]) - 1)
+            plan[step:] = even(left + 1, steps - step + 1)[1:]
         if not plan[step] and self._alarmed(number, image):
             left, share = sum(plan[step:]), sum(plan) / steps
             if left - 1 >= share / 2 * (steps - step - 1):
                 plan[step:] = even(left, steps - step)
-        if plan[step] or not image.levels:
+        self.held.pop(number, None)
+        if plan[step] or not image.computed:
             return DENSE
-        return Action(Level.HOLD, weights=self._weights(image, observation))
+        self.held[number] = step
+        return Action(Level.HOLD, weights=self._weights(image, observation) if image.levels else None)
 
     def _plan(self, observation: Observation) -> list[bool]:
         steps, plan = observation.steps, self.policy.plan

@@ -5,15 +5,17 @@ import torch
 from rapid_core.actions import ImageState, Level, Look, Observation, Window
 
 
-def marks_of(policy, steps, measured=(), euler=True):
-    """Run the actor on a schedule of equal steps; measured: number of an evaluation, what was measured before it."""
+def marks_of(policy, steps, measured=(), euler=True, forced=(), blind=False):
+    """Run the actor on a schedule of equal steps; measured: number of an evaluation, what was measured before it;
+    forced: evaluations that are computed whatever the answer; blind: whether levels are not told."""
     schedule = tuple(1 - i / steps for i in range(steps)) + (0.0,)
-    actor, levels, out = policy.start(Window(1.0, 0.0)), (), []
+    actor, levels, out, since = policy.start(Window(1.0, 0.0)), (), [], 0
     for i in range(steps):
-        image = ImageState(len(levels), 0, 0.1, dict(measured).get(i), levels=levels[-4:])
+        image = ImageState(len(levels), since, 0.1, dict(measured).get(i), levels=() if blind else levels[-4:])
         (action,) = actor.act(Observation(i, schedule[i], (image,), i, steps, schedule=schedule, euler=euler))
-        if action.level is Level.RUN:
-            levels = (*levels, schedule[i])
+        since += 1
+        if action.level is Level.RUN or i in forced:
+            levels, since = (*levels, schedule[i]), 0
         out.append(action)
     return out, actor
 

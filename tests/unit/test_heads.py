@@ -46,7 +46,9 @@ def test_jumps_are_unimodal_and_lie_between_nothing_and_everything(a, b):
 def test_latents_are_packed_two_by_two_odd_sides_and_videos_too():
     assert packed(torch.zeros(2, 4, 6, 8)).shape == (2, 16, 3, 4)
     assert packed(torch.zeros(2, 4, 5, 7)).shape == (2, 16, 3, 4)
-    assert packed(torch.zeros(2, 4, 3, 6, 8)).shape == (6, 16, 3, 4)
+    assert packed(torch.zeros(2, 4, 3, 6, 8)).shape == (2, 16, 3, 4)
+    still = torch.randn(2, 4, 1, 6, 8)
+    assert torch.allclose(packed(still.expand(-1, -1, 5, -1, -1)), packed(still[:, :, 0]), atol=1e-6)
     assert embedding(torch.zeros(5, 1)).shape == (5, 1, 64)
 
 
@@ -134,3 +136,5 @@ def test_an_image_without_a_pooled_vector_is_decided_all_the_same():
     answers = actor.ask(looks, torch.tensor(0.5))
     assert answers.shape == (2 * sum(OUTPUTS.values()),) and actor.asked == [0, 2]
     assert actor.ask([None], torch.tensor(0.5)) is None
+    video = torch.randn(CHANNELS, 5, 8, 8)
+    assert actor.ask([Look(video, video, video)] * 2, torch.tensor(0.5)).shape == (2 * sum(OUTPUTS.values()),)

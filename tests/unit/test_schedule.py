@@ -26,7 +26,7 @@ def test_the_plan_never_costs_more_than_the_budget_allows(steps, speedup):
 
 def test_evaluations_are_spread_evenly():
     marks = "".join("#" if on else "." for on in even(14, 28))
-    assert marks == "#.#.#.#.#.#.#.#.#.#.#.#.#..#" or marks.count("#") == 14
+    assert marks.count("#") == 14
     gaps = [len(gap) for gap in marks.split("#")]
     assert max(gaps[1:-1]) - min(gaps[1:-1]) <= 1
 
@@ -69,3 +69,18 @@ def test_after_a_bad_forecast_the_next_evaluation_is_computed():
 def test_a_budget_below_two_evaluations_says_so():
     actions, actor = marks_of(SchedulePolicy(6.0), 4)
     assert text(actions) == "#..." and "one evaluation is computed" in actor.notes[0]
+
+
+def test_what_had_to_be_computed_although_it_was_to_be_held_is_paid_for():
+    plain, _ = marks_of(SchedulePolicy(3.0), 24)
+    found, _ = marks_of(SchedulePolicy(3.0), 24, forced=(4, 11))
+    wanted = [i for i, a in enumerate(found) if a.level is Level.RUN]
+    assert text(plain)[4] == text(plain)[11] == "."
+    assert len(set(wanted) | {4, 11}) <= affordable(3.0, 24) == text(plain).count("#")
+
+
+def test_without_known_levels_what_is_held_is_held_by_the_polynomial():
+    """As after token subsets, whose parts have levels of their own."""
+    seen, _ = marks_of(SchedulePolicy(2.0), 12)
+    blind, _ = marks_of(SchedulePolicy(2.0), 12, blind=True)
+    assert text(blind) == text(seen) and all(a.weights is None for a in blind)

@@ -34,7 +34,7 @@ class SparseAttention:
     """Of one model call, at one density. tiles: on the model's device; backend: a name of `backends`; pooled: whether
     tiles that were left out stand in as their means; say: where to tell why an attention was computed densely; trust:
     what the run has found out about backends; ledger: what was left out in earlier calls, where that is kept. saved:
-    FLOPs a row that were left out, less than none where dense attention was measured against.
+    FLOPs of all rows that were left out, less than none where dense attention was measured against.
 
     Keys that every query attends to: text, extra tokens, and the image tokens after the last whole tile. Queries that
     are in no whole tile attend to everything, by the host's own attention."""
@@ -120,11 +120,11 @@ class SparseAttention:
         if self.ledger is not None and self.ledger.measures:
             out = heads_first(go(q, k, v, **dense), q.shape[1], False)
             self.ledger.write(at, lay.chunk, take(out, tiled) - found, kept)
-            self.saved -= sparse_flops(*size)
+            self.saved -= q.shape[0] * sparse_flops(*size)
             return out, ""
         if measured:
             self.ledger.add(at, lay.chunk, found, steps)
-        self.saved += sparse_saving(*size, not measured or steps is not None)
+        self.saved += q.shape[0] * sparse_saving(*size, not measured or steps is not None)
         out = torch.empty_like(q)
         put(out, tiled, found)
         if others.shape[-1]:
