@@ -11,6 +11,7 @@ are the smallest that cost no more on 8 development prompts.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import itertools
 import math
 from collections.abc import Callable
@@ -48,6 +49,9 @@ def methods(comfy: Any, suite: Suite, number: int, speedups: list[float], folder
         for name, pattern in FILES.items():
             path = folder / f"{pattern.format(suite.kind)}.safetensors"
             if path.is_file():
+                digest = hashlib.sha256(path.read_bytes()).hexdigest()
+                if suite.once(f"{name}/file", partial(str, digest)) != digest:
+                    raise SystemExit(f"{suite.out} holds pictures of an older {path.name}; use another --out")
                 out.append(Method(name, target, accelerate(comfy, speedup, path)))
         out.append(Method("default_plan", target, accelerate(comfy, speedup)))
         patch = partial(patcher, comfy, "cache_reuse")

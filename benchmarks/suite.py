@@ -102,6 +102,8 @@ class Suite:
         weights = hashlib.sha256((MODELS / f"{self.kind}.safetensors").read_bytes()).hexdigest()
         if self.once("weights", lambda: weights) != weights:
             raise SystemExit(f"{out} holds figures of other {self.kind} weights; use another --out or delete it")
+        if self.once("scale", lambda: asdict(scale)) != asdict(scale):
+            raise SystemExit(f"{out} holds figures of pictures of another size; use another --out or delete it")
 
     def once(self, name: str, find: Callable[[], Any]) -> Any:
         """What `find` gives, in JSON form; kept, so that a suite that goes on goes on with the same."""

@@ -197,6 +197,15 @@ class Graph:
         return store[node][number]
 
     @property
+    def own_nodes(self) -> dict:
+        """What decides the pictures: the nodes before the sampler, without this pack's, and without titles."""
+        there = [i for i in self._upstream(self.site.sampler) if not self.nodes[i]["class_type"].startswith(OWN)]
+        free = {*self.site.texts, self.site.seed}
+        return {i: [self.nodes[i]["class_type"], {name: self._links(i).get(name, value)
+                                                  for name, value in self.nodes[i].get("inputs", {}).items()
+                                                  if (i, name) not in free}] for i in sorted(there)}  # fmt: skip
+
+    @property
     def model(self) -> Any:
         """The model before any node of this pack."""
         return self.value(self.site.model, {}, {})

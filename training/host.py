@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import inspect
+import itertools
 import sys
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,14 @@ class Host:
         importlib.import_module("comfy.utils").PROGRESS_BAR_ENABLED = False  # of every run's own; ours are above them
 
     async def _load(self, tree: Path, packs: list[Path] | None) -> None:
+        server = importlib.import_module("server")
+        if getattr(server.PromptServer, "instance", None) is None:  # packs add their routes to it
+            server.PromptServer(asyncio.get_running_loop())
+        extra = importlib.import_module("utils.extra_config")
+        given = importlib.import_module("comfy.cli_args").args.extra_model_paths_config or []
+        for path in [tree / "extra_model_paths.yaml", *map(Path, itertools.chain(*given))]:
+            if path.is_file():
+                extra.load_extra_path_config(str(path))
         if packs is None:
             await self.nodes.init_extra_nodes(init_api_nodes=False)
             return
@@ -55,9 +65,12 @@ class Host:
         if node is None:
             raise ValueError(f"node {class_type} of the workflow is not installed here; install its pack")
         with torch.inference_mode():
-            if hasattr(node, "GET_SCHEMA"):
-                return tuple(node.PREPARE_CLASS_CLONE(None).execute(**inputs).args)
-            return tuple(getattr(node(), node.FUNCTION)(**inputs))
+            instance = node.PREPARE_CLASS_CLONE(None) if hasattr(node, "GET_SCHEMA") else node()
+            found = getattr(instance, node.FUNCTION)(**inputs)
+            found = asyncio.run(found) if inspect.isawaitable(found) else found
+        if isinstance(found, dict):
+            found = found.get("result", ())
+        return tuple(getattr(found, "args", None) or found)
 
 
 def family_of(model: Any) -> Any:

@@ -22,6 +22,7 @@ from training.host import family_of
 from training.plan_search import Rollouts, default_plan, key_of, oracle, search
 from training.quadrature import fitted
 from training.references import Reference, references
+from training.state import claim
 
 REFINE = 8  # Euler steps in each of the workflow's, for references near the solution
 TARGETS = {"dense": "the dense run of the same seed",
@@ -47,6 +48,8 @@ def train_plans(
 ) -> tuple[PolicyFile, str]:
     """Search plans and write them; returns the file and its card's table."""
     family_of(graph.model)  # said before anything is drawn
+    settings = {name: getattr(args, name) for name in ("target", "calibration", "held_out", "seed")}
+    claim(state, graph.own_nodes, prompts[: args.calibration + args.held_out], {"kind": "schedule", **settings})
     number = args.calibration + args.held_out
     refine = REFINE if args.target == "solution" else 1
     whole = references(graph, prompts[:number], args.seed, state / "references", refine)

@@ -25,6 +25,7 @@ from training.likelihood import TrajectoryTape
 from training.plan_search import latent_psnr
 from training.references import Reference, reference
 from training.rewards import REWARDS, discounted
+from training.state import claim
 
 DENSITIES = (0.5, 0.25, 0.125)
 
@@ -49,7 +50,9 @@ class Trainer:
         self.graph, self.prompts, self.args, self.state = graph, list(prompts), args, state
         self.plus = KINDS[args.kind]
         self.reward = REWARDS[args.reward]()
-        state.mkdir(parents=True, exist_ok=True)
+        names = ("kind", "heads", "speedups", "prompts_per_update", "group", "lr", "reward", "discount", "width",
+                 "seed")  # fmt: skip
+        claim(state, graph.own_nodes, prompts, {name: getattr(args, name) for name in names})
         architecture = family_of(graph.model)
         first = self.reference(0)
         self.family, hidden = architecture.family, int(getattr(graph.model.model.diffusion_model, architecture.hidden))

@@ -1,12 +1,16 @@
 """Training on a workflow: finding its parts, drawing as it does, and going on after being killed."""
 
 import json
+import shlex
+import subprocess
+import sys
 from argparse import Namespace
+from pathlib import Path
 
 import pytest
 import torch
 
-from devkit.base_folder import REPOSITORY
+from devkit.base_folder import REPOSITORY, make_base_folder, remove_base_folder
 from training.graph import Graph, WorkflowError
 from training.plans import train_plans
 from training.policy_gradient import train_heads
@@ -37,7 +41,7 @@ def workflow(steps=6, size=128, **changes):
 
 @pytest.fixture(scope="module")
 def host(comfy_host, pack, demo_pack):
-    for name in ("nodes_flux.py", "nodes_sd3.py", "nodes_custom_sampler.py"):
+    for name in ("nodes_flux.py", "nodes_sd3.py", "nodes_custom_sampler.py", "nodes_model_advanced.py"):
         comfy_host.load_core_nodes(name)
     return InProcess(comfy_host)
 
@@ -106,6 +110,55 @@ def test_the_right_one_of_several_samplers_can_be_named(host):
     assert Graph(workflow(), host, texts=["negative.text"]).site.texts == (("negative", "text"),)
     with pytest.raises(WorkflowError, match="Export"):
         Graph({"nodes": []}, host)
+
+
+SIDES = node("ControlNetApplyAdvanced", positive=["guidance", 0], negative=["negative", 0], strength=1.0)
+
+
+@pytest.mark.parametrize("changes", [
+    {"negative": node("ConditioningZeroOut", conditioning=["positive", 0])},
+    {"sides": SIDES, "sample": node("KSampler", **{**workflow()["sample"]["inputs"], "positive": ["sides", 0],
+                                                   "negative": ["sides", 1]})},
+    {"positive": node("CLIPTextEncodeFlux", clip=["clip", 0], clip_l=["words", 0], t5xxl="-", guidance=3.5),
+     "clip": node("CLIPLoader", clip_name="-"), "words": node("PrimitiveStringMultiline", value="a cat")},
+])  # fmt: skip
+def test_the_prompt_is_found_in_graphs_that_people_have(host, changes):
+    """Its inputs may be connected, its negative side made from it, or both sides come out of one node."""
+    texts = Graph(workflow(**changes), host).site.texts
+    names = {"clip_l", "t5xxl"} if "words" in changes else {"text"}
+    assert {name for _, name in texts} == names and {i for i, _ in texts} == {"positive"}
+
+
+def test_this_packs_nodes_are_passed_by_wherever_they_stand_and_loaders_run_once(host, monkeypatch):
+    changed = workflow(shift=node("ModelSamplingSD3", model=["accelerate", 0], shift=1.5))
+    changed["sample"]["inputs"]["model"] = ["shift", 0]
+    graph, ran = Graph(changed, host), []
+    monkeypatch.setattr(InProcess, "run", lambda self, kind, inputs: ran.append(kind) or self.comfy_host.run_node(
+        kind, **inputs))  # fmt: skip
+    for seed in (0, 1):
+        graph.sample(PROMPTS[0], seed)
+    assert graph.site.model == ("shift", 0) and graph.model_name == "flux.safetensors"
+    assert ran.count("UNETLoader") == ran.count("ModelSamplingSD3") == 1 and ran.count("KSampler") == 2
+    assert not any(kind.startswith("RAPID_") for kind in ran)
+
+
+def test_texts_that_are_not_there_and_second_stages_are_refused(host):
+    for text in ("sample.text", "nobody.text", "positive"):
+        with pytest.raises(WorkflowError, match="the workflow has no such input; give ID.NAME"):
+            Graph(workflow(), host, texts=[text])
+    second = workflow()["sample"]
+    second["inputs"]["latent_image"] = ["sample", 0]
+    with pytest.raises(WorkflowError, match="the latent of sampler second comes from sampler sample"):
+        Graph(workflow(second=second), host, sampler="second")
+
+
+def test_a_state_folder_belongs_to_one_workflow_and_its_settings(graph, host, tmp_path):
+    train(graph, tmp_path)
+    train(graph, tmp_path)
+    with pytest.raises(ValueError, match="training with other target"):
+        train(graph, tmp_path, target="solution")
+    with pytest.raises(ValueError, match="training with other workflow and prompts"):
+        train(Graph(workflow(steps=7), host), tmp_path)
 
 
 def test_a_reference_is_drawn_once_and_near_the_solution_when_refined(graph, tmp_path):
@@ -193,3 +246,22 @@ def test_trained_heads_run_in_accelerate(graph, host, tmp_path, pack_module, kin
     patch = lambda model: host.comfy_host.run_node("RAPID_Accelerate", model=model, speedup=2.0, policy=policy)[0]  # noqa: E731
     found = graph.sample(PROMPTS[0], 0, patch=patch)
     assert torch.isfinite(found).all() and not torch.equal(found, graph.sample(PROMPTS[0], 0))
+
+
+def test_the_command_trains_in_a_comfyui_of_its_own(comfy_host, tmp_path):
+    from devkit.device import has_gpu
+    from devkit.server import child_environment, host_arguments
+
+    (tmp_path / "graph.json").write_text(json.dumps(workflow()))
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
+    base = tmp_path / "base"
+    make_base_folder(base)
+    arguments = shlex.join(host_arguments(base, has_gpu(Path(sys.executable))))
+    command = [sys.executable, str(REPOSITORY / "training" / "train_policy.py"), "--quick", "--comfyui",
+               str(comfy_host.tree), "--workflow", str(tmp_path / "graph.json"), "--prompts",
+               str(tmp_path / "prompts.txt"), "--out", "ours", "--state", str(tmp_path / "state"), "--policies",
+               str(tmp_path / "policies"), f"--host-arguments={arguments}"]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, env=child_environment(1), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "| 2 | 3 of 6 |" in done.stdout and (tmp_path / "policies" / "ours.safetensors").is_file()
+    remove_base_folder(base)
