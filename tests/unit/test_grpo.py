@@ -7,7 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rapid_core.policies.heads import Choice, Heads, HeadsPolicy
+from rapid_core.actions import ImageState, Look, Observation
+from rapid_core.policies.head_net import beta
+from rapid_core.policies.heads import Choice, Heads, HeadsActor, HeadsPolicy
 from rapid_testing.actors import run_heads
 from training.grpo import Learner, Settings, Trajectory, advantages, trajectory_log_p
 from training.likelihood import Row, TrajectoryTape, log_probability
@@ -96,3 +98,39 @@ def test_groups_that_say_nothing_are_dropped_and_counted():
     group = [Trajectory([row(Choice(None, 1, None))], 1.0, torch.tensor(-0.7)) for _ in range(4)]
     assert Learner(ours).update([group, group]) == {"dropped_groups": 2.0}
     assert all(torch.equal(a, b) for a, b in zip(before, ours.parameters(), strict=True))
+
+
+class Watching(HeadsActor):
+    """Remembers log p of what was drawn, from the very numbers it was drawn by."""
+
+    def __init__(self, policy):
+        super().__init__(policy)
+        self.drawn = {0: [], 1: []}
+
+    def _one(self, number, image, observation, logits):
+        before = len(self.policy.tape.rows.get(number, ()))
+        action = super()._one(number, image, observation, logits)
+        for row in self.policy.tape.rows.get(number, ())[before:]:
+            total, c = 0.0, row.choice
+            if c.jump is not None:
+                total += float(torch.distributions.Beta(*beta(logits["step"])).log_prob(torch.tensor(c.jump)))
+            for name, picked in (("cache", c.cache), ("sparse", c.sparse)):
+                total += 0.0 if picked is None else float(logits[name].log_softmax(0)[picked])
+            self.drawn[number].append(total)
+        return action
+
+
+def test_the_tape_gives_back_the_probabilities_that_choices_were_drawn_by():
+    """Two images, one of which is not known at first, so that rows and images must not be mixed up."""
+    ours, tape, make = heads(), TrajectoryTape(), torch.Generator().manual_seed(3)
+    actor = Watching(HeadsPolicy(ours, 1.0, tape=tape, seed=4))
+    for i in range(12):
+        looks = [Look(*torch.randn(3, CHANNELS, 8, 8, generator=make)) if i > n else None for n in range(2)]
+        answers = actor.ask(looks, torch.tensor(1 - i / 12))
+        images = tuple(ImageState(int(look is not None), 0, 0.1, levels=(1.0,)) for look in looks)
+        actor.act(Observation(i, 1 - i / 12, images, i, 12, answers=tuple([] if answers is None else answers.tolist())))
+    for number in range(2):
+        with torch.no_grad():
+            found, _ = log_probability(ours, tape.rows[number])
+        assert len(found) >= 9
+        assert torch.allclose(found, torch.tensor(actor.drawn[number]), atol=1e-3)
