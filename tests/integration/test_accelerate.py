@@ -248,3 +248,54 @@ def test_heads_see_the_models_pooled_vector(comfy_host, pack, heads_file, pack_m
         assert seen and all(p is not None and p.shape == (hidden,) for p in seen)
         found.append(seen[0])
     assert torch.equal(found[0], found[2]) and not torch.allclose(found[0], found[1])
+
+
+def region_node(comfy_host, model, **changes):
+    settings = dict(keep_ratio=0.5, preset="custom", warm_up=0.2, tail=0.1, refresh_interval=3, drift_threshold=0.0,
+                    metric="std", direction="low", starvation=0.3, inactive="forecast", slope=0.0)  # fmt: skip
+    return comfy_host.run_node("RAPID_RegionAdaptive", model=model, **{**settings, **changes})[0]
+
+
+def test_the_budget_holds_beside_region_adaptive(accelerate, record_of, tiny_sd3, comfy_host):
+    """After token subsets parts of the history have levels of their own; what is to be held is held all the same."""
+    both = region_node(comfy_host, accelerate(tiny_sd3, 2.0))
+    sample(both, steps=STEPS, cfg=2.0, latent=empty_latent(height=32, width=32))
+    marks = strip(record_of(both))
+    assert len(marks) == STEPS and marks.count(".") >= STEPS // 2 and "+" in marks
+
+
+@pytest.mark.parametrize("sampler", ["heun", "dpm_2"])
+def test_heads_count_steps_whatever_a_sampler_evaluates_in_them(
+    comfy_host, pack, pack_module, heads_file, tiny_sd3, record_of, sampler
+):
+    hidden = tiny_sd3.model.diffusion_model.hidden_size
+    policy = load(comfy_host, heads_file("sd3", hidden, step=[9.0, -9.0]))
+    patched = comfy_host.run_node("RAPID_Accelerate", model=tiny_sd3, speedup=2.0, policy=policy)[0]
+    sample(patched, steps=STEPS, cfg=2.0, sampler=sampler)
+    state = pack_module("rapid_core.engine.state").RunState(1, 0, None, record_of(patched).sigmas)
+    ran = {state.place(e.sigma)[0] for e in record_of(patched).evaluations if e.levels[0] == "run"}
+    assert len(ran) == STEPS // 2  # the first half, since these heads never jump
+
+
+def test_sparse_attention_keeps_its_settings_beside_heads(comfy_host, pack, heads_file, load_tiny, record_of):
+    model = load_tiny("sd3")
+    thin = comfy_host.run_node("RAPID_SparseAttention", model=model, density=0.25, start_percent=0.0, end_percent=1.0,
+                               dense_first=0, dense_last=0, backend="gather", left_out="forecast", refresh_interval=2,
+                               memory_limit=0.0, tile="16")[0]  # fmt: skip
+    policy = load(comfy_host, heads_file("sd3", model.model.diffusion_model.hidden_size, sparse=[0.0, 0.0, 9.0, 0.0]))
+    both = comfy_host.run_node("RAPID_Accelerate", model=thin, speedup=1.5, policy=policy)[0]
+    sample(both, steps=STEPS, cfg=2.0, latent=empty_latent(height=32, width=32))
+    record = record_of(both)
+    assert any(note.startswith("differences to dense attention") for note in record.notes)
+    measuring = [e for e in record.evaluations if e.measures and e.measures[0]]
+    assert all(e.cost[0] >= e.dense_cost[0] for e in measuring)
+
+
+@pytest.mark.parametrize("field, value, said", [("channels", 4, "channels = 4"), ("hidden", 7, "hidden = 7")])
+def test_heads_of_another_size_are_refused_when_the_node_runs(
+    comfy_host, pack, heads_file, tiny_sd3, field, value, said
+):
+    sizes = {"hidden": tiny_sd3.model.diffusion_model.hidden_size, "channels": 16, field: value}
+    policy = load(comfy_host, heads_file("sd3", sizes["hidden"], sizes["channels"]))
+    with pytest.raises(ValueError, match=f"{said}, trained on tiny; this model has"):
+        comfy_host.run_node("RAPID_Accelerate", model=tiny_sd3, speedup=2.0, policy=policy)

@@ -252,3 +252,22 @@ def test_wrong_settings_are_refused_with_what_is_accepted(setting, value, said, 
     with pytest.raises(ValueError, match="RAPID Sparse Attention") as error:
         sparse(tiny_flux, **{setting: value})
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize("cfg", [1.0, 3.0])
+def test_the_cost_beside_region_adaptive_is_what_torch_counts(cfg, sparse, tiny_sd3, comfy_host, pack, record_of):
+    """Streams are attended to one by one there; what is left out must not be counted for each of them twice."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    region = comfy_host.run_node(
+        "RAPID_RegionAdaptive", model=tiny_sd3, keep_ratio=0.5, preset="custom", warm_up=0.2, tail=0.1,
+        refresh_interval=3, drift_threshold=0.0, metric="std", direction="low", starvation=0.3, inactive="forecast",
+        slope=0.0,
+    )[0]  # fmt: skip
+    both = sparse(region, 0.4)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        sample(both, latent=torch.zeros(1, 16, 32, 32), steps=8, cfg=cfg)
+    record = record_of(both)
+    assert record.totals["partial"] > 2
+    assert record.totals["flops"] == pytest.approx(counter.get_total_flops(), rel=0.02)
