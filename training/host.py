@@ -31,6 +31,7 @@ class Host:
         sys.path.insert(0, str(tree))
         try:
             importlib.import_module("comfy.options").enable_args_parsing()
+            importlib.import_module("utils.extra_config")  # before `nodes` puts the folder of another `utils` first
             self.nodes: Any = importlib.import_module("nodes")
             importlib.import_module("comfy_extras")
         finally:

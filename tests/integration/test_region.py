@@ -13,7 +13,7 @@ class Probe:
     """A policy that names its tokens by a function of the observation; everything else is dense."""
 
     technique, forecast_order, start_percent, end_percent = "probe", 0, 0.0, 1.0
-    regional, reach, inactive, sparsity = True, None, "hold", None
+    regional, reach, inactive, sparsity, history = True, None, "hold", None, 0
 
     def __init__(self, pack_module, choose, kv_cache="model", memory_limit=0.0):
         self.actions, self.choose = pack_module("rapid_core.actions"), choose
