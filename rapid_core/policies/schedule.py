@@ -14,6 +14,10 @@ from ..actions import DENSE, Action, ImageState, Level, Observation, Sparsity, W
 from ..engine.forecast import weights
 
 GAUSS = (0.5 - math.sqrt(3) / 6, 0.5 + math.sqrt(3) / 6)  # two nodes: exact for the mean of a cubic
+# Beyond this speed-up the polynomial moves on by a part of its slope only: over gaps of three steps and more all of it
+# overshoots where guidance makes trajectories rough. At 9 and 7 of 28, 8 development prompts: SD3-like 2 to 3 dB nearer
+# to the ODE and 3 to 4 to dense, FLUX-like 1 to 2 dB farther from the ODE and 2 to 4 nearer to dense.
+FULL_SLOPE, FAR_SLOPE = 2.5, 0.75
 
 
 def even(count: int, steps: int) -> tuple[bool, ...]:
@@ -159,7 +163,9 @@ class ScheduleActor:
             return tuple(zip(image.levels[-len(fitted) :], fitted, strict=True))
         used = image.levels[-(self.policy.forecast_order + 1) :]
         stop = observation.schedule[observation.step + 1] if observation.euler else None
-        return tuple(zip(used, adams_bashforth(used, observation.sigma, stop), strict=True))
+        slope = 1.0 if self.policy.speedup <= FULL_SLOPE else FAR_SLOPE
+        older = [slope * w for w in adams_bashforth(used, observation.sigma, stop)[:-1]]
+        return tuple(zip(used, [*older, 1.0 - sum(older)], strict=True))
 
     def _as_planned(self, image: ImageState, observation: Observation) -> bool:
         """Whether the derivatives that the plan's weights refer to are the ones that are there."""

@@ -84,3 +84,12 @@ def test_without_known_levels_what_is_held_is_held_by_the_polynomial():
     seen, _ = marks_of(SchedulePolicy(2.0), 12)
     blind, _ = marks_of(SchedulePolicy(2.0), 12, blind=True)
     assert text(blind) == text(seen) and all(a.weights is None for a in blind)
+
+
+def test_far_forecasts_move_on_by_a_part_of_the_slope():
+    near, far = (marks_of(SchedulePolicy(s), 24)[0] for s in (2.5, 3.0))
+    for actions, slope in ((near, 1.0), (far, 0.75)):
+        i = max(i for i, a in enumerate(actions) if a.level is Level.HOLD)
+        used, weights = zip(*actions[i].weights, strict=True)
+        full = adams_bashforth(used, 1 - i / 24, 1 - (i + 1) / 24)
+        assert weights[0] == pytest.approx(slope * full[0]) and sum(weights) == pytest.approx(1.0)
