@@ -8,6 +8,7 @@ from ..rapid_core.policies.region import DIRECTIONS, INACTIVE, METRICS, PRECISIO
 from .checks import Checks
 
 PRESETS = ["clocks", "custom", "paper"]
+ERROR = 0.04  # error_threshold, where clocks are on and nothing else is given
 
 
 class RegionAdaptive(io.ComfyNode):
@@ -64,7 +65,7 @@ class RegionAdaptive(io.ComfyNode):
                 io.Float.Input("memory_limit", default=0.0, min=0.0, max=1024.0, step=0.1, optional=True,
                                tooltip="Most GiB the cached keys and values may take; where they would take more, all "
                                "tokens are computed and the report says so. 0 = no limit."),
-                io.Float.Input("error_threshold", default=0.04, min=0.0, max=10.0, step=0.001, optional=True,
+                io.Float.Input("error_threshold", default=ERROR, min=0.0, max=10.0, step=0.001, optional=True,
                                tooltip="Every token has its own clock: it is computed when the estimated error of its "
                                "forecasts, added up, reaches this. Higher is faster and less exact; 0 turns clocks "
                                "off. In custom, above 0, metric, direction, starvation and slope do not count."),
@@ -77,7 +78,7 @@ class RegionAdaptive(io.ComfyNode):
     def execute(
         cls, model, keep_ratio, preset=PRESETS[0], kv_cache=PRECISIONS[0], memory_limit=0.0, mask=None, **settings
     ) -> io.NodeOutput:
-        settings.setdefault("error_threshold", 0.04 if preset == "clocks" else 0.0)
+        settings.setdefault("error_threshold", ERROR if preset == "clocks" else 0.0)
         policy = checked(model, keep_ratio, preset, kv_cache, memory_limit, settings)
         whole, clock = keep_ratio == 1.0, bool(policy.error_threshold)
         off = whole or not clock if preset == "clocks" else whole and not clock

@@ -10,10 +10,9 @@ import torch
 from ..actions import Sparsity
 from ..policy_file import PolicyError, PolicyFile
 from .heads import HEADS, Heads, HeadsPolicy
-from .schedule import Plan, SchedulePolicy
+from .schedule import MOST_WEIGHTS, Plan, SchedulePolicy
 from .threshold import ThresholdPolicy
 
-MOST_WEIGHTS = 4  # computed derivatives that a plan's forecast may be the sum of
 SAME = 0.02  # relative difference of speed-ups that are the same budget
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..actions import DENSE, Action, ImageState, Level, Look, Observation, Sparsity, Window
 from .head_net import Condition, Head, beta, packed
-from .schedule import adams_bashforth, affordable
+from .schedule import MOST_WEIGHTS, affordable, multistep
 
 HEADS = ("step", "cache", "sparse")
 OUTPUTS = {"step": 2, "cache": 2, "sparse": 4}  # Beta's parameters; recompute, reuse; dense and three densities
@@ -83,7 +83,7 @@ class HeadsPolicy:
     end_percent: float = 1.0
     technique: str = "rapid3"
     regional: bool = False
-    history: int = 4
+    history: int = MOST_WEIGHTS
 
     @property
     def levels(self) -> frozenset[Level]:
@@ -189,7 +189,7 @@ class HeadsActor:
         broke = observation.step not in charged and len(charged) >= most  # a second look at a step is paid for
         if broke or observation.sigma > self.target.get(number, math.inf) + 1e-6:
             self._write(number, observation.index, Choice(jump))
-            return Action(Level.HOLD, weights=self._weights(image, observation) if image.levels else None)
+            return Action(Level.HOLD, weights=multistep(image, observation, self.policy.forecast_order))
         cache = self._pick(logits["cache"]) if "cache" in logits else None
         if cache:
             self._write(number, observation.index, Choice(jump, cache))
@@ -211,11 +211,6 @@ class HeadsActor:
         if self.policy.tape is None:
             return int(logits.argmax())
         return int(torch.multinomial(logits.softmax(0), 1, generator=self.generator))
-
-    def _weights(self, image: ImageState, observation: Observation) -> tuple[tuple[float, float], ...]:
-        used = image.levels[-(self.policy.forecast_order + 1) :]
-        stop = observation.schedule[observation.step + 1] if observation.euler else None
-        return tuple(zip(used, adams_bashforth(used, observation.sigma, stop), strict=True))
 
     def _write(self, number: int, evaluation: int, choice: Choice) -> None:
         if self.policy.tape is not None:

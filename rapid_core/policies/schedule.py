@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass
 from ..actions import DENSE, Action, ImageState, Level, Observation, Sparsity, Window
 from ..engine.forecast import weights
 
+Weights = tuple[tuple[float, float], ...] | None  # see `Action.weights`
+MOST_WEIGHTS = 4  # computed derivatives that a forecast may be the sum of
 GAUSS = (0.5 - math.sqrt(3) / 6, 0.5 + math.sqrt(3) / 6)  # two nodes: exact for the mean of a cubic
 # Beyond this speed-up the polynomial moves on by a part of its slope only: over gaps of three steps and more all of it
 # overshoots where guidance makes trajectories rough. At 9 and 7 of 28, 8 development prompts: SD3-like 2 to 3 dB nearer
@@ -38,6 +40,18 @@ def adams_bashforth(levels: Sequence[float], start: float, stop: float | None) -
         return [float(w) for w in weights(levels, start)]
     at = [weights(levels, start + node * (stop - start)) for node in GAUSS]
     return [float(sum(pair)) / 2 for pair in zip(*at, strict=True)]
+
+
+def multistep(image: ImageState, observation: Observation, order: int, slope: float = 1.0) -> Weights:
+    """Weights of the latest computed derivatives for what an evaluation is left out for: their polynomial's mean over
+    the step under Euler, its value otherwise; slope: share of the way to be moved on. None where no noise levels are
+    known."""
+    used = image.levels[-(order + 1) :]
+    if not used:
+        return None
+    stop = observation.schedule[observation.step + 1] if observation.euler else None
+    older = [slope * w for w in adams_bashforth(used, observation.sigma, stop)[:-1]]
+    return tuple(zip(used, [*older, 1.0 - sum(older)], strict=True))
 
 
 @dataclass(frozen=True)
@@ -85,7 +99,7 @@ class SchedulePolicy:
     guard: float = 0.5
     technique: str = "schedule"
     regional: bool = False
-    history: int = 4
+    history: int = MOST_WEIGHTS
     sparsity: Sparsity | None = None
     plan: Plan | None = None
     source: str = ""  # file that the plan is from
@@ -133,7 +147,7 @@ class ScheduleActor:
         if plan[step] or not image.computed:
             return DENSE
         self.held[number] = step
-        return Action(Level.HOLD, weights=self._weights(image, observation) if image.levels else None)
+        return Action(Level.HOLD, weights=self._weights(image, observation))
 
     def _plan(self, observation: Observation) -> list[bool]:
         steps, plan = observation.steps, self.policy.plan
@@ -156,16 +170,13 @@ class ScheduleActor:
         self.guarded[number] = image.measured or 0.0
         return True
 
-    def _weights(self, image: ImageState, observation: Observation) -> tuple[tuple[float, float], ...]:
+    def _weights(self, image: ImageState, observation: Observation) -> Weights:
         plan, step = self.policy.plan, observation.step
         fitted = plan.weights[step] if plan and self.fits else ()
         if fitted and self._as_planned(image, observation):
             return tuple(zip(image.levels[-len(fitted) :], fitted, strict=True))
-        used = image.levels[-(self.policy.forecast_order + 1) :]
-        stop = observation.schedule[observation.step + 1] if observation.euler else None
         slope = 1.0 if self.policy.speedup <= FULL_SLOPE else FAR_SLOPE
-        older = [slope * w for w in adams_bashforth(used, observation.sigma, stop)[:-1]]
-        return tuple(zip(used, [*older, 1.0 - sum(older)], strict=True))
+        return multistep(image, observation, self.policy.forecast_order, slope)
 
     def _as_planned(self, image: ImageState, observation: Observation) -> bool:
         """Whether the derivatives that the plan's weights refer to are the ones that are there."""
