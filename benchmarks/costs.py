@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -18,13 +18,22 @@ SPARSITY = Sparsity(dense_first=1)
 PUBLISHED = ("flux-dev", "sd3-medium", "lumina2")
 
 
+class Decision(NamedTuple):
+    """Of one evaluation: level, share of image tokens, density of attention, and the density that is measured."""
+
+    level: str
+    share: float = 1.0
+    density: float = 1.0
+    measures: float | None = None
+
+
 def cost_function(
     cost: CostModel, image: int, text: int, sparsity: Sparsity = SPARSITY
-) -> Callable[[list[tuple]], float]:
-    """Cost of evaluations, in dense ones, by their decisions (`suite.Decision`)."""
+) -> Callable[[list[Decision]], float]:
+    """Cost of evaluations, in dense ones, by their decisions."""
     dense = cost.flops(image, text).dense
 
-    def of(decisions: list[tuple]) -> float:
+    def of(decisions: list[Decision]) -> float:
         total, how = 0.0, replace(sparsity, left_out="means")
         for level, share, density, measures in decisions:
             how = how if measures is None else replace(sparsity, left_out="forecast")  # and the tiles chosen with it
@@ -37,7 +46,7 @@ def cost_function(
     return of
 
 
-def published(name: str, sparsity: Sparsity = SPARSITY) -> Callable[[list[tuple]], float]:
+def published(name: str, sparsity: Sparsity = SPARSITY) -> Callable[[list[Decision]], float]:
     """Cost on a published model at 1024 px, from its dimensions; its classes come from the host, without weights."""
     import comfy.ops
 

@@ -12,19 +12,17 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import itertools
 import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import torch
 
 from benchmarks.costs import PUBLISHED, published
 from benchmarks.region import ALL, COLUMNS, SAMPLERS, own_cost, threshold_at
-from benchmarks.rows import interval, markdown, write
+from benchmarks.rows import markdown, write
 from benchmarks.subject import Subject, patcher
 from benchmarks.suite import Method, Scale, Suite, picked
 from demo.measure import prompts
@@ -63,20 +61,6 @@ def methods(comfy: Any, suite: Suite, number: int, speedups: list[float], folder
     return out
 
 
-def verdicts(suite: Suite, speedups: list[float]) -> list[str]:
-    """Paired differences of the plans to the others, with their 95 % intervals."""
-    lines, there = [], {p.method for p in suite.done()}
-    for speedup, own, figure in itertools.product(speedups, (*FILES, "default_plan"), ("psnr", "psnr_ode")):
-        target = f"/{speedup:g}x"
-        for other in sorted(m for m in there if m.endswith(target) and m != own + target):
-            found = suite.differences(own + target, other, figure)
-            span = interval(found)
-            if span:
-                lines.append(f"{suite.kind}: {own}{target} - {other}, {figure}: {mean(found):+.2f} dB "
-                             f"({span[0]:+.2f} .. {span[1]:+.2f})")  # fmt: skip
-    return lines
-
-
 def run(comfy: Any, args: argparse.Namespace) -> str:
     """The suite: `<out>/policy.json`, and the table and verdicts as Markdown."""
     rows, lines, scale = [], [], Scale(128, 10) if args.quick else Scale()
@@ -87,7 +71,7 @@ def run(comfy: Any, args: argparse.Namespace) -> str:
             suite.run(picked(methods(comfy, suite, 2 if args.quick else 8, args.speedups, args.policies), args.methods))
             own = own_cost(suite.subject, scale.size)
             rows += suite.rows(own if args.cost_of == "demo" else published(args.cost_of))
-            lines += verdicts(suite, args.speedups)
+            lines += suite.verdicts((*FILES, "default_plan"), [f"{s:g}x" for s in args.speedups])
     write(args.out / "policy.json", rows, {"torch": torch.__version__, "cost_of": args.cost_of})
     text = markdown(rows, COLUMNS) + "\n\n" + "\n".join(lines) + "\n"
     (args.out / "policy.md").write_text(text, encoding="utf-8")

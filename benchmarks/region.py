@@ -12,7 +12,6 @@ threshold is the smallest that costs no more on 8 development prompts, and so is
 from __future__ import annotations
 
 import argparse
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -23,7 +22,7 @@ from typing import Any
 import torch
 
 from benchmarks.costs import PUBLISHED, SPARSITY, cost_function, published
-from benchmarks.rows import interval, markdown, write
+from benchmarks.rows import markdown, write
 from benchmarks.subject import FAMILIES, LUMINA, Subject, patcher
 from benchmarks.suite import MODELS, CostOf, Method, Scale, Suite, decisions, picked
 from demo.measure import prompts
@@ -124,20 +123,6 @@ def methods(comfy: Any, suite: Suite, number: int, targets: Sequence[str]) -> li
     return out
 
 
-def verdicts(suite: Suite) -> list[str]:
-    """Paired differences of Region Adaptive, with and without clocks of the tokens, to the others, with their 95 %
-    intervals."""
-    lines, there = [], {p.method for p in suite.done()}
-    for target, own, figure in itertools.product(TARGETS, ("region", "region_error"), ("psnr", "psnr_ode")):
-        for other in sorted(m for m in there if m.endswith(f"/{target}") and m != f"{own}/{target}"):
-            found = suite.differences(f"{own}/{target}", other, figure)
-            span = interval(found)
-            if span:
-                lines.append(f"{suite.kind}: {own}/{target} - {other}, {figure}: {mean(found):+.2f} dB "
-                             f"({span[0]:+.2f} .. {span[1]:+.2f})")  # fmt: skip
-    return lines
-
-
 def run(
     comfy: Any, kinds: list[str], number: int, out: Path, cost_of: str = "demo", quick: bool = False,
     targets: Sequence[str] = tuple(TARGETS), names: Sequence[str] | None = None,
@@ -152,7 +137,7 @@ def run(
             chosen = methods(comfy, suite, dev, targets)
             suite.run(picked(chosen, names))
             rows += suite.rows(own_cost(suite.subject, scale.size) if cost_of == "demo" else published(cost_of))
-            lines += verdicts(suite)
+            lines += suite.verdicts(("region", "region_error"), TARGETS)
     machine = {"threads": torch.get_num_threads(), "torch": torch.__version__, "cost_of": cost_of}
     write(out / "region.json", rows, machine)
     text = markdown(rows, COLUMNS) + "\n\n" + "\n".join(lines) + "\n"

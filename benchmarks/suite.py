@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from statistics import mean
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks import fid
+from benchmarks.costs import Decision
 from benchmarks.rows import Row, averaged, interval, psnr, ssim
 from benchmarks.subject import Subject
 from demo import judge, rules
@@ -27,17 +30,6 @@ from demo.scenes import Scenes
 
 BATCH = 8
 MODELS = Path(__file__).parent.parent / "demo" / "models" / "diffusion_models"
-
-
-class Decision(NamedTuple):
-    """Of one evaluation: level, share of image tokens, density of attention, and the density that is measured."""
-
-    level: str
-    share: float = 1.0
-    density: float = 1.0
-    measures: float | None = None
-
-
 CostOf = Callable[[list[Decision]], float]
 
 
@@ -226,6 +218,19 @@ class Suite:
             if p.method in values and value is not None:
                 values[p.method][p.seed] = value
         return [values[one][seed] - values[other][seed] for seed in sorted(values[one].keys() & values[other].keys())]
+
+    def verdicts(self, owns: Sequence[str], targets: Iterable[str]) -> list[str]:
+        """Paired differences of our methods to all others at the same target, with their 95 % intervals."""
+        lines, there = [], {p.method for p in self.done()}
+        for target, own, figure in itertools.product(targets, owns, ("psnr", "psnr_ode")):
+            key = f"{own}/{target}"
+            for other in sorted(m for m in there if m.endswith(f"/{target}") and m != key):
+                found = self.differences(key, other, figure)
+                span = interval(found)
+                if span:
+                    lines.append(f"{self.kind}: {key} - {other}, {figure}: {mean(found):+.2f} dB "
+                                 f"({span[0]:+.2f} .. {span[1]:+.2f})")  # fmt: skip
+        return lines
 
 
 def decisions(model: Any, image: int, computed: int) -> list[Decision]:
