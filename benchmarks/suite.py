@@ -35,7 +35,8 @@ CostOf = Callable[[list[Decision]], float]
 
 @dataclass(frozen=True)
 class Scale:
-    """Side of the pictures in pixels, and steps of the converged reference (Heun: two evaluations each)."""
+    """Side of the pictures in pixels, and steps of the converged reference (ipndm, fourth order: within 67 dB of Heun's
+    twice as many evaluations on the same steps, while other 200 steps of Heun's are at 62 to 66 dB of them)."""
 
     size: int = 256
     ode_steps: int = 100
@@ -123,7 +124,7 @@ class Suite:
         paths = [self.out / "references" / f"{self.kind}-{kind}-{n}.pt" for n in numbers]
         missing = [n for n, path in zip(numbers, paths, strict=True) if not path.exists()]
         if missing:
-            steps, sampler = (self.steps, "euler") if kind == "dense" else (self.scale.ode_steps, "heun")
+            steps, sampler = (self.steps, "euler") if kind == "dense" else (self.scale.ode_steps, "ipndm")
             for latent, n in zip(self.draw(self.subject.model, missing, steps, sampler)[0], missing, strict=True):
                 torch.save(latent.clone(), self.out / "references" / f"{self.kind}-{kind}-{n}.pt")
         return torch.stack([torch.load(path, weights_only=True) for path in paths])
