@@ -1,11 +1,12 @@
-"""The policy suite: schedules that were trained, beside even spacing, Cache Reuse, host caches and fewer steps at equal
-cost.
+"""The policy suite: trained policies beside even spacing, Cache Reuse, host caches and fewer steps at equal cost.
 
     python3 dev.py bench policy [--models flux sd3] [--prompts 200] [--speedups 2 3 4] [--policies DIR]
                                 [--methods plan_dense cache_reuse ...] [--out DIR] [--cost-of flux-dev] [--quick]
 
-"plan_solution" and "plan_dense" are the policy files demo-<model>-solution and demo-<model>-dense; thresholds of caches
-are the smallest that cost no more on 8 development prompts.
+Every policy file demo-<model>-<name> of the folder is a method: "plan_<name>" of a schedule, "<name>" of heads. Of
+heads there is "<name>_shuffled", too: each picture is drawn with the decisions that were made for another one. "random"
+are as many evaluations as the budget allows, anywhere. Thresholds of caches are the smallest that cost no more on 8
+development prompts.
 """
 
 from __future__ import annotations
@@ -20,17 +21,18 @@ from typing import Any
 
 import torch
 
-from benchmarks.costs import PUBLISHED, published
+from benchmarks.costs import PUBLISHED, Decision, published
 from benchmarks.region import ALL, COLUMNS, SAMPLERS, own_cost, threshold_at
+from benchmarks.replay import at_random, replayed
 from benchmarks.rows import markdown, write
 from benchmarks.subject import Subject, patcher
-from benchmarks.suite import Method, Scale, Suite, picked
+from benchmarks.suite import BATCH, Method, Scale, Suite, picked
 from demo.measure import prompts
 from devkit.comfy_process import load_everything
 from rapid_core.policy_file import read
 
 SHIPPED = Path(__file__).parent.parent / "policies"
-FILES = {"plan_solution": "demo-{}-solution", "plan_dense": "demo-{}-dense"}
+CACHES = ("cache_reuse", "easycache", "lazycache")
 
 
 def accelerate(comfy: Any, speedup: float, file: Path | None = None) -> Callable[[Any], Any]:
@@ -39,22 +41,48 @@ def accelerate(comfy: Any, speedup: float, file: Path | None = None) -> Callable
     return lambda model: comfy.run_node("RAPID_Accelerate", model=model, speedup=speedup, **policy)[0]
 
 
-def methods(comfy: Any, suite: Suite, number: int, speedups: list[float], folder: Path) -> list[Method]:
-    """Everything the suite compares, at the cost of each speed-up. number: development prompts of the thresholds."""
+def trained(comfy: Any, suite: Suite, speedup: float, folder: Path) -> list[Method]:
+    """Policy files of a model at a speed-up, and heads with other pictures' decisions."""
+    out, target = [], f"{speedup:g}x"
+    for path in sorted(folder.glob(f"demo-{suite.kind}-*.safetensors")):
+        file, short = read(path), path.stem.removeprefix(f"demo-{suite.kind}-")
+        name = f"plan_{short}" if file.kind == "schedule" else short.replace("-", "_")
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        if suite.once(f"{name}/file", partial(str, digest)) != digest:
+            raise SystemExit(f"{suite.out} holds pictures of an older {path.name}; use another --out")
+        out.append(Method(name, target, accelerate(comfy, speedup, path)))
+        if file.kind == "heads":
+            out.append(Method(f"{name}_shuffled", target, each=shuffled(suite, out[-1].key, speedup)))
+    return out
+
+
+def shuffled(suite: Suite, key: str, speedup: float) -> Callable[[Any, list[int]], Any]:
+    """The decisions that a method made for the next picture."""
+
+    def lists_of(number: int) -> list[Decision]:
+        found = {p.seed: p.decisions for p in suite.done() if p.method == key}
+        there = sorted(found)
+        return [Decision(*d) for d in found[there[(there.index(number) + 1) % len(there)]]]
+
+    return replayed(speedup, lists_of)
+
+
+def methods(
+    comfy: Any, suite: Suite, number: int, speedups: list[float], folder: Path, names: list[str] | None
+) -> list[Method]:
+    """Everything the suite compares, at the cost of each speed-up. number: development prompts of the thresholds;
+    names: of the methods that are drawn (None: all)."""
     out = [Method("dense", "1.0")]
     for speedup in speedups:
         target, goal = f"{speedup:g}x", math.floor(suite.steps / speedup + 1e-9) / suite.steps
-        for name, pattern in FILES.items():
-            path = folder / f"{pattern.format(suite.kind)}.safetensors"
-            if path.is_file():
-                digest = hashlib.sha256(path.read_bytes()).hexdigest()
-                if suite.once(f"{name}/file", partial(str, digest)) != digest:
-                    raise SystemExit(f"{suite.out} holds pictures of an older {path.name}; use another --out")
-                out.append(Method(name, target, accelerate(comfy, speedup, path)))
-        out.append(Method("default_plan", target, accelerate(comfy, speedup)))
-        patch = partial(patcher, comfy, "cache_reuse")
-        found = suite.once(f"cache_reuse/{target}", partial(threshold_at, suite, goal, number, patch))
-        out.append(Method("cache_reuse", target, patch(found)))
+        out += [*trained(comfy, suite, speedup, folder), Method("default_plan", target, accelerate(comfy, speedup))]
+        for cache in CACHES:
+            patch, alone = partial(patcher, comfy, cache), cache != "cache_reuse"  # the host's decide for a whole batch
+            if names and cache not in names:
+                continue
+            found = suite.once(f"{cache}/{target}", partial(threshold_at, suite, goal, number, patch, alone))
+            out.append(Method(cache, target, patch(found), batch=1 if alone else BATCH))
+        out.append(Method("random", target, each=replayed(speedup, partial(at_random, suite.steps, speedup))))
         for sampler, evaluations in SAMPLERS.items():
             steps = max(2, math.floor(goal * suite.steps / evaluations + 1e-9))
             out.append(Method(f"fewer_{sampler}", target, steps=steps, sampler=sampler))
@@ -68,10 +96,14 @@ def run(comfy: Any, args: argparse.Namespace) -> str:
         for kind in args.models:
             number = 2 if args.quick else args.prompts
             suite = Suite("policy", Subject(comfy, ALL[kind]), prompts(number), args.out, scale)
-            suite.run(picked(methods(comfy, suite, 2 if args.quick else 8, args.speedups, args.policies), args.methods))
+            dev = 2 if args.quick else 8
+            found = methods(comfy, suite, dev, args.speedups, args.policies, args.methods)
+            suite.run(picked(found, args.methods))
             own = own_cost(suite.subject, scale.size)
             rows += suite.rows(own if args.cost_of == "demo" else published(args.cost_of))
-            lines += suite.verdicts((*FILES, "default_plan"), [f"{s:g}x" for s in args.speedups])
+            ours = sorted({p.method.split("/")[0] for p in suite.done()} - {"dense", "random", *CACHES})
+            ours = [name for name in ours if not name.startswith("fewer_") and not name.endswith("_shuffled")]
+            lines += suite.verdicts(ours, [f"{s:g}x" for s in args.speedups])
     write(args.out / "policy.json", rows, {"torch": torch.__version__, "cost_of": args.cost_of})
     text = markdown(rows, COLUMNS) + "\n\n" + "\n".join(lines) + "\n"
     (args.out / "policy.md").write_text(text, encoding="utf-8")

@@ -66,21 +66,28 @@ def own_cost(subject: Subject, size: int, sparsity: Sparsity = SPARSITY) -> Cost
 
 
 def cost_on_dev(
-    suite: Suite, patch: Callable[[Any], Any], number: int, cost: Callable[[Subject, int], CostOf] = own_cost
+    suite: Suite, patch: Callable[[Any], Any], number: int, cost: Callable[[Subject, int], CostOf] = own_cost,
+    alone: bool = False,
 ) -> float:
-    """Mean cost of a patch over development prompts, as a share of dense."""
+    """Mean cost of a patch over development prompts, as a share of dense. alone: every picture in a run of its own."""
     texts, model, steps = prompts(number, "dev").prompts(), patch(suite.subject.model), suite.steps
-    suite.subject.sample_many(model, texts, list(range(3000, 3000 + number)), suite.scale.size, steps)
-    of = cost(suite.subject, suite.scale.size)
-    return mean(of(decisions(model, i, steps)) for i in range(number)) / steps
+    of, found, size = cost(suite.subject, suite.scale.size), [], 1 if alone else number
+    for start in range(0, number, size):
+        seeds = list(range(3000 + start, 3000 + start + size))
+        chosen = texts[start : start + size]
+        drawn = suite.subject.sample_many(model, chosen, seeds, suite.scale.size, steps)
+        found += [of(decisions(model, i, round(drawn.computed / size))) for i in range(size)]
+    return mean(found) / steps
 
 
-def threshold_at(suite: Suite, goal: float, number: int, patch: Callable[[float], Callable[[Any], Any]]) -> float:
+def threshold_at(
+    suite: Suite, goal: float, number: int, patch: Callable[[float], Callable[[Any], Any]], alone: bool = False
+) -> float:
     """Smallest threshold at which `patch` costs at most `goal` on development prompts, within 3 %."""
     low, high = 0.001, 1.0
     for _ in range(8):
         middle = (low * high) ** 0.5
-        if cost_on_dev(suite, patch(middle), number) <= goal:
+        if cost_on_dev(suite, patch(middle), number, alone=alone) <= goal:
             high = middle
         else:
             low = middle

@@ -44,14 +44,16 @@ class Scale:
 
 @dataclass(frozen=True)
 class Method:
-    """How pictures are drawn: a patch of the model, steps (None: the model's) and sampler. target: what it is compared
-    at, e.g. "0.5"."""
+    """How pictures are drawn: a patch of the model, or `each` of the model and the numbers of pictures drawn together;
+    steps (None: the model's) and sampler; batch: pictures a run. target: what it is compared at, e.g. "0.5"."""
 
     name: str
     target: str
     patch: Callable[[Any], Any] = lambda model: model
     steps: int | None = None
     sampler: str = "euler"
+    each: Callable[[Any, list[int]], Any] | None = None
+    batch: int = BATCH
 
     @property
     def key(self) -> str:
@@ -114,11 +116,6 @@ class Suite:
         lines = self.log.read_text(encoding="utf-8").splitlines()
         return [Picture(**json.loads(line)) for line in lines if line.endswith("}")]
 
-    def batches(self, seeds: Iterable[int]) -> list[list[int]]:
-        """Picture numbers in groups that are drawn together."""
-        numbers = list(seeds)
-        return [numbers[i : i + BATCH] for i in range(0, len(numbers), BATCH)]
-
     def latents(self, kind: str, numbers: list[int]) -> Tensor:
         """Reference latents, drawn once: "dense" or "ode"."""
         paths = [self.out / "references" / f"{self.kind}-{kind}-{n}.pt" for n in numbers]
@@ -143,8 +140,9 @@ class Suite:
         with tqdm(total=total, desc=f"{self.name} {self.kind}", unit="picture") as bar:
             for method, numbers in todo:
                 model = method.patch(self.subject.model) if numbers else None
-                for group in self.batches(numbers):
-                    self._append(self._figures(method, model, group))
+                for group in batches(numbers, method.batch):
+                    own = method.each(self.subject.model, group) if method.each else model
+                    self._append(self._figures(method, own, group))
                     bar.update(len(group))
 
     def _append(self, pictures: list[Picture]) -> None:
@@ -232,6 +230,11 @@ class Suite:
                     lines.append(f"{self.kind}: {key} - {other}, {figure}: {mean(found):+.2f} dB "
                                  f"({span[0]:+.2f} .. {span[1]:+.2f})")  # fmt: skip
         return lines
+
+
+def batches(numbers: list[int], size: int = BATCH) -> list[list[int]]:
+    """Picture numbers in groups that are drawn together."""
+    return [numbers[i : i + size] for i in range(0, len(numbers), size)]
 
 
 def decisions(model: Any, image: int, computed: int) -> list[Decision]:

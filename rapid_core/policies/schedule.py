@@ -147,7 +147,7 @@ class ScheduleActor:
         if plan[step] or not image.computed:
             return DENSE
         self.held[number] = step
-        return Action(Level.HOLD, weights=self._weights(image, observation))
+        return Action(Level.HOLD, weights=self.weights(image, observation))
 
     def _plan(self, observation: Observation) -> list[bool]:
         steps, plan = observation.steps, self.policy.plan
@@ -170,7 +170,8 @@ class ScheduleActor:
         self.guarded[number] = image.measured or 0.0
         return True
 
-    def _weights(self, image: ImageState, observation: Observation) -> Weights:
+    def weights(self, image: ImageState, observation: Observation) -> Weights:
+        """Of the forecast for a step that is left out: the plan's own where it was followed."""
         plan, step = self.policy.plan, observation.step
         fitted = plan.weights[step] if plan and self.fits else ()
         if fitted and self._as_planned(image, observation):

@@ -1,10 +1,17 @@
 """The suites run end to end, in small; how well is not asked here."""
 
 import json
+import shutil
 
 import pytest
+import torch
 
 from benchmarks import attention, policy, region, sparse
+from benchmarks.subject import FAMILIES, Subject
+from rapid_core.policies.from_file import head_metadata, head_tensors
+from rapid_core.policies.heads import Heads
+from rapid_core.policy_file import write
+from rapid_testing.actors import METADATA
 
 
 @pytest.fixture
@@ -48,11 +55,32 @@ def test_the_sparse_suite_writes_what_is_kept_how_long_it_takes_and_its_rows(rea
     assert rows["sparse", "0.25"]["psnr"] > rows["sparse_dropped", "0.25"]["psnr"]
 
 
-def test_the_policy_suite_compares_plans_at_the_cost_of_a_speed_up(ready, tmp_path):
-    flags = ["--quick", "--models", "flux", "--speedups", "2", "--out", str(tmp_path), "--methods", "default_plan",
-             "cache_reuse", "fewer_euler", "plan_dense"]  # fmt: skip
+def heads_file(path, hidden):
+    """Heads of a demo model that jump as they like, from picture to picture another way."""
+    torch.manual_seed(0)
+    heads = Heads(16, hidden, ("step",), width=8)
+    for layer in (heads.heads["step"].conv1, heads.heads["step"].conv2, heads.heads["step"].fc1):
+        layer.weight.data *= 10
+    heads.heads["step"].fc2.weight.data *= 100
+    return write(path, "heads", {**METADATA, **head_metadata(heads, 1, (0.5, 0.25, 0.125))}, head_tensors(heads))
+
+
+def test_the_policy_suite_compares_policies_at_the_cost_of_a_speed_up(ready, tmp_path):
+    shutil.copy(policy.SHIPPED / "demo-flux-solution.safetensors", tmp_path)
+    hidden = Subject(ready, FAMILIES["flux"]).model.model.diffusion_model.hidden_size
+    heads_file(tmp_path / "demo-flux-some-heads.safetensors", hidden)
+    flags = ["--quick", "--models", "flux", "--speedups", "2", "--out", str(tmp_path), "--policies", str(tmp_path),
+             "--methods", "default_plan", "cache_reuse", "easycache", "fewer_euler", "plan_solution", "random",
+             "some_heads", "some_heads_shuffled"]  # fmt: skip
     text = policy.run(ready, policy.parser().parse_args(flags))
     rows = {(r["method"], r["target"]): r for r in json.loads((tmp_path / "policy.json").read_text())["rows"]}
     assert rows["default_plan", "2x"]["computed"] == 14 and rows["default_plan", "2x"]["cost"] == pytest.approx(0.5)
     assert rows["fewer_euler", "2x"]["cost"] == pytest.approx(0.5) and rows["cache_reuse", "2x"]["cost"] <= 0.55
-    assert "flux: default_plan/2x - fewer_euler/2x, psnr_ode" in text
+    assert rows["random", "2x"]["computed"] == 14 and rows["random", "2x"]["psnr"] < rows["default_plan", "2x"]["psnr"]
+    assert rows["plan_solution", "2x"]["computed"] == 14 and rows["easycache", "2x"]["cost"] < 1
+    own, other = (rows[name, "2x"] for name in ("some_heads", "some_heads_shuffled"))
+    assert own["cost"] == pytest.approx(other["cost"]) and own["psnr"] != other["psnr"]
+    log = [json.loads(line) for line in (tmp_path / "policy-flux.jsonl").read_text().splitlines()]
+    made = {(p["method"], p["seed"]): p["decisions"] for p in log}
+    assert made["some_heads_shuffled/2x", 0] == made["some_heads/2x", 1] != made["some_heads/2x", 0]
+    assert "flux: default_plan/2x - fewer_euler/2x, psnr_ode" in text and "flux: random" not in text

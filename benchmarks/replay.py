@@ -1,0 +1,85 @@
+"""Decisions made elsewhere, on other pictures: drawn at random, or those of another picture's run."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.costs import Decision
+from rapid_core.actions import DENSE, Action, Level, Observation, Sparsity, Window
+from rapid_core.host.chain import attach
+from rapid_core.policies.schedule import SchedulePolicy, affordable
+
+REPLAYED = Sparsity(left_out="means")
+
+
+@dataclass(frozen=True)
+class ReplayPolicy:
+    """The decisions of `lists`, one list an image of the batch. What is held is forecast as `schedule` would."""
+
+    lists: tuple[tuple[Decision, ...], ...] = field(repr=False)
+    schedule: SchedulePolicy
+    technique: str = "replay"
+    start_percent: float = 0.0
+    end_percent: float = 1.0
+    regional: bool = False
+    levels: frozenset[Level] = frozenset(Level)
+
+    @property
+    def sparsity(self) -> Sparsity | None:
+        return REPLAYED if any(d.density < 1 for some in self.lists for d in some) else None
+
+    @property
+    def forecast_order(self) -> int:
+        return self.schedule.forecast_order
+
+    @property
+    def history(self) -> int:
+        return self.schedule.history
+
+    def start(self, window: Window) -> ReplayActor:
+        return ReplayActor(self)
+
+    def settings(self) -> dict:
+        return {"technique": self.technique}
+
+
+class ReplayActor:
+    """One run of it."""
+
+    asks = False
+
+    def __init__(self, policy: ReplayPolicy):
+        self.policy, self.forecasts = policy, policy.schedule.start(Window(1.0, 0.0))
+        self.forecasts.fits = policy.schedule.plan is not None
+
+    def act(self, observation: Observation) -> tuple[Action, ...]:
+        return tuple(self._one(i, observation) for i in range(len(observation.images)))
+
+    def _one(self, number: int, observation: Observation) -> Action:
+        decision, image = self.policy.lists[number][observation.index], observation.images[number]
+        level = Level(decision.level)
+        if not image.computed or level is Level.RUN:
+            return DENSE if decision.density == 1.0 else Action(density=decision.density)
+        weights = self.forecasts.weights(image, observation) if level is Level.HOLD else None
+        return Action(level, weights=weights)
+
+
+def replayed(speedup: float, lists_of: Callable[[int], Sequence[Decision]], plan: Any = None) -> Callable:
+    """A patch for each group of pictures: the decisions that `lists_of` names for each of them."""
+
+    def each(model: Any, numbers: list[int]) -> Any:
+        lists = tuple(tuple(lists_of(n)) for n in numbers)
+        return attach(model, ReplayPolicy(lists, SchedulePolicy(speedup, guard=0.0, plan=plan)))
+
+    return each
+
+
+def at_random(steps: int, speedup: float, number: int) -> list[Decision]:
+    """As many evaluations as a speed-up allows, the first and the last among them, the others anywhere."""
+    count = affordable(speedup, steps)
+    inner = random.Random(f"{number}/{speedup}").sample(range(1, steps - 1), max(0, count - 2))
+    computed = {0, steps - 1, *inner} if count > 1 else {0}
+    return [Decision("run" if i in computed else "hold", float(i in computed)) for i in range(steps)]
