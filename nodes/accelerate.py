@@ -2,9 +2,8 @@
 
 from comfy_api.latest import io
 
-from ..rapid_core.architectures import describe
 from ..rapid_core.host.chain import attach
-from ..rapid_core.policies.from_file import check_family, check_model, policy_of
+from ..rapid_core.policies.from_file import check_base, policy_of
 from ..rapid_core.policies.schedule import SchedulePolicy
 from .checks import Checks
 from .load_policy import Policy
@@ -44,9 +43,5 @@ class Accelerate(io.ComfyNode):
             return io.NodeOutput(model)
         if policy is None:
             return io.NodeOutput(attach(model, SchedulePolicy(speedup, guard=guard)))
-        network = model.model.diffusion_model
-        architecture = describe(network)
-        check_family(policy, architecture.family if architecture else type(network).__name__)
-        channels = getattr(getattr(model.model, "latent_format", None), "latent_channels", None)
-        check_model(policy, channels, int(getattr(network, architecture.hidden)))
+        check_base(policy, model.model)
         return io.NodeOutput(attach(model, policy_of(policy, speedup, guard)))

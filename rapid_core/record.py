@@ -6,7 +6,7 @@ import base64
 import hashlib
 from collections import Counter, deque
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -108,6 +108,36 @@ class RunRecord:
     def _strip(self, image: int) -> str:
         marks = {"run": "#", "reuse": "r", "hold": "."}
         return "".join("+" if 0 < e.share[image] < 1 else marks[e.levels[image]] for e in self.evaluations)
+
+
+def side_by_side(records: Sequence[RunRecord], steps: int) -> RunRecord:
+    """One record of images that were sampled one after another, each at noise levels of its own: `records` of one image
+    each. At the levels of others an image is held; dense would have been `steps` evaluations of each."""
+    rows, scale = [], [steps / max(1, len(r.evaluations)) for r in records]
+    for sigma in sorted({e.sigma for r in records for e in r.evaluations}, reverse=True):
+        found = [next((e for e in r.evaluations if e.sigma == sigma), None) for r in records]
+        rows.append(_row(len(rows), sigma, found, scale))
+    last, notes = records[-1], tuple(dict.fromkeys(note for r in records for note in r.notes))
+    return replace(last, shape=(len(records), *last.shape[1:]), evaluations=tuple(rows), notes=notes,
+                   seconds=sum(r.seconds for r in records), bytes=max(r.bytes for r in records))  # fmt: skip
+
+
+def _row(
+    index: int, sigma: float, found: Sequence[EvaluationRecord | None], scale: Sequence[float]
+) -> EvaluationRecord:
+    """What each image did at a noise level; None where it was not evaluated."""
+
+    def column(name: str, absent: Any) -> tuple:
+        return tuple(getattr(e, name)[0] if e else absent for e in found)
+
+    some = [e for e in found if e]
+    dense = tuple(cost * by for cost, by in zip(column("dense_cost", 0.0), scale, strict=True))
+    thin = all(e.density for e in some)
+    return EvaluationRecord(
+        index, sigma, 0, column("levels", "hold"), column("share", 0.0), column("cost", 0.0), dense,
+        column("error", None), column("measured", None), tuple(dict.fromkeys(r for e in some for r in e.reasons)),
+        density=column("density", 1.0) if thin else (), measures=column("measures", None) if thin else (),
+    )  # fmt: skip
 
 
 def pack(tokens: Sequence[int], number: int) -> str:

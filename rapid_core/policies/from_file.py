@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from ..actions import Sparsity
+from ..architectures import describe
 from ..policy_file import PolicyError, PolicyFile
 from .heads import HEADS, Heads, HeadsPolicy
 from .schedule import MOST_WEIGHTS, Plan, SchedulePolicy
@@ -101,6 +103,25 @@ def heads_policy(file: PolicyFile, speedup: float) -> HeadsPolicy:
     order = _whole(file, "forecast_order", 0, 2)
     sparsity = Sparsity() if "sparse" in heads.heads else None
     return HeadsPolicy(heads, speedup, order, tuple(densities), sparsity, file.name)
+
+
+def jumps_policy(file: PolicyFile, speedup: float) -> HeadsPolicy:
+    """The policy of a heads file whose step head is to choose noise levels. Raises PolicyError."""
+    instead = "has no step head to choose noise levels with; connect it to RAPID Accelerate instead"
+    if file.kind != "heads":
+        raise file.wrong("kind", f"= {file.kind!r} {instead}")
+    policy = heads_policy(file, speedup)
+    if "step" not in policy.heads.heads:
+        raise file.wrong("heads", f"= {', '.join(policy.heads.heads)}: {instead}")
+    return policy
+
+
+def check_base(file: PolicyFile, base: Any) -> None:
+    """Raise PolicyError where a policy was not made for the family or size of the host's model `base`."""
+    architecture, network = describe(base.diffusion_model), base.diffusion_model
+    check_family(file, architecture.family if architecture else type(network).__name__)
+    channels = getattr(getattr(base, "latent_format", None), "latent_channels", None)
+    check_model(file, channels, int(getattr(network, architecture.hidden)))
 
 
 def check_family(file: PolicyFile, family: str) -> None:

@@ -60,16 +60,36 @@ class Heads(nn.Module):
         self.heads = nn.ModuleDict({name: Head(4 * channels, width, OUTPUTS[name], width) for name in heads})
 
     def forward(self, inputs: dict[str, Tensor], numbers: Tensor, pooled: Tensor) -> dict[str, Tensor]:
-        """Logits (B, outputs) of each head; inputs by head (B, 4 C, H, W), numbers (B, n), pooled (B, hidden)."""
+        """Logits (B, outputs) of the heads that are given inputs, by head (B, 4 C, H, W); numbers (B, n), pooled
+        (B, hidden)."""
         condition = self.condition(pooled.float(), numbers.float())
-        return {name: head(inputs[name].float() / self.scales[name], condition) for name, head in self.heads.items()}
+        some = [(name, head) for name, head in self.heads.items() if name in inputs]
+        return {name: head(inputs[name].float() / self.scales[name], condition) for name, head in some}
+
+    def on(self, device: torch.device) -> Heads:
+        """These heads, or a copy of them on another device: clones of a model, and training, share the module."""
+        here = next(self.parameters()).device
+        return self if here == device else copy.deepcopy(self).to(device)
+
+
+def pooled_vector(pooled: Tensor | None, hidden: int, like: Tensor) -> tuple[Tensor, bool]:
+    """The model's pooled vector (hidden,) for the heads, and whether it is known: zeros where its family shows none."""
+    if pooled is None or pooled.numel() != hidden:
+        return like.new_zeros(hidden, dtype=torch.float32), False
+    return pooled.flatten().float(), True
+
+
+def blind(source: str) -> str:
+    """What a record says where the pooled vector is not known."""
+    return f"{source}: the model's pooled vector is not known; the heads decide without it"
 
 
 @dataclass(frozen=True)
 class HeadsPolicy:
     """Trained heads within a budget. speedup: a ceiling on what is spent, as dense over spent evaluations;
     forecast_order: of what is held, 0 being the paper's larger Euler step; densities: of the three sparse levels; tape,
-    seed: where set, choices are drawn and written down."""
+    seed: where set, choices are drawn and written down; use: heads that decide. Without "step" nothing is held, however
+    much was spent: a sampler that jumps by itself evaluates only where it wants the model."""
 
     heads: Heads = field(compare=False, repr=False)
     speedup: float
@@ -84,18 +104,25 @@ class HeadsPolicy:
     technique: str = "rapid3"
     regional: bool = False
     history: int = MOST_WEIGHTS
+    use: tuple[str, ...] = HEADS
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Heads that are there and in use."""
+        return tuple(name for name in self.heads.heads if name in self.use)
 
     @property
     def levels(self) -> frozenset[Level]:
-        reuse = (Level.REUSE,) if "cache" in self.heads.heads else ()
-        return frozenset((Level.HOLD, Level.RUN, *reuse))
+        hold = (Level.HOLD,) if "step" in self.use else ()
+        reuse = (Level.REUSE,) if "cache" in self.names else ()
+        return frozenset((*hold, Level.RUN, *reuse))
 
     def start(self, window: Window) -> HeadsActor:
         return HeadsActor(self)
 
     def settings(self) -> dict:
-        plain = {k: v for k, v in vars(self).items() if k not in ("heads", "tape", "sparsity")}
-        return {**plain, "heads": sorted(self.heads.heads)}
+        plain = {k: v for k, v in vars(self).items() if k not in ("heads", "tape", "sparsity", "use")}
+        return {**plain, "heads": sorted(self.names)}
 
 
 class HeadsActor:
@@ -106,7 +133,6 @@ class HeadsActor:
     def __init__(self, policy: HeadsPolicy):
         self.policy = policy
         self.heads = policy.heads  # or a copy on the latents' device: the policy's own stays where it is
-        self.device = next(policy.heads.parameters()).device
         self.target: dict[int, float] = {}  # noise level down to which an image is held
         self.charged: dict[int, set[int]] = {}  # steps whose evaluation was computed, whoever wanted it
         self.before = 0  # step of the evaluation before
@@ -121,10 +147,11 @@ class HeadsActor:
         with what the engine wants to know."""
         self.asked = [i for i, look in enumerate(looks) if look is not None]
         some = [look for look in looks if look is not None]
-        if not some:
+        names = self.policy.names
+        if not some or not names:
             return None
-        heads = self._on(some[0].latent.device)
-        inputs = {name: torch.cat([packed(getattr(look, INPUTS[name])[None]) for look in some]) for name in heads.heads}
+        self.heads = heads = self.heads.on(some[0].latent.device)
+        inputs = {name: torch.cat([packed(getattr(look, INPUTS[name])[None]) for look in some]) for name in names}
         pooled = torch.stack([self._pooled(look, heads.hidden) for look in some])
         numbers = self._numbers(sigma)
         if self.policy.tape is not None:  # what is written down is what was decided on
@@ -135,13 +162,7 @@ class HeadsActor:
             for row, i in enumerate(self.asked):
                 kept = {name: x[row].cpu() for name, x in inputs.items()}
                 self.seen[i] = kept, numbers[row].cpu(), pooled[row].cpu()
-        return torch.cat([logits[name] for name in heads.heads], 1).flatten()
-
-    def _on(self, device: torch.device) -> Heads:
-        """The heads on a device. The policy's module is shared by clones of the model, and by training."""
-        if self.device != device:
-            self.heads, self.device = copy.deepcopy(self.policy.heads).to(device), device
-        return self.heads
+        return torch.cat([logits[name] for name in names], 1).flatten()
 
     def _numbers(self, sigma: Tensor) -> Tensor:
         """Noise level and, where the heads know budgets, the share of all evaluations that may still be computed."""
@@ -155,10 +176,10 @@ class HeadsActor:
 
     def _pooled(self, look: Look, hidden: int) -> Tensor:
         """The model's pooled vector, zeros where its family shows none."""
-        if look.pooled is None or look.pooled.numel() != hidden:
-            self.notes = [f"{self.policy.source}: the model's pooled vector is not known; the heads decide without it"]
-            return look.latent.new_zeros(hidden, dtype=torch.float32)
-        return look.pooled.flatten().float()
+        found, known = pooled_vector(look.pooled, hidden, look.latent)
+        if not known:
+            self.notes = [blind(self.policy.source)]
+        return found
 
     def act(self, observation: Observation) -> tuple[Action, ...]:
         self.steps, logits = observation.steps, self._by_image(observation.answers)
@@ -169,7 +190,7 @@ class HeadsActor:
         return tuple(self._one(i, image, observation, logits.get(i)) for i, image in enumerate(observation.images))
 
     def _by_image(self, answers: Sequence[float]) -> dict[int, dict[str, Tensor]]:
-        names, out, at = list(self.policy.heads.heads), {}, 0
+        names, out, at = self.policy.names, {}, 0
         for i in self.asked:
             out[i] = {}
             for name in names:
@@ -186,7 +207,8 @@ class HeadsActor:
             start = image.levels[-1] if image.levels else observation.sigma
             self.target[number] = math.floor(1000 * start * jump) / 1000
         most = affordable(self.policy.speedup, observation.steps)
-        broke = observation.step not in charged and len(charged) >= most  # a second look at a step is paid for
+        paid = observation.step in charged  # a second look at a step costs nothing more
+        broke = "step" in self.policy.use and not paid and len(charged) >= most
         if broke or observation.sigma > self.target.get(number, math.inf) + 1e-6:
             self._write(number, observation.index, Choice(jump))
             return Action(Level.HOLD, weights=multistep(image, observation, self.policy.forecast_order))

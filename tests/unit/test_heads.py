@@ -82,6 +82,15 @@ def test_reuse_voids_the_sparse_choice_and_absent_heads_choose_nothing():
     assert {(row[-1].jump, row[-1].cache) for row in tape.rows} == {(None, None)}
 
 
+def test_heads_out_of_use_are_not_asked_and_without_the_step_head_nothing_is_held():
+    policy = HeadsPolicy(steer(heads(), step=[0.0, 0.0], cache=[-9.0, 9.0]), 4.0, use=("cache",))
+    actions, _ = run_heads(policy, 16, CHANNELS)
+    assert [a.level for a in actions] == [Level.RUN] + [Level.REUSE] * 15
+    assert Level.HOLD not in policy.levels and policy.settings()["heads"] == ["cache"]
+    actions, _ = run_heads(HeadsPolicy(heads(), 4.0, use=()), 16, CHANNELS)
+    assert all(a.dense for a in actions)
+
+
 def test_without_a_tape_nothing_is_drawn():
     first, second = (run_heads(HeadsPolicy(heads(), 2.0, seed=s), 20, CHANNELS)[0] for s in (1, 2))
     assert [a.level for a in first] == [a.level for a in second]

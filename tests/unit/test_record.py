@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rapid_core.host.slicing import NotSliceable, rows_of, take_rows
-from rapid_core.record import KEPT, EvaluationRecord, RunLog, RunRecord
+from rapid_core.record import KEPT, EvaluationRecord, RunLog, RunRecord, side_by_side
 
 
 def evaluation(index, *levels, reasons=()):
@@ -69,3 +69,16 @@ def test_rows_are_chunk_times_batch_plus_image(batch, chunks, data):
 def test_what_has_another_batch_cannot_be_sliced():
     with pytest.raises(NotSliceable, match="3 rows where 4"):
         take_rows({"y": torch.zeros(3, 2)}, torch.tensor([0]), 4)
+
+
+def test_images_sampled_one_after_another_stand_side_by_side():
+    """Three evaluations of one image and two of the other, in place of six: at levels of the other an image is held."""
+    first = record(evaluation(0, "run"), evaluation(2, "reuse"), evaluation(5, "run", reasons=("a reason",)))
+    both = side_by_side([first, record(evaluation(0, "run"), evaluation(3, "run"), fingerprint="b")], 6)
+    assert both.shape == (2, 16, 8, 8) and both.seconds == 3.0 and both.fingerprint == "b"
+    assert [(e.sigma, e.levels) for e in both.evaluations] == [
+        (1.0, ("run", "run")), (0.8, ("reuse", "hold")), (0.7, ("hold", "run")), (0.5, ("run", "hold"))]  # fmt: skip
+    assert both.totals["computed"] == 4 and both.totals["flops"] == 41.0
+    assert both.totals["dense_flops"] == pytest.approx(2 * 6 * 10.0)
+    assert "\n#r.#\n#.#.\n" in both.text() and "a reason" in both.text()
+    assert json.loads(json.dumps(both.as_json()))["evaluations"][1]["cost"] == [1.0, 0.0]
