@@ -5,11 +5,14 @@ from comfy_api.latest import ComfyExtension, io
 from .accelerate import Accelerate
 from .cache_reuse import CacheReuse
 from .load_policy import LoadPolicy, add_folders
+from .policy_sampler import PolicySampler
 from .region_adaptive import RegionAdaptive
 from .report import Report
 from .sparse_attention import SparseAttention
 
-NODES: list[type[io.ComfyNode]] = [Accelerate, LoadPolicy, CacheReuse, RegionAdaptive, SparseAttention, Report]
+NODES: list[type[io.ComfyNode]] = [
+    Accelerate, LoadPolicy, PolicySampler, CacheReuse, RegionAdaptive, SparseAttention, Report,
+]  # fmt: skip
 
 
 class RapidExtension(ComfyExtension):

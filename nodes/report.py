@@ -6,10 +6,13 @@ import torch
 from comfy_api.latest import io
 
 from ..rapid_core.heatmap import draw
-from ..rapid_core.host.chain import chain_of
+from ..rapid_core.host.chain import log_of
 from ..rapid_core.record import fingerprint
 
-NOT_PATCHED = "RAPID: no RAPID node patched this model (or all are set to off); it ran densely."
+NOT_PATCHED = (
+    "RAPID: no RAPID node patched this model (or all are set to off), and RAPID Policy Sampler did not sample with it; "
+    "it ran densely."
+)
 NO_RUN = "RAPID: this model has not been sampled with since it was patched."
 
 
@@ -41,9 +44,9 @@ class Report(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, latent, picture=None):
-        chain = chain_of(model)
-        record = chain.log.find(fingerprint(latent["samples"])) if chain else None
-        text = record.text() if record else NO_RUN if chain else NOT_PATCHED
+        log = log_of(model)
+        record = log.find(fingerprint(latent["samples"])) if log else None
+        text = record.text() if record else NO_RUN if log else NOT_PATCHED
         data = [json.dumps(record.as_json())] if record else []
         image = draw(record, picture) if record else torch.zeros(1, 64, 64, 3)
         return io.NodeOutput(latent, text, image, ui={"text": (text,), "rapid_record": data})

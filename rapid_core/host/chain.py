@@ -31,6 +31,22 @@ def chain_of(model: Any) -> Chain | None:
     return model.model_options.get("transformer_options", {}).get(KEY)
 
 
+def log_of(model: Any) -> RunLog | None:
+    """The log of what was sampled with a MODEL: its chain's or, where RAPID's sampler ran without a chain, the one that
+    `keep_log` put there; None where there is none."""
+    chain = chain_of(model)
+    return chain.log if chain else model.get_attachment(KEY)
+
+
+def keep_log(model: Any) -> RunLog:
+    """The log of a MODEL; a new one among its attachments where there is none. A sampler has no clone to put it on."""
+    log = log_of(model)
+    if log is None:
+        log = RunLog()
+        model.set_attachments(KEY, log)
+    return log
+
+
 def attach(model: Any, policy: Policy) -> Any:
     """A clone of `model` with `policy` added; a policy of the same technique is replaced and the report says so."""
     clone = model.clone()
@@ -86,11 +102,16 @@ def outer_sample(executor: Any, noise: Any, latent_image: Any, sampler: Any, sig
         status = "finished"
         return result
     except BaseException as error:
-        status = "interrupted" if type(error).__name__ == "InterruptProcessingException" else "failed"
+        status = ended_by(error)
         raise
     finally:
         guider.model_options = original
         chain.log.add(run.finish(status, result))
+
+
+def ended_by(error: BaseException) -> str:
+    """Status of a run that an exception ended."""
+    return "interrupted" if type(error).__name__ == "InterruptProcessingException" else "failed"
 
 
 def check_channels(model: Any, noise: Tensor) -> None:

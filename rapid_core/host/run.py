@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from comfy.patcher_extension import WrappersMP, add_wrapper_with_key, copy_nested_dicts
+from comfy.patcher_extension import WrappersMP, add_wrapper_with_key, copy_nested_dicts, get_wrappers_with_key
 from torch import Tensor
 
 from ..actions import Level, Window
@@ -24,6 +24,12 @@ from .model_call import ModelCalls, call_model
 from .places import places
 
 WRAPPER_KEY = "rapid"
+
+
+def run_of(options: dict) -> HostRun | None:
+    """The run whose wrappers are in these model_options."""
+    found = get_wrappers_with_key(WrappersMP.PREDICT_NOISE, WRAPPER_KEY, options, is_model_options=True)
+    return found[-1].__self__ if found else None
 
 
 class HostRun:
@@ -125,6 +131,12 @@ class HostRun:
             return f"the blocks of {name} are not known; hold works on any model"
         replace = transformer_options.setdefault("patches_replace", {}).setdefault("dit", {})
         return blocks.install(replace, self.architecture, self.model)
+
+    def look(self, transformer_options: dict) -> None:
+        """Have the first evaluation's modulation vector kept, for a sampler that decides by it. Blocks that are
+        replaced already are so by this run, or do not show theirs."""
+        self.calls.looks = True
+        self._install_hooks(transformer_options)
 
     # PREDICT_NOISE: once per evaluation, around everything else.
     def predict_noise(self, executor: Any, x: Tensor, timestep: Tensor, model_options: dict, seed: Any = None):

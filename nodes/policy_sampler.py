@@ -1,0 +1,36 @@
+"""Policy Sampler: RAPID3's Step-Skip off the sampler's grid."""
+
+from comfy_api.latest import io
+
+from ..rapid_core.host.policy_sampler import policy_sampler
+from .checks import Checks
+from .load_policy import Policy
+
+
+class PolicySampler(io.ComfyNode):
+    """A SAMPLER whose noise levels a policy's step head chooses. Its record is found by RAPID Report on the MODEL that
+    was sampled with."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="RAPID_PolicySampler",
+            display_name="RAPID Policy Sampler",
+            category="RAPID",
+            description="Euler with steps as long as a trained policy asks for: after every step its step head looks "
+            "at the model's output and chooses the next noise level. For SamplerCustom and SamplerCustomAdvanced.",
+            search_aliases=["rapid3", "tpdm", "adaptive steps", "skip steps", "sampler", "speed up"],
+            inputs=[
+                Policy.Input("policy", tooltip="Trained heads with a step head, made for the model you sample with. "
+                             "Other policies go into RAPID Accelerate."),
+                io.Float.Input("speedup", default=1.0, min=1.0, max=6.0, step=0.1, optional=True,
+                               tooltip="A ceiling: at most this part of the schedule's steps is computed, 10 of 20 at "
+                               "2.0. At 1 the policy is bounded by the number of steps only."),
+            ],
+            outputs=[io.Sampler.Output(display_name="sampler")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, policy, speedup=1.0) -> io.NodeOutput:
+        Checks("RAPID Policy Sampler").ranges(speedup=(speedup, 1.0, 6.0))
+        return io.NodeOutput(policy_sampler(policy, speedup))
