@@ -78,15 +78,39 @@ class TokenState:
 
 
 @dataclass(frozen=True)
+class View:
+    """Tokens of a model that a policy's heads look at (`Features`): side x side of them, `hidden` wide, in models of
+    one family. kind: of the heads, for what is said to people."""
+
+    kind: str
+    family: str
+    hidden: int
+    side: int
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a model made of one image in the last evaluation that was computed, number `evaluation`; of the conditions
+    mixed as the guidance scale s mixes their outputs, f_u + s (f_c - f_u); float32. tokens (N, 2 C): the image tokens
+    before the blocks, beside them as the final layer's matrix sees them. modulation (C,): its modulation vector."""
+
+    tokens: Tensor
+    modulation: Tensor
+    evaluation: int
+
+
+@dataclass(frozen=True)
 class Look:
     """What learned policies see of one image, (C, ...): the latent now, how far it has moved since the model was last
     computed, the latest derivative (what was not computed forecast); pooled: the model's pooled modulation vector at
-    the first evaluation, None where its family shows none."""
+    the first evaluation, None where its family shows none. features: where a policy has a `View`; None where they could
+    not be seen in the last computed evaluation."""
 
     latent: Tensor
     moved: Tensor
     derivative: Tensor
     pooled: Tensor | None = None
+    features: Features | None = None
 
 
 @dataclass(frozen=True)

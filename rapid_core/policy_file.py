@@ -20,7 +20,7 @@ from .architectures import FAMILIES
 
 FORMAT, VERSION = "rapid-policy", "1"
 KINDS = ("schedule", "threshold", "heads")
-LARGEST = 64 * 2**20  # bytes; heads of real models are 3 to 12 MiB
+LARGEST = 64 * 2**20  # bytes; heads of real models are 3 to 16 MiB
 REQUIRED = ("architecture", "base_model", "budgets", "reward", "training_command", "licence")
 
 

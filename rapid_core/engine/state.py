@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..actions import Actor, ImageState, Level, Look, Observation
 from .evaluation import Evaluation
+from .features import FeatureStore
 from .forecast import Track, estimate_error, forecast, relative_l1, weighted
 from .regions import Regions
 
@@ -38,6 +39,7 @@ class RunState:
         self.since = [0] * batch
         self.since_measured = [-1] * batch
         self.pooled: dict[int, Tensor] = {}  # each image's pooled modulation vector at the first evaluation
+        self.features: FeatureStore | None = None  # where a policy looks at the model's own tokens
         self.last_x: Tensor | None = None
         self.pending: list[tuple[int, int, Tensor]] = []  # (evaluation, image, measured error), not yet fetched
         self.measured: list[float | None] = [None] * batch
@@ -102,7 +104,8 @@ class RunState:
         for i in range(self.batch):
             points, before = self.guided.points(i), self.last_x
             known = points and before is not None and before.shape == x.shape
-            out.append(Look(x[i], x[i] - before[i], points[-1].value, self.pooled.get(i)) if known else None)
+            shown = self.features.mixed.get(i) if self.features else None
+            out.append(Look(x[i], x[i] - before[i], points[-1].value, self.pooled.get(i), shown) if known else None)
         return out
 
     def place(self, sigma: float) -> tuple[int, int]:
@@ -200,7 +203,8 @@ class RunState:
         """Memory of all histories."""
         tracks = [self.guided, *self.slots.values(), *self.residuals.values()]
         own = 0 if self.last_x is None else self.last_x.numel() * self.last_x.element_size()
-        return own + sum(track.bytes for track in tracks)
+        shown = self.features.bytes if self.features else 0
+        return own + shown + sum(track.bytes for track in tracks)
 
 
 def step_weights(schedule: Sequence[float]) -> tuple[float, ...]:

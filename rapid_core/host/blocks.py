@@ -18,6 +18,7 @@ from torch import Tensor
 from ..architectures import TEXT, Architecture
 from ..engine.forecast import Track
 from ..engine.sparse import Lay, SparseAttention
+from .features import Witness
 from .places import Place, places
 from .sequence import Sequence
 from .subset import Subset
@@ -34,7 +35,7 @@ class Call:
 
     tracks: of residuals, empty where reuse is not installed. subset: tokens and K/V, where a region policy is. sparse,
     spared: how attention is sparse, and the blocks where it is dense all the same. see: where to show the modulation
-    vector of the first block."""
+    vector of the first block. witness: where to keep the tokens that enter and leave the blocks."""
 
     images: list[int]
     tracks: list[Track]
@@ -47,6 +48,7 @@ class Call:
     spared: frozenset[int] = frozenset()
     entry: Tensor | None = None
     see: Callable[[Tensor], None] | None = None
+    witness: Witness | None = None
 
     def forecast(self) -> Tensor:
         """Residuals of all rows, (rows, N, C)."""
@@ -117,11 +119,15 @@ def run_block(call: Call, place: Place, args: dict, original: Callable[[dict], d
         call.entry = args["img"].clone()  # blocks add to their input in place
     if call.see is not None and place.main and place.first and isinstance(args.get("vec"), Tensor):
         call.see(args["vec"])
+    if call.witness is not None and place.main:
+        call.witness.enter(place, args)
     if call.sequence is not None:
         call.sequence.enter(place, args)
     out = original(args) if call.subset is None else call.subset.run(place, args, original)
     if call.sequence is not None:
         call.sequence.leave()
+    if call.witness is not None and place.main:
+        call.witness.leave(place, out)
     if measuring and place.last and call.entry is not None:
         _measure(call, place, out["img"])
     return out

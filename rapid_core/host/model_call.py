@@ -18,7 +18,7 @@ from ..engine.kv import KVStore
 from ..engine.sparse import Ledger, LeftOut, SparseAttention, Tiles, Trust
 from ..engine.state import RunState
 from ..engine.tokens import TokenGrid
-from . import blocks, control, sequence
+from . import blocks, control, features, sequence
 from .slicing import NotSliceable, index, rows_of, take_rows
 from .subset import Subset
 
@@ -126,11 +126,16 @@ class ModelCalls:
         self.spend(evaluation, part.images, x, context, len(uuids), level, part.tokens, part.arguments["extra"])
         call = None
         looks = self.looks and evaluation.index == 0
-        if not repeated and (self.reuses or self.store is not None or self.sparsity is not None or looks):
+        shown = self.state.features if part.whole else None
+        wanted = any(thing is not None for thing in (self.store, self.sparsity, shown))
+        if not repeated and (self.reuses or looks or wanted):
             call = self._call(evaluation, part, uuids)
             call.see = partial(self._see, part, uuids) if looks else None
+            call.witness = features.Witness() if shown and tuple(x.shape[1:]) == shown.shape else None
             options = {**options, blocks.CALL: call}
         out = call_model(executor, x, part.t, part.arguments, options)
+        if shown and call is not None and call.witness is not None:
+            features.keep(shown, call.witness, self.model, uuids, part.images)
         if self.store is not None and call is not None and part.whole and self._whole_latent(x):
             for uuid in uuids:
                 self.store.complete(uuid, part.images, (tuple(x.shape[1:]), str(x.device)))

@@ -17,7 +17,7 @@ from ..engine.state import RunState
 from ..engine.together import Together
 from ..engine.tokens import TokenGrid
 from ..record import RunRecord
-from . import attention, blocks
+from . import attention, blocks, features
 from .conditions import Conditions
 from .memory import Room, key_store, with_left_out
 from .model_call import ModelCalls, call_model
@@ -59,6 +59,9 @@ class HostRun:
             self.policies, left_out, said = with_left_out(self.policies, cost, number, room)
             self.diary.notes += [said] if said else []
         self.state = self._state(self.policies, patcher.model.model_sampling, noise, mask)
+        seen = self.policies, self.architecture, self.model, self.shape, guider
+        self.state.features, said = features.watch(*seen, room)
+        self.diary.notes += [said] if said else []
         self.calls = ModelCalls(self.state, self.model, self.architecture, cost, left_out)
         self.calls.positive = frozenset(c.get("uuid") for c in guider.conds.get("positive", ()))
         interpolate = False
@@ -115,6 +118,9 @@ class HostRun:
         if reuse or self.state.regions or sparsity or self.calls.looks:
             self.reuse_blocked = self._install_hooks(options["transformer_options"])
             self.calls.reuses = reuse and self.reuse_blocked is None
+        if self.reuse_blocked and self.state.features is not None:
+            self.diary.note(features.blind(self.state.features.kind, self.reuse_blocked))
+            self.state.features = None
         if self.reuse_blocked:
             self.blocked, self.calls.store, self.conditions.store = self.reuse_blocked, None, None
         elif sparsity and self.architecture:
@@ -153,8 +159,16 @@ class HostRun:
         finally:
             self.current = None
         self.state.end(evaluation, x, denoised)
+        self._mix(evaluation, getattr(executor.class_obj, "cfg", 1.0))
         self.diary.add(evaluation, self.state, self.calls.bytes, self.calls.sparsity is not None)
         return denoised
+
+    def _mix(self, evaluation: Evaluation, scale: float) -> None:
+        """Put together what the conditions showed of the model's tokens, for the policy that looks at them."""
+        shown = self.state.features
+        reason = shown.end(evaluation.index, evaluation.images(Level.RUN), float(scale)) if shown else None
+        if shown and reason:
+            self.diary.note(features.blind(shown.kind, reason))
 
     def _check_host(self, evaluation: Evaluation, model_options: dict) -> None:
         """Fall back where the host is set up in a way that decisions cannot follow."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from ..actions import Sparsity
 from ..architectures import describe
@@ -14,7 +15,10 @@ from ..policy_file import PolicyError, PolicyFile
 from .heads import HEADS, Heads, HeadsPolicy
 from .schedule import MOST_WEIGHTS, Plan, SchedulePolicy
 from .threshold import ThresholdPolicy
+from .tpdm import FAMILY, KIND, TPDMHeads, TPDMPolicy
 
+Module = TypeVar("Module", bound=nn.Module)
+STRUCTURES = ("rapid3", KIND)  # of heads; a file that names none has the first
 SAME = 0.02  # relative difference of speed-ups that are the same budget
 
 
@@ -75,7 +79,39 @@ def heads_of(file: PolicyFile) -> Heads:
     scales = file.number("scales")
     if not isinstance(scales, dict) or set(scales) != set(names) or not all(_positive(v) for v in scales.values()):
         raise file.wrong("scales", f"= {scales!r}; wanted is a positive number for each of {', '.join(names)}")
-    heads = Heads(heads=names, scales=scales, **sizes)
+    return _filled(file, Heads(heads=names, scales=scales, **sizes))
+
+
+def tpdm_metadata(heads: TPDMHeads) -> dict:
+    """Metadata of a file of TPDM's heads beside what all files have."""
+    return {"structure": KIND, "heads": list(heads.heads), "hidden": heads.hidden, "side": heads.side,
+            "width": heads.width}  # fmt: skip
+
+
+def tpdm_of(file: PolicyFile) -> TPDMHeads:
+    """TPDM's heads of a heads file, for use only. Raises PolicyError."""
+    if file.architecture != FAMILY:
+        raise file.wrong("architecture", f"= {file.architecture!r}; heads of structure {KIND} look at the tokens of "
+                         f"{FAMILY} models")  # fmt: skip
+    if file.number("heads") != ["step"]:
+        raise file.wrong("heads", f"= {file.number('heads')!r}; wanted is the step head alone")
+    most = {"hidden": 16384, "side": 1024, "width": 1024}
+    hidden, side, width = (_whole(file, field, 1, high) for field, high in most.items())
+    if side % 2:
+        raise file.wrong("side", f"= {side}; wanted is an even number of tokens")
+    return _filled(file, TPDMHeads(hidden, side, width))
+
+
+def structure_of(file: PolicyFile) -> str:
+    """What the heads of a heads file are made like, one of STRUCTURES. Raises PolicyError."""
+    found = file.metadata.get("structure", STRUCTURES[0])
+    if found not in STRUCTURES:
+        raise file.wrong("structure", f"= {found!r}; known are {', '.join(STRUCTURES)}")
+    return found
+
+
+def _filled(file: PolicyFile, heads: Module) -> Module:
+    """Heads with the file's tensors in them, which must be theirs and no others."""
     wanted = heads.state_dict()
     extra = set(file.tensors) - set(wanted)
     if extra:
@@ -97,6 +133,8 @@ def _positive(value: object) -> bool:
 
 def heads_policy(file: PolicyFile, speedup: float) -> HeadsPolicy:
     """The policy of a heads file. Raises PolicyError."""
+    if structure_of(file) == KIND:
+        return TPDMPolicy(tpdm_of(file), speedup, source=file.name)
     heads, densities = heads_of(file), file.number("densities")
     if not isinstance(densities, list) or len(densities) != 3 or not all(_positive(d) and d < 1 for d in densities):
         raise file.wrong("densities", f"= {densities!r}; wanted are three numbers between 0 and 1")
@@ -133,7 +171,10 @@ def check_family(file: PolicyFile, family: str) -> None:
 
 def check_model(file: PolicyFile, channels: int | None, hidden: int) -> None:
     """Raise PolicyError for heads made for latents or a model of another size."""
-    for field, there in (("channels", channels), ("hidden", hidden)) if file.kind == "heads" else ():
+    if file.kind != "heads":
+        return
+    sizes = {"hidden": hidden} if structure_of(file) == KIND else {"channels": channels, "hidden": hidden}
+    for field, there in sizes.items():
         wanted = _whole(file, field, 1, 65536)
         if there is not None and wanted != there:
             raise file.wrong(field, f"= {wanted}, trained on {file.base_model}; this model has {there}")

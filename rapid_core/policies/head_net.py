@@ -39,9 +39,9 @@ def embedding(values: Tensor) -> Tensor:
 class AdaNorm(nn.Module):
     """Group norm over all channels, scaled and shifted by the condition."""
 
-    def __init__(self, width: int, condition: int):
+    def __init__(self, width: int, condition: int, eps: float = 1e-5):
         super().__init__()
-        self.norm = nn.GroupNorm(1, width)
+        self.norm = nn.GroupNorm(1, width, eps)
         self.linear = nn.Linear(condition, 2 * width)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
@@ -50,12 +50,12 @@ class AdaNorm(nn.Module):
 
 
 class Head(nn.Module):
-    """Logits (B, outputs) of a packed latent (B, channels, H, W) and a condition (B, D)."""
+    """Logits (B, outputs) of a packed latent (B, channels, H, W) and a condition (B, D). eps: of the group norm."""
 
-    def __init__(self, channels: int, condition: int, outputs: int, width: int = 128):
+    def __init__(self, channels: int, condition: int, outputs: int, width: int = 128, eps: float = 1e-5):
         super().__init__()
         self.conv1 = nn.Conv2d(channels, width, 3, padding=1)
-        self.norm1 = AdaNorm(width, condition)
+        self.norm1 = AdaNorm(width, condition, eps)
         self.conv2 = nn.Conv2d(width, width, 3, stride=2, padding=1)
         self.fc1 = nn.Linear(width, width)
         self.fc2 = nn.Linear(width, outputs)

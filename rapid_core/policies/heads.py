@@ -205,7 +205,7 @@ class HeadsActor:
         if image.since_computed == 0 and "step" in logits:  # the model has spoken since the last jump
             jump = self._jump(logits["step"])
             start = image.levels[-1] if image.levels else observation.sigma
-            self.target[number] = math.floor(1000 * start * jump) / 1000
+            self.target[number] = self._landing(start, jump)
         most = affordable(self.policy.speedup, observation.steps)
         paid = observation.step in charged  # a second look at a step costs nothing more
         broke = "step" in self.policy.use and not paid and len(charged) >= most
@@ -219,6 +219,10 @@ class HeadsActor:
         sparse = self._pick(logits["sparse"]) if "sparse" in logits else None
         self._write(number, observation.index, Choice(jump, cache, sparse))
         return Action(density=self.policy.densities[sparse - 1]) if sparse else DENSE
+
+    def _landing(self, start: float, jump: float) -> float:
+        """Noise level that a jump from `start` goes to: the paper's timesteps are whole thousandths."""
+        return math.floor(1000 * start * jump) / 1000
 
     def _jump(self, logits: Tensor) -> float:
         alpha, other = beta(logits)
