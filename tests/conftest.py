@@ -5,12 +5,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent
 
 sys.path.insert(0, str(ROOT / "tests"))  # for rapid_testing
 # Last, never first: the folder `nodes` here must not hide ComfyUI's module `nodes`.
 sys.path.append(str(ROOT))
+settings.register_profile("busy", deadline=None)  # how long an example takes says how busy the machine is
+settings.load_profile("busy")
 
 
 def pytest_report_header() -> str:

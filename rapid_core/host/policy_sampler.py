@@ -21,6 +21,7 @@ from torch import Tensor
 from ..architectures import describe
 from ..engine.state import RunState
 from ..policies.from_file import check_base, jumps_policy
+from ..policies.head_net import on_device
 from ..policies.heads import HeadsPolicy
 from ..policies.jumps import Choose, StepHead, descend
 from ..policies.schedule import affordable
@@ -78,7 +79,7 @@ class JumpRun:
         if not hasattr(model, "noise") and self.batch > 1:
             raise cannot(f"{type(model).__name__} stands between the sampler and ComfyUI's inpainting")
         self.outer = run_of(self.arguments["model_options"]) if self.chain else None
-        self.policy = replace(policy, heads=policy.heads.on(x.device))  # one copy for all images
+        self.policy = replace(policy, heads=on_device(policy.heads, x.device))  # one copy for all images
         self.notes: list[str] = []
         self.inner = self._inner()
         self.steps, self.scale = len(self.levels) - 1, max(1.0, self.levels[0])

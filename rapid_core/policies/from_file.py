@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from torch import nn
 
 from ..actions import Sparsity
 from ..architectures import describe
 from ..policy_file import PolicyError, PolicyFile
+from .head_net import Module
 from .heads import HEADS, Heads, HeadsPolicy
 from .schedule import MOST_WEIGHTS, Plan, SchedulePolicy
 from .threshold import ThresholdPolicy
 from .tpdm import FAMILY, KIND, TPDMHeads, TPDMPolicy
 
-Module = TypeVar("Module", bound=nn.Module)
 STRUCTURES = ("rapid3", KIND)  # of heads; a file that names none has the first
+NOWHERE = torch.device("meta")  # where heads are made before they are filled: nothing drawn, and sizes cost nothing
 SAME = 0.02  # relative difference of speed-ups that are the same budget
 
 
@@ -79,7 +79,9 @@ def heads_of(file: PolicyFile) -> Heads:
     scales = file.number("scales")
     if not isinstance(scales, dict) or set(scales) != set(names) or not all(_positive(v) for v in scales.values()):
         raise file.wrong("scales", f"= {scales!r}; wanted is a positive number for each of {', '.join(names)}")
-    return _filled(file, Heads(heads=names, scales=scales, **sizes))
+    with NOWHERE:
+        heads = Heads(heads=names, scales=scales, **sizes)
+    return _filled(file, heads)
 
 
 def tpdm_metadata(heads: TPDMHeads) -> dict:
@@ -99,7 +101,9 @@ def tpdm_of(file: PolicyFile) -> TPDMHeads:
     hidden, side, width = (_whole(file, field, 1, high) for field, high in most.items())
     if side % 2:
         raise file.wrong("side", f"= {side}; wanted is an even number of tokens")
-    return _filled(file, TPDMHeads(hidden, side, width))
+    with NOWHERE:
+        heads = TPDMHeads(hidden, side, width)
+    return _filled(file, heads)
 
 
 def structure_of(file: PolicyFile) -> str:
@@ -116,7 +120,8 @@ def _filled(file: PolicyFile, heads: Module) -> Module:
     extra = set(file.tensors) - set(wanted)
     if extra:
         raise file.wrong(sorted(extra)[0], "is not a tensor of these heads")
-    heads.load_state_dict({name: file.tensor(name, tuple(value.shape)).float() for name, value in wanted.items()})
+    found = {name: file.tensor(name, tuple(value.shape)).float() for name, value in wanted.items()}
+    heads.load_state_dict(found, assign=True)
     return heads.requires_grad_(False).train(False)
 
 
@@ -148,6 +153,9 @@ def jumps_policy(file: PolicyFile, speedup: float) -> HeadsPolicy:
     instead = "has no step head to choose noise levels with; connect it to RAPID Accelerate instead"
     if file.kind != "heads":
         raise file.wrong("kind", f"= {file.kind!r} {instead}")
+    if structure_of(file) == KIND:
+        raise file.wrong("structure", f"= {KIND!r}: a sampler does not see its tokens; connect it to RAPID Accelerate "
+                         "instead")  # fmt: skip
     policy = heads_policy(file, speedup)
     if "step" not in policy.heads.heads:
         raise file.wrong("heads", f"= {', '.join(policy.heads.heads)}: {instead}")

@@ -7,12 +7,15 @@ evaluation, and an embedding of the noise level."""
 
 from __future__ import annotations
 
+import copy
 import math
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+Module = TypeVar("Module", bound=nn.Module)
 LEVELS_WIDTH = 64  # of the embedding of numbers such as the noise level
 POOLED = 16
 
@@ -95,3 +98,9 @@ def beta_mode(logits: Tensor) -> Tensor:
     """The most likely jump, (alpha - 1) / (alpha + beta - 2)."""
     alpha, other = beta(logits)
     return (alpha - 1) / (alpha + other - 2)
+
+
+def on_device(heads: Module, device: torch.device) -> Module:
+    """Heads, or a copy of them on another device: clones of a model, and training, share the module."""
+    here = next(heads.parameters()).device
+    return heads if here == device else copy.deepcopy(heads).to(device)

@@ -7,7 +7,6 @@ is taken; in training choices are drawn, and everything that made them is writte
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..actions import DENSE, Action, ImageState, Level, Look, Observation, Sparsity, Window
-from .head_net import Condition, Head, beta, packed
+from .head_net import Condition, Head, beta, on_device, packed
 from .schedule import MOST_WEIGHTS, affordable, multistep
 
 HEADS = ("step", "cache", "sparse")
@@ -65,11 +64,6 @@ class Heads(nn.Module):
         condition = self.condition(pooled.float(), numbers.float())
         some = [(name, head) for name, head in self.heads.items() if name in inputs]
         return {name: head(inputs[name].float() / self.scales[name], condition) for name, head in some}
-
-    def on(self, device: torch.device) -> Heads:
-        """These heads, or a copy of them on another device: clones of a model, and training, share the module."""
-        here = next(self.parameters()).device
-        return self if here == device else copy.deepcopy(self).to(device)
 
 
 def pooled_vector(pooled: Tensor | None, hidden: int, like: Tensor) -> tuple[Tensor, bool]:
@@ -150,7 +144,7 @@ class HeadsActor:
         names = self.policy.names
         if not some or not names:
             return None
-        self.heads = heads = self.heads.on(some[0].latent.device)
+        self.heads = heads = on_device(self.heads, some[0].latent.device)
         inputs = {name: torch.cat([packed(getattr(look, INPUTS[name])[None]) for look in some]) for name in names}
         pooled = torch.stack([self._pooled(look, heads.hidden) for look in some])
         numbers = self._numbers(sigma)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .head_net import beta_mode, packed
+from .head_net import beta_mode, on_device, packed
 from .heads import CLIP, HeadsPolicy, blind, pooled_vector
 from .schedule import affordable
 
@@ -65,7 +65,7 @@ class StepHead:
 
     def __call__(self, level: float, derivative: Tensor, made: int) -> float:
         """See `Choose`. A host synchronisation beside the engine's: the next evaluation cannot begin without it."""
-        heads = self.policy.heads.on(derivative.device)
+        heads = on_device(self.policy.heads, derivative.device)
         vector, known = pooled_vector(self.pooled(), heads.hidden, derivative)
         self.notes = [] if known else [blind(self.policy.source)]
         numbers = [level / self.scale]

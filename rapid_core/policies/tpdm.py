@@ -15,7 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..actions import Look, View, Window
-from .head_net import Head
+from .head_net import Head, on_device
 from .heads import CLIP, OUTPUTS, HeadsActor, HeadsPolicy
 
 KIND, FAMILY = "tpdm-sd3", "sd3"
@@ -75,10 +75,10 @@ class TPDMActor(HeadsActor):
         self.asked = list(new)
         if not new:
             return None
-        heads, out = self._on(sigma.device), []
+        self.heads, out = on_device(self.heads, sigma.device), []
         with torch.no_grad():
             for i, seen in new.items():
-                logits = heads(seen.tokens[None].to(sigma.device), seen.modulation[None].to(sigma.device))
+                logits = self.heads(seen.tokens[None].to(sigma.device), seen.modulation[None].to(sigma.device))
                 self.decided[i] = seen.evaluation
                 out.append(logits["step"][0])
         return torch.cat(out)

@@ -94,8 +94,9 @@ def test_a_converted_policy_decides_as_the_published_head_does(source, converted
     tensors = checkpoint()
     policy = policy_of(converted(source(tensors)), 1.5, 0.0)
     assert isinstance(policy, TPDMPolicy) and policy.source == "tpdm.safetensors"
-    before, after = torch.randn(2, 4096, 1536), 2 * torch.randn(2, 4096, 1536) + 0.3
-    temb = torch.randn(2, 1536)
+    make = torch.Generator().manual_seed(1)
+    before, after = (scale * torch.randn(2, 4096, 1536, generator=make) for scale in (1, 2))
+    after, temb = after + 0.3, 0.5 * torch.randn(2, 1536, generator=make)
     wide = {name.removeprefix(PREFIX): value.float() for name, value in tensors.items()}
     alpha, beta = by_description(wide, before, after, temb, 7.0).tolist()
 
@@ -106,6 +107,7 @@ def test_a_converted_policy_decides_as_the_published_head_does(source, converted
     actor, latent = policy.start(None), torch.zeros(16, 128, 128)
     logits = actor.ask([Look(latent, latent, latent, None, store.mixed[0])], torch.tensor(1.0))
     assert (1 + logits.exp()).tolist() == pytest.approx([alpha, beta], rel=1e-5)
+    assert 0.01 < actor._jump(logits) < 0.99  # not at the limits, where all heads are alike
     assert actor._jump(logits) == pytest.approx((alpha - 1) / (alpha + beta - 2), rel=1e-5)
 
 

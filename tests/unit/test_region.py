@@ -53,7 +53,7 @@ def test_a_neglected_token_rises_whatever_the_direction():
         assert worst in chosen(policy, tokens(spread_by_token(values), age))
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.floats(0.1, 0.9), st.sampled_from(["std", "l2", "change", "rounds"]), st.sampled_from(["low", "high"]),
        st.floats(0, 0.5), st.integers(0, 1000))  # fmt: skip
 def test_no_token_waits_longer_than_the_bound(ratio, name, direction, starvation, seed):
@@ -77,7 +77,7 @@ def test_no_token_waits_longer_than_the_bound(ratio, name, direction, starvation
     assert longest <= oldest(ratio) + math.ceil(NUMBER / count)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.floats(0.001, 3.0), st.floats(0.1, 0.9), st.integers(0, 1000))
 def test_tokens_with_clocks_of_their_own_are_never_late(threshold, ratio, seed):
     """By error_threshold every due token is computed at once; fewer than a block wait two evaluations at most."""

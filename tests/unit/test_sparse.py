@@ -19,7 +19,7 @@ GRIDS = st.tuples(st.integers(1, 3), st.integers(1, 40), st.integers(1, 40))
 
 
 @given(GRIDS, st.sampled_from([16, 64]))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_the_walk_visits_every_token_once_and_no_tile_is_padded(grid, size):
     tiles = Tiles.of(grid, size)
     assert sorted(tiles.walk.tolist()) == list(range(math.prod(grid)))
@@ -57,7 +57,7 @@ def usable(name):
 @given(st.sampled_from([(1, 1), (4, 4), (4, 2), (6, 2)]), st.sampled_from([64, 128]), st.integers(2, 9),
        st.integers(1, 9), st.sampled_from([0, 1, 77, 512]), st.floats(0.05, 1.0), st.booleans(), st.booleans(),
        st.sampled_from([torch.float32, torch.bfloat16]), st.integers(0, 5))  # fmt: skip
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_a_backend_computes_what_the_masked_reference_does(
     name, heads, depth, tiles, queries, text, density, pooled, bias, dtype, seed
 ):
@@ -90,7 +90,7 @@ def test_flex_attention_compiles_and_agrees_on_this_machine():
 
 
 @given(st.floats(0.01, 1.0), st.integers(2, 30), st.integers(0, 5))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_a_query_tile_keeps_its_own_tiles_and_the_heaviest(density, tiles, seed):
     mass = torch.rand(1, 2, tiles, 2 * tiles, generator=torch.Generator().manual_seed(seed))
     count, own = tiles_kept(density, 2 * tiles), torch.arange(2 * tiles).view(tiles, 2)
