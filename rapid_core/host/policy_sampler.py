@@ -32,7 +32,7 @@ from .one_image import cannot, one_image
 from .run import HostRun, run_of
 
 NAME = "RAPID Policy Sampler"
-PLANS = ("schedule", "rapid3")  # techniques that settle which evaluations are computed
+PLANS = ("schedule", "rapid3", "rapid+", "tpdm")  # techniques that settle which evaluations are computed
 
 
 def policy_sampler(file: PolicyFile, speedup: float) -> KSAMPLER:

@@ -121,8 +121,8 @@ def _filled(file: PolicyFile, heads: Module) -> Module:
     if extra:
         raise file.wrong(sorted(extra)[0], "is not a tensor of these heads")
     found = {name: file.tensor(name, tuple(value.shape)).float() for name, value in wanted.items()}
-    heads.load_state_dict(found, assign=True)
-    return heads.requires_grad_(False).train(False)
+    heads.requires_grad_(False).load_state_dict(found, assign=True)
+    return heads.train(False)
 
 
 def _whole(file: PolicyFile, field: str, low: int, high: int) -> int:
