@@ -47,7 +47,8 @@ def log_probability(heads: Heads, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
     if "step" in logits:
         chosen = [row.choice.jump for row in rows]
         jumps = torch.tensor([0.5 if c is None else c for c in chosen])
-        total = total + Beta(*beta(logits["step"])).log_prob(jumps) * made(chosen)
+        lean = torch.tensor([row.choice.lean for row in rows])
+        total = total + Beta(*beta(logits["step"] + lean)).log_prob(jumps) * made(chosen)
     for name in ("cache", "sparse"):
         if name in logits:
             chosen = [getattr(row.choice, name) for row in rows]

@@ -76,7 +76,7 @@ class RunState:
         errors = [self._error(i, x, sigma) for i in range(self.batch)]
         flat = [sigma.float()] + [e for pair in errors for e in pair] + [m for _, _, m in self.pending]
         expected = self._expect(x, sigma)
-        asked = self.actor.ask(self._looks(x), sigma) if getattr(self.actor, "asks", False) else None
+        asked = self.actor.ask(self._looks(x, errors), sigma) if getattr(self.actor, "asks", False) else None
         wanted = torch.stack(flat + expected)
         wanted = wanted if asked is None else torch.cat((wanted, asked.float()))
         numbers = wanted.tolist()  # the one synchronisation of an evaluation
@@ -98,14 +98,16 @@ class RunState:
         zeros = [0.0] * self.batch
         return Evaluation(self.evaluations, level, actions, estimates, self.same_sigma, spent=zeros[:], dense=zeros[:])
 
-    def _looks(self, x: Tensor) -> list[Look | None]:
+    def _looks(self, x: Tensor, errors: Sequence[tuple[Tensor, Tensor]]) -> list[Look | None]:
         """What learned policies see of the images; None for one that was not computed yet."""
         out: list[Look | None] = []
         for i in range(self.batch):
             points, before = self.guided.points(i), self.last_x
-            known = points and before is not None and before.shape == x.shape
+            if not points or before is None or before.shape != x.shape:
+                out.append(None)
+                continue
             shown = self.features.mixed.get(i) if self.features else None
-            out.append(Look(x[i], x[i] - before[i], points[-1].value, self.pooled.get(i), shown) if known else None)
+            out.append(Look(x[i], x[i] - before[i], points[-1].value, self.pooled.get(i), shown, errors[i][0]))
         return out
 
     def place(self, sigma: float) -> tuple[int, int]:

@@ -13,12 +13,15 @@ from ..architectures import describe
 from ..policy_file import PolicyError, PolicyFile
 from .head_net import Module
 from .heads import HEADS, Heads, HeadsPolicy
+from .planned import MODES, NUMBERS, PlannedPolicy
 from .schedule import MOST_WEIGHTS, Plan, SchedulePolicy
 from .threshold import ThresholdPolicy
 from .tpdm import FAMILY, KIND, TPDMHeads, TPDMPolicy
 
-STRUCTURES = ("rapid3", KIND)  # of heads; a file that names none has the first
+PLUS = "rapid+"  # heads on top of plans
+STRUCTURES = ("rapid3", PLUS, KIND)  # of heads; a file that names none has the first
 NOWHERE = torch.device("meta")  # where heads are made before they are filled: nothing drawn, and sizes cost nothing
+PLAN_TENSORS = ("plan.", "sigmas")
 SAME = 0.02  # relative difference of speed-ups that are the same budget
 
 
@@ -81,7 +84,7 @@ def heads_of(file: PolicyFile) -> Heads:
         raise file.wrong("scales", f"= {scales!r}; wanted is a positive number for each of {', '.join(names)}")
     with NOWHERE:
         heads = Heads(heads=names, scales=scales, **sizes)
-    return _filled(file, heads)
+    return _filled(file, heads, PLAN_TENSORS if structure_of(file) == PLUS else ())
 
 
 def tpdm_metadata(heads: TPDMHeads) -> dict:
@@ -114,10 +117,10 @@ def structure_of(file: PolicyFile) -> str:
     return found
 
 
-def _filled(file: PolicyFile, heads: Module) -> Module:
-    """Heads with the file's tensors in them, which must be theirs and no others."""
+def _filled(file: PolicyFile, heads: Module, others: tuple[str, ...] = ()) -> Module:
+    """Heads with the file's tensors in them, which must be theirs and no others but those that begin with `others`."""
     wanted = heads.state_dict()
-    extra = set(file.tensors) - set(wanted)
+    extra = {name for name in file.tensors if name not in wanted and not name.startswith(others)}
     if extra:
         raise file.wrong(sorted(extra)[0], "is not a tensor of these heads")
     found = {name: file.tensor(name, tuple(value.shape)).float() for name, value in wanted.items()}
@@ -145,7 +148,20 @@ def heads_policy(file: PolicyFile, speedup: float) -> HeadsPolicy:
         raise file.wrong("densities", f"= {densities!r}; wanted are three numbers between 0 and 1")
     order = _whole(file, "forecast_order", 0, 2)
     sparsity = Sparsity() if "sparse" in heads.heads else None
-    return HeadsPolicy(heads, speedup, order, tuple(densities), sparsity, file.name)
+    if structure_of(file) != PLUS:
+        return HeadsPolicy(heads, speedup, order, tuple(densities), sparsity, file.name)
+    mode = file.metadata.get("mode", "cap")
+    if mode not in MODES or heads.numbers != NUMBERS:
+        raise file.wrong("mode", f"= {mode!r} with {heads.numbers} numbers; wanted is one of {', '.join(MODES)}, with "
+                         f"{NUMBERS}")  # fmt: skip
+    return PlannedPolicy(heads, speedup, order, tuple(densities), sparsity, file.name, mode=mode,
+                         plan=nearest_plan(file, speedup))  # fmt: skip
+
+
+def nearest_plan(file: PolicyFile, speedup: float) -> Plan:
+    """The plan of a file that was made for the budget nearest to a speed-up. Raises PolicyError."""
+    plans = plans_of(file)
+    return plans[min(range(len(plans)), key=lambda i: abs(math.log(file.budgets[i] / speedup)))]
 
 
 def jumps_policy(file: PolicyFile, speedup: float) -> HeadsPolicy:
@@ -153,9 +169,10 @@ def jumps_policy(file: PolicyFile, speedup: float) -> HeadsPolicy:
     instead = "has no step head to choose noise levels with; connect it to RAPID Accelerate instead"
     if file.kind != "heads":
         raise file.wrong("kind", f"= {file.kind!r} {instead}")
-    if structure_of(file) == KIND:
-        raise file.wrong("structure", f"= {KIND!r}: a sampler does not see its tokens; connect it to RAPID Accelerate "
-                         "instead")  # fmt: skip
+    why = {KIND: "a sampler does not see its tokens", PLUS: "its jumps are from step to step of a plan"}
+    if structure_of(file) in why:
+        found = structure_of(file)
+        raise file.wrong("structure", f"= {found!r}: {why[found]}; connect it to RAPID Accelerate instead")
     policy = heads_policy(file, speedup)
     if "step" not in policy.heads.heads:
         raise file.wrong("heads", f"= {', '.join(policy.heads.heads)}: {instead}")
@@ -192,9 +209,7 @@ def policy_of(file: PolicyFile, speedup: float, guard: float) -> SchedulePolicy 
     """The file's policy at a speed-up. Between the budgets it was made for, the nearest plan is moved, thresholds are
     interpolated; to heads it is a ceiling. Raises PolicyError."""
     if file.kind == "schedule":
-        plans = plans_of(file)
-        nearest = min(range(len(plans)), key=lambda i: abs(math.log(file.budgets[i] / speedup)))
-        return SchedulePolicy(speedup, guard=guard, plan=plans[nearest], source=file.name)
+        return SchedulePolicy(speedup, guard=guard, plan=nearest_plan(file, speedup), source=file.name)
     if file.kind == "threshold":
         return ThresholdPolicy(threshold_of(file, speedup), guard=guard)
     return heads_policy(file, speedup)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..actions import DENSE, Action, ImageState, Level, Look, Observation, Sparsity, Window
 from .head_net import Condition, Head, beta, on_device, packed
-from .schedule import MOST_WEIGHTS, affordable, multistep
+from .schedule import MOST_WEIGHTS, Weights, affordable, multistep
 
 HEADS = ("step", "cache", "sparse")
 OUTPUTS = {"step": 2, "cache": 2, "sparse": 4}  # Beta's parameters; recompute, reuse; dense and three densities
@@ -28,11 +28,12 @@ CLIP = 1e-3  # jumps lie within CLIP .. 1 - CLIP
 @dataclass(frozen=True)
 class Choice:
     """What was chosen for one image: jump in (0, 1), cache 0 (recompute) or 1 (reuse), sparse 0 (dense) to 3; None
-    where a head is absent or its choice is void."""
+    where a head is absent or its choice is void. lean: what was added to the logits of the jump."""
 
     jump: float | None = None
     cache: int | None = None
     sparse: int | None = None
+    lean: tuple[float, float] = (0.0, 0.0)
 
 
 class Tape(Protocol):
@@ -163,8 +164,7 @@ class HeadsActor:
         level = sigma.float().expand(len(self.asked), 1)
         if self.policy.heads.numbers == 1:
             return level
-        most = affordable(self.policy.speedup, self.steps)
-        left = [(most - len(self.charged.get(i, ()))) / self.steps for i in self.asked]
+        left = [(self._most(self.steps) - len(self.charged.get(i, ()))) / self.steps for i in self.asked]
         filled = torch.stack([level.new_full((), n) for n in left])  # a copy to the device would be waited for
         return torch.cat((level, filled[:, None]), 1)
 
@@ -172,7 +172,7 @@ class HeadsActor:
         """The model's pooled vector, zeros where its family shows none."""
         found, known = pooled_vector(look.pooled, hidden, look.latent)
         if not known:
-            self.notes = [blind(self.policy.source)]
+            self.notes = sorted({*self.notes, blind(self.policy.source)})
         return found
 
     def act(self, observation: Observation) -> tuple[Action, ...]:
@@ -195,24 +195,35 @@ class HeadsActor:
     def _one(self, number: int, image: ImageState, observation: Observation, logits: dict | None) -> Action:
         if logits is None or not image.computed:
             return DENSE
-        jump, charged = None, self.charged.get(number, set())
+        jump, lean, charged = None, (0.0, 0.0), self.charged.get(number, set())
         if image.since_computed == 0 and "step" in logits:  # the model has spoken since the last jump
-            jump = self._jump(logits["step"])
             start = image.levels[-1] if image.levels else observation.sigma
+            lean = self._lean(number, start, observation)
+            jump = self._jump(logits["step"] + torch.tensor(lean))
             self.target[number] = self._landing(start, jump)
-        most = affordable(self.policy.speedup, observation.steps)
         paid = observation.step in charged  # a second look at a step costs nothing more
-        broke = "step" in self.policy.use and not paid and len(charged) >= most
+        broke = "step" in self.policy.use and not paid and len(charged) >= self._most(observation.steps)
         if broke or observation.sigma > self.target.get(number, math.inf) + 1e-6:
-            self._write(number, observation.index, Choice(jump))
-            return Action(Level.HOLD, weights=multistep(image, observation, self.policy.forecast_order))
+            self._write(number, observation.index, Choice(jump, lean=lean))
+            return Action(Level.HOLD, weights=self._weights(image, observation))
         cache = self._pick(logits["cache"]) if "cache" in logits else None
         if cache:
-            self._write(number, observation.index, Choice(jump, cache))
+            self._write(number, observation.index, Choice(jump, cache, lean=lean))
             return Action(Level.REUSE)
         sparse = self._pick(logits["sparse"]) if "sparse" in logits else None
-        self._write(number, observation.index, Choice(jump, cache, sparse))
+        self._write(number, observation.index, Choice(jump, cache, sparse, lean))
         return Action(density=self.policy.densities[sparse - 1]) if sparse else DENSE
+
+    def _most(self, steps: int) -> int:
+        """Evaluations that an image may have computed."""
+        return affordable(self.policy.speedup, steps)
+
+    def _lean(self, number: int, start: float, observation: Observation) -> tuple[float, float]:
+        """What is added to the logits of a jump from the noise level `start`."""
+        return 0.0, 0.0
+
+    def _weights(self, image: ImageState, observation: Observation) -> Weights:
+        return multistep(image, observation, self.policy.forecast_order)
 
     def _landing(self, start: float, jump: float) -> float:
         """Noise level that a jump from `start` goes to: the paper's timesteps are whole thousandths."""

@@ -134,7 +134,7 @@ class ScheduleActor:
     def _one(self, number: int, image: ImageState, observation: Observation) -> Action:
         step, steps = observation.step, observation.steps
         if number not in self.plans:
-            self.plans[number] = self._plan(observation)
+            self.plans[number] = self.plan(observation)
         plan = self.plans[number]
         if self.held.get(number, step) < step and image.since_computed == 0:  # what was to be held had to be computed
             left = max(0, sum(plan[step:]) - 1)
@@ -149,7 +149,8 @@ class ScheduleActor:
         self.held[number] = step
         return Action(Level.HOLD, weights=self.weights(image, observation))
 
-    def _plan(self, observation: Observation) -> list[bool]:
+    def plan(self, observation: Observation) -> list[bool]:
+        """Which steps of a run are computed, as far as that is settled before it."""
         steps, plan = observation.steps, self.policy.plan
         count = affordable(self.policy.speedup, steps)
         if steps > 1 and count < 2:

@@ -28,7 +28,7 @@ METADATA = dict(architecture="flux", base_model="demo flux", budgets=[2.0, 4.0],
                 training_command="dev.py train")  # fmt: skip
 
 
-def run_heads(policy, steps, channels):
+def run_heads(policy, steps, channels, euler=False):
     """Heads on random latents: their actions, and the noise levels that were computed or reused."""
     schedule = tuple(1 - i / steps for i in range(steps)) + (0.0,)
     make = torch.Generator().manual_seed(7)
@@ -37,7 +37,7 @@ def run_heads(policy, steps, channels):
         parts = [torch.randn(channels, 8, 8, generator=make) for _ in range(3)]
         answers = actor.ask([Look(*parts)] if levels else [None], torch.tensor(schedule[i]))
         image = ImageState(len(levels), since, 0.1, levels=levels[-4:])
-        seen = Observation(i, schedule[i], (image,), i, steps, schedule=schedule, euler=False,
+        seen = Observation(i, schedule[i], (image,), i, steps, schedule=schedule, euler=euler,
                            answers=() if answers is None else tuple(answers.tolist()))  # fmt: skip
         (action,) = actor.act(seen)
         since = since + 1

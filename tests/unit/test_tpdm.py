@@ -153,7 +153,7 @@ def test_heads_are_written_and_read(tmp_path):
 
 
 @pytest.mark.parametrize("changes, said", [
-    ({"structure": "mlp"}, "structure = 'mlp'; known are rapid3, tpdm-sd3"),
+    ({"structure": "mlp"}, "structure = 'mlp'; known are rapid3, rapid+, tpdm-sd3"),
     ({"architecture": "flux"}, "architecture = 'flux'; heads of structure tpdm-sd3 look at the tokens of sd3 models"),
     ({"heads": ["step", "cache"]}, "heads = ['step', 'cache']; wanted is the step head alone"),
     ({"side": 3}, "side = 3; wanted is an even number"),

@@ -1,0 +1,79 @@
+"""Heads that begin with a plan (`rapid+`): they learn where to leave a searched schedule, for each image.
+
+Beyond RAPID3: heads know what is left of the budget and how rough the trajectory is, one file serves all speed-ups,
+what is held is forecast with the plan's weights where the plan is followed, and heads that say nothing are the plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..actions import ImageState, Look, Observation, Window
+from .heads import HeadsActor, HeadsPolicy
+from .prior import following, offset
+from .schedule import Plan, SchedulePolicy, Weights, affordable
+
+NUMBERS = 3  # noise level, share of the evaluations that may still be computed, square root of the estimated error
+MODES = {"cap": 1.0, "average": 1.5}  # what an image may spend at most, as a multiple of the budget
+
+
+@dataclass(frozen=True)
+class PlannedPolicy(HeadsPolicy):
+    """Heads on top of a plan; None: on even spacing. mode: "cap", no image spends more than the budget, or "average",
+    images of a calibration set spent it in the mean, none more than half as much again."""
+
+    technique: str = "rapid+"
+    plan: Plan | None = None
+    mode: str = "cap"
+
+    @property
+    def schedule(self) -> SchedulePolicy:
+        """The plan by itself."""
+        return SchedulePolicy(self.speedup, forecast_order=self.forecast_order, plan=self.plan, source=self.source)
+
+    def start(self, window: Window) -> PlannedActor:
+        return PlannedActor(self, window)
+
+    def settings(self) -> dict:
+        return {k: v for k, v in super().settings().items() if k != "plan"}
+
+
+class PlannedActor(HeadsActor):
+    """The heads in one run."""
+
+    def __init__(self, policy: PlannedPolicy, window: Window):
+        super().__init__(policy)
+        self.planned = policy
+        self.schedule = policy.schedule.start(window)
+        self.marks: list[bool] = []
+        self.errors: list[Tensor | None] = []
+
+    def ask(self, looks: Sequence[Look | None], sigma: Tensor) -> Tensor | None:
+        """As the published heads, with the estimated error of each image's forecast."""
+        self.errors = [look.error for look in looks if look is not None]
+        return super().ask(looks, sigma)
+
+    def _numbers(self, sigma: Tensor) -> Tensor:
+        unknown = sigma.new_ones(())
+        errors = torch.stack([(unknown if e is None else e).to(sigma).clamp(0, 1).sqrt() for e in self.errors])
+        return torch.cat((super()._numbers(sigma), errors[:, None].float()), 1)
+
+    def _most(self, steps: int) -> int:
+        return affordable(max(1.0, self.planned.speedup / MODES[self.planned.mode]), steps)
+
+    def _lean(self, number: int, start: float, observation: Observation) -> tuple[float, float]:
+        if not self.marks:
+            self.marks = self.schedule.plan(observation)
+            self.notes = [*self.notes, *self.schedule.notes]
+        charged = self.charged[number]
+        last, left = max(charged), self._most(observation.steps) - len(charged)
+        return offset(observation.schedule, last, following(self.marks, last, left))
+
+    def _landing(self, start: float, jump: float) -> float:
+        return start * jump
+
+    def _weights(self, image: ImageState, observation: Observation) -> Weights:
+        return self.schedule.weights(image, observation)

@@ -1,0 +1,41 @@
+"""Where heads begin: a plan as the offset of their jumps.
+
+The Step-Skip head gives a Beta-distributed jump. With an offset of its logits, heads that say nothing jump to the next
+evaluation that a plan computes, and in training about one step of the grid beside it; what they learn is a
+difference to the plan."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from .schedule import even
+
+LEAST_MODE = 0.001  # of a jump: its logits stay finite
+SHARP = (2.0, 2000.0)  # concentration within which a prior stays
+
+
+def following(marks: Sequence[bool], step: int, left: int) -> int:
+    """Next step to be computed after `step`, `left` evaluations being affordable: the plan's, or evenly spread where
+    more or fewer of them are left than it has marks. Number of steps for none."""
+    steps = len(marks)
+    if left <= 0:
+        return steps
+    planned = [i for i in range(step + 1, steps) if marks[i]]
+    if len(planned) <= left:  # an evaluation that was saved is not spent for its own sake
+        return planned[0] if planned else steps
+    spread = even(left + 1, steps - step)
+    return step + next(i for i in range(1, len(spread)) if spread[i])
+
+
+def offset(schedule: Sequence[float], step: int, target: int) -> tuple[float, float]:
+    """Offset of the logits of a jump (see `head_net.beta`) at `step`: its mode lies between the noise levels of
+    `target`, the next step to be computed, and the one before, its deviation is about a step of the grid there.
+    target = number of steps: to the end."""
+    start, steps = schedule[step], len(schedule) - 1
+    above, here = schedule[target - 1], schedule[min(target, steps)]
+    below = schedule[min(target + 1, steps)]
+    mode = min(max((above + here) / 2 / start, LEAST_MODE), 1 - 1e-4)
+    width = max((above - below) / 2 / start, 1e-4)
+    sharp = min(max(mode * (1 - mode) / width**2, SHARP[0]), SHARP[1])
+    return math.log(sharp * mode), math.log(sharp * (1 - mode))

@@ -1,0 +1,131 @@
+"""Heads that begin with a plan."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rapid_core.actions import Level
+from rapid_core.policies.from_file import head_metadata, head_tensors, jumps_policy, plan_tensors, policy_of
+from rapid_core.policies.head_net import beta_mode
+from rapid_core.policies.heads import Heads
+from rapid_core.policies.planned import NUMBERS, PlannedPolicy
+from rapid_core.policies.prior import following, offset
+from rapid_core.policies.schedule import Plan, SchedulePolicy, even
+from rapid_core.policy_file import PolicyError, write
+from rapid_testing.actors import METADATA, run_heads, text
+from training.likelihood import TrajectoryTape, log_probability
+
+CHANNELS, STEPS = 4, 28
+SCHEDULE = tuple(1 - i / STEPS for i in range(STEPS)) + (0.0,)
+
+
+def heads(silent=True, **settings):
+    torch.manual_seed(0)
+    made = Heads(CHANNELS, 24, ("step",), NUMBERS, 16, **settings)
+    if silent:
+        made.heads["step"].fc2.weight.data.zero_()
+    return made
+
+
+def plan(marks, weights=None):
+    return Plan(tuple(marks), weights or ((),) * len(marks), SCHEDULE)
+
+
+@st.composite
+def falling(draw):
+    """Noise levels of a run, in steps of at least a two hundredth."""
+    lengths = draw(st.lists(st.floats(0.005, 0.2), min_size=4, max_size=40))
+    total = sum(lengths)
+    levels = [1.0]
+    for length in lengths[:-1]:
+        levels.append(levels[-1] - length / total)
+    return [*levels, 0.0]
+
+
+@given(falling(), st.data())
+def test_a_jump_that_heads_say_nothing_to_lands_between_the_step_that_is_meant_and_the_one_before(schedule, data):
+    steps = len(schedule) - 1
+    step = data.draw(st.integers(0, steps - 2))
+    target = data.draw(st.integers(step + 1, steps))
+    landing = schedule[step] * float(beta_mode(torch.tensor(offset(schedule, step, target))))
+    assert schedule[target] <= landing < schedule[target - 1]
+
+
+def test_the_next_step_is_the_plans_as_long_as_it_can_be_paid():
+    marks = [True, False, True, False, True, False, False, True]
+    assert [following(marks, i, 9) for i in range(8)] == [2, 2, 4, 4, 7, 7, 7, 8]
+    assert following(marks, 2, 0) == 8 and following(marks, 0, 1) == 7
+    assert following(marks, 0, 2) in (3, 4)  # two of three marks left: evenly spread, to the last step
+
+
+@given(st.integers(2, STEPS), st.randoms())
+def test_heads_that_say_nothing_are_the_plan(count, random):
+    marks = {0, STEPS - 1, *random.sample(range(1, STEPS - 1), count - 2)}
+    wanted = [i in marks for i in range(STEPS)]
+    actions, _ = run_heads(PlannedPolicy(heads(), STEPS / count, plan=plan(wanted)), STEPS, CHANNELS)
+    assert [a.level is Level.RUN for a in actions] == wanted
+
+
+def test_where_the_plan_is_followed_its_own_weights_fill_the_gaps():
+    marks = even(10, STEPS)
+    places = [i for i in range(STEPS) if marks[i]]
+    weights = tuple(() if marks[i] or i < places[1] else (0.25, 0.75) for i in range(STEPS))
+    policy = PlannedPolicy(heads(), 2.8, plan=plan(marks, weights))
+    actions, _ = run_heads(policy, STEPS, CHANNELS, euler=True)
+    alone = SchedulePolicy(2.8, plan=plan(marks, weights))
+    assert text(actions) == "".join("#" if on else "." for on in marks)
+    assert {w for a in actions if a.weights for _, w in a.weights} >= {0.25, 0.75}
+    assert policy.schedule.plan == alone.plan
+
+
+@given(st.integers(0, 10**6))
+def test_drawn_jumps_leave_the_plan_a_little_and_never_the_budget(seed):
+    policy = PlannedPolicy(heads(), 3.0, plan=plan(even(9, STEPS)), tape=TrajectoryTape(), seed=seed)
+    actions, _ = run_heads(policy, STEPS, CHANNELS)
+    computed = [i for i, a in enumerate(actions) if a.level is Level.RUN]
+    assert 2 <= len(computed) <= 9
+    assert max(b - a for a, b in zip(computed, computed[1:], strict=False)) <= 12
+
+
+def test_in_the_mean_mode_an_image_may_spend_half_as_much_again():
+    made = heads(silent=False)
+    made.heads["step"].fc2.bias.data.copy_(torch.tensor([8.0, -8.0]))  # every jump is the shortest
+    spent = {}
+    for mode in ("cap", "average"):
+        actions, _ = run_heads(PlannedPolicy(made, 4.0, plan=plan(even(7, STEPS)), mode=mode), STEPS, CHANNELS)
+        spent[mode] = text(actions).count("#")
+    assert spent == {"cap": 7, "average": 10}
+
+
+def test_the_probability_of_a_jump_is_that_of_the_distribution_it_was_drawn_from():
+    made, tape = heads(silent=False), TrajectoryTape()
+    run_heads(PlannedPolicy(made, 3.0, plan=plan(even(9, STEPS)), tape=tape, seed=5), STEPS, CHANNELS)
+    rows = tape.rows[0]
+    assert rows and all(row.choice.lean != (0.0, 0.0) for row in rows if row.choice.jump is not None)
+    with torch.no_grad():
+        found, _ = log_probability(made, rows)
+    for row, value in zip(rows, found, strict=True):
+        if row.choice.jump is not None:
+            logits = made({"step": row.inputs["step"][None].float()}, row.numbers[None], row.pooled[None])["step"][0]
+            a, b = (1 + (logits + torch.tensor(row.choice.lean)).exp()).tolist()
+            assert float(value) == pytest.approx(float(torch.distributions.Beta(a, b).log_prob(
+                torch.tensor(row.choice.jump))), rel=1e-4)  # fmt: skip
+
+
+def file_of(path, **changes):
+    made = heads(silent=False)
+    about = {**METADATA, **head_metadata(made, 1, (0.5, 0.25, 0.125)), "structure": "rapid+", **changes}
+    tensors = {**head_tensors(made), **plan_tensors([plan(even(14, STEPS)), plan(even(7, STEPS))])}
+    return write(path / "a.safetensors", "heads", about, tensors)
+
+
+def test_a_file_keeps_heads_and_plans(tmp_path):
+    file = file_of(tmp_path, mode="average")
+    policy = policy_of(file, 3.7, 0.0)
+    assert isinstance(policy, PlannedPolicy) and policy.mode == "average" and sum(policy.plan.computed) == 7
+    assert "plan" not in policy.settings() and policy.settings()["technique"] == "rapid+"
+    with pytest.raises(PolicyError, match="mode = 'mean'.*cap, average"):
+        policy_of(file_of(tmp_path, mode="mean"), 2.0, 0.0)
+    with pytest.raises(PolicyError, match="from step to step of a plan; connect it to RAPID Accelerate"):
+        jumps_policy(file, 2.0)
