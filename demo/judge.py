@@ -1,6 +1,8 @@
-"""A small CNN that names the shape in a crop of an object's region; it scores pictures, it trains nothing.
+"""A small CNN that names the shape in a crop of an object's region. One scores pictures and trains nothing; another, of
+other seed and width, trains policies and scores nothing (`critic`).
 
     python -m demo.judge --out demo/models/judge.safetensors --seed 0 --width 24
+    python -m demo.judge --out demo/models/judge_training.safetensors --seed 1 --width 16
 
 Trained on true scenes, on what the linear inverse of the latent map makes of them, and on what the TAESD decoder
 makes of them, so that blur is no surprise. The class after the shapes is "none": a place without an object.
@@ -127,7 +129,7 @@ def _taps(place: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
     return low, (low + 1).clamp_max(size - 1), place - low
 
 
-def _reduce(pictures: Tensor) -> Tensor:
+def reduced(pictures: Tensor) -> Tensor:
     """Pictures averaged down to a shorter side of at most 128 px, so that all sizes look alike to the judge."""
     factor = min(pictures.shape[-2:]) // BASE
     return F.avg_pool2d(pictures, factor) if factor > 1 else pictures
@@ -147,13 +149,13 @@ def shapes(judge: Judge, pictures: Tensor, chosen: Scenes) -> tuple[Tensor, Tens
     regions, index = Regions.of_objects(chosen)
     if not len(index):
         return torch.zeros(0, dtype=torch.long), index
-    return judge(regions.crops(_reduce(pictures))).argmax(1), index
+    return judge(regions.crops(reduced(pictures))).argmax(1), index
 
 
 @torch.no_grad()
 def features(judge: Judge, pictures: Tensor) -> Tensor:
     """What the judge sees in pictures (B, 3, H, W): (B, 9, 4 * width), a row for each of the nine places."""
-    crops = Regions.of_places(len(pictures)).crops(_reduce(pictures))
+    crops = Regions.of_places(len(pictures)).crops(reduced(pictures))
     return judge.features(crops).mean((2, 3)).unflatten(0, (len(pictures), -1))
 
 
@@ -170,7 +172,7 @@ class Examples:
                 picture = latents.decode(latents.encode(picture))
             if kind == 2:
                 picture = decoder(latents.encode(picture).bfloat16()).float().clamp(0, 1)
-            pictures.append(_reduce(picture).half())
+            pictures.append(reduced(picture).half())
         self.pictures = torch.cat(pictures)
 
     def batch(self, number: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
