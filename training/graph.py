@@ -25,15 +25,14 @@ class WorkflowError(ValueError):
 
 @dataclass(frozen=True)
 class Site:
-    """Where a workflow is taken hold of: its sampler node, links of model, latent and VAE (None: nothing is decoded),
-    text and seed inputs as (node id, name)."""
+    """Where a workflow is taken hold of: its sampler node, links of model and latent, text and seed inputs as (node id,
+    name)."""
 
     sampler: str
     model: Link
     latent: Link
     texts: tuple[tuple[str, str], ...]
     seed: tuple[str, str]
-    vae: Link | None
 
 
 class Graph:
@@ -77,7 +76,7 @@ class Graph:
         before = [i for i in self._upstream(latent[0]) if self._is_sampler(i)]
         if before:
             raise WorkflowError(f"the latent of sampler {node} comes from sampler {before[0]}; train on that one alone")
-        return Site(node, model, latent, self._given(texts) or self._texts(node), seed, self._vae(node))
+        return Site(node, model, latent, self._given(texts) or self._texts(node), seed)
 
     def _is_sampler(self, node: str) -> bool:
         latent, model = self._link(node, *LATENT_INPUTS), self._link(node, "model", "guider")
@@ -158,9 +157,15 @@ class Graph:
         return found + [text for name, there in links.items() if name not in TEXTS
                         for text in self._before(there, seen)]  # fmt: skip
 
-    def _vae(self, sampler: str) -> Link | None:
-        decoders = [i for i, n in self.nodes.items() if n["class_type"] == "VAEDecode" and sampler in self._upstream(i)]
-        return self._link(decoders[0], "vae") if decoders else None
+    @property
+    def decoder(self) -> str:
+        """The nearest node that decodes the sampler's latents with a VAE, not another's. Raises WorkflowError."""
+        there = {i: self._upstream(i) for i in self.nodes if {"samples", "vae"} <= self._links(i).keys()}
+        own = [i for i in there if [s for s in there[i] if self._is_sampler(s)] == [self.site.sampler]]
+        if not own:
+            raise WorkflowError(f"no VAE Decode follows sampler {self.site.sampler}; add one, or give --reward psnr "
+                                "--omega 0, which need no pictures")  # fmt: skip
+        return min(own, key=lambda i: len(there[i]))
 
     # Running.
     def value(self, link: Link, changed: dict[Link, Any], inputs: dict[tuple[str, str], Any]) -> Any:
@@ -236,10 +241,10 @@ class Graph:
         with torch.inference_mode():
             return self.value((self.site.sampler, 0), changed, inputs)["samples"]
 
-    def decode(self, latents: Tensor) -> Tensor | None:
-        """Pictures (B, 3, H, W) in 0 .. 1, float32; None where the workflow decodes nothing."""
-        if self.site.vae is None:
-            return None
+    def picture(self, latents: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W) in 0 .. 1, float32, of latents in place of the sampler's; of videos frame by frame."""
+        drawn = {"samples": latents}
+        changed = {(self.site.sampler, output): drawn for output in (0, 1)}
         with torch.inference_mode():
-            pictures = self.value(self.site.vae, {}, {}).decode(latents)
-        return pictures.reshape(-1, *pictures.shape[-3:]).movedim(-1, 1).float().cpu()
+            found = self.value((self.decoder, 0), changed, {})
+        return found.reshape(-1, *found.shape[-3:])[..., :3].movedim(-1, 1).float().cpu().clamp(0, 1)

@@ -80,10 +80,14 @@ def refined(sigmas: Tensor, parts: int) -> Tensor:
     return torch.cat((inner.flatten(), sigmas[-1:]))
 
 
+def file_name(prompt: str, seed: int, refine: int = 1) -> str:
+    """What a reference's files are called, without ending."""
+    return hashlib.blake2b(f"{seed}\n{refine}\n{prompt}".encode(), digest_size=10).hexdigest()
+
+
 def reference(graph: Graph, prompt: str, seed: int, folder: Path, refine: int = 1) -> Reference:
     """The reference of a prompt and seed; drawn once. Raises ValueError for a sampler that is not Euler."""
-    name = hashlib.blake2b(f"{seed}\n{refine}\n{prompt}".encode(), digest_size=10).hexdigest()
-    path = folder / f"{name}.pt"
+    path = folder / f"{file_name(prompt, seed, refine)}.pt"
     if path.is_file():
         return Reference(**torch.load(path, weights_only=True))
     recorder = Recorder(refine)
