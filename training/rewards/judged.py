@@ -1,0 +1,73 @@
+"""Rewards of what a picture shows, beside its prompt, by networks that were trained to say so."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from training.clip import Clip
+from training.optional import device, needed
+from training.pictures import Drawn
+from training.rewards.reward import Reward
+
+
+class Preference(Reward):
+    """ImageReward (Xu et al. 2023), RAPID3's own; often negative, hence the sigmoid."""
+
+    name = "imagereward"
+    about = "sigmoid(ImageReward-v1.0)"
+
+    def __init__(self) -> None:
+        package = needed("ImageReward", "image-reward", "reward imagereward")
+        self.network = package.load("ImageReward-v1.0", device=str(device()))  # fetched by the package itself
+
+    @torch.no_grad()
+    def __call__(self, drawn: Drawn) -> list[float]:
+        from PIL import Image
+
+        found = []
+        for picture in drawn.pictures:
+            pixels = Image.fromarray((picture * 255).round().byte().movedim(0, -1).contiguous().numpy())
+            found.append(1 / (1 + math.exp(-float(self.network.score(drawn.reference.prompt, pixels)))))
+        return drawn.by_image(found)
+
+
+class Agreement(Reward):
+    """CLIPScore (Hessel et al. 2021) of picture and prompt."""
+
+    name = "clip"
+
+    def __init__(self, clip: Clip | None = None) -> None:
+        self.clip = clip or Clip("reward clip")
+        self.about = f"CLIPScore: min(1, 2.5 max(0, cosine of picture and prompt)), {self.clip.name}"
+
+    def __call__(self, drawn: Drawn) -> list[float]:
+        cosine = (self.clip.pictures(drawn.pictures) @ self.clip.text(drawn.reference.prompt).T)[:, 0]
+        return drawn.by_image((2.5 * cosine).clamp(0, 1))
+
+
+class Judged(Reward):
+    """Shapes of the demo's scenes, by the judge that trains and scores no benchmark."""
+
+    name = "judge"
+    about = "mean probability of the prompt's shapes, by the demo's training judge"
+
+    def __init__(self) -> None:
+        try:
+            from demo import critic, judge
+        except ImportError:
+            raise ValueError("reward judge needs the folder demo/ of RAPID's repository, for its demo models "
+                             "only") from None  # fmt: skip
+        self.critic, self.network = critic, judge.load(critic.WEIGHTS)
+
+    def check(self, prompts: Sequence[str]) -> None:
+        try:
+            self.critic.read(prompts)
+        except ValueError as error:
+            raise ValueError(f"reward judge: {error}") from None
+
+    def __call__(self, drawn: Drawn) -> list[float]:
+        chosen = self.critic.read([drawn.reference.prompt] * len(drawn.pictures))
+        return drawn.by_image(self.critic.confidence(self.network, drawn.pictures, chosen))

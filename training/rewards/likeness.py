@@ -1,0 +1,66 @@
+"""Rewards of likeness to the dense run of the same seed. Legitimate because the sampler is an ODE: the same noise has
+one true picture, and no other reward has so little variance."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+
+from training.optional import device, needed
+from training.pictures import Drawn
+from training.plan_search import latent_psnr
+from training.rewards.reward import Reward
+
+MIDDLE, WIDTH = 40.0, 6.0  # dB at which fidelity is worth a half, and over which it rises
+BACKBONES = {"alex": "AlexNet_Weights", "squeeze": "SqueezeNet1_1_Weights", "vgg": "VGG16_Weights"}
+
+
+class Fidelity(Reward):
+    """PSNR of the latent, through a sigmoid; the only reward that needs no picture."""
+
+    name = "psnr"
+    about = f"sigmoid((PSNR of the latent to the dense run's - {MIDDLE:g} dB) / {WIDTH:g})"
+    looks = False
+
+    def __call__(self, drawn: Drawn) -> list[float]:
+        found = [latent_psnr(x[None].cpu(), drawn.reference.latent) for x in drawn.latents]
+        return [1 / (1 + math.exp((MIDDLE - p) / WIDTH)) for p in found]
+
+
+class Similarity(Reward):
+    """Structural similarity (Wang et al. 2004) of the picture."""
+
+    name = "ssim"
+    about = "max(0, SSIM to the dense picture)"
+
+    def __init__(self) -> None:
+        self.metric = needed("torchmetrics.functional.image", "torchmetrics", "reward ssim")
+
+    def __call__(self, drawn: Drawn) -> list[float]:
+        found = self.metric.structural_similarity_index_measure(drawn.pictures, drawn.wanted, data_range=1.0,
+                                                                reduction="none")  # fmt: skip
+        return drawn.by_image(found.clamp(0, 1))
+
+
+class Perceptual(Reward):
+    """LPIPS (Zhang et al. 2018) of the picture. backbone: the network, of `BACKBONES`."""
+
+    name = "lpips"
+
+    def __init__(self, backbone: str = "alex") -> None:
+        metric = needed("torchmetrics.image.lpip", "torchmetrics", "reward lpips")
+        models = needed("torchvision.models", "torchvision", "reward lpips")
+        weights = getattr(models, BACKBONES[backbone]).DEFAULT
+        if not (Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]).is_file():
+            fetch = f"from torchvision.models import {BACKBONES[backbone]} as w; w.DEFAULT.get_state_dict()"
+            raise ValueError(f'reward lpips needs torchvision\'s weights, which are not here: python -c "{fetch}"')
+        self.about = f"max(0, 1 - LPIPS ({backbone}) to the dense picture)"
+        network = metric.LearnedPerceptualImagePatchSimilarity(backbone, normalize=True)
+        self.network = network.net.to(device()).requires_grad_(False)
+
+    @torch.no_grad()
+    def __call__(self, drawn: Drawn) -> list[float]:
+        found = self.network(drawn.pictures.to(device()), drawn.wanted.to(device()), normalize=True)
+        return drawn.by_image((1 - found.flatten()).clamp(0, 1).cpu())
