@@ -24,7 +24,8 @@ from training.host import attach, family_of, last_record
 from training.likelihood import TrajectoryTape
 from training.plan_search import latent_psnr
 from training.references import Reference, reference
-from training.rewards import REWARDS, discounted
+from training.rewards import discounted
+from training.scorer import scorer_for
 from training.state import claim
 
 DENSITIES = (0.5, 0.25, 0.125)
@@ -33,13 +34,15 @@ DENSITIES = (0.5, 0.25, 0.125)
 @dataclass(frozen=True)
 class Plus:
     """What differs from the published method. budgets: heads know what is left of the budget, and one file serves all
-    speed-ups; order: of the forecast of what is held; published: 0, and a discount in place of budgets."""
+    speed-ups; order: of the forecast of what is held; omega: weight of the discriminator unless given; published: 0, a
+    discount in place of budgets, and 1."""
 
     budgets: bool
     order: int
+    omega: float
 
 
-KINDS = {"rapid3": Plus(False, 0), "rapid+": Plus(True, 1)}
+KINDS = {"rapid3": Plus(False, 0, 1.0), "rapid+": Plus(True, 1, 0.0)}
 
 
 class Trainer:
@@ -49,10 +52,10 @@ class Trainer:
     def __init__(self, graph: Graph, prompts: Sequence[str], args: Namespace, state: Path):
         self.graph, self.prompts, self.args, self.state = graph, list(prompts), args, state
         self.plus = KINDS[args.kind]
-        self.reward = REWARDS[args.reward]()
-        names = ("kind", "heads", "speedups", "prompts_per_update", "group", "lr", "reward", "discount", "width",
-                 "seed")  # fmt: skip
-        claim(state, graph.own_nodes, prompts, {name: getattr(args, name) for name in names})
+        self.scorer = scorer_for(graph, prompts, args, state)
+        names = ("kind", "heads", "speedups", "prompts_per_update", "group", "lr", "discount", "width", "seed")
+        settings = {name: getattr(args, name) for name in names}
+        claim(state, graph.own_nodes, prompts, {**settings, "reward": self.scorer.about})
         architecture = family_of(graph.model)
         first = self.reference(0)
         self.family, hidden = architecture.family, int(getattr(graph.model.model.diffusion_model, architecture.hidden))
@@ -103,7 +106,7 @@ class Trainer:
         speedup = generator.choice(args.speedups) if self.plus.budgets else 1.0
         tape = TrajectoryTape()
         latents, steps = self.draw(wanted, speedup, args.group, generator.randrange(2**31), tape)
-        quality = self.reward(latents, wanted)
+        quality = self.scorer.scores(latents, wanted)
         rewards = quality if self.plus.budgets else discounted(quality, steps, args.discount)
         rows = [tape.rows.get(i, []) for i in range(args.group)]
         with torch.no_grad():
@@ -111,13 +114,22 @@ class Trainer:
         self.seen += [(latent_psnr(x[None], wanted.latent), k) for x, k in zip(latents, steps, strict=True)]
         return [Trajectory(r, reward, p) for r, reward, p in zip(rows, rewards, old, strict=True)]
 
+    def beginning(self, number: int) -> tuple[torch.Tensor, Reference]:
+        """Rollouts of a prompt as they are before the first update, and its reference."""
+        generator = random.Random(f"{self.args.seed}/beginning/{number}")
+        speedup = generator.choice(self.args.speedups) if self.plus.budgets else 1.0
+        wanted, seed = self.reference(number), generator.randrange(2**31)
+        return self.draw(wanted, speedup, self.args.group, seed, TrajectoryTape())[0], wanted
+
     def train(self) -> None:
         """All iterations that are left."""
+        if self.iteration == 0:
+            self.scorer.warm_up(self.beginning, len(self.prompts), self.state / "warm_up")
         with tqdm(total=self.args.iterations, initial=self.iteration, desc="policy", unit="update") as bar:
             while self.iteration < self.args.iterations:
                 self.seen: list[tuple[float, float]] = []
                 groups = [self.group(n) for n in range(self.args.prompts_per_update)]
-                scalars = self.learner.update(groups)
+                scalars = self.learner.update(groups) | self.scorer.learn(self.iteration)
                 scalars["reward"] = mean(t.reward for group in groups for t in group)
                 scalars["psnr"], scalars["equivalent_steps"] = (mean(column) for column in zip(*self.seen, strict=True))
                 self.iteration += 1
@@ -128,6 +140,7 @@ class Trainer:
     # Checkpoints.
     def _save(self, scalars: dict[str, float]) -> None:
         body = {"heads": self.heads.state_dict(), "optimiser": self.learner.optimiser.state_dict(),
+                "scorer": self.scorer.state(),
                 "iteration": self.iteration, "log": [*self.log, {"iteration": self.iteration, **scalars}]}  # fmt: skip
         self.log = body["log"]
         part = self.state / "checkpoint.part"
@@ -143,6 +156,7 @@ class Trainer:
             body = torch.load(path, weights_only=True, map_location="cpu")
             self.heads.load_state_dict(body["heads"])
             self.learner.optimiser.load_state_dict(body["optimiser"])
+            self.scorer.load(body["scorer"])
             self.iteration, self.log = body["iteration"], body["log"]
 
 
@@ -177,7 +191,7 @@ def measured(trainer: Trainer, prompts: Sequence[str], budget: float, first: int
 def metadata(trainer: Trainer, rows: list[dict], command: str) -> dict[str, Any]:
     """What the file says of itself."""
     args, plus = trainer.args, trainer.plus
-    reward = f"{trainer.reward.name} of the latent to the dense run of the same seed"
+    reward = trainer.scorer.about
     return {
         "architecture": trainer.family, "base_model": trainer.graph.model_name, "method": args.kind,
         "budgets": args.speedups if plus.budgets else [1.0], "licence": args.licence, "training_command": command,

@@ -16,11 +16,12 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # not first: ComfyUI has a module `nodes`, too
 
 from rapid_core.policies.heads import HEADS  # noqa: E402
+from training.features import FEATURES  # noqa: E402
 from training.graph import Graph, WorkflowError  # noqa: E402
 from training.host import Host, find_tree  # noqa: E402
 from training.plans import train_plans  # noqa: E402
 from training.policy_gradient import KINDS, train_heads  # noqa: E402
-from training.rewards import REWARDS  # noqa: E402
+from training.rewards import REWARDS, parsed  # noqa: E402
 
 
 def parser() -> argparse.ArgumentParser:
@@ -50,7 +51,14 @@ def parser() -> argparse.ArgumentParser:
     heads.add_argument("--prompts-per-update", type=int, default=4, help="groups of rollouts an update")
     heads.add_argument("--group", type=int, default=8, help="rollouts of a prompt, from the same noise")
     heads.add_argument("--lr", type=float, default=1e-3, help="learning rate")
-    heads.add_argument("--reward", choices=sorted(REWARDS), default="psnr", help="quality of a picture")
+    heads.add_argument("--reward", nargs="+", default=["psnr"], metavar="NAME[:WEIGHT]", help="quality of a picture: "
+                       f"the weighted mean of some of {', '.join(REWARDS)}. psnr is of the latent, the others decode; "
+                       "lpips, imagereward and clip need packages and weights, judge prompts of the demo's scenes")
+    heads.add_argument("--omega", type=float, help="weight beside --reward of a discriminator, which learns to tell "
+                       "dense pictures from the policy's (default: rapid3 1, rapid+ 0, which is none)")
+    heads.add_argument("--discriminator-warm-up", type=int, default=100, help="its steps before the first update")
+    heads.add_argument("--features", choices=("auto", *FEATURES), default="auto", help="what it looks at: CLIP, the "
+                       "demo's training judge or fixed random convolutions (default: CLIP, or random without it)")
     heads.add_argument("--discount", type=float, default=0.97, help="rapid3: what an equivalent step costs (lambda)")
     heads.add_argument("--width", type=int, default=128, help="channels of the heads")
     found.add_argument("--seed", type=int, default=0, help="of noise and search")
@@ -74,7 +82,7 @@ def checked(args: argparse.Namespace) -> argparse.Namespace:
     """The flags with what --quick means. Raises SystemExit for what makes no sense."""
     if args.quick:
         args.calibration, args.held_out, args.plans, args.oracle = 2, 2, 4, 1
-        args.iterations, args.prompts_per_update, args.group, args.width = 2, 1, 4, 16
+        args.iterations, args.prompts_per_update, args.group, args.width, args.discriminator_warm_up = 2, 1, 4, 16, 4
         args.speedups = args.speedups[:1]
     bad = [s for s in args.speedups if not 1 < s <= 20]
     if bad or sorted(args.speedups) != args.speedups:
@@ -82,6 +90,14 @@ def checked(args: argparse.Namespace) -> argparse.Namespace:
     for name in ("calibration", "held_out", "plans", "iterations", "prompts_per_update", "width"):
         if getattr(args, name) < 1:
             raise SystemExit(f"--{name.replace('_', '-')} {getattr(args, name)}: give 1 or more")
+    if args.omega is None:
+        args.omega = KINDS[args.kind].omega if args.kind in KINDS else 0.0
+    if not 0 <= args.omega < float("inf") or args.discriminator_warm_up < 0:
+        raise SystemExit("--omega and --discriminator-warm-up must be 0 or more")
+    try:
+        parsed(args.reward)
+    except ValueError as error:
+        raise SystemExit(f"--reward: {error}") from None
     if args.group < 2 or not 0 < args.discount < 1 or args.lr <= 0:
         raise SystemExit("--group must be 2 or more, --discount between 0 and 1, --lr above 0")
     return args
@@ -108,7 +124,7 @@ def _shown(args: argparse.Namespace) -> list[str]:
     """Flags that decide the result."""
     plan = ("target", "speedups", "calibration", "held_out", "plans", "seed")
     heads = ("kind", "heads", "speedups", "held_out", "iterations", "prompts_per_update", "group", "lr", "reward",
-             "discount", "width", "seed")  # fmt: skip
+             "omega", "discriminator_warm_up", "features", "discount", "width", "seed")  # fmt: skip
     names = plan if args.kind == "schedule" else heads
     return [text for name in names for text in (f"--{name.replace('_', '-')}", *map(str, _listed(getattr(args, name))))]
 

@@ -81,7 +81,7 @@ def test_a_workflow_draws_what_it_draws_in_the_host(host, changes):
     (wanted,) = run("KSampler", model=model, positive=positive, negative=negative, latent_image=latent, seed=5, steps=6,
                     cfg=1.0, sampler_name="euler", scheduler="simple", denoise=1.0)  # fmt: skip
     assert torch.allclose(found, wanted["samples"], atol=1e-5)
-    assert graph.decode(found).shape == (1, 3, 128, 128)
+    assert graph.picture(found).shape == (1, 3, 128, 128)
     assert graph.model_name == "flux.safetensors"
 
 
@@ -189,14 +189,26 @@ def train(graph, folder, target="dense"):
     return train_plans(graph, PROMPTS, args, folder / "state", folder / "policy.safetensors", "a command")
 
 
-def learn(graph, folder, kind="rapid+"):
+def learn(graph, folder, kind="rapid+", iterations=3, groups=2, reward=("psnr",), omega=0.0):
     args = Namespace(kind=kind, heads=["step", "cache", "sparse"], seed=0, held_out=1, speedups=[1.5, 2.0],
-                     iterations=3, prompts_per_update=2, group=3, lr=1e-2, reward="psnr", discount=0.9, width=16,
+                     iterations=iterations, prompts_per_update=groups, group=3, lr=1e-2, reward=list(reward),
+                     omega=omega, features="judge", discriminator_warm_up=3, discount=0.9, width=16,
                      licence="Apache-2.0")  # fmt: skip
     return train_heads(graph, PROMPTS, args, folder / "state", folder / "policy.safetensors", "a command")
 
 
-@pytest.mark.parametrize("train", [train, learn])
+def learn_beside_a_discriminator(graph, folder):
+    return learn(graph, folder, "rapid3", 3, 1, ("ssim", "judge:0.5"), 1.0)
+
+
+def discriminator(folder):
+    """All tensors of a discriminator's state, by name."""
+    state = torch.load(folder / "state" / "checkpoint.pt", weights_only=True)["scorer"]
+    moments = {f"{i}.{name}": value for i, kept in state["optimiser"]["state"].items() for name, value in kept.items()}
+    return {**state["adapter"], **moments, "dense": state["dense"], "drawn": state["drawn"]}
+
+
+@pytest.mark.parametrize("train", [train, learn, learn_beside_a_discriminator])
 def test_killed_at_any_moment_it_comes_to_the_same_end(graph, tmp_path, monkeypatch, train):
     whole, table = train(graph, tmp_path / "whole")
     assert whole.metadata["architecture"] == "flux" and "dB" in table
@@ -211,7 +223,7 @@ def test_killed_at_any_moment_it_comes_to_the_same_end(graph, tmp_path, monkeypa
     monkeypatch.setattr(Graph, "sample", mortal)
     kills = 0
     while True:
-        left[0] = 4 + kills % 3
+        left[0] = 3 + kills % 2
         try:
             found, _ = train(graph, tmp_path / "killed")
             break
@@ -222,6 +234,34 @@ def test_killed_at_any_moment_it_comes_to_the_same_end(graph, tmp_path, monkeypa
     assert found.tensors.keys() == whole.tensors.keys()
     assert all(torch.equal(found.tensors[name], whole.tensors[name]) for name in whole.tensors)
     assert (tmp_path / "killed" / "policy.md").read_text() == (tmp_path / "whole" / "policy.md").read_text()
+    if train is learn_beside_a_discriminator:
+        ours, theirs = discriminator(tmp_path / "killed"), discriminator(tmp_path / "whole")
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_discriminator_learns_beside_the_heads_and_the_policy_says_so(graph, tmp_path):
+    file, _ = learn_beside_a_discriminator(graph, tmp_path)
+    assert file.metadata["reward"].startswith("(q + 1 d) / 2; q: 0.667 max(0, SSIM to the dense picture) + 0.333 mean")
+    assert file.metadata["reward"].endswith("warmed up for 3 steps, discounted by 0.9 an equivalent step")
+    lines = [json.loads(line) for line in (tmp_path / "state" / "scalars.jsonl").read_text().splitlines()]
+    names = ("reward/ssim", "reward/judge", "reward/discriminator", "discriminator/accuracy")
+    assert len(lines) == 3 and all(0 <= line[name] <= 1 for line in lines for name in names)
+    assert all(line["discriminator/loss"] > 0 for line in lines)
+    kept = discriminator(tmp_path)
+    assert len(kept["drawn"]) == 3 * (3 + 3) and len(kept["dense"]) == 3 + 3  # of the warm-up and of updates
+    with pytest.raises(ValueError, match="training with other reward"):
+        learn(graph, tmp_path, "rapid3", 3, 1, ("ssim", "judge:0.5"), 0.5)
+
+
+def test_rewards_of_pictures_need_a_decoder_and_say_so_before_anything_is_drawn(host, tmp_path, monkeypatch):
+    monkeypatch.setattr(Graph, "sample", lambda *args, **named: pytest.fail("something was drawn"))
+    blind = Graph(workflow(decode=None), host)
+    for reward, omega in ((("ssim",), 0.0), (("psnr",), 1.0)):
+        with pytest.raises(WorkflowError, match="no VAE Decode follows sampler sample"):
+            learn(blind, tmp_path, "rapid3", 1, 1, reward, omega)
+    with pytest.raises(ValueError, match="reward imagereward needs the package image-reward"):
+        learn(blind, tmp_path, "rapid3", 1, 1, ("imagereward",))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_policy_runs_in_accelerate_and_beats_even_spacing(graph, host, tmp_path, pack_module):

@@ -1,0 +1,109 @@
+"""What rollouts are worth before cost enters: rewards, and the discriminator's opinion beside them."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor
+from tqdm import tqdm
+
+from training.discriminator import Discriminator
+from training.features import features_for
+from training.graph import Graph
+from training.pictures import Drawn, Pictures, save
+from training.references import Reference
+from training.rewards import Mixture, parsed
+
+WARM_UP_PROMPTS = 64  # at most; whose pictures the discriminator sees before the first update
+Draw = Callable[[int], tuple[Tensor, Reference]]
+
+
+class Scorer:
+    """(q + omega d) / (1 + omega) of each image, q the mixture of rewards and d the discriminator's: 0 .. 1.
+
+    discriminator: None with omega 0; warm_up_steps: of it before the first update."""
+
+    def __init__(
+        self, rewards: Mixture, pictures: Pictures, discriminator: Discriminator | None = None, omega: float = 0.0,
+        warm_up_steps: int = 0,
+    ):  # fmt: skip
+        self.rewards, self.pictures, self.discriminator = rewards, pictures, discriminator
+        self.omega, self.warm_up_steps = omega, warm_up_steps
+        self.seen: dict[str, list[float]] = {}
+
+    @property
+    def about(self) -> str:
+        """What a policy's metadata say of it."""
+        if self.discriminator is None:
+            return self.rewards.about
+        return (f"(q + {self.omega:g} d) / {1 + self.omega:g}; q: {self.rewards.about}; d: sigmoid of a discriminator "
+                f"between dense and drawn pictures on features of {self.discriminator.features.name}, warmed up for "
+                f"{self.warm_up_steps} steps")  # fmt: skip
+
+    def scores(self, latents: Tensor, reference: Reference) -> list[float]:
+        """One figure an image of latents (B, ...). The discriminator remembers what it saw."""
+        drawn = Drawn(latents, reference, self.pictures)
+        quality, columns = self.rewards(drawn)
+        if self.discriminator is not None:
+            dense, ours = self._look(drawn)
+            opinion = columns["discriminator"] = drawn.by_image(self.discriminator.likeness(ours))
+            self.discriminator.remember(dense, ours)
+            quality = [(q + self.omega * d) / (1 + self.omega) for q, d in zip(quality, opinion, strict=True)]
+        for name, column in columns.items():
+            self.seen.setdefault(f"reward/{name}", []).extend(column)
+        return quality
+
+    def _look(self, drawn: Drawn) -> tuple[Tensor, Tensor]:
+        """Features of the dense picture and of drawn ones."""
+        assert self.discriminator is not None
+        dense = self.pictures.of_reference(drawn.reference)
+        return self.discriminator.look(dense), self.discriminator.look(drawn.pictures)
+
+    def learn(self, iteration: int) -> dict[str, float]:
+        """After the policy's update: one step of the discriminator, and the iteration's scalars."""
+        scalars = {name: mean(values) for name, values in self.seen.items()}
+        self.seen = {}
+        return scalars | (self.discriminator.step(str(iteration)) if self.discriminator else {})
+
+    def warm_up(self, draw: Draw, prompts: int, folder: Path) -> None:
+        """RAPID3's phase 3, before the first update: dense pictures against those of the initial policy. draw: rollouts
+        and reference of a prompt by its number, kept as features in `folder`."""
+        if self.discriminator is None or not self.warm_up_steps:
+            return
+        for number in tqdm(range(min(prompts, WARM_UP_PROMPTS)), desc="discriminator: pictures", unit="prompt"):
+            path = folder / f"{number}.safetensors"
+            if not path.is_file():
+                dense, ours = self._look(Drawn(*draw(number), self.pictures))
+                save({"dense": dense, "drawn": ours}, path)
+            found = load_file(path)
+            self.discriminator.remember(found["dense"], found["drawn"])
+        steps = [self.discriminator.step(f"warm-up/{step}") for step in range(self.warm_up_steps)]
+        last = mean(step["discriminator/accuracy"] for step in steps[-10:])
+        print(f"discriminator after {len(steps)} steps of warm-up: accuracy {last:.2f}")
+
+    def state(self) -> dict[str, Any]:
+        """All that `load` needs to go on after an iteration."""
+        return self.discriminator.state() if self.discriminator else {}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+        if self.discriminator:
+            self.discriminator.load(state)
+
+
+def scorer_for(graph: Graph, prompts: Sequence[str], args: Namespace, state: Path) -> Scorer:
+    """The scorer that flags ask for. Raises ValueError before anything is drawn: for packages, weights, prompts or a
+    VAE Decode that are missing."""
+    rewards = Mixture(parsed(args.reward), prompts)
+    pictures = Pictures(graph, state / "pictures")
+    if args.omega or any(reward.looks for reward, _ in rewards.parts):
+        assert graph.decoder
+    if not args.omega:
+        return Scorer(rewards, pictures)
+    discriminator = Discriminator(features_for(args.features), args.seed)
+    return Scorer(rewards, pictures, discriminator, args.omega, args.discriminator_warm_up)
