@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rapid_core.policies.schedule import Plan, SchedulePolicy, affordable, even
+from training.files import write_text
 from training.graph import Graph
 from training.host import attach
 from training.quadrature import fitted
@@ -47,10 +48,7 @@ class Rollouts:
             model = attach(self.graph.model, policy)
             self.known[key] = [latent_psnr(self.graph.sample(r.prompt, r.seed, model).cpu(), r.latent)
                                for r in self.references]  # fmt: skip
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            part = self.path.with_suffix(".part")
-            part.write_text(json.dumps(self.known), encoding="utf-8")
-            part.replace(self.path)
+            write_text(self.path, json.dumps(self.known))
         return self.known[key]
 
 
@@ -62,12 +60,14 @@ def key_of(plan: Plan) -> str:
 
 def search(
     score: Score, schedule: Sequence[float], products: Tensor, speedup: float, most: int, seed: int = 0,
-    start: Plan | None = None,
+    start: Plan | None = None, report: Callable[[int, float], None] = lambda tried, best: None,
 ) -> tuple[Plan, list[float]]:
-    """The best plan found with `most` candidates, and its scores. score: of `Rollouts`; products: of `gram`."""
+    """The best plan found with `most` candidates, and its scores. score: of `Rollouts`; products: of `Recorder`;
+    report: is told how many were tried, and the best mean score so far."""
     steps, generator = len(schedule) - 1, random.Random(seed)
     begin = start or fitted(even(affordable(speedup, steps), steps), schedule, products)
     best, scores, tried = begin, score(begin), 1
+    report(tried, mean(scores))
     with tqdm(total=most, initial=1, desc=f"plans at {speedup:g}x", unit="plan") as bar:
         improved = True
         while improved and tried < most:
@@ -82,6 +82,8 @@ def search(
                 if mean(found) > mean(scores) + LEAST_GAIN:
                     best, scores, improved = plan, found, True
                     bar.set_postfix(psnr=f"{mean(scores):.2f}")
+                report(tried, mean(scores))
+                if improved:
                     break
     return best, scores
 

@@ -17,11 +17,13 @@ from torch import Tensor
 from rapid_core.policies.from_file import plan_tensors
 from rapid_core.policies.schedule import Plan
 from rapid_core.policy_file import PolicyFile, write
+from training.files import write_text
 from training.graph import Graph
 from training.host import family_of
 from training.plan_search import Rollouts, default_plan, key_of, oracle, search
 from training.quadrature import fitted
 from training.references import Reference, references
+from training.scalars import Board
 from training.state import claim
 
 REFINE = 8  # Euler steps in each of the workflow's, for references near the solution
@@ -55,25 +57,29 @@ def train_plans(
     whole = references(graph, prompts[:number], args.seed, state / "references", refine)
     calibration, held_out = whole[: args.calibration], whole[args.calibration :]
     products = torch.stack([r.products for r in calibration]).mean(0)
-    found = [plan_for(graph, s, calibration, held_out, products, args, state) for s in args.speedups]
+    board = Board(state / "tensorboard")
+    found = [plan_for(graph, s, calibration, held_out, products, args, state, board) for s in args.speedups]
+    board.close()
     file = write(path, "schedule", metadata(graph, found, args, command), plan_tensors([f.plan for f in found]))
     text = table(found, len(held_out))
     if refine > 1:
         dense = Plan((True,) * len(found[0].plan.computed), ((),) * len(found[0].plan.computed), whole[0].schedule)
         near = mean(Rollouts(graph, held_out, 1.0, state / "held_out-dense.json")(dense))
         text += f"\n\nDense sampling itself, with every evaluation computed, is at {near:.2f} dB."
-    path.with_suffix(".md").write_text(card(file, found, text, TARGETS[args.target]), encoding="utf-8")
+    write_text(path.with_suffix(".md"), card(file, found, text, TARGETS[args.target]))
     return file, text
 
 
 def plan_for(
     graph: Graph, speedup: float, calibration: list[Reference], held_out: list[Reference], products: Tensor,
-    args: Namespace, state: Path,
+    args: Namespace, state: Path, board: Board,
 ) -> Found:
     """The best plan of one speed-up, and what it is worth."""
     schedule = calibration[0].schedule
     score = Rollouts(graph, calibration, speedup, state / f"plans-{speedup:g}.json")
-    plan, _ = search(score, schedule, products, speedup, args.plans, args.seed)
+    name = f"plans/best_psnr_{speedup:g}x"
+    plan, _ = search(score, schedule, products, speedup, args.plans, args.seed,
+                     report=lambda tried, best: board.add(tried, {name: best}))  # fmt: skip
     judge = Rollouts(graph, held_out, speedup, state / f"held_out-{speedup:g}.json")
     plain = default_plan(schedule, speedup)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import random
+import time
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ from rapid_core.actions import Sparsity
 from rapid_core.policies.from_file import head_metadata, head_tensors
 from rapid_core.policies.heads import INPUTS, Heads, HeadsPolicy
 from rapid_core.policy_file import PolicyFile, write
+from training.files import replaced, write_text
 from training.graph import Graph
 from training.grpo import Learner, Settings, Trajectory, trajectory_log_p
 from training.host import attach, family_of, last_record
@@ -25,6 +26,7 @@ from training.likelihood import TrajectoryTape
 from training.plan_search import latent_psnr
 from training.references import Reference, reference
 from training.rewards import discounted
+from training.scalars import Board, write_lines
 from training.scorer import scorer_for
 from training.state import claim
 
@@ -128,10 +130,12 @@ class Trainer:
         with tqdm(total=self.args.iterations, initial=self.iteration, desc="policy", unit="update") as bar:
             while self.iteration < self.args.iterations:
                 self.seen: list[tuple[float, float]] = []
+                began = time.monotonic()
                 groups = [self.group(n) for n in range(self.args.prompts_per_update)]
                 scalars = self.learner.update(groups) | self.scorer.learn(self.iteration)
                 scalars["reward"] = mean(t.reward for group in groups for t in group)
                 scalars["psnr"], scalars["equivalent_steps"] = (mean(column) for column in zip(*self.seen, strict=True))
+                scalars["rollouts_per_second"] = len(self.seen) / (time.monotonic() - began)
                 self.iteration += 1
                 self._save(scalars)
                 bar.set_postfix({k: f"{scalars[k]:.3g}" for k in ("reward", "psnr", "equivalent_steps")})
@@ -140,14 +144,12 @@ class Trainer:
     # Checkpoints.
     def _save(self, scalars: dict[str, float]) -> None:
         body = {"heads": self.heads.state_dict(), "optimiser": self.learner.optimiser.state_dict(),
-                "scorer": self.scorer.state(),
-                "iteration": self.iteration, "log": [*self.log, {"iteration": self.iteration, **scalars}]}  # fmt: skip
+                "scorer": self.scorer.state(), "iteration": self.iteration,
+                "log": [*self.log, {"iteration": self.iteration, "when": time.time(), **scalars}]}  # fmt: skip
         self.log = body["log"]
-        part = self.state / "checkpoint.part"
-        torch.save(body, part)
-        part.replace(self.state / "checkpoint.pt")
-        lines = "".join(json.dumps(line) + "\n" for line in self.log)
-        (self.state / "scalars.jsonl").write_text(lines, encoding="utf-8")
+        replaced(self.state / "checkpoint.pt", lambda part: torch.save(body, part))
+        write_lines(self.state / "scalars.jsonl", self.log)
+        self.board.add_lines(self.log[-1:])
 
     def _resume(self) -> None:
         self.log: list[dict] = []
@@ -158,6 +160,9 @@ class Trainer:
             self.learner.optimiser.load_state_dict(body["optimiser"])
             self.scorer.load(body["scorer"])
             self.iteration, self.log = body["iteration"], body["log"]
+        self.board = Board(self.state / "tensorboard")
+        self.board.add_lines(self.log)
+        write_lines(self.state / "scalars.jsonl", self.log)
 
 
 def train_heads(
@@ -167,13 +172,14 @@ def train_heads(
     split = len(prompts) - args.held_out
     trainer = Trainer(graph, prompts[:split], args, state)
     trainer.train()
+    trainer.board.close()
     budgets = args.speedups if trainer.plus.budgets else [1.0]
     rows = [measured(trainer, prompts[split:], budget, split) for budget in budgets]
     file = write(path, "heads", metadata(trainer, rows, command), head_tensors(trainer.heads))
     lines = [f"| {r['budget']:g} | {r['equivalent_steps']:.2f} | {r['psnr']:.2f} | {r['worst']:.2f} |" for r in rows]
     text = "\n".join(["| budget | equivalent steps | PSNR of the latent, dB | worst |", "|---|---|---|---|", *lines])
     about = "\n".join(f"- {name}: {value}" for name, value in sorted(file.metadata.items()))
-    path.with_suffix(".md").write_text(f"# {path.stem}\n\n{text}\n\n{about}\n", encoding="utf-8")
+    write_text(path.with_suffix(".md"), f"# {path.stem}\n\n{text}\n\n{about}\n")
     return file, text
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from training.files import replaced
 from training.graph import Graph
 
 
@@ -96,10 +97,7 @@ def reference(graph: Graph, prompt: str, seed: int, folder: Path, refine: int = 
     if recorder.sampler != "euler" or len(recorder.derivatives) != steps * refine:
         raise ValueError(f"plans are searched for the sampler euler; this workflow samples with {recorder.sampler}")
     found = Reference(prompt, seed, latent.cpu(), recorder.schedule, recorder.sampler, refine, recorder.products())
-    folder.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    torch.save(vars(found), part)
-    part.replace(path)  # whole or not at all, whenever this process is killed
+    replaced(path, lambda part: torch.save(vars(found), part))
     return found
 
 

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from training.files import write_text
+
 
 def claim(folder: Path, workflow: dict, prompts: Sequence[str], settings: dict[str, Any]) -> None:
     """Make a state folder, or go on with it. Raises ValueError where it holds the state of something else: pictures and
@@ -23,5 +25,4 @@ def claim(folder: Path, workflow: dict, prompts: Sequence[str], settings: dict[s
             raise ValueError(f"{folder} holds the state of a training with other {', '.join(other)}; give another "
                              "--state or --out, or delete it")  # fmt: skip
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(own, indent=1) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(own, indent=1) + "\n")
