@@ -70,6 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
         "train", parents=[shared], help="train a policy on a demo model; other flags go to training/train_policy.py"
     )
     train.add_argument("--model", choices=("flux", "sd3"), default="flux", help="demo model (default flux)")
+    train.add_argument("--processes", type=int, default=1, metavar="N", help="processes sharing the work (default 1)")
     return parser
 
 
@@ -87,8 +88,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         parser.error(
             "--comfyui and --host exclude each other: give the installed ComfyUI or the release to fetch"
         )
-    if options.command == "demo" and options.prompts < 1:
-        parser.error(f"--prompts {options.prompts}: give 1 or more")
+    for command, name in (("demo", "prompts"), ("train", "processes")):
+        if options.command == command and getattr(options, name) < 1:
+            parser.error(f"--{name} {getattr(options, name)}: give 1 or more")
     return options
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 import tempfile
@@ -84,8 +85,11 @@ def demo(ground: Ground, options: argparse.Namespace) -> int:
 
 def train(ground: Ground, options: argparse.Namespace) -> int:
     """Run training/train_policy.py in the environment, on a demo model's example workflow unless another is given."""
-    environment = script_environment(ground, ground.tree, threads=None)
+    number = options.processes
+    threads = max(1, (os.cpu_count() or 1) // number) if number > 1 else None
+    environment = script_environment(ground, ground.tree, threads)
     environment["PYTHONPATH"] = str(REPOSITORY)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(number)] if number > 1 else []
     with temporary_base(ground.cache, "train") as base:
         scenes, model = base / "prompts.txt", options.model
         subprocess.check_call([str(ground.python), "-m", "demo.prompts", str(scenes)], env=environment)
@@ -94,8 +98,9 @@ def train(ground: Ground, options: argparse.Namespace) -> int:
                 "--prompts", str(scenes), "--out", f"demo-{model}", "--policies", "trained_policies",
                 *options.rest]  # fmt: skip
         host = shlex.join(host_arguments(base, has_gpu(ground.python)))
-        command = [str(ground.python), str(REPOSITORY / "training" / "train_policy.py"), "--comfyui", str(ground.tree),
-                   "--host-arguments", host, *rest]  # fmt: skip
+        script = str(REPOSITORY / "training" / "train_policy.py")
+        command = [str(ground.python), *launcher, script, "--comfyui", str(ground.tree), "--host-arguments", host,
+                   *rest]  # fmt: skip
         return subprocess.call(command, env=environment)
 
 

@@ -1,15 +1,17 @@
-"""Files that are there whole or not at all, whenever this process is killed."""
+"""Files that are there whole or not at all, whenever a process is killed and whoever else writes the same one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 
+from training.processes import rank
+
 
 def replaced(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` make a file beside `path`, and put it in its place when it is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
+    part = path.with_name(f"{path.name}.{rank()}.part")
     write(part)
     part.replace(path)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rapid_core.policies.heads import Heads
 from training.likelihood import Row, log_probability
+from training.processes import together
 
 LEAST_SPREAD = 1e-4  # of a group's rewards
 MOST_ADVANTAGE = 5.0
@@ -51,11 +52,32 @@ def advantages(rewards: Sequence[float]) -> Tensor | None:
 
 
 def trajectory_log_p(heads: Heads, trajectories: Sequence[Sequence[Row]]) -> tuple[Tensor, Tensor]:
-    """log p (n,) of whole trajectories, and their mean entropy (0-d)."""
+    """log p (n,) of whole trajectories, and the sum of all their entropies (0-d)."""
     flat = [row for rows in trajectories for row in rows]
     found, entropy = log_probability(heads, flat)
     owner = torch.tensor([i for i, rows in enumerate(trajectories) for _ in rows], dtype=torch.long)
-    return torch.zeros(len(trajectories)).index_add(0, owner, found), entropy.mean()
+    return torch.zeros(len(trajectories)).index_add(0, owner, found), entropy.sum()
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a group says: its images that chose anything, and their advantages (n,)."""
+
+    trajectories: Sequence[Trajectory]
+    advantage: Tensor
+
+    @classmethod
+    def of(cls, group: Sequence[Trajectory]) -> Lesson | None:
+        """None for a group that says nothing."""
+        found, chose = advantages([t.reward for t in group]), [bool(t.rows) for t in group]
+        if found is None or not any(chose):
+            return None
+        return cls([t for t in group if t.rows], found[chose])
+
+    @property
+    def rows(self) -> list[Sequence[Row]]:
+        """Decisions by image."""
+        return [t.rows for t in self.trajectories]
 
 
 class Learner:
@@ -66,30 +88,47 @@ class Learner:
         self.optimiser = torch.optim.AdamW(heads.parameters(), lr=settings.lr, betas=(0.9, 0.99), weight_decay=0.0)
 
     def update(self, groups: Sequence[Sequence[Trajectory]]) -> dict[str, float]:
-        """Learn from groups of rollouts; returns scalars under the field's usual names."""
-        kept = [(group, found) for group in groups if (found := advantages([t.reward for t in group])) is not None]
-        out = {"dropped_groups": float(len(groups) - len(kept))}
-        if not kept:
+        """Learn from groups of rollouts, of which each process has its `share`; returns scalars under the field's usual
+        names. Gradients are computed group by group where the group is, and summed in the groups' order, so that the
+        sum does not depend on the number of processes."""
+        lessons = [Lesson.of(group) for group in groups]
+        sizes = together([lesson and (len(lesson.rows), sum(map(len, lesson.rows))) for lesson in lessons])
+        kept = [s for s in sizes if s is not None]
+        out = {"dropped_groups": float(len(sizes) - len(kept))}
+        images, rows = sum(n for n, _ in kept), sum(n for _, n in kept)
+        if not images:
             return out
-        trajectories = [t for group, _ in kept for t in group if t.rows]
-        advantage = torch.cat([a[[bool(t.rows) for t in group]] for group, a in kept])
-        old = torch.stack([t.log_p for t in trajectories])
         for epoch in range(self.settings.epochs):
-            scalars = self._step([t.rows for t in trajectories], old, advantage)
+            scalars = self._step(lessons, images, rows)
             if epoch == 0:
                 out["first_ratio"] = scalars["ratio"]
         return {**out, **scalars}
 
-    def _step(self, rows: list[Sequence[Row]], old: Tensor, advantage: Tensor) -> dict[str, float]:
+    def _step(self, lessons: Sequence[Lesson | None], images: int, rows: int) -> dict[str, float]:
+        """One update; images, rows: of all lessons of all processes."""
+        parts = together([lesson and self._part(lesson, images, rows) for lesson in lessons])
+        gradients, sums = zip(*(part for part in parts if part is not None), strict=True)
+        parameters, gradient = list(self.heads.parameters()), sum(gradients[1:], gradients[0])
+        for parameter, part in zip(parameters, gradient.split([p.numel() for p in parameters]), strict=True):
+            parameter.grad = part.view_as(parameter)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.settings.grad_norm)
+        self.optimiser.step()
+        objective, ratio, clipped, kl, entropy = sum(sums[1:], sums[0]).tolist()
+        entropy /= rows
+        return {"loss": -objective / images - self.settings.entropy * entropy, "ratio": ratio / images,
+                "clip_fraction": clipped / images, "approx_kl": kl / images, "entropy": entropy,
+                "grad_norm": float(norm)}  # fmt: skip
+
+    def _part(self, lesson: Lesson, images: int, rows: int) -> tuple[Tensor, Tensor]:
+        """Gradient (parameters,) of the loss's part that is this group's, and sums of what is reported, float64."""
         s = self.settings
-        new, entropy = trajectory_log_p(self.heads, rows)
+        new, entropy = trajectory_log_p(self.heads, lesson.rows)
+        old = torch.stack([t.log_p for t in lesson.trajectories])
         ratio = (new - old).clamp(-20, 20).exp()
         clipped = ratio.clamp(1 - s.clip, 1 + s.clip)
-        loss = -torch.minimum(ratio * advantage, clipped * advantage).mean() - s.entropy * entropy
+        objective = torch.minimum(ratio * lesson.advantage, clipped * lesson.advantage).sum()
         self.optimiser.zero_grad()
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.heads.parameters(), s.grad_norm)
-        self.optimiser.step()
-        scalars = {"loss": loss, "ratio": ratio.mean(), "clip_fraction": (ratio != clipped).float().mean(),
-                   "approx_kl": (old - new).mean(), "entropy": entropy, "grad_norm": norm}  # fmt: skip
-        return {name: float(value.detach()) for name, value in scalars.items()}
+        (-objective / images - s.entropy * entropy / rows).backward()
+        gradient = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.heads.parameters()]
+        sums = (objective, ratio.sum(), (ratio != clipped).sum(), (old - new).sum(), entropy)
+        return torch.cat([g.flatten() for g in gradient]), torch.stack([x.detach().double() for x in sums])

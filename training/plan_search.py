@@ -19,6 +19,7 @@ from rapid_core.policies.schedule import Plan, SchedulePolicy, affordable, even
 from training.files import write_text
 from training.graph import Graph
 from training.host import attach
+from training.processes import from_first, rank, share, together
 from training.quadrature import fitted
 from training.references import Reference
 
@@ -35,20 +36,27 @@ def latent_psnr(found: Tensor, wanted: Tensor) -> float:
 
 class Rollouts:
     """Scores of plans: PSNR of each reference's latent under a plan. Kept in a file, so that a search that was killed
-    goes on where it was and comes to the same end."""
+    goes on where it was and comes to the same end. alone: by this process, not each by its share."""
 
-    def __init__(self, graph: Graph, references: Sequence[Reference], speedup: float, path: Path):
-        self.graph, self.references, self.speedup, self.path = graph, references, speedup, path
-        self.known: dict[str, list[float]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    def __init__(
+        self, graph: Graph, references: Sequence[Reference], speedup: float, path: Path, alone: bool = False
+    ):
+        self.graph, self.references, self.speedup, self.path, self.alone = graph, references, speedup, path, alone
+        self.known: dict[str, list[float]] = self._read() if alone else from_first(self._read)
+
+    def _read(self) -> dict[str, list[float]]:
+        return json.loads(self.path.read_text(encoding="utf-8")) if self.path.is_file() else {}
 
     def __call__(self, plan: Plan) -> list[float]:
         key = key_of(plan)
         if key not in self.known:
             policy = SchedulePolicy(self.speedup, guard=0.0, plan=plan, source="search")
             model = attach(self.graph.model, policy)
-            self.known[key] = [latent_psnr(self.graph.sample(r.prompt, r.seed, model).cpu(), r.latent)
-                               for r in self.references]  # fmt: skip
-            write_text(self.path, json.dumps(self.known))
+            found = [latent_psnr(self.graph.sample(r.prompt, r.seed, model).cpu(), r.latent)
+                     for r in (self.references if self.alone else share(self.references))]  # fmt: skip
+            self.known[key] = found if self.alone else together(found)
+            if self.alone or rank() == 0:
+                write_text(self.path, json.dumps(self.known))
         return self.known[key]
 
 
@@ -68,7 +76,8 @@ def search(
     begin = start or fitted(even(affordable(speedup, steps), steps), schedule, products)
     best, scores, tried = begin, score(begin), 1
     report(tried, mean(scores))
-    with tqdm(total=most, initial=1, desc=f"plans at {speedup:g}x", unit="plan") as bar:
+    with tqdm(total=most, initial=1, desc=f"plans at {speedup:g}x", unit="plan",
+              disable=rank() > 0) as bar:  # fmt: skip
         improved = True
         while improved and tried < most:
             improved = False
@@ -113,9 +122,10 @@ def oracle(
 ) -> tuple[float, float]:
     """Mean score of the static plan, and of plans searched for each image by itself: what looking at the image can give
     at most, as far as the search goes."""
-    before, after = [], []
-    for reference in references:
+    own = []
+    for reference in share(references):
         score = rollouts(reference)
-        before.append(score(static)[0])
-        after.append(search(score, static.schedule, products, speedup, most, start=static)[1][0])
+        before = score(static)[0]
+        own.append((before, search(score, static.schedule, products, speedup, most, start=static)[1][0]))
+    before, after = zip(*together(own), strict=True)
     return mean(before), mean(after)

@@ -21,6 +21,7 @@ from training.files import write_text
 from training.graph import Graph
 from training.host import family_of
 from training.plan_search import Rollouts, default_plan, key_of, oracle, search
+from training.processes import from_first, rank
 from training.quadrature import fitted
 from training.references import Reference, references
 from training.scalars import Board
@@ -60,13 +61,15 @@ def train_plans(
     board = Board(state / "tensorboard")
     found = [plan_for(graph, s, calibration, held_out, products, args, state, board) for s in args.speedups]
     board.close()
-    file = write(path, "schedule", metadata(graph, found, args, command), plan_tensors([f.plan for f in found]))
+    about, tensors = metadata(graph, found, args, command), plan_tensors([f.plan for f in found])
+    file = from_first(lambda: write(path, "schedule", about, tensors))
     text = table(found, len(held_out))
     if refine > 1:
         dense = Plan((True,) * len(found[0].plan.computed), ((),) * len(found[0].plan.computed), whole[0].schedule)
         near = mean(Rollouts(graph, held_out, 1.0, state / "held_out-dense.json")(dense))
         text += f"\n\nDense sampling itself, with every evaluation computed, is at {near:.2f} dB."
-    write_text(path.with_suffix(".md"), card(file, found, text, TARGETS[args.target]))
+    if rank() == 0:
+        write_text(path.with_suffix(".md"), card(file, found, text, TARGETS[args.target]))
     return file, text
 
 
@@ -84,11 +87,11 @@ def plan_for(
     plain = default_plan(schedule, speedup)
 
     def alone(reference: Reference) -> Rollouts:
-        return Rollouts(graph, [reference], speedup, state / f"oracle-{speedup:g}-{reference.seed}.json")
+        return Rollouts(graph, [reference], speedup, state / f"oracle-{speedup:g}-{reference.seed}.json", alone=True)
 
     some = held_out[: args.oracle]
     headroom = oracle(alone, some, plan, products, speedup, max(2, args.plans // 3)) if some else None
-    if headroom:
+    if headroom and rank() == 0:
         print(f"{speedup:g}x: plans for each image alone {headroom[1]:.2f} dB, the static plan {headroom[0]:.2f} dB")
     even = fitted(plain.computed, schedule, products)
     return Found(speedup, plan, judge(plan), judge(even), judge(plain), headroom)

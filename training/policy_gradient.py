@@ -24,6 +24,7 @@ from training.grpo import Learner, Settings, Trajectory, trajectory_log_p
 from training.host import attach, family_of, last_record
 from training.likelihood import TrajectoryTape
 from training.plan_search import latent_psnr
+from training.processes import from_first, rank, share, together
 from training.references import Reference, reference
 from training.rewards import discounted
 from training.scalars import Board, write_lines
@@ -64,7 +65,7 @@ class Trainer:
         torch.manual_seed(args.seed)  # here: drawing pictures sets it, too
         self.heads = Heads(first.latent.shape[1], hidden, args.heads, 2 if self.plus.budgets else 1, args.width)
         self._start_near_dense()
-        self.heads.scales = self._scales()
+        self.heads.scales = from_first(self._scales)
         self.learner = Learner(self.heads, Settings(lr=args.lr))
         self.iteration = 0
         self._resume()
@@ -127,15 +128,17 @@ class Trainer:
         """All iterations that are left."""
         if self.iteration == 0:
             self.scorer.warm_up(self.beginning, len(self.prompts), self.state / "warm_up")
-        with tqdm(total=self.args.iterations, initial=self.iteration, desc="policy", unit="update") as bar:
+        with tqdm(total=self.args.iterations, initial=self.iteration, desc="policy", unit="update",
+                  disable=rank() > 0) as bar:  # fmt: skip
             while self.iteration < self.args.iterations:
                 self.seen: list[tuple[float, float]] = []
                 began = time.monotonic()
-                groups = [self.group(n) for n in range(self.args.prompts_per_update)]
+                groups = [self.group(n) for n in share(range(self.args.prompts_per_update))]
                 scalars = self.learner.update(groups) | self.scorer.learn(self.iteration)
-                scalars["reward"] = mean(t.reward for group in groups for t in group)
-                scalars["psnr"], scalars["equivalent_steps"] = (mean(column) for column in zip(*self.seen, strict=True))
-                scalars["rollouts_per_second"] = len(self.seen) / (time.monotonic() - began)
+                rewards, seen = together([t.reward for group in groups for t in group]), together(self.seen)
+                scalars["reward"] = mean(rewards)
+                scalars["psnr"], scalars["equivalent_steps"] = (mean(column) for column in zip(*seen, strict=True))
+                scalars["rollouts_per_second"] = len(seen) / (time.monotonic() - began)
                 self.iteration += 1
                 self._save(scalars)
                 bar.set_postfix({k: f"{scalars[k]:.3g}" for k in ("reward", "psnr", "equivalent_steps")})
@@ -147,6 +150,8 @@ class Trainer:
                 "scorer": self.scorer.state(), "iteration": self.iteration,
                 "log": [*self.log, {"iteration": self.iteration, "when": time.time(), **scalars}]}  # fmt: skip
         self.log = body["log"]
+        if rank() > 0:
+            return
         replaced(self.state / "checkpoint.pt", lambda part: torch.save(body, part))
         write_lines(self.state / "scalars.jsonl", self.log)
         self.board.add_lines(self.log[-1:])
@@ -154,15 +159,16 @@ class Trainer:
     def _resume(self) -> None:
         self.log: list[dict] = []
         path = self.state / "checkpoint.pt"
-        if path.is_file():
-            body = torch.load(path, weights_only=True, map_location="cpu")
+        body = from_first(lambda: torch.load(path, weights_only=True, map_location="cpu") if path.is_file() else None)
+        if body is not None:
             self.heads.load_state_dict(body["heads"])
             self.learner.optimiser.load_state_dict(body["optimiser"])
             self.scorer.load(body["scorer"])
             self.iteration, self.log = body["iteration"], body["log"]
         self.board = Board(self.state / "tensorboard")
         self.board.add_lines(self.log)
-        write_lines(self.state / "scalars.jsonl", self.log)
+        if rank() == 0:
+            write_lines(self.state / "scalars.jsonl", self.log)
 
 
 def train_heads(
@@ -175,21 +181,24 @@ def train_heads(
     trainer.board.close()
     budgets = args.speedups if trainer.plus.budgets else [1.0]
     rows = [measured(trainer, prompts[split:], budget, split) for budget in budgets]
-    file = write(path, "heads", metadata(trainer, rows, command), head_tensors(trainer.heads))
+    said = metadata(trainer, rows, command)
+    file = from_first(lambda: write(path, "heads", said, head_tensors(trainer.heads)))
     lines = [f"| {r['budget']:g} | {r['equivalent_steps']:.2f} | {r['psnr']:.2f} | {r['worst']:.2f} |" for r in rows]
     text = "\n".join(["| budget | equivalent steps | PSNR of the latent, dB | worst |", "|---|---|---|---|", *lines])
     about = "\n".join(f"- {name}: {value}" for name, value in sorted(file.metadata.items()))
-    write_text(path.with_suffix(".md"), f"# {path.stem}\n\n{text}\n\n{about}\n")
+    if rank() == 0:
+        write_text(path.with_suffix(".md"), f"# {path.stem}\n\n{text}\n\n{about}\n")
     return file, text
 
 
 def measured(trainer: Trainer, prompts: Sequence[str], budget: float, first: int) -> dict[str, float]:
     """The heads' most likely choices on prompts they have not seen."""
-    found = []
-    for i, prompt in enumerate(tqdm(prompts, desc=f"held out at {budget:g}x", unit="picture")):
+    found, numbered = [], share(list(enumerate(prompts)))
+    for i, prompt in tqdm(numbered, desc=f"held out at {budget:g}x", unit="picture", disable=rank() > 0):
         wanted = reference(trainer.graph, prompt, trainer.args.seed + first + i, trainer.state / "references")
         latents, steps = trainer.draw(wanted, budget, 1, 0, None)
         found.append((latent_psnr(latents, wanted.latent), steps[0]))
+    found = together(found)
     return {"budget": budget, "psnr": mean(p for p, _ in found), "worst": min(p for p, _ in found),
             "equivalent_steps": mean(k for _, k in found)}  # fmt: skip
 

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from training.files import replaced
 from training.graph import Graph
+from training.processes import rank, share, together
 
 
 @dataclass(frozen=True)
@@ -106,8 +107,8 @@ def references(
 ) -> list[Reference]:
     """References of all prompts, seeds counted up from `first_seed`. Raises ValueError where their noise levels
     differ."""
-    jobs = tqdm(list(enumerate(prompts)), desc="references", unit="picture")
-    found = [reference(graph, prompt, first_seed + i, folder, refine) for i, prompt in jobs]
+    jobs = tqdm(share(list(enumerate(prompts))), desc="references", unit="picture", disable=rank() > 0)
+    found = together([reference(graph, prompt, first_seed + i, folder, refine) for i, prompt in jobs])
     if any(r.schedule != found[0].schedule for r in found):
         raise ValueError("the workflow's noise levels differ from prompt to prompt; plans need the same for all")
     return found

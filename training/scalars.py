@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from training.files import write_text
+from training.processes import rank
 
 TAGS = {
     "reward": "reward/mean", "psnr": "rollout/psnr", "equivalent_steps": "rollout/equivalent_steps",
@@ -31,11 +32,13 @@ class Board:
     was never saved: it is purged, and whoever goes on adds all points again."""
 
     def __init__(self, folder: Path):
+        self.writer = None
+        if rank() > 0:
+            return
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             print(MISSING, file=sys.stderr)
-            self.writer = None
         else:
             self.writer = SummaryWriter(str(folder), purge_step=0)
 

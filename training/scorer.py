@@ -16,6 +16,7 @@ from training.discriminator import Discriminator
 from training.features import features_for
 from training.graph import Graph
 from training.pictures import Drawn, Pictures, save
+from training.processes import rank, share, together
 from training.references import Reference
 from training.rewards import Mixture, parsed
 
@@ -34,7 +35,7 @@ class Scorer:
     ):  # fmt: skip
         self.rewards, self.pictures, self.discriminator = rewards, pictures, discriminator
         self.omega, self.warm_up_steps = omega, warm_up_steps
-        self.seen: dict[str, list[float]] = {}
+        self.seen: list[tuple[dict[str, list[float]], tuple[Tensor, Tensor] | None]] = []  # since the last update
 
     @property
     def about(self) -> str:
@@ -46,16 +47,14 @@ class Scorer:
                 f"{self.warm_up_steps} steps")  # fmt: skip
 
     def scores(self, latents: Tensor, reference: Reference) -> list[float]:
-        """One figure an image of latents (B, ...). The discriminator remembers what it saw."""
+        """One figure an image of latents (B, ...). What was seen is remembered until `learn`."""
         drawn = Drawn(latents, reference, self.pictures)
-        quality, columns = self.rewards(drawn)
+        (quality, columns), looked = self.rewards(drawn), None
         if self.discriminator is not None:
-            dense, ours = self._look(drawn)
-            opinion = columns["discriminator"] = drawn.by_image(self.discriminator.likeness(ours))
-            self.discriminator.remember(dense, ours)
+            looked = self._look(drawn)
+            opinion = columns["discriminator"] = drawn.by_image(self.discriminator.likeness(looked[1]))
             quality = [(q + self.omega * d) / (1 + self.omega) for q, d in zip(quality, opinion, strict=True)]
-        for name, column in columns.items():
-            self.seen.setdefault(f"reward/{name}", []).extend(column)
+        self.seen.append((columns, looked))
         return quality
 
     def _look(self, drawn: Drawn) -> tuple[Tensor, Tensor]:
@@ -66,25 +65,32 @@ class Scorer:
 
     def learn(self, iteration: int) -> dict[str, float]:
         """After the policy's update: one step of the discriminator, and the iteration's scalars."""
-        scalars = {name: mean(values) for name, values in self.seen.items()}
-        self.seen = {}
-        return scalars | (self.discriminator.step(str(iteration)) if self.discriminator else {})
+        seen, self.seen = together(self.seen), []
+        scalars = {f"reward/{name}": mean(v for columns, _ in seen for v in columns[name]) for name in seen[0][0]}
+        if self.discriminator is None:
+            return scalars
+        for _, looked in seen:
+            self.discriminator.remember(*looked)
+        return scalars | self.discriminator.step(str(iteration))
 
     def warm_up(self, draw: Draw, prompts: int, folder: Path) -> None:
         """RAPID3's phase 3, before the first update: dense pictures against those of the initial policy. draw: rollouts
         and reference of a prompt by its number, kept as features in `folder`."""
         if self.discriminator is None or not self.warm_up_steps:
             return
-        for number in tqdm(range(min(prompts, WARM_UP_PROMPTS)), desc="discriminator: pictures", unit="prompt"):
+        own, work = [], share(range(min(prompts, WARM_UP_PROMPTS)))
+        for number in tqdm(work, desc="discriminator: pictures", unit="prompt", disable=rank() > 0):
             path = folder / f"{number}.safetensors"
             if not path.is_file():
                 dense, ours = self._look(Drawn(*draw(number), self.pictures))
                 save({"dense": dense, "drawn": ours}, path)
-            found = load_file(path)
+            own.append(load_file(path))
+        for found in together(own):
             self.discriminator.remember(found["dense"], found["drawn"])
         steps = [self.discriminator.step(f"warm-up/{step}") for step in range(self.warm_up_steps)]
         last = mean(step["discriminator/accuracy"] for step in steps[-10:])
-        print(f"discriminator after {len(steps)} steps of warm-up: accuracy {last:.2f}")
+        if rank() == 0:
+            print(f"discriminator after {len(steps)} steps of warm-up: accuracy {last:.2f}")
 
     def state(self) -> dict[str, Any]:
         """All that `load` needs to go on after an iteration."""

@@ -4,13 +4,15 @@
 
 The workflow is in API form (ComfyUI: Workflow > Export (API)); prompts.txt has one prompt a line. The policy appears
 in models/rapid_policies as NAME.safetensors, with a card NAME.md beside it. Stopped at any moment, the same command
-goes on where it was."""
+goes on where it was. `torchrun --nproc-per-node N training/train_policy.py ...` shares the work among N processes, each
+on its own GPU where there are as many; on several machines they need one folder --state."""
 
 from __future__ import annotations
 
 import argparse
 import shlex
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # not first: ComfyUI has a module `nodes`, too
@@ -21,6 +23,7 @@ from training.graph import Graph, WorkflowError  # noqa: E402
 from training.host import Host, find_tree  # noqa: E402
 from training.plans import train_plans  # noqa: E402
 from training.policy_gradient import KINDS, train_heads  # noqa: E402
+from training.processes import ProcessLost, rank, several, size  # noqa: E402
 from training.rewards import REWARDS, parsed  # noqa: E402
 
 
@@ -62,6 +65,8 @@ def parser() -> argparse.ArgumentParser:
     heads.add_argument("--discount", type=float, default=0.97, help="rapid3: what an equivalent step costs (lambda)")
     heads.add_argument("--width", type=int, default=128, help="channels of the heads")
     found.add_argument("--seed", type=int, default=0, help="of noise and search")
+    found.add_argument("--patience", type=float, default=2.0, metavar="HOURS", help="for how long processes that were "
+                       "started by torchrun wait for the slowest of them")
     found.add_argument("--licence", default="unspecified", help="of the policy file")
     found.add_argument("--quick", action="store_true", help="a few prompts and plans: whether it runs, not how well")
     return found
@@ -98,8 +103,8 @@ def checked(args: argparse.Namespace) -> argparse.Namespace:
         parsed(args.reward)
     except ValueError as error:
         raise SystemExit(f"--reward: {error}") from None
-    if args.group < 2 or not 0 < args.discount < 1 or args.lr <= 0:
-        raise SystemExit("--group must be 2 or more, --discount between 0 and 1, --lr above 0")
+    if args.group < 2 or not 0 < args.discount < 1 or args.lr <= 0 or args.patience <= 0:
+        raise SystemExit("--group must be 2 or more, --discount between 0 and 1, --lr and --patience above 0")
     return args
 
 
@@ -107,17 +112,21 @@ def main() -> None:
     args = checked(parser().parse_args())
     prompts = read_prompts(args.prompts, args.calibration + args.held_out)
     state = args.state or Path("rapid_training") / args.out
-    host = Host(find_tree(args.comfyui), shlex.split(args.host_arguments))
-    folder = args.policies or host.policies()
-    try:
-        graph = Graph.read(args.workflow, host, args.sampler, args.text)
-        command = "training/" + shlex.join([Path(sys.argv[0]).name, "--workflow", args.workflow.name, *_shown(args)])
-        train = train_plans if args.kind == "schedule" else train_heads
-        file, table = train(graph, prompts, args, state, folder / f"{args.out}.safetensors", command)
-    except (WorkflowError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from None
-    print(table)
-    print(f"policy: {file.path}")
+    with several(timedelta(hours=args.patience)):
+        host = Host(find_tree(args.comfyui), shlex.split(args.host_arguments))
+        folder = args.policies or host.policies()
+        if args.kind != "schedule" and args.prompts_per_update % size() and rank() == 0:
+            print(f"{size()} processes share {args.prompts_per_update} groups an update: some will wait. Give "
+                  "--prompts-per-update a multiple of their number", flush=True)  # fmt: skip
+        try:
+            graph = Graph.read(args.workflow, host, args.sampler, args.text)
+            command = shlex.join([Path(sys.argv[0]).name, "--workflow", args.workflow.name, *_shown(args)])
+            train = train_plans if args.kind == "schedule" else train_heads
+            file, table = train(graph, prompts, args, state, folder / f"{args.out}.safetensors", f"training/{command}")
+        except (WorkflowError, ProcessLost, ValueError) as error:
+            raise SystemExit(f"error: {error}") from None
+        if rank() == 0:
+            print(f"{table}\npolicy: {file.path}")
 
 
 def _shown(args: argparse.Namespace) -> list[str]:

@@ -39,7 +39,8 @@ def test_dev_py_can_be_read_by_an_old_python(repository):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["serve", "--unknown"], ["demo", "--prompts", "0"], ["test", "--host", "1.0"]]
+    "arguments",
+    [["serve", "--unknown"], ["demo", "--prompts", "0"], ["test", "--host", "1.0"], ["train", "--processes", "0"]],
 )
 def test_wrong_flags_are_refused(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
