@@ -16,6 +16,11 @@ settings.register_profile("busy", deadline=None)  # how long an example takes sa
 settings.load_profile("busy")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How often trainings are killed."""
+    parser.addoption("--kills", type=int, default=2, help="kills of test_training_kills.py (default 2)")
+
+
 def pytest_report_header() -> str:
     """Which ComfyUI the integration tests use."""
     return f"ComfyUI: {os.environ.get('RAPID_HOST_TREE', 'none; integration tests need `python3 dev.py test`')}"
