@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from devkit.base_folder import REPOSITORY, make_base_folder, remove_base_folder
+from rapid_testing.trainings import HEADS, arguments
 from training.graph import Graph, WorkflowError
+from training.likelihood import log_probability
 from training.plans import train_plans
-from training.policy_gradient import train_heads
+from training.policy_gradient import Trainer, train_heads
 from training.references import reference
 
 PROMPTS = ["flat red background", "flat blue background, big red striped circle center", "grid green background",
@@ -286,6 +288,33 @@ def test_trained_heads_run_in_accelerate(graph, host, tmp_path, pack_module, kin
     patch = lambda model: host.comfy_host.run_node("RAPID_Accelerate", model=model, speedup=2.0, policy=policy)[0]  # noqa: E731
     found = graph.sample(PROMPTS[0], 0, patch=patch)
     assert torch.isfinite(found).all() and not torch.equal(found, graph.sample(PROMPTS[0], 0))
+
+
+def leaves(node, seen):
+    """Tensors that a gradient comes to from a node of autograd's graph."""
+    if node is None or node in seen:
+        return []
+    seen.add(node)
+    own = [node.variable] if hasattr(node, "variable") else []
+    return own + [leaf for following, _ in node.next_functions for leaf in leaves(following, seen)]
+
+
+def test_no_gradient_reaches_the_transformer(graph, tmp_path):
+    """Rollouts leave no graph behind; what an update differentiates ends at the heads, and it changes only them."""
+    trainer = Trainer(graph, PROMPTS, arguments(HEADS), tmp_path)
+    network, trainer.seen = graph.model.model.diffusion_model, []
+    weights = {name: value.to("cpu", copy=True) for name, value in network.state_dict().items()}
+    heads = {name: value.clone() for name, value in trainer.heads.state_dict().items()}
+    group = trainer.group(0)
+    rows = [row for trajectory in group for row in trajectory.rows]
+    kept = [x for row in rows for x in (*row.inputs.values(), row.numbers, row.pooled)] + [t.log_p for t in group]
+    assert len(rows) > 3 and not any(x.requires_grad or x.grad_fn is not None for x in kept)
+    own = {id(p) for p in trainer.heads.parameters()}
+    assert {id(leaf) for leaf in leaves(log_probability(trainer.heads, rows)[0].sum().grad_fn, set())} == own
+    assert trainer.learner.update([group])["dropped_groups"] == 0
+    assert all(p.grad is None for p in network.parameters())
+    assert all(torch.equal(value.cpu(), weights[name]) for name, value in network.state_dict().items())
+    assert any(not torch.equal(value, heads[name]) for name, value in trainer.heads.state_dict().items())
 
 
 def test_the_command_trains_in_a_comfyui_of_its_own(comfy_host, tmp_path):

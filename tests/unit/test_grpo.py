@@ -40,21 +40,45 @@ def test_advantages_of_a_group_sum_to_zero_and_equal_rewards_say_nothing(rewards
     assert advantages([1.5] * len(rewards)) is None
 
 
+def drawn_groups(of, number=2, images=4):
+    """Groups of rollouts; the reward is the number of the image."""
+    groups = []
+    for group in range(number):
+        runs = [rollout(of, 10 * group + i) for i in range(images)]
+        with torch.no_grad():
+            old, _ = trajectory_log_p(of, runs)
+        groups.append([Trajectory(rows, float(i), old[i]) for i, rows in enumerate(runs)])
+    return groups
+
+
 def test_stored_and_recomputed_log_probabilities_are_equal_and_the_first_ratio_is_one():
     ours = heads()
-    groups = []
-    for group in range(2):
-        runs = [rollout(ours, 10 * group + i) for i in range(4)]
-        with torch.no_grad():
-            old, _ = trajectory_log_p(ours, runs)
-        groups.append([Trajectory(rows, float(i), old[i]) for i, rows in enumerate(runs)])
+    groups = drawn_groups(ours)
     again, _ = trajectory_log_p(ours, [t.rows for t in groups[0]])
-    assert torch.allclose(again.detach(), torch.stack([t.log_p for t in groups[0]]), atol=1e-4)
+    assert torch.equal(again.detach(), torch.stack([t.log_p for t in groups[0]]))
     alone = torch.stack([trajectory_log_p(ours, [t.rows])[0][0] for t in groups[0]])
     assert torch.allclose(alone.detach(), again.detach(), atol=1e-3)
     scalars = Learner(ours, Settings(epochs=2)).update(groups)
-    assert scalars["first_ratio"] == pytest.approx(1.0, abs=1e-4)
+    assert scalars["first_ratio"] == 1.0
     assert scalars["ratio"] != pytest.approx(1.0, abs=1e-6) and scalars["dropped_groups"] == 0
+
+
+def test_gradients_of_groups_add_up_to_that_of_the_whole_objective():
+    """Groups of unlike sizes, one that says nothing between them, and an image that decided nothing."""
+    ours = heads()
+    groups, mute = drawn_groups(ours, 3), Trajectory([], 9.0, torch.tensor(0.0))
+    groups[0], groups[1] = [*groups[0][:3], mute], [Trajectory(t.rows, 1.0, t.log_p) for t in groups[1]]
+    kept = [t for group in (groups[0], groups[2]) for t in group if t.rows]
+    advantage = torch.cat([advantages([t.reward for t in groups[0]])[:3], advantages([t.reward for t in groups[2]])])
+    new, entropy = trajectory_log_p(ours, [t.rows for t in kept])
+    ratio = (new - torch.stack([t.log_p for t in kept])).exp()
+    objective = torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage).mean()
+    loss = -objective - 0.5 * entropy / sum(len(t.rows) for t in kept)
+    wanted = torch.autograd.grad(loss, list(ours.parameters()))
+    scalars = Learner(ours, Settings(clip=0.2, epochs=1, entropy=0.5, grad_norm=1e9)).update(groups)
+    assert scalars["dropped_groups"] == 1 and scalars["loss"] == pytest.approx(float(loss.detach()), abs=1e-4)
+    for parameter, gradient in zip(ours.parameters(), wanted, strict=True):
+        assert torch.allclose(parameter.grad, gradient, rtol=1e-3, atol=1e-3 * float(gradient.abs().max()) + 1e-6)
 
 
 def row(choice):
