@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from training.files import replaced
 from training.graph import Graph
 from training.references import Reference, file_name
 
@@ -59,7 +60,4 @@ class Drawn:
 
 def save(tensors: dict[str, Tensor], path: Path) -> None:
     """A safetensors file that is there whole or not at all, whenever this process is killed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    save_file(tensors, part)
-    part.replace(path)
+    replaced(path, lambda part: save_file(tensors, part))
