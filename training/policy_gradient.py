@@ -2,100 +2,83 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import random
 import time
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from rapid_core.actions import Sparsity
-from rapid_core.policies.from_file import head_metadata, head_tensors
-from rapid_core.policies.heads import INPUTS, Heads, HeadsPolicy
-from rapid_core.policy_file import PolicyFile, write
+from rapid_core.policies.heads import INPUTS, Heads
+from rapid_core.policy_file import PolicyFile, read, write
 from training.files import replaced, write_text
 from training.graph import Graph
 from training.grpo import Learner, Settings, Trajectory, trajectory_log_p
 from training.host import attach, family_of, last_record
 from training.likelihood import TrajectoryTape
+from training.methods import Method, Planned, Published
 from training.plan_search import latent_psnr
+from training.plans import REFINE, train_plans
 from training.processes import from_first, rank, share, together
 from training.references import Reference, reference
-from training.rewards import discounted
 from training.scalars import Board, write_lines
 from training.scorer import scorer_for
 from training.state import claim
-
-DENSITIES = (0.5, 0.25, 0.125)
-
-
-@dataclass(frozen=True)
-class Plus:
-    """What differs from the published method. budgets: heads know what is left of the budget, and one file serves all
-    speed-ups; order: of the forecast of what is held; omega: weight of the discriminator unless given; published: 0, a
-    discount in place of budgets, and 1."""
-
-    budgets: bool
-    order: int
-    omega: float
-
-
-KINDS = {"rapid3": Plus(False, 0, 1.0), "rapid+": Plus(True, 1, 0.0)}
 
 
 class Trainer:
     """Rollouts, updates and checkpoints. Every random choice follows from seed and iteration, so that training that was
     killed goes on as if it had not been."""
 
-    def __init__(self, graph: Graph, prompts: Sequence[str], args: Namespace, state: Path):
+    def __init__(self, graph: Graph, prompts: Sequence[str], args: Namespace, state: Path, method: Method):
         self.graph, self.prompts, self.args, self.state = graph, list(prompts), args, state
-        self.plus = KINDS[args.kind]
+        self.method, self.refine = method, REFINE if args.target == "solution" else 1
         self.scorer = scorer_for(graph, prompts, args, state)
-        names = ("kind", "heads", "speedups", "prompts_per_update", "group", "lr", "discount", "width", "seed")
+        names = ("kind", "heads", "speedups", "prompts_per_update", "group", "lr", "discount", "width", "seed",
+                 "target", "mode")  # fmt: skip
         settings = {name: getattr(args, name) for name in names}
         claim(state, graph.own_nodes, prompts, {**settings, "reward": self.scorer.about})
         architecture = family_of(graph.model)
         first = self.reference(0)
         self.family, hidden = architecture.family, int(getattr(graph.model.model.diffusion_model, architecture.hidden))
         torch.manual_seed(args.seed)  # here: drawing pictures sets it, too
-        self.heads = Heads(first.latent.shape[1], hidden, args.heads, 2 if self.plus.budgets else 1, args.width)
-        self._start_near_dense()
+        self.heads = Heads(first.latent.shape[1], hidden, args.heads, method.numbers, args.width)
+        method.begin(self.heads)
         self.heads.scales = from_first(self._scales)
         self.learner = Learner(self.heads, Settings(lr=args.lr))
         self.iteration = 0
         self._resume()
 
     def reference(self, number: int) -> Reference:
-        """Dense reference of a prompt of the list."""
+        """What the picture of a prompt of the list is to be near."""
         number %= len(self.prompts)
-        return reference(self.graph, self.prompts[number], self.args.seed + number, self.state / "references")
+        return self.wanted(self.prompts[number], number)
 
-    def _start_near_dense(self) -> None:
-        """Biases with which fresh heads recompute, attend densely and jump by about a fifth: TPDM's, and ours."""
-        for name, bias in (("step", (2.5, 1.0)), ("cache", (2.0, 0.0)), ("sparse", (2.0, 0.0, 0.0, 0.0))):
-            if name in self.heads.heads:
-                self.heads.heads[name].fc2.bias.data.copy_(torch.tensor(bias))
+    def wanted(self, prompt: str, number: int) -> Reference:
+        """The reference of a prompt, whose seed follows from its number."""
+        folder, seed = self.state / "references", self.args.seed + number
+        return reference(self.graph, prompt, seed, folder, self.refine)
 
     def _scales(self) -> dict[str, float]:
         """Root mean square of each head's input in a first rollout."""
         tape = TrajectoryTape()
-        self.draw(self.reference(0), 1.0, 1, 0, tape)
+        self.draw(self.reference(0), self.method.speedups[0], 1, 0, tape)
         rows = [row for some in tape.rows.values() for row in some]
         return {name: max(1e-3, mean(float(row.inputs[name].float().square().mean().sqrt()) for row in rows))
                 for name in INPUTS if name in self.heads.heads}  # fmt: skip
 
     def draw(
-        self, wanted: Reference, speedup: float, images: int, seed: int, tape: TrajectoryTape | None
+        self, wanted: Reference, speedup: float, images: int, seed: int, tape: TrajectoryTape | None,
+        heads: Heads | None = None,
     ) -> tuple[torch.Tensor, list[float]]:
-        """Latents (images, ...) of a prompt from one initial noise, and the equivalent steps of each."""
-        sparsity = Sparsity(left_out="means") if "sparse" in self.heads.heads else None
-        policy = HeadsPolicy(self.heads, speedup, self.plus.order, DENSITIES, sparsity, "training", tape, seed)
-        model = attach(self.graph.model, policy)
+        """Latents (images, ...) of a prompt from one initial noise, and the equivalent steps of each. heads: other than
+        those that learn."""
+        model = attach(self.graph.model, self.method.policy(heads or self.heads, speedup, tape, seed))
         latents = self.graph.sample(wanted.prompt, wanted.seed, model, images)
         evaluations = last_record(model).evaluations
         steps = [sum(e.cost[i] / max(e.dense_cost[i], 1.0) for e in evaluations) for i in range(images)]
@@ -106,21 +89,22 @@ class Trainer:
         args = self.args
         generator = random.Random(f"{args.seed}/{self.iteration}/{number}")
         wanted = self.reference(generator.randrange(len(self.prompts)))
-        speedup = generator.choice(args.speedups) if self.plus.budgets else 1.0
+        speedup = generator.choice(self.method.speedups)
         tape = TrajectoryTape()
         latents, steps = self.draw(wanted, speedup, args.group, generator.randrange(2**31), tape)
         quality = self.scorer.scores(latents, wanted)
-        rewards = quality if self.plus.budgets else discounted(quality, steps, args.discount)
+        rewards = self.method.rewards(quality, steps, speedup)
         rows = [tape.rows.get(i, []) for i in range(args.group)]
         with torch.no_grad():
             old = trajectory_log_p(self.heads, rows)[0] if any(rows) else torch.zeros(args.group)
-        self.seen += [(latent_psnr(x[None], wanted.latent), k) for x, k in zip(latents, steps, strict=True)]
+        near = [latent_psnr(x[None], wanted.latent) for x in latents]
+        self.seen += [(p, k, speedup) for p, k in zip(near, steps, strict=True)]
         return [Trajectory(r, reward, p) for r, reward, p in zip(rows, rewards, old, strict=True)]
 
     def beginning(self, number: int) -> tuple[torch.Tensor, Reference]:
         """Rollouts of a prompt as they are before the first update, and its reference."""
         generator = random.Random(f"{self.args.seed}/beginning/{number}")
-        speedup = generator.choice(self.args.speedups) if self.plus.budgets else 1.0
+        speedup = generator.choice(self.method.speedups)
         wanted, seed = self.reference(number), generator.randrange(2**31)
         return self.draw(wanted, speedup, self.args.group, seed, TrajectoryTape())[0], wanted
 
@@ -131,13 +115,14 @@ class Trainer:
         with tqdm(total=self.args.iterations, initial=self.iteration, desc="policy", unit="update",
                   disable=rank() > 0) as bar:  # fmt: skip
             while self.iteration < self.args.iterations:
-                self.seen: list[tuple[float, float]] = []
+                self.seen: list[tuple[float, float, float]] = []
                 began = time.monotonic()
                 groups = [self.group(n) for n in share(range(self.args.prompts_per_update))]
                 scalars = self.learner.update(groups) | self.scorer.learn(self.iteration)
                 rewards, seen = together([t.reward for group in groups for t in group]), together(self.seen)
                 scalars["reward"] = mean(rewards)
-                scalars["psnr"], scalars["equivalent_steps"] = (mean(column) for column in zip(*seen, strict=True))
+                scalars |= self.method.learn([(speedup, k) for _, k, speedup in seen])
+                scalars["psnr"], scalars["equivalent_steps"] = mean(p for p, _, _ in seen), mean(k for _, k, _ in seen)
                 scalars["rollouts_per_second"] = len(seen) / (time.monotonic() - began)
                 self.iteration += 1
                 self._save(scalars)
@@ -147,7 +132,7 @@ class Trainer:
     # Checkpoints.
     def _save(self, scalars: dict[str, float]) -> None:
         body = {"heads": self.heads.state_dict(), "optimiser": self.learner.optimiser.state_dict(),
-                "scorer": self.scorer.state(), "iteration": self.iteration,
+                "scorer": self.scorer.state(), "prices": self.method.prices, "iteration": self.iteration,
                 "log": [*self.log, {"iteration": self.iteration, "when": time.time(), **scalars}]}  # fmt: skip
         self.log = body["log"]
         if rank() > 0:
@@ -164,6 +149,7 @@ class Trainer:
             self.heads.load_state_dict(body["heads"])
             self.learner.optimiser.load_state_dict(body["optimiser"])
             self.scorer.load(body["scorer"])
+            self.method.prices = body["prices"]
             self.iteration, self.log = body["iteration"], body["log"]
         self.board = Board(self.state / "tensorboard")
         self.board.add_lines(self.log)
@@ -175,42 +161,59 @@ def train_heads(
     graph: Graph, prompts: Sequence[str], args: Namespace, state: Path, path: Path, command: str
 ) -> tuple[PolicyFile, str]:
     """Train heads on all prompts but the last `args.held_out`, measure them on those, and write them."""
-    split = len(prompts) - args.held_out
-    trainer = Trainer(graph, prompts[:split], args, state)
+    split, method = len(prompts) - args.held_out, method_of(graph, prompts, args, state, path, command)
+    trainer = Trainer(graph, prompts[:split], args, state, method)
     trainer.train()
     trainer.board.close()
-    budgets = args.speedups if trainer.plus.budgets else [1.0]
-    rows = [measured(trainer, prompts[split:], budget, split) for budget in budgets]
-    said = metadata(trainer, rows, command)
-    file = from_first(lambda: write(path, "heads", said, head_tensors(trainer.heads)))
-    lines = [f"| {r['budget']:g} | {r['equivalent_steps']:.2f} | {r['psnr']:.2f} | {r['worst']:.2f} |" for r in rows]
-    text = "\n".join(["| budget | equivalent steps | PSNR of the latent, dB | worst |", "|---|---|---|---|", *lines])
+    rows = [measured(trainer, prompts[split:], budget, split) for budget in method.speedups]
+    said = {"architecture": trainer.family, "base_model": graph.model_name, "method": args.kind,
+            "licence": args.licence, "training_command": command, "torch": torch.__version__, "measured": rows,
+            "measured_prompts": args.held_out, **method.about(trainer.heads, trainer.scorer.about)}  # fmt: skip
+    file = from_first(lambda: write(path, "heads", said, method.tensors(trainer.heads)))
+    text = table(rows)
     about = "\n".join(f"- {name}: {value}" for name, value in sorted(file.metadata.items()))
     if rank() == 0:
         write_text(path.with_suffix(".md"), f"# {path.stem}\n\n{text}\n\n{about}\n")
     return file, text
 
 
+def method_of(
+    graph: Graph, prompts: Sequence[str], args: Namespace, state: Path, path: Path, command: str
+) -> Published | Planned:
+    """What `args.kind` names. rapid+ begins with the schedule file `args.start`, or with one that is searched now."""
+    if args.kind == "rapid3":
+        return Published(args)
+    if args.start is not None:
+        file = read(args.start)
+        if file.kind != "schedule":
+            raise file.wrong("kind", f"= {file.kind!r}; heads begin with a schedule (--start)")
+        return Planned(args, file)
+    plan, some = path.with_stem(f"{path.stem}-plan"), prompts[: len(prompts) - args.held_out]
+    return Planned(args, train_plans(graph, some, args, state / "plan", plan, command)[0])
+
+
 def measured(trainer: Trainer, prompts: Sequence[str], budget: float, first: int) -> dict[str, float]:
-    """The heads' most likely choices on prompts they have not seen."""
+    """The heads' most likely choices on prompts they have not seen, and those of fresh heads: of rapid+, the plan."""
     found, numbered = [], share(list(enumerate(prompts)))
+    fresh = copy.deepcopy(trainer.heads)
+    trainer.method.begin(fresh)
     for i, prompt in tqdm(numbered, desc=f"held out at {budget:g}x", unit="picture", disable=rank() > 0):
-        wanted = reference(trainer.graph, prompt, trainer.args.seed + first + i, trainer.state / "references")
-        latents, steps = trainer.draw(wanted, budget, 1, 0, None)
-        found.append((latent_psnr(latents, wanted.latent), steps[0]))
-    found = together(found)
-    return {"budget": budget, "psnr": mean(p for p, _ in found), "worst": min(p for p, _ in found),
-            "equivalent_steps": mean(k for _, k in found)}  # fmt: skip
+        path = trainer.state / f"held_out-{trainer.iteration}" / f"{budget:g}-{i}.json"  # goes on where it was
+        if not path.is_file():
+            wanted = trainer.wanted(prompt, first + i)
+            latents, steps = trainer.draw(wanted, budget, 1, 0, None)
+            before = trainer.draw(wanted, budget, 1, 0, None, fresh)[0]
+            near = latent_psnr(latents, wanted.latent), steps[0], latent_psnr(before, wanted.latent)
+            write_text(path, json.dumps(near))
+        found.append(json.loads(path.read_text(encoding="utf-8")))
+    near, steps, before = zip(*together(found), strict=True)
+    return {"budget": budget, "psnr": mean(near), "worst": min(near), "equivalent_steps": mean(steps),
+            "least_steps": min(steps), "most_steps": max(steps), "psnr_untrained": mean(before)}  # fmt: skip
 
 
-def metadata(trainer: Trainer, rows: list[dict], command: str) -> dict[str, Any]:
-    """What the file says of itself."""
-    args, plus = trainer.args, trainer.plus
-    reward = trainer.scorer.about
-    return {
-        "architecture": trainer.family, "base_model": trainer.graph.model_name, "method": args.kind,
-        "budgets": args.speedups if plus.budgets else [1.0], "licence": args.licence, "training_command": command,
-        "reward": reward if plus.budgets else f"{reward}, discounted by {args.discount:g} an equivalent step",
-        "torch": torch.__version__, "measured": rows, "measured_prompts": args.held_out,
-        **head_metadata(trainer.heads, plus.order, DENSITIES),
-    }  # fmt: skip
+def table(rows: Sequence[dict[str, float]]) -> str:
+    """What was measured on held-out prompts, as Markdown."""
+    head = "| budget | equivalent steps (least, most) | PSNR of the latent, dB | worst | before training |"
+    lines = [f"| {r['budget']:g} | {r['equivalent_steps']:.2f} ({r['least_steps']:.2f}, {r['most_steps']:.2f}) | "
+             f"{r['psnr']:.2f} | {r['worst']:.2f} | {r['psnr_untrained']:.2f} |" for r in rows]  # fmt: skip
+    return "\n".join([head, "|" + "---|" * 5, *lines])

@@ -66,7 +66,8 @@ class Scorer:
     def learn(self, iteration: int) -> dict[str, float]:
         """After the policy's update: one step of the discriminator, and the iteration's scalars."""
         seen, self.seen = together(self.seen), []
-        scalars = {f"reward/{name}": mean(v for columns, _ in seen for v in columns[name]) for name in seen[0][0]}
+        names = seen[0][0] if seen else ()
+        scalars = {f"reward/{name}": mean(v for columns, _ in seen for v in columns[name]) for name in names}
         if self.discriminator is None:
             return scalars
         for _, looked in seen:

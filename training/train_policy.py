@@ -17,12 +17,15 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # not first: ComfyUI has a module `nodes`, too
 
+from rapid_core.policies.from_file import PLUS  # noqa: E402
 from rapid_core.policies.heads import HEADS  # noqa: E402
+from rapid_core.policies.planned import MODES  # noqa: E402
 from training.features import FEATURES  # noqa: E402
 from training.graph import Graph, WorkflowError  # noqa: E402
 from training.host import Host, find_tree  # noqa: E402
+from training.methods import METHODS, OMEGA  # noqa: E402
 from training.plans import train_plans  # noqa: E402
-from training.policy_gradient import KINDS, train_heads  # noqa: E402
+from training.policy_gradient import train_heads  # noqa: E402
 from training.processes import ProcessLost, rank, several, size  # noqa: E402
 from training.rewards import REWARDS, parsed  # noqa: E402
 
@@ -39,8 +42,8 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--host-arguments", default="", help='ComfyUI\'s own flags, e.g. "--cpu --base-directory DIR"')
     found.add_argument("--sampler", help="id of the sampler node, where the workflow has several")
     found.add_argument("--text", nargs="*", default=[], metavar="ID.NAME", help="inputs that hold the prompt")
-    found.add_argument("--kind", choices=("schedule", *KINDS), default="schedule", help="what is trained: a searched "
-                       "schedule, RAPID3's heads as published, or heads that know their budget (rapid+)")
+    found.add_argument("--kind", choices=("schedule", *METHODS), default="schedule", help="what is trained: a searched "
+                       "schedule, RAPID3's heads as published, or heads that begin with a schedule (rapid+)")
     found.add_argument("--speedups", nargs="+", type=float, default=[2.0, 3.0, 4.0], help="speed-ups to make it for")
     found.add_argument("--calibration", type=int, default=16, help="prompts that plans are searched on")
     found.add_argument("--held-out", type=int, default=16, help="prompts after those that the result is measured on")
@@ -49,7 +52,12 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--target", choices=("dense", "solution"), default="dense", help="what pictures are to be "
                        "near: the dense picture, or the solution of the model's ODE, as dense sampling is itself")
     heads = found.add_argument_group("heads")
-    heads.add_argument("--heads", nargs="+", choices=HEADS, default=list(HEADS), help="heads to train")
+    heads.add_argument("--heads", nargs="+", choices=HEADS, help="heads to train (default: rapid3 all of them, rapid+ "
+                       "step)")
+    heads.add_argument("--start", type=Path, metavar="FILE", help="rapid+: schedule file to begin with (default: one "
+                       "is searched first)")
+    heads.add_argument("--mode", choices=MODES, default="cap", help="rapid+: no image spends more than its budget, or "
+                       "images spend it in the mean (average)")
     heads.add_argument("--iterations", type=int, default=100, help="updates")
     heads.add_argument("--prompts-per-update", type=int, default=4, help="groups of rollouts an update")
     heads.add_argument("--group", type=int, default=8, help="rollouts of a prompt, from the same noise")
@@ -95,8 +103,9 @@ def checked(args: argparse.Namespace) -> argparse.Namespace:
     for name in ("calibration", "held_out", "plans", "iterations", "prompts_per_update", "width"):
         if getattr(args, name) < 1:
             raise SystemExit(f"--{name.replace('_', '-')} {getattr(args, name)}: give 1 or more")
+    args.heads = args.heads or (list(HEADS) if args.kind == "rapid3" else ["step"])
     if args.omega is None:
-        args.omega = KINDS[args.kind].omega if args.kind in KINDS else 0.0
+        args.omega = OMEGA.get(args.kind, 0.0)
     if not 0 <= args.omega < float("inf") or args.discriminator_warm_up < 0:
         raise SystemExit("--omega and --discriminator-warm-up must be 0 or more")
     try:
@@ -110,7 +119,8 @@ def checked(args: argparse.Namespace) -> argparse.Namespace:
 
 def main() -> None:
     args = checked(parser().parse_args())
-    prompts = read_prompts(args.prompts, args.calibration + args.held_out)
+    apart = args.held_out if args.kind == PLUS and args.start is None else 0  # of the schedule that is searched first
+    prompts = read_prompts(args.prompts, args.calibration + args.held_out + apart)
     state = args.state or Path("rapid_training") / args.out
     with several(timedelta(hours=args.patience)):
         host = Host(find_tree(args.comfyui), shlex.split(args.host_arguments))
@@ -133,7 +143,7 @@ def _shown(args: argparse.Namespace) -> list[str]:
     """Flags that decide the result."""
     plan = ("target", "speedups", "calibration", "held_out", "plans", "seed")
     heads = ("kind", "heads", "speedups", "held_out", "iterations", "prompts_per_update", "group", "lr", "reward",
-             "omega", "discriminator_warm_up", "features", "discount", "width", "seed")  # fmt: skip
+             "target", "mode", "omega", "discriminator_warm_up", "features", "discount", "width", "seed")  # fmt: skip
     names = plan if args.kind == "schedule" else heads
     return [text for name in names for text in (f"--{name.replace('_', '-')}", *map(str, _listed(getattr(args, name))))]
 

@@ -11,11 +11,15 @@ import pytest
 import torch
 
 from devkit.base_folder import REPOSITORY, make_base_folder, remove_base_folder
+from rapid_core.policies.from_file import plans_of
+from rapid_core.policies.schedule import SchedulePolicy
+from rapid_core.policy_file import read
 from rapid_testing.trainings import HEADS, arguments
 from training.graph import Graph, WorkflowError
+from training.host import attach
 from training.likelihood import log_probability
 from training.plans import train_plans
-from training.policy_gradient import Trainer, train_heads
+from training.policy_gradient import Trainer, method_of, train_heads
 from training.references import reference
 
 PROMPTS = ["flat red background", "flat blue background, big red striped circle center", "grid green background",
@@ -193,6 +197,7 @@ def train(graph, folder, target="dense"):
 
 def learn(graph, folder, kind="rapid+", iterations=3, groups=2, reward=("psnr",), omega=0.0):
     args = Namespace(kind=kind, heads=["step", "cache", "sparse"], seed=0, held_out=1, speedups=[1.5, 2.0],
+                     calibration=2, plans=3, oracle=0, target="dense", mode="average", start=None,
                      iterations=iterations, prompts_per_update=groups, group=3, lr=1e-2, reward=list(reward),
                      omega=omega, features="judge", discriminator_warm_up=3, discount=0.9, width=16,
                      licence="Apache-2.0")  # fmt: skip
@@ -280,10 +285,33 @@ def test_the_policy_runs_in_accelerate_and_beats_even_spacing(graph, host, tmp_p
     assert errors[0] < errors[1]
 
 
+def scalars(folder):
+    return [json.loads(line) for line in (folder / "state" / "scalars.jsonl").read_text().splitlines()]
+
+
+def test_heads_that_learned_nothing_are_the_schedule_that_they_begin_with(graph, tmp_path):
+    file, _ = train(graph, tmp_path)
+    args = arguments(f"{HEADS} --start {file.path}")
+    method = method_of(graph, PROMPTS, args, tmp_path, tmp_path / "policy.safetensors", "a command")
+    trainer = Trainer(graph, PROMPTS[:3], args, tmp_path / "heads", method)
+    wanted = trainer.reference(0)
+    policy = SchedulePolicy(2.0, guard=0.0, plan=plans_of(file)[0])
+    alone = graph.sample(wanted.prompt, wanted.seed, attach(graph.model, policy))
+    assert torch.equal(trainer.draw(wanted, 2.0, 1, 0, None)[0], alone.cpu())
+    with pytest.raises(ValueError, match="kind = 'heads'; heads begin with a schedule"):
+        learned, _ = learn(graph, tmp_path / "other")
+        method_of(graph, PROMPTS, arguments(f"{HEADS} --start {learned.path}"), tmp_path, tmp_path / "x", "")
+
+
 @pytest.mark.parametrize("kind", ["rapid3", "rapid+"])
 def test_trained_heads_run_in_accelerate(graph, host, tmp_path, pack_module, kind):
     file, table = learn(graph, tmp_path, kind)
     assert file.kind == "heads" and file.metadata["method"] == kind and "equivalent steps" in table
+    if kind == "rapid+":
+        plan = read(tmp_path / "policy-plan.safetensors")
+        assert plan.kind == "schedule" and torch.equal(plan.tensors["plan.1.computed"], file.tensors["plan.1.computed"])
+        prices = [line["price/2"] for line in scalars(tmp_path)]
+        assert file.metadata["mode"] == "average" and len(set(prices)) == 3
     policy = pack_module("rapid_core.policy_file").read(file.path)
     patch = lambda model: host.comfy_host.run_node("RAPID_Accelerate", model=model, speedup=2.0, policy=policy)[0]  # noqa: E731
     found = graph.sample(PROMPTS[0], 0, patch=patch)
@@ -301,7 +329,9 @@ def leaves(node, seen):
 
 def test_no_gradient_reaches_the_transformer(graph, tmp_path):
     """Rollouts leave no graph behind; what an update differentiates ends at the heads, and it changes only them."""
-    trainer = Trainer(graph, PROMPTS, arguments(HEADS), tmp_path)
+    args = arguments(HEADS)
+    method = method_of(graph, PROMPTS, args, tmp_path, tmp_path / "policy.safetensors", "a command")
+    trainer = Trainer(graph, PROMPTS, args, tmp_path / "state", method)
     network, trainer.seen = graph.model.model.diffusion_model, []
     weights = {name: value.to("cpu", copy=True) for name, value in network.state_dict().items()}
     heads = {name: value.clone() for name, value in trainer.heads.state_dict().items()}

@@ -20,8 +20,8 @@ PROMPTS = ["flat red background", "flat blue background, big red striped circle 
            "flat yellow background, small blue plain cross top right"]  # fmt: skip
 CORE = ("nodes_flux.py", "nodes_sd3.py")
 BEGIN = "the trainings begin"
-HEADS = ("--kind rapid+ --iterations 3 --prompts-per-update 3 --group 3 --width 16 --held-out 2 --speedups 1.5 2 "
-         "--lr 0.01")  # fmt: skip
+HEADS = ("--kind rapid+ --iterations 3 --prompts-per-update 3 --group 3 --width 16 --held-out 1 --speedups 1.5 2 "
+         "--lr 0.01 --calibration 2 --plans 3 --oracle 0")  # fmt: skip
 PLANS = "--kind schedule --speedups 2 --calibration 3 --held-out 1 --oracle 1 --plans 4"
 
 

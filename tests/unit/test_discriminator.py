@@ -154,9 +154,9 @@ def test_each_update_learns_once_and_logs_what_it_saw(tmp_path):
     remembered = len(scorer.discriminator.drawn.rows)
     scorer.scores(blurred(3, 5), wanted)
     scorer.scores(blurred(3, 6), wanted)
-    assert len(scorer.discriminator.drawn.rows) == remembered + 6
     before = scorer.discriminator.adapter.logit.weight.clone()
     scalars = scorer.learn(0)
+    assert len(scorer.discriminator.drawn.rows) == remembered + 6
     assert scalars.keys() == {"reward/ssim", "reward/discriminator", "discriminator/loss", "discriminator/accuracy"}
     assert not torch.equal(before, scorer.discriminator.adapter.logit.weight)
     assert scorer.learn(1).keys() == {"discriminator/loss", "discriminator/accuracy"}  # of this iteration alone

@@ -1,0 +1,142 @@
+"""What is trained: RAPID3's heads as published, or heads that begin with a plan (`rapid+`)."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Sequence
+from statistics import mean
+from typing import Any, Protocol
+
+import torch
+
+from rapid_core.actions import Sparsity
+from rapid_core.policies.from_file import PLUS, head_metadata, head_tensors, nearest_plan, plan_tensors, plans_of
+from rapid_core.policies.heads import Heads, HeadsPolicy, Tape
+from rapid_core.policies.planned import NUMBERS, PlannedPolicy
+from rapid_core.policies.schedule import affordable
+from rapid_core.policy_file import PolicyFile
+from training.rewards import discounted
+
+DENSITIES = (0.5, 0.25, 0.125)
+# Biases with which fresh heads recompute, attend densely and jump by about a fifth: TPDM's, and ours.
+NEAR_DENSE = {"step": (2.5, 1.0), "cache": (2.0, 0.0), "sparse": (2.0, 0.0, 0.0, 0.0)}
+PRICE, RATE = 0.25, 0.5  # of a whole budget at the beginning, and how fast it follows what is spent
+OMEGA = {"rapid3": 1.0, PLUS: 0.0}  # weight of the discriminator unless given
+
+
+class Method(Protocol):
+    """How heads of a kind begin, draw, are paid and are written down. speedups: those of rollouts; numbers: see
+    `Heads`; prices: what `learn` changes."""
+
+    speedups: Sequence[float]
+    numbers: int
+    prices: dict[float, float]
+
+    def begin(self, heads: Heads) -> None:
+        """Weights of fresh heads."""
+        ...
+
+    def policy(self, heads: Heads, speedup: float, tape: Tape | None, seed: int) -> HeadsPolicy:
+        """The heads in use; drawn and written down where there is a tape."""
+        ...
+
+    def rewards(self, quality: Sequence[float], steps: Sequence[float], speedup: float) -> list[float]:
+        """What images are worth that took so many equivalent steps."""
+        ...
+
+    def learn(self, seen: Sequence[tuple[float, float]]) -> dict[str, float]:
+        """After an update: (speed-up, equivalent steps) of all its rollouts; returns scalars."""
+        ...
+
+    def tensors(self, heads: Heads) -> dict[str, torch.Tensor]:
+        """Of the policy file."""
+        ...
+
+    def about(self, heads: Heads, reward: str) -> dict[str, Any]:
+        """Metadata of the policy file."""
+        ...
+
+
+def sparsity_of(heads: Heads) -> Sparsity | None:
+    """Sparse attention, where a head chooses its density."""
+    return Sparsity(left_out="means") if "sparse" in heads.heads else None
+
+
+class Published:
+    """RAPID3: no budgets, a discount by equivalent steps instead, and larger Euler steps over what is held."""
+
+    speedups, numbers = (1.0,), 1
+
+    def __init__(self, args: Namespace):
+        self.discount = args.discount
+        self.prices: dict[float, float] = {}
+
+    def begin(self, heads: Heads) -> None:
+        for name, head in heads.heads.items():
+            head.fc2.bias.data.copy_(torch.tensor(NEAR_DENSE[name]))
+
+    def policy(self, heads: Heads, speedup: float, tape: Tape | None, seed: int) -> HeadsPolicy:
+        return HeadsPolicy(heads, speedup, 0, DENSITIES, sparsity_of(heads), "training", tape, seed)
+
+    def rewards(self, quality: Sequence[float], steps: Sequence[float], speedup: float) -> list[float]:
+        return discounted(quality, steps, self.discount)
+
+    def learn(self, seen: Sequence[tuple[float, float]]) -> dict[str, float]:
+        return {}
+
+    def tensors(self, heads: Heads) -> dict[str, torch.Tensor]:
+        return head_tensors(heads)
+
+    def about(self, heads: Heads, reward: str) -> dict[str, Any]:
+        return {"reward": f"{reward}, discounted by {self.discount:g} an equivalent step", "budgets": [1.0],
+                **head_metadata(heads, 0, DENSITIES)}  # fmt: skip
+
+
+class Planned:
+    """rapid+: heads begin as the plans of a schedule file and know what is left of their budget. In the mode "average"
+    an image may spend more than its budget, at a price that follows what is spent in the mean."""
+
+    numbers = NUMBERS
+
+    def __init__(self, args: Namespace, file: PolicyFile):
+        self.file, self.speedups, self.mode = file, list(args.speedups), args.mode
+        self.steps = len(plans_of(file)[0].computed)
+        self.prices = dict.fromkeys(self.speedups, PRICE)
+
+    def begin(self, heads: Heads) -> None:
+        for name, head in heads.heads.items():
+            if name == "step":  # says nothing: the plan as it is
+                head.fc2.weight.data.zero_()
+            else:
+                head.fc2.bias.data.copy_(torch.tensor(NEAR_DENSE[name]))
+
+    def policy(self, heads: Heads, speedup: float, tape: Tape | None, seed: int) -> PlannedPolicy:
+        plan = nearest_plan(self.file, speedup)
+        return PlannedPolicy(heads, speedup, 1, DENSITIES, sparsity_of(heads), "training", tape, seed, plan=plan,
+                             mode=self.mode)  # fmt: skip
+
+    def rewards(self, quality: Sequence[float], steps: Sequence[float], speedup: float) -> list[float]:
+        price = self.prices[speedup] if self.mode == "average" else 0.0
+        budget = affordable(speedup, self.steps)
+        return [q - price * k / budget for q, k in zip(quality, steps, strict=True)]
+
+    def learn(self, seen: Sequence[tuple[float, float]]) -> dict[str, float]:
+        if self.mode != "average":
+            return {}
+        for speedup in self.speedups:
+            spent = [steps for s, steps in seen if s == speedup]
+            if spent:
+                over = mean(spent) / affordable(speedup, self.steps) - 1
+                self.prices[speedup] = max(0.0, self.prices[speedup] + RATE * over)
+        return {f"price/{speedup:g}": price for speedup, price in self.prices.items()}
+
+    def tensors(self, heads: Heads) -> dict[str, torch.Tensor]:
+        return {**head_tensors(heads), **plan_tensors(plans_of(self.file))}
+
+    def about(self, heads: Heads, reward: str) -> dict[str, Any]:
+        return {"reward": reward, "budgets": list(self.file.budgets), "structure": PLUS, "mode": self.mode,
+                "plan": f"{self.file.name}: {self.file.metadata.get('reward', '')}",
+                **head_metadata(heads, 1, DENSITIES)}  # fmt: skip
+
+
+METHODS = ("rapid3", PLUS)
