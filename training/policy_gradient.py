@@ -160,9 +160,9 @@ class Trainer:
 def train_heads(
     graph: Graph, prompts: Sequence[str], args: Namespace, state: Path, path: Path, command: str
 ) -> tuple[PolicyFile, str]:
-    """Train heads on all prompts but the last `args.held_out`, measure them on those, and write them."""
+    """Train heads on the first prompts, measure them on the last `args.held_out`, and write them."""
     split, method = len(prompts) - args.held_out, method_of(graph, prompts, args, state, path, command)
-    trainer = Trainer(graph, prompts[:split], args, state, method)
+    trainer = Trainer(graph, prompts[:split][: args.train_prompts], args, state, method)
     trainer.train()
     trainer.board.close()
     rows = [measured(trainer, prompts[split:], budget, split) for budget in method.speedups]

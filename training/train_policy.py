@@ -58,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
                        "is searched first)")
     heads.add_argument("--mode", choices=MODES, default="cap", help="rapid+: no image spends more than its budget, or "
                        "images spend it in the mean (average)")
+    heads.add_argument("--train-prompts", type=int, help="prompts that heads learn on (default: all but --held-out)")
     heads.add_argument("--iterations", type=int, default=100, help="updates")
     heads.add_argument("--prompts-per-update", type=int, default=4, help="groups of rollouts an update")
     heads.add_argument("--group", type=int, default=8, help="rollouts of a prompt, from the same noise")
@@ -112,6 +113,8 @@ def checked(args: argparse.Namespace) -> argparse.Namespace:
         parsed(args.reward)
     except ValueError as error:
         raise SystemExit(f"--reward: {error}") from None
+    if args.train_prompts is not None and args.train_prompts < 1:
+        raise SystemExit(f"--train-prompts {args.train_prompts}: give 1 or more")
     if args.group < 2 or not 0 < args.discount < 1 or args.lr <= 0 or args.patience <= 0:
         raise SystemExit("--group must be 2 or more, --discount between 0 and 1, --lr and --patience above 0")
     return args
@@ -142,9 +145,10 @@ def main() -> None:
 def _shown(args: argparse.Namespace) -> list[str]:
     """Flags that decide the result."""
     plan = ("target", "speedups", "calibration", "held_out", "plans", "seed")
-    heads = ("kind", "heads", "speedups", "held_out", "iterations", "prompts_per_update", "group", "lr", "reward",
-             "target", "mode", "omega", "discriminator_warm_up", "features", "discount", "width", "seed")  # fmt: skip
-    names = plan if args.kind == "schedule" else heads
+    heads = ("kind", "heads", "speedups", "held_out", "train_prompts", "iterations", "prompts_per_update", "group",
+             "lr", "reward", "target", "mode", "omega", "discriminator_warm_up", "features", "discount", "width",
+             "seed")  # fmt: skip
+    names = [name for name in (plan if args.kind == "schedule" else heads) if getattr(args, name) is not None]
     return [text for name in names for text in (f"--{name.replace('_', '-')}", *map(str, _listed(getattr(args, name))))]
 
 

@@ -1,7 +1,7 @@
 """Where heads begin: a plan as the offset of their jumps.
 
 The Step-Skip head gives a Beta-distributed jump. With an offset of its logits, heads that say nothing jump to the next
-evaluation that a plan computes, and in training about one step of the grid beside it; what they learn is a
+evaluation that a plan computes, and in training now and then a step of the grid beside it; what they learn is a
 difference to the plan."""
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ from collections.abc import Sequence
 from .schedule import even
 
 LEAST_MODE = 0.001  # of a jump: its logits stay finite
-SHARP = (2.0, 2000.0)  # concentration within which a prior stays
+# Deviation of a jump in steps of the grid. Half a step to either side is the plan's own evaluation: one jump in six
+# goes elsewhere. With a whole step half of them do, and rollouts lose 8 dB (FLUX-like) before anything is learned.
+WANDER = 0.35
+SHARP = (2.0, 2900.0)  # concentration within which a prior stays: `head_net.beta` limits logits to 8
 
 
 def following(marks: Sequence[bool], step: int, left: int) -> int:
@@ -30,12 +33,12 @@ def following(marks: Sequence[bool], step: int, left: int) -> int:
 
 def offset(schedule: Sequence[float], step: int, target: int) -> tuple[float, float]:
     """Offset of the logits of a jump (see `head_net.beta`) at `step`: its mode lies between the noise levels of
-    `target`, the next step to be computed, and the one before, its deviation is about a step of the grid there.
+    `target`, the next step to be computed, and the one before, its deviation is WANDER steps of the grid.
     target = number of steps: to the end."""
     start, steps = schedule[step], len(schedule) - 1
     above, here = schedule[target - 1], schedule[min(target, steps)]
     below = schedule[min(target + 1, steps)]
     mode = min(max((above + here) / 2 / start, LEAST_MODE), 1 - 1e-4)
-    width = max((above - below) / 2 / start, 1e-4)
+    width = max(WANDER * (above - below) / 2 / start, 1e-4)
     sharp = min(max(mode * (1 - mode) / width**2, SHARP[0]), SHARP[1])
     return math.log(sharp * mode), math.log(sharp * (1 - mode))

@@ -197,7 +197,7 @@ def train(graph, folder, target="dense"):
 
 def learn(graph, folder, kind="rapid+", iterations=3, groups=2, reward=("psnr",), omega=0.0):
     args = Namespace(kind=kind, heads=["step", "cache", "sparse"], seed=0, held_out=1, speedups=[1.5, 2.0],
-                     calibration=2, plans=3, oracle=0, target="dense", mode="average", start=None,
+                     calibration=2, plans=3, oracle=0, target="dense", mode="average", start=None, train_prompts=None,
                      iterations=iterations, prompts_per_update=groups, group=3, lr=1e-2, reward=list(reward),
                      omega=omega, features="judge", discriminator_warm_up=3, discount=0.9, width=16,
                      licence="Apache-2.0")  # fmt: skip
