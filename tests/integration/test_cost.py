@@ -7,8 +7,11 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.subject import FAMILIES, Subject
 from rapid_core.architectures import describe
 from rapid_core.cost import CostModel
+from rapid_core.policies.heads import HEADS, Heads
+from rapid_core.policies.planned import NUMBERS
 
 BATCH, HEIGHT, WIDTH, TEXT = 2, 16, 24, 12
 
@@ -82,3 +85,19 @@ def load_demo(demo_pack, kind, path):
     if kind == "lumina":
         return importlib.import_module(f"{demo_pack.__name__}.nextdit").load(path).model.diffusion_model
     return comfy.sd.load_diffusion_model(path).model.diffusion_model
+
+
+@pytest.mark.parametrize("kind", ["flux", "sd3"])
+def test_the_demos_heads_cost_less_than_a_hundredth_of_a_dense_evaluation_of_1024_tokens(kind, comfy_host, demo_pack):
+    comfy_host.load_core_nodes("nodes_flux.py")
+    subject = Subject(comfy_host, FAMILIES[kind])
+    hidden = subject.model.model.diffusion_model.hidden_size
+    latent, pooled = torch.randn(1, 64, 32, 32), torch.zeros(1, hidden)
+    shares = {}
+    for names, numbers, width in ((HEADS, 1, 32), (("step",), NUMBERS, 32), (HEADS, 1, 128)):
+        heads = Heads(16, hidden, names, numbers, width)
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            heads(dict.fromkeys(names, latent), torch.zeros(1, numbers), pooled)
+        shares[len(names), width] = counter.get_total_flops() / subject.dense_flops(512)
+    assert shares[3, 32] < 0.01 and shares[1, 32] < 0.003
+    assert 0.02 < shares[3, 128] < 0.05  # what is measured is there

@@ -5,10 +5,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rapid_core.actions import Level
+from rapid_core.actions import Level, Look
 from rapid_core.policies.from_file import head_metadata, head_tensors, jumps_policy, plan_tensors, policy_of
 from rapid_core.policies.head_net import beta_mode
-from rapid_core.policies.heads import Heads
+from rapid_core.policies.heads import OUTPUTS, Heads, HeadsPolicy
 from rapid_core.policies.planned import NUMBERS, PlannedPolicy
 from rapid_core.policies.prior import following, offset
 from rapid_core.policies.schedule import Plan, SchedulePolicy, even
@@ -111,6 +111,21 @@ def test_the_probability_of_a_jump_is_that_of_the_distribution_it_was_drawn_from
             a, b = (1 + (logits + torch.tensor(row.choice.lean)).exp()).tolist()
             assert float(value) == pytest.approx(float(torch.distributions.Beta(a, b).log_prob(
                 torch.tensor(row.choice.jump))), rel=1e-4)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["rapid3", "rapid+"])
+def test_what_heads_ask_for_stays_on_the_device(kind, monkeypatch):
+    """It is fetched with the engine's own numbers; all that decides afterwards is on the host."""
+    policy = PlannedPolicy(heads(), 2.0) if kind == "rapid+" else HeadsPolicy(Heads(CHANNELS, 24, width=16), 2.0)
+    actor, calls = policy.start(None), []
+    for name in ("tolist", "item", "__float__", "__bool__", "__int__", "cpu"):
+        original = getattr(torch.Tensor, name)
+        monkeypatch.setattr(
+            torch.Tensor, name, lambda self, *a, _o=original, _n=name, **k: calls.append(_n) or _o(self, *a, **k)
+        )
+    look = Look(*(torch.randn(CHANNELS, 8, 8) for _ in range(3)), torch.randn(24), None, torch.tensor(0.1))
+    asked = actor.ask([look, None, look], torch.tensor(0.5))
+    assert asked is not None and len(asked) == 2 * sum(OUTPUTS[name] for name in policy.names) and calls == []
 
 
 def file_of(path, **changes):
