@@ -82,9 +82,12 @@ def cost_on_dev(
 
 def threshold_at(
     suite: Suite, goal: float, number: int, patch: Callable[[float], Callable[[Any], Any]], alone: bool = False
-) -> float:
-    """Smallest threshold at which `patch` costs at most `goal` on development prompts, within 3 %."""
+) -> float | None:
+    """Smallest threshold at which `patch` costs at most `goal` on development prompts, within 3 %; None where that of 1
+    costs more."""
     low, high = 0.001, 1.0
+    if cost_on_dev(suite, patch(high), number, alone=alone) > goal:
+        return None
     for _ in range(8):
         middle = (low * high) ** 0.5
         if cost_on_dev(suite, patch(middle), number, alone=alone) <= goal:
@@ -105,6 +108,9 @@ def at_cost(comfy: Any, suite: Suite, target: str, goal: float, number: int) -> 
     out = []
     for name, patch in (("region_error", clocks), ("cache_reuse", partial(patcher, comfy, "cache_reuse"))):
         found = suite.once(f"{name}/{target}", partial(threshold_at, suite, goal, number, patch))
+        if found is None:
+            print(f"{suite.kind}: {name} cannot be had at {target}")
+            continue
         out += [Method(name, target, patch(found)), Method(f"{name}_{SECOND}", target, patch(found), sampler=SECOND)]
     for sampler, evaluations in SAMPLERS.items():
         steps = max(2, math.ceil(goal * suite.steps / evaluations))

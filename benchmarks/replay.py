@@ -10,7 +10,10 @@ from typing import Any
 from benchmarks.costs import Decision
 from rapid_core.actions import DENSE, Action, Level, Observation, Sparsity, Window
 from rapid_core.host.chain import attach
+from rapid_core.policies.from_file import heads_policy
+from rapid_core.policies.planned import PlannedPolicy
 from rapid_core.policies.schedule import SchedulePolicy, affordable
+from rapid_core.policy_file import PolicyFile
 
 REPLAYED = Sparsity(left_out="means")
 
@@ -53,9 +56,10 @@ class ReplayActor:
 
     def __init__(self, policy: ReplayPolicy):
         self.policy, self.forecasts = policy, policy.schedule.start(Window(1.0, 0.0))
-        self.forecasts.fits = policy.schedule.plan is not None
 
     def act(self, observation: Observation) -> tuple[Action, ...]:
+        if observation.index == 0:
+            self.forecasts.plan(observation)  # whether its weights fit the run
         return tuple(self._one(i, observation) for i in range(len(observation.images)))
 
     def _one(self, number: int, observation: Observation) -> Action:
@@ -67,14 +71,22 @@ class ReplayActor:
         return Action(level, weights=weights)
 
 
-def replayed(speedup: float, lists_of: Callable[[int], Sequence[Decision]], plan: Any = None) -> Callable:
-    """A patch for each group of pictures: the decisions that `lists_of` names for each of them."""
+def replayed(schedule: SchedulePolicy, lists_of: Callable[[int], Sequence[Decision]]) -> Callable:
+    """A patch for each group of pictures: the decisions that `lists_of` names for each of them; what is held is
+    forecast as `schedule` would."""
 
     def each(model: Any, numbers: list[int]) -> Any:
-        lists = tuple(tuple(lists_of(n)) for n in numbers)
-        return attach(model, ReplayPolicy(lists, SchedulePolicy(speedup, guard=0.0, plan=plan)))
+        return attach(model, ReplayPolicy(tuple(tuple(lists_of(n)) for n in numbers), schedule))
 
     return each
+
+
+def forecasts_of(file: PolicyFile, speedup: float) -> SchedulePolicy:
+    """A schedule that forecasts what is held as a heads file's policy does."""
+    policy = heads_policy(file, speedup)
+    if isinstance(policy, PlannedPolicy):
+        return policy.schedule
+    return SchedulePolicy(speedup, forecast_order=policy.forecast_order, guard=0.0)
 
 
 def at_random(steps: int, speedup: float, number: int) -> list[Decision]:

@@ -31,7 +31,8 @@ class Accelerate(io.ComfyNode):
                              "spaced."),
                 io.Float.Input("guard", default=0.5, min=0.0, max=10.0, step=0.05, optional=True,
                                tooltip="Where a computed step shows that its forecast would have been worse than this "
-                               "relative error, the next one is computed and a later one is not. 0 turns it off."),
+                               "relative error, the next one is computed and a later one is not. 0 turns it off; "
+                               "trained heads decide without it."),
             ],
             outputs=[io.Model.Output(display_name="model")],
         )  # fmt: skip

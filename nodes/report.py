@@ -6,7 +6,7 @@ import torch
 from comfy_api.latest import io
 
 from ..rapid_core.heatmap import draw
-from ..rapid_core.host.chain import log_of
+from ..rapid_core.host.chain import chain_of, log_of
 from ..rapid_core.record import fingerprint
 
 NOT_PATCHED = (
@@ -45,8 +45,8 @@ class Report(io.ComfyNode):
     @classmethod
     def execute(cls, model, latent, picture=None):
         log = log_of(model)
-        record = log.find(fingerprint(latent["samples"])) if log else None
-        text = record.text() if record else NO_RUN if log else NOT_PATCHED
+        record = log.find(fingerprint(latent["samples"]), other=chain_of(model) is not None) if log else None
+        text = record.text() if record else NO_RUN if chain_of(model) else NOT_PATCHED
         data = [json.dumps(record.as_json())] if record else []
         image = draw(record, picture) if record else torch.zeros(1, 64, 64, 3)
         return io.NodeOutput(latent, text, image, ui={"text": (text,), "rapid_record": data})

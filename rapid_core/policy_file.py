@@ -59,8 +59,8 @@ class PolicyFile:
             return json.loads(self.metadata[field])
         except KeyError:
             raise self.wrong(field, "is missing from the metadata") from None
-        except json.JSONDecodeError as error:
-            raise self.wrong(field, f"= {self.metadata[field]!r} is not JSON ({error})") from None
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise self.wrong(field, f"= {self.metadata[field][:80]!r} is not JSON ({error})") from None
 
     def tensor(self, field: str, shape: tuple[int | None, ...], dtype: torch.dtype | None = None) -> Tensor:
         """A tensor of this shape (None: any length), without NaN or infinity."""

@@ -112,8 +112,9 @@ class RunRecord:
 
 def side_by_side(records: Sequence[RunRecord], steps: int) -> RunRecord:
     """One record of images that were sampled one after another, each at noise levels of its own: `records` of one image
-    each. At the levels of others an image is held; dense would have been `steps` evaluations of each."""
-    rows, scale = [], [steps / max(1, len(r.evaluations)) for r in records]
+    each. At the levels of others an image is held; dense would have been `steps` evaluations of each that finished."""
+    rows = []
+    scale = [steps / max(1, len(r.evaluations)) if r.status == "finished" else 1.0 for r in records]
     for sigma in sorted({e.sigma for r in records for e in r.evaluations}, reverse=True):
         found = [next((e for e in r.evaluations if e.sigma == sigma), None) for r in records]
         rows.append(_row(len(rows), sigma, found, scale))
@@ -163,12 +164,12 @@ class RunLog:
         """Keep a finished record."""
         self.records.append(record)
 
-    def find(self, fingerprint: str) -> RunRecord | None:
-        """The latest run that made this latent; else the latest of all; None before the first."""
+    def find(self, fingerprint: str, other: bool = True) -> RunRecord | None:
+        """The latest run that made this latent; else, where `other` ones may be meant, the latest of all; or None."""
         for record in reversed(self.records):
             if record.fingerprint == fingerprint:
                 return record
-        return self.records[-1] if self.records else None
+        return self.records[-1] if self.records and other else None
 
 
 def fingerprint(latent: Any) -> str:

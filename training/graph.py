@@ -201,10 +201,10 @@ class Graph:
             store[node] = self.host.run(self.nodes[node]["class_type"], given)
         return store[node][number]
 
-    @property
-    def own_nodes(self) -> dict:
-        """What decides the pictures: the nodes before the sampler, without this pack's, and without titles."""
-        there = [i for i in self._upstream(self.site.sampler) if not self.nodes[i]["class_type"].startswith(OWN)]
+    def own_nodes(self, pictures: bool = False) -> dict:
+        """What decides the latents, or the pictures: all nodes before, without this pack's, and without titles."""
+        there = self._upstream(self.decoder if pictures else self.site.sampler)
+        there = [i for i in there if not self.nodes[i]["class_type"].startswith(OWN)]
         free = {*self.site.texts, self.site.seed}
         return {i: [self.nodes[i]["class_type"], {name: self._links(i).get(name, value)
                                                   for name, value in self.nodes[i].get("inputs", {}).items()

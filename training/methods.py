@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from argparse import Namespace
 from collections.abc import Sequence
 from statistics import mean
@@ -10,7 +11,7 @@ from typing import Any, Protocol
 import torch
 
 from rapid_core.actions import Sparsity
-from rapid_core.policies.from_file import PLUS, head_metadata, head_tensors, nearest_plan, plan_tensors, plans_of
+from rapid_core.policies.from_file import PLUS, head_metadata, head_tensors, nearest_plan, plan_tensors
 from rapid_core.policies.heads import Heads, HeadsPolicy, Tape
 from rapid_core.policies.planned import NUMBERS, PlannedPolicy
 from rapid_core.policies.schedule import affordable
@@ -31,6 +32,11 @@ class Method(Protocol):
     speedups: Sequence[float]
     numbers: int
     prices: dict[float, float]
+    digest: str  # of what it begins with
+
+    def fits(self, schedule: Sequence[float]) -> bool:
+        """Whether it was made for runs on these noise levels."""
+        ...
 
     def begin(self, heads: Heads) -> None:
         """Weights of fresh heads."""
@@ -65,11 +71,14 @@ def sparsity_of(heads: Heads) -> Sparsity | None:
 class Published:
     """RAPID3: no budgets, a discount by equivalent steps instead, and larger Euler steps over what is held."""
 
-    speedups, numbers = (1.0,), 1
+    speedups, numbers, digest = (1.0,), 1, ""
 
     def __init__(self, args: Namespace):
         self.discount = args.discount
         self.prices: dict[float, float] = {}
+
+    def fits(self, schedule: Sequence[float]) -> bool:
+        return True
 
     def begin(self, heads: Heads) -> None:
         for name, head in heads.heads.items():
@@ -100,8 +109,16 @@ class Planned:
 
     def __init__(self, args: Namespace, file: PolicyFile):
         self.file, self.speedups, self.mode = file, list(args.speedups), args.mode
-        self.steps = len(plans_of(file)[0].computed)
+        if not set(self.speedups) <= set(file.budgets):
+            budgets = ", ".join(f"{budget:g}" for budget in file.budgets)
+            raise file.wrong("budgets", f"= {budgets}; --speedups must be some of them")
+        self.plans = [nearest_plan(file, speedup) for speedup in self.speedups]
+        self.steps = len(self.plans[0].computed)
         self.prices = dict.fromkeys(self.speedups, PRICE)
+        self.digest = hashlib.blake2b(repr(self.plans).encode(), digest_size=12).hexdigest()
+
+    def fits(self, schedule: Sequence[float]) -> bool:
+        return self.plans[0].fits(schedule)
 
     def begin(self, heads: Heads) -> None:
         for name, head in heads.heads.items():
@@ -131,10 +148,10 @@ class Planned:
         return {f"price/{speedup:g}": price for speedup, price in self.prices.items()}
 
     def tensors(self, heads: Heads) -> dict[str, torch.Tensor]:
-        return {**head_tensors(heads), **plan_tensors(plans_of(self.file))}
+        return {**head_tensors(heads), **plan_tensors(self.plans)}
 
     def about(self, heads: Heads, reward: str) -> dict[str, Any]:
-        return {"reward": reward, "budgets": list(self.file.budgets), "structure": PLUS, "mode": self.mode,
+        return {"reward": reward, "budgets": self.speedups, "structure": PLUS, "mode": self.mode,
                 "plan": f"{self.file.name}: {self.file.metadata.get('reward', '')}",
                 **head_metadata(heads, 1, DENSITIES)}  # fmt: skip
 

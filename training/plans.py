@@ -52,7 +52,7 @@ def train_plans(
     """Search plans and write them; returns the file and its card's table."""
     family_of(graph.model)  # said before anything is drawn
     settings = {name: getattr(args, name) for name in ("target", "calibration", "held_out", "seed")}
-    claim(state, graph.own_nodes, prompts[: args.calibration + args.held_out], {"kind": "schedule", **settings})
+    claim(state, graph.own_nodes(), prompts[: args.calibration + args.held_out], {"kind": "schedule", **settings})
     number = args.calibration + args.held_out
     refine = REFINE if args.target == "solution" else 1
     whole = references(graph, prompts[:number], args.seed, state / "references", refine)

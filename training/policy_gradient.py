@@ -14,6 +14,7 @@ from statistics import mean
 import torch
 from tqdm import tqdm
 
+from rapid_core.policies.from_file import check_family
 from rapid_core.policies.heads import INPUTS, Heads
 from rapid_core.policy_file import PolicyFile, read, write
 from training.files import replaced, write_text
@@ -23,11 +24,11 @@ from training.host import attach, family_of, last_record
 from training.likelihood import TrajectoryTape
 from training.methods import Method, Planned, Published
 from training.plan_search import latent_psnr
-from training.plans import REFINE, train_plans
+from training.plans import REFINE, TARGETS, train_plans
 from training.processes import from_first, rank, share, together
 from training.references import Reference, reference
 from training.scalars import Board, write_lines
-from training.scorer import scorer_for
+from training.scorer import Scorer, scorer_for
 from training.state import claim
 
 
@@ -35,24 +36,32 @@ class Trainer:
     """Rollouts, updates and checkpoints. Every random choice follows from seed and iteration, so that training that was
     killed goes on as if it had not been."""
 
-    def __init__(self, graph: Graph, prompts: Sequence[str], args: Namespace, state: Path, method: Method):
+    def __init__(
+        self, graph: Graph, prompts: Sequence[str], args: Namespace, state: Path, method: Method, scorer: Scorer,
+        held_out: Sequence[str] = (),
+    ):
         self.graph, self.prompts, self.args, self.state = graph, list(prompts), args, state
-        self.method, self.refine = method, REFINE if args.target == "solution" else 1
-        self.scorer = scorer_for(graph, prompts, args, state)
+        self.method, self.scorer, self.held_out = method, scorer, list(held_out)
+        self.refine = REFINE if args.target == "solution" else 1
+        self.references = state / "plan" / "references" if (state / "plan").is_dir() else state / "references"
         names = ("kind", "heads", "speedups", "prompts_per_update", "group", "lr", "discount", "width", "seed",
                  "target", "mode")  # fmt: skip
         settings = {name: getattr(args, name) for name in names}
-        claim(state, graph.own_nodes, prompts, {**settings, "reward": self.scorer.about})
+        known = {"reward": scorer.about, "plan": method.digest, "held out": self.held_out}
+        claim(state, graph.own_nodes(scorer.decodes), prompts, {**settings, **known})
         architecture = family_of(graph.model)
         first = self.reference(0)
+        if not method.fits(first.schedule):
+            raise ValueError("the schedule that heads begin with (--start) was searched on other noise levels than "
+                             "this workflow's")  # fmt: skip
         self.family, hidden = architecture.family, int(getattr(graph.model.model.diffusion_model, architecture.hidden))
         torch.manual_seed(args.seed)  # here: drawing pictures sets it, too
         self.heads = Heads(first.latent.shape[1], hidden, args.heads, method.numbers, args.width)
         method.begin(self.heads)
-        self.heads.scales = from_first(self._scales)
         self.learner = Learner(self.heads, Settings(lr=args.lr))
-        self.iteration = 0
+        self.iteration, self.fresh = 0, copy.deepcopy(self.heads)
         self._resume()
+        self.fresh.scales = self.heads.scales
 
     def reference(self, number: int) -> Reference:
         """What the picture of a prompt of the list is to be near."""
@@ -61,8 +70,7 @@ class Trainer:
 
     def wanted(self, prompt: str, number: int) -> Reference:
         """The reference of a prompt, whose seed follows from its number."""
-        folder, seed = self.state / "references", self.args.seed + number
-        return reference(self.graph, prompt, seed, folder, self.refine)
+        return reference(self.graph, prompt, self.args.seed + number, self.references, self.refine)
 
     def _scales(self) -> dict[str, float]:
         """Root mean square of each head's input in a first rollout."""
@@ -131,7 +139,8 @@ class Trainer:
 
     # Checkpoints.
     def _save(self, scalars: dict[str, float]) -> None:
-        body = {"heads": self.heads.state_dict(), "optimiser": self.learner.optimiser.state_dict(),
+        optimiser = self.learner.optimiser.state_dict()
+        body = {"heads": self.heads.state_dict(), "scales": self.heads.scales, "optimiser": optimiser,
                 "scorer": self.scorer.state(), "prices": self.method.prices, "iteration": self.iteration,
                 "log": [*self.log, {"iteration": self.iteration, "when": time.time(), **scalars}]}  # fmt: skip
         self.log = body["log"]
@@ -145,12 +154,17 @@ class Trainer:
         self.log: list[dict] = []
         path = self.state / "checkpoint.pt"
         body = from_first(lambda: torch.load(path, weights_only=True, map_location="cpu") if path.is_file() else None)
-        if body is not None:
+        if body is None:
+            self.heads.scales = from_first(self._scales)
+        else:
             self.heads.load_state_dict(body["heads"])
+            self.heads.scales, self.method.prices = body["scales"], body["prices"]
             self.learner.optimiser.load_state_dict(body["optimiser"])
             self.scorer.load(body["scorer"])
-            self.method.prices = body["prices"]
             self.iteration, self.log = body["iteration"], body["log"]
+        if self.iteration > self.args.iterations:
+            raise ValueError(f"{self.state} holds heads after {self.iteration} updates, more than --iterations "
+                             f"{self.args.iterations}; give another --state or --out, or delete it")  # fmt: skip
         self.board = Board(self.state / "tensorboard")
         self.board.add_lines(self.log)
         if rank() == 0:
@@ -161,14 +175,16 @@ def train_heads(
     graph: Graph, prompts: Sequence[str], args: Namespace, state: Path, path: Path, command: str
 ) -> tuple[PolicyFile, str]:
     """Train heads on the first prompts, measure them on the last `args.held_out`, and write them."""
-    split, method = len(prompts) - args.held_out, method_of(graph, prompts, args, state, path, command)
-    trainer = Trainer(graph, prompts[:split][: args.train_prompts], args, state, method)
+    split, scorer = len(prompts) - args.held_out, scorer_for(graph, prompts, args, state)
+    method = method_of(graph, prompts[:split], args, state, path, command)
+    trainer = Trainer(graph, prompts[:split][: args.train_prompts], args, state, method, scorer, prompts[split:])
     trainer.train()
     trainer.board.close()
-    rows = [measured(trainer, prompts[split:], budget, split) for budget in method.speedups]
+    rows = [measured(trainer, budget, split) for budget in method.speedups]
     said = {"architecture": trainer.family, "base_model": graph.model_name, "method": args.kind,
             "licence": args.licence, "training_command": command, "torch": torch.__version__, "measured": rows,
-            "measured_prompts": args.held_out, **method.about(trainer.heads, trainer.scorer.about)}  # fmt: skip
+            "measured_prompts": args.held_out, "target": TARGETS[args.target],
+            **method.about(trainer.heads, scorer.about)}  # fmt: skip
     file = from_first(lambda: write(path, "heads", said, method.tensors(trainer.heads)))
     text = table(rows)
     about = "\n".join(f"- {name}: {value}" for name, value in sorted(file.metadata.items()))
@@ -180,29 +196,30 @@ def train_heads(
 def method_of(
     graph: Graph, prompts: Sequence[str], args: Namespace, state: Path, path: Path, command: str
 ) -> Published | Planned:
-    """What `args.kind` names. rapid+ begins with the schedule file `args.start`, or with one that is searched now."""
+    """What `args.kind` names. rapid+ begins with the schedule file `args.start`, or with one that is searched now on
+    these prompts. Raises ValueError for a file that does not go with the workflow or the flags."""
     if args.kind == "rapid3":
         return Published(args)
     if args.start is not None:
         file = read(args.start)
         if file.kind != "schedule":
             raise file.wrong("kind", f"= {file.kind!r}; heads begin with a schedule (--start)")
+        check_family(file, family_of(graph.model).family)
         return Planned(args, file)
-    plan, some = path.with_stem(f"{path.stem}-plan"), prompts[: len(prompts) - args.held_out]
-    return Planned(args, train_plans(graph, some, args, state / "plan", plan, command)[0])
+    plan = path.with_stem(f"{path.stem}-plan")
+    return Planned(args, train_plans(graph, prompts, args, state / "plan", plan, command)[0])
 
 
-def measured(trainer: Trainer, prompts: Sequence[str], budget: float, first: int) -> dict[str, float]:
-    """The heads' most likely choices on prompts they have not seen, and those of fresh heads: of rapid+, the plan."""
-    found, numbered = [], share(list(enumerate(prompts)))
-    fresh = copy.deepcopy(trainer.heads)
-    trainer.method.begin(fresh)
+def measured(trainer: Trainer, budget: float, first: int) -> dict[str, float]:
+    """The heads' most likely choices on prompts they have not seen, the first of that number, and those of fresh heads:
+    of rapid+, the plan."""
+    found, numbered = [], share(list(enumerate(trainer.held_out)))
     for i, prompt in tqdm(numbered, desc=f"held out at {budget:g}x", unit="picture", disable=rank() > 0):
         path = trainer.state / f"held_out-{trainer.iteration}" / f"{budget:g}-{i}.json"  # goes on where it was
         if not path.is_file():
             wanted = trainer.wanted(prompt, first + i)
             latents, steps = trainer.draw(wanted, budget, 1, 0, None)
-            before = trainer.draw(wanted, budget, 1, 0, None, fresh)[0]
+            before = trainer.draw(wanted, budget, 1, 0, None, trainer.fresh)[0]
             near = latent_psnr(latents, wanted.latent), steps[0], latent_psnr(before, wanted.latent)
             write_text(path, json.dumps(near))
         found.append(json.loads(path.read_text(encoding="utf-8")))

@@ -43,8 +43,13 @@ class Scorer:
         if self.discriminator is None:
             return self.rewards.about
         return (f"(q + {self.omega:g} d) / {1 + self.omega:g}; q: {self.rewards.about}; d: sigmoid of a discriminator "
-                f"between dense and drawn pictures on features of {self.discriminator.features.name}, warmed up for "
-                f"{self.warm_up_steps} steps")  # fmt: skip
+                f"between reference and drawn pictures on features of {self.discriminator.features.name}, warmed up "
+                f"for {self.warm_up_steps} steps")  # fmt: skip
+
+    @property
+    def decodes(self) -> bool:
+        """Whether pictures are looked at."""
+        return self.discriminator is not None or any(reward.looks for reward, _ in self.rewards.parts)
 
     def scores(self, latents: Tensor, reference: Reference) -> list[float]:
         """One figure an image of latents (B, ...). What was seen is remembered until `learn`."""

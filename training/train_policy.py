@@ -46,7 +46,8 @@ def parser() -> argparse.ArgumentParser:
                        "schedule, RAPID3's heads as published, or heads that begin with a schedule (rapid+)")
     found.add_argument("--speedups", nargs="+", type=float, default=[2.0, 3.0, 4.0], help="speed-ups to make it for")
     found.add_argument("--calibration", type=int, default=16, help="prompts that plans are searched on")
-    found.add_argument("--held-out", type=int, default=16, help="prompts after those that the result is measured on")
+    found.add_argument("--held-out", type=int, default=16, help="prompts that the result is measured on: "
+                       "of a schedule those after --calibration, of heads the file's last")
     found.add_argument("--plans", type=int, default=120, help="plans that are tried for each speed-up")
     found.add_argument("--oracle", type=int, default=4, help="held-out prompts that plans are searched for one by one")
     found.add_argument("--target", choices=("dense", "solution"), default="dense", help="what pictures are to be "
@@ -88,8 +89,16 @@ def read_prompts(path: Path, needed: int) -> list[str]:
     except OSError as error:
         raise SystemExit(f"{path}: {error.strerror}") from None
     if len(lines) < needed:
-        raise SystemExit(f"{path} has {len(lines)} prompts; {needed} are needed (--calibration and --held-out)")
+        raise SystemExit(f"{path} has {len(lines)} prompts; {needed} are needed (--calibration, where a schedule is "
+                         "searched, and --held-out, of a schedule and of heads)")  # fmt: skip
     return lines
+
+
+def _needed(args: argparse.Namespace) -> int:
+    """Prompts that a file must have."""
+    if args.kind == PLUS and args.start is None:
+        return args.calibration + 2 * args.held_out
+    return (args.calibration if args.kind == "schedule" else 1) + args.held_out
 
 
 def checked(args: argparse.Namespace) -> argparse.Namespace:
@@ -105,6 +114,9 @@ def checked(args: argparse.Namespace) -> argparse.Namespace:
         if getattr(args, name) < 1:
             raise SystemExit(f"--{name.replace('_', '-')} {getattr(args, name)}: give 1 or more")
     args.heads = args.heads or (list(HEADS) if args.kind == "rapid3" else ["step"])
+    if args.kind == PLUS and "step" not in args.heads:
+        raise SystemExit(f"--heads {' '.join(args.heads)}: rapid+ begins with a schedule, which the step head follows; "
+                         "name step, too")  # fmt: skip
     if args.omega is None:
         args.omega = OMEGA.get(args.kind, 0.0)
     if not 0 <= args.omega < float("inf") or args.discriminator_warm_up < 0:
@@ -115,15 +127,15 @@ def checked(args: argparse.Namespace) -> argparse.Namespace:
         raise SystemExit(f"--reward: {error}") from None
     if args.train_prompts is not None and args.train_prompts < 1:
         raise SystemExit(f"--train-prompts {args.train_prompts}: give 1 or more")
-    if args.group < 2 or not 0 < args.discount < 1 or args.lr <= 0 or args.patience <= 0:
-        raise SystemExit("--group must be 2 or more, --discount between 0 and 1, --lr and --patience above 0")
+    if args.group < 2 or not 0 < args.discount < 1 or not args.lr > 0 or not args.patience > 0 or args.oracle < 0:
+        raise SystemExit("--group must be 2 or more, --discount between 0 and 1, --lr and --patience above 0, --oracle "
+                         "0 or more")  # fmt: skip
     return args
 
 
 def main() -> None:
     args = checked(parser().parse_args())
-    apart = args.held_out if args.kind == PLUS and args.start is None else 0  # of the schedule that is searched first
-    prompts = read_prompts(args.prompts, args.calibration + args.held_out + apart)
+    prompts = read_prompts(args.prompts, _needed(args))
     state = args.state or Path("rapid_training") / args.out
     with several(timedelta(hours=args.patience)):
         host = Host(find_tree(args.comfyui), shlex.split(args.host_arguments))
@@ -144,12 +156,19 @@ def main() -> None:
 
 def _shown(args: argparse.Namespace) -> list[str]:
     """Flags that decide the result."""
-    plan = ("target", "speedups", "calibration", "held_out", "plans", "seed")
-    heads = ("kind", "heads", "speedups", "held_out", "train_prompts", "iterations", "prompts_per_update", "group",
-             "lr", "reward", "target", "mode", "omega", "discriminator_warm_up", "features", "discount", "width",
-             "seed")  # fmt: skip
-    names = [name for name in (plan if args.kind == "schedule" else heads) if getattr(args, name) is not None]
-    return [text for name in names for text in (f"--{name.replace('_', '-')}", *map(str, _listed(getattr(args, name))))]
+    plan = ["target", "speedups", "calibration", "held_out", "plans", "oracle", "seed", "sampler", "text"]
+    heads = ["kind", "start", "heads", "train_prompts", "iterations", "prompts_per_update", "group", "lr", "reward",
+             "mode", "omega", "discriminator_warm_up", "features", "discount", "width"]  # fmt: skip
+    if args.kind != "schedule":
+        searched = args.kind == PLUS and args.start is None
+        plan = heads + [name for name in plan if searched or name not in ("calibration", "plans", "oracle")]
+    given = {f"--{name.replace('_', '-')}": getattr(args, name) for name in plan}
+    return [text for flag, value in given.items() if value not in (None, [])
+            for text in (flag, *map(_named, _listed(value)))]  # fmt: skip
+
+
+def _named(value: object) -> str:
+    return value.name if isinstance(value, Path) else str(value)  # where a file lies is nobody's business
 
 
 def _listed(value: object) -> list:

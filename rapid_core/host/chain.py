@@ -15,6 +15,7 @@ from .blocks import LayerHook, layer_patches
 from .run import HostRun
 
 KEY = "rapid"
+PLANS = ("schedule", "rapid3", "rapid+", "tpdm")  # techniques that settle which evaluations are computed
 
 
 @dataclass(frozen=True)
@@ -48,14 +49,18 @@ def keep_log(model: Any) -> RunLog:
 
 
 def attach(model: Any, policy: Policy) -> Any:
-    """A clone of `model` with `policy` added; a policy of the same technique is replaced and the report says so."""
+    """A clone of `model` with `policy` added; a policy of the same technique is replaced and the report says so. Those
+    that settle which evaluations are computed are one technique."""
     clone = model.clone()
     before = chain_of(clone)
     policies = before.policies if before else ()
-    kept = tuple(p for p in policies if p.technique != policy.technique)
+    same = PLANS if policy.technique in PLANS else (policy.technique,)
+    kept = tuple(p for p in policies if p.technique not in same)
     notes = before.notes if before else ()
     if len(kept) < len(policies):
-        notes += (f"{policy.technique} was set twice on this model: the later node wins",)
+        gone = next(p.technique for p in policies if p.technique in same)
+        twice = f"{gone} was set twice" if gone == policy.technique else f"{gone} and {policy.technique} were set"
+        notes += (f"{twice} on this model: the later node wins",)
     options = clone.model_options.setdefault("transformer_options", {})
     options[KEY] = Chain((*kept, policy), notes=notes)
     architecture = describe(clone.model.diffusion_model)

@@ -40,7 +40,10 @@ def row(value: Any, image: int) -> Any:
 
 def _prepared(guider: Any) -> dict[str, Any]:
     """Attributes of a guider that hold conditions as the host prepared them: `conds`, and what its kind has besides."""
-    return {n: v for n, v in vars(guider).items() if n != "original_conds" and _holds_conds(v)}
+    found = {n: v for n, v in vars(guider).items() if n != "original_conds" and v and _holds_conds(v)}
+    if "conds" not in found:  # the host would give every image the first one's
+        raise cannot("the guider's conditions are of a kind that it does not know")
+    return found
 
 
 def _holds_conds(value: Any) -> bool:

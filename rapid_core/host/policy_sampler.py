@@ -27,12 +27,11 @@ from ..policies.jumps import Choose, StepHead, descend
 from ..policies.schedule import affordable
 from ..policy_file import PolicyFile
 from ..record import RunRecord, fingerprint, side_by_side
-from .chain import KEY, Chain, check_channels, ended_by, keep_log
+from .chain import KEY, PLANS, Chain, check_channels, ended_by, keep_log
 from .one_image import cannot, one_image
 from .run import HostRun, run_of
 
 NAME = "RAPID Policy Sampler"
-PLANS = ("schedule", "rapid3", "rapid+", "tpdm")  # techniques that settle which evaluations are computed
 
 
 def policy_sampler(file: PolicyFile, speedup: float) -> KSAMPLER:

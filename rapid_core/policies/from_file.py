@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -53,8 +54,8 @@ def plans_of(file: PolicyFile) -> list[Plan]:
         if not on[0] or sum(on) > steps / budget * (1 + SAME):
             raise file.wrong(f"plan.{i}.computed", f"computes {sum(on)} of {steps} steps; the first must be among "
                              f"them, and {budget:g} times the speed allows {steps / budget:.1f}")  # fmt: skip
-        for step, number in enumerate(terms):
-            if number > min(MOST_WEIGHTS, sum(on[:step])) or (number and on[step]):
+        for step, (number, before) in enumerate(zip(terms, itertools.accumulate(on, initial=0), strict=False)):
+            if number > min(MOST_WEIGHTS, before) or (number and on[step]):
                 raise file.wrong(f"plan.{i}.terms", f"step {step} cannot be the sum of {number} computed derivatives")
         some = tuple(tuple(w[MOST_WEIGHTS - n :]) for w, n in zip(weights, terms, strict=True))
         out.append(Plan(tuple(on), some, schedule))
@@ -76,7 +77,7 @@ def head_metadata(heads: Heads, forecast_order: int, densities: Sequence[float])
 def heads_of(file: PolicyFile) -> Heads:
     """The heads of a heads file, for use only. Raises PolicyError."""
     names = file.number("heads")
-    if not isinstance(names, list) or not names or not set(names) <= set(HEADS):
+    if not isinstance(names, list) or not names or any(name not in HEADS for name in names):
         raise file.wrong("heads", f"= {names!r}; wanted are some of {', '.join(HEADS)}")
     sizes = {field: _whole(file, field, 1, 65536) for field in ("channels", "hidden", "numbers", "width")}
     scales = file.number("scales")
@@ -136,7 +137,7 @@ def _whole(file: PolicyFile, field: str, low: int, high: int) -> int:
 
 
 def _positive(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 1e-6 < value < 1e6
 
 
 def heads_policy(file: PolicyFile, speedup: float) -> HeadsPolicy:
@@ -149,11 +150,15 @@ def heads_policy(file: PolicyFile, speedup: float) -> HeadsPolicy:
     order = _whole(file, "forecast_order", 0, 2)
     sparsity = Sparsity() if "sparse" in heads.heads else None
     if structure_of(file) != PLUS:
+        if heads.numbers != 1:
+            raise file.wrong("numbers", f"= {heads.numbers}; wanted is 1, the noise level")
         return HeadsPolicy(heads, speedup, order, tuple(densities), sparsity, file.name)
     mode = file.metadata.get("mode", "cap")
     if mode not in MODES or heads.numbers != NUMBERS:
         raise file.wrong("mode", f"= {mode!r} with {heads.numbers} numbers; wanted is one of {', '.join(MODES)}, with "
                          f"{NUMBERS}")  # fmt: skip
+    if "step" not in heads.heads:
+        raise file.wrong("heads", f"= {', '.join(heads.heads)}; heads that begin with a plan need the step head")
     return PlannedPolicy(heads, speedup, order, tuple(densities), sparsity, file.name, mode=mode,
                          plan=nearest_plan(file, speedup))  # fmt: skip
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,32 +17,12 @@ from torch import Tensor, nn
 from ..actions import DENSE, Action, ImageState, Level, Look, Observation, Sparsity, Window
 from .head_net import Condition, Head, beta, on_device, packed
 from .schedule import MOST_WEIGHTS, Weights, affordable, multistep
+from .tape import Choice, Tape
 
 HEADS = ("step", "cache", "sparse")
 OUTPUTS = {"step": 2, "cache": 2, "sparse": 4}  # Beta's parameters; recompute, reuse; dense and three densities
 INPUTS = {"step": "derivative", "cache": "moved", "sparse": "latent"}
 CLIP = 1e-3  # jumps lie within CLIP .. 1 - CLIP
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What was chosen for one image: jump in (0, 1), cache 0 (recompute) or 1 (reuse), sparse 0 (dense) to 3; None
-    where a head is absent or its choice is void. lean: what was added to the logits of the jump."""
-
-    jump: float | None = None
-    cache: int | None = None
-    sparse: int | None = None
-    lean: tuple[float, float] = (0.0, 0.0)
-
-
-class Tape(Protocol):
-    """Where training writes what was seen and chosen."""
-
-    def add(
-        self, image: int, evaluation: int, inputs: dict[str, Tensor], numbers: Tensor, pooled: Tensor, choice: Choice
-    ) -> None:
-        """One decision; inputs by head (C, H, W), numbers (n,), pooled (D,)."""
-        ...
 
 
 class Heads(nn.Module):
@@ -124,6 +103,7 @@ class HeadsActor:
     """The heads in one run."""
 
     asks = True
+    nearest = CLIP  # of a jump to 0 and 1
 
     def __init__(self, policy: HeadsPolicy):
         self.policy = policy
@@ -132,8 +112,7 @@ class HeadsActor:
         self.charged: dict[int, set[int]] = {}  # steps whose evaluation was computed, whoever wanted it
         self.before = 0  # step of the evaluation before
         self.seen: dict[int, tuple] = {}  # what the tape wants to know
-        self.asked: list[int] = []
-        self.steps = 1  # of the run, as the last observation had it
+        self.asked, self.steps = list[int](), 1  # steps of the run, as the last observation had it
         self.generator = torch.Generator().manual_seed(policy.seed)
         self.notes: list[str] = []
 
@@ -185,6 +164,8 @@ class HeadsActor:
 
     def _by_image(self, answers: Sequence[float]) -> dict[int, dict[str, Tensor]]:
         names, out, at = self.policy.names, {}, 0
+        if any(map(math.isnan, answers)):
+            raise ValueError(f"policy {self.policy.source}: its heads answer what is not a number; use another one")
         for i in self.asked:
             out[i] = {}
             for name in names:
@@ -196,14 +177,14 @@ class HeadsActor:
         if logits is None or not image.computed:
             return DENSE
         jump, lean, charged = None, (0.0, 0.0), self.charged.get(number, set())
+        start, here = self._levels(number, image, observation)
         if image.since_computed == 0 and "step" in logits:  # the model has spoken since the last jump
-            start = image.levels[-1] if image.levels else observation.sigma
             lean = self._lean(number, start, observation)
             jump = self._jump(logits["step"] + torch.tensor(lean))
             self.target[number] = self._landing(start, jump)
         paid = observation.step in charged  # a second look at a step costs nothing more
         broke = "step" in self.policy.use and not paid and len(charged) >= self._most(observation.steps)
-        if broke or observation.sigma > self.target.get(number, math.inf) + 1e-6:
+        if broke or here > self.target.get(number, math.inf) + 1e-6:
             self._write(number, observation.index, Choice(jump, lean=lean))
             return Action(Level.HOLD, weights=self._weights(image, observation))
         cache = self._pick(logits["cache"]) if "cache" in logits else None
@@ -217,6 +198,10 @@ class HeadsActor:
     def _most(self, steps: int) -> int:
         """Evaluations that an image may have computed."""
         return affordable(self.policy.speedup, steps)
+
+    def _levels(self, number: int, image: ImageState, observation: Observation) -> tuple[float, float]:
+        """Noise levels that a jump starts from, and that an evaluation is at."""
+        return (image.levels[-1] if image.levels else observation.sigma), observation.sigma
 
     def _lean(self, number: int, start: float, observation: Observation) -> tuple[float, float]:
         """What is added to the logits of a jump from the noise level `start`."""
@@ -236,7 +221,7 @@ class HeadsActor:
         else:
             x, y = (torch._standard_gamma(p[None], generator=self.generator) for p in (alpha, other))
             found = float(x / (x + y))
-        return min(max(found, CLIP), 1 - CLIP)
+        return min(max(found, self.nearest), 1 - self.nearest)
 
     def _pick(self, logits: Tensor) -> int:
         if self.policy.tape is None:

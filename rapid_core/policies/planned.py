@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..actions import ImageState, Look, Observation, Window
+from ..actions import DENSE, Action, ImageState, Look, Observation, Window
 from .heads import HeadsActor, HeadsPolicy
-from .prior import following, offset
+from .prior import NEAREST, following, offset
 from .schedule import Plan, SchedulePolicy, Weights, affordable
 
 NUMBERS = 3  # noise level, share of the evaluations that may still be computed, square root of the estimated error
@@ -44,6 +44,8 @@ class PlannedPolicy(HeadsPolicy):
 class PlannedActor(HeadsActor):
     """The heads in one run."""
 
+    nearest = NEAREST
+
     def __init__(self, policy: PlannedPolicy, window: Window):
         super().__init__(policy)
         self.planned = policy
@@ -64,13 +66,22 @@ class PlannedActor(HeadsActor):
     def _most(self, steps: int) -> int:
         return affordable(max(1.0, self.planned.speedup / MODES[self.planned.mode]), steps)
 
+    def _one(self, number: int, image: ImageState, observation: Observation, logits: dict | None) -> Action:
+        if observation.step in self.charged.get(number, ()):
+            return DENSE  # a second look at a step, which a plan computes whole
+        return super()._one(number, image, observation, logits)
+
+    def _levels(self, number: int, image: ImageState, observation: Observation) -> tuple[float, float]:
+        """Those of whole steps, wherever in them the sampler looks."""
+        return observation.schedule[max(self.charged[number])], observation.schedule[observation.step]
+
     def _lean(self, number: int, start: float, observation: Observation) -> tuple[float, float]:
         if not self.marks:
             self.marks = self.schedule.plan(observation)
-            self.notes = [*self.notes, *self.schedule.notes]
+            self.notes = sorted({*self.notes, *self.schedule.notes})
         charged = self.charged[number]
         last, left = max(charged), self._most(observation.steps) - len(charged)
-        return offset(observation.schedule, last, following(self.marks, last, left))
+        return offset(observation.schedule, start, following(self.marks, last, left))
 
     def _landing(self, start: float, jump: float) -> float:
         return start * jump

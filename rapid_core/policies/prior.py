@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from .schedule import even
 
-LEAST_MODE = 0.001  # of a jump: its logits stay finite
+NEAREST = 1e-5  # of a jump to 0 and 1: its logits stay finite, and the next of a thousand steps can be reached
 # Deviation of a jump in steps of the grid. Half a step to either side is the plan's own evaluation: one jump in six
 # goes elsewhere. With a whole step half of them do, and the first rollouts are 2 dB worse (FLUX-like, 32 rollouts).
 WANDER = 0.35
@@ -31,14 +31,14 @@ def following(marks: Sequence[bool], step: int, left: int) -> int:
     return step + next(i for i in range(1, len(spread)) if spread[i])
 
 
-def offset(schedule: Sequence[float], step: int, target: int) -> tuple[float, float]:
-    """Offset of the logits of a jump (see `head_net.beta`) at `step`: its mode lies between the noise levels of
-    `target`, the next step to be computed, and the one before, its deviation is WANDER steps of the grid.
+def offset(schedule: Sequence[float], start: float, target: int) -> tuple[float, float]:
+    """Offset of the logits of a jump (see `head_net.beta`) from the noise level `start`: its mode lies between the
+    levels of `target`, the next step to be computed, and of the one before, its deviation is WANDER steps of the grid.
     target = number of steps: to the end."""
-    start, steps = schedule[step], len(schedule) - 1
+    steps = len(schedule) - 1
     above, here = schedule[target - 1], schedule[min(target, steps)]
     below = schedule[min(target + 1, steps)]
-    mode = min(max((above + here) / 2 / start, LEAST_MODE), 1 - 1e-4)
-    width = max(WANDER * (above - below) / 2 / start, 1e-4)
+    mode = min(max((above + here) / 2 / start, NEAREST), 1 - NEAREST)
+    width = max(WANDER * (above - below) / 2 / start, NEAREST)
     sharp = min(max(mode * (1 - mode) / width**2, SHARP[0]), SHARP[1])
     return math.log(sharp * mode), math.log(sharp * (1 - mode))

@@ -228,6 +228,41 @@ def test_with_recompute_everywhere_and_jumps_of_one_step_heads_are_stock_euler(
     assert torch.equal(found, wanted)
 
 
+@pytest.mark.parametrize("sampler", ["euler", "heun", "dpm_2", "dpmpp_2m"])
+@pytest.mark.parametrize("scheduler, speedup", [("simple", 1.5), ("simple", 3.0), ("beta", 2.0)])
+def test_heads_that_say_nothing_are_their_plan_with_any_sampler(
+    comfy_host, pack, pack_module, saved, tiny_sd3, record_of, sampler, scheduler, speedup
+):
+    import comfy.samplers
+
+    sigmas = comfy.samplers.calculate_sigmas(tiny_sd3.get_model_object("model_sampling"), scheduler, STEPS).tolist()
+    files, module, schedule, planned = (pack_module(f"rapid_core.policies.{name}")
+                                        for name in ("from_file", "heads", "schedule", "planned"))  # fmt: skip
+    on = tuple(i in (0, 1, 3, 6, 8, 11) for i in range(STEPS))
+    weights = tuple(() if run or i < 2 else (-0.5, 1.5) for i, run in enumerate(on))
+    plans = files.plan_tensors([schedule.Plan(on, weights, tuple(sigmas))])
+    heads = module.Heads(16, tiny_sd3.model.diffusion_model.hidden_size, ("step",), planned.NUMBERS, 16)
+    heads.heads["step"].fc2.weight.data.zero_()
+    more = {**files.head_metadata(heads, 1, (0.5, 0.25, 0.125)), "structure": "rapid+"}
+    drawn, marks = [], []
+    for kind, tensors, said in (("schedule", plans, {}), ("heads", {**files.head_tensors(heads), **plans}, more)):
+        policy = load(comfy_host, saved(kind, tensors, f"{kind}.safetensors", **said))
+        patched = comfy_host.run_node("RAPID_Accelerate", model=tiny_sd3, speedup=speedup, policy=policy, guard=0.0)[0]
+        drawn.append(sample(patched, steps=STEPS, cfg=2.0, sampler=sampler, scheduler=scheduler))
+        marks.append(strip(record_of(patched)))
+    assert marks[0] == marks[1] and "." in marks[0] and torch.equal(*drawn)
+
+
+def test_two_plans_on_one_model_are_not_both_followed(accelerate, comfy_host, pack, heads_file, tiny_sd3, record_of):
+    name = heads_file("sd3", tiny_sd3.model.diffusion_model.hidden_size)
+    patched = comfy_host.run_node("RAPID_Accelerate", model=accelerate(tiny_sd3, 2.0), speedup=2.0,
+                                  policy=load(comfy_host, name))[0]  # fmt: skip
+    sample(patched, steps=STEPS, cfg=2.0)
+    record = record_of(patched)
+    assert [p["technique"] for p in record.policies] == ["rapid3"]
+    assert "schedule and rapid3 were set on this model: the later node wins" in record.notes
+
+
 def test_heads_see_the_models_pooled_vector(comfy_host, pack, heads_file, pack_module, tiny_sd3, monkeypatch):
     """Another prompt gives another vector, the same for joined and split calls."""
     hidden, seen = tiny_sd3.model.diffusion_model.hidden_size, []

@@ -26,11 +26,11 @@ def loaded(comfy_host, pack, pack_module):
     files, module = pack_module("rapid_core.policies.from_file"), pack_module("rapid_core.policies.heads")
     write, written = pack_module("rapid_core.policy_file").write, []
 
-    def load(kind, model, names=None, wild=False, numbers=1, **logits):
+    def load(kind, model, names=None, wild=False, **logits):
         network = model.model.diffusion_model
         hidden = getattr(network, pack_module("rapid_core.architectures").describe(network).hidden)
         torch.manual_seed(5)
-        heads = module.Heads(16, hidden, names or tuple(logits) or module.HEADS, numbers, width=16)
+        heads = module.Heads(16, hidden, names or tuple(logits) or module.HEADS, width=16)
         for name, values in logits.items():
             heads.heads[name].fc2.weight.data.mul_(3000.0 if wild else 0.0)
             heads.heads[name].fc2.bias.data.copy_(torch.tensor(values))
@@ -148,9 +148,8 @@ def test_jumps_halve_the_noise_level_and_the_last_one_ends_at_the_end(loaded, ju
 
 
 @pytest.mark.parametrize("speedup, most", [(1.0, 8), (2.0, 4), (3.1, 2), (6.0, 1)])
-@pytest.mark.parametrize("numbers", [1, 2])
-def test_the_speedup_is_a_ceiling(loaded, jumper, tiny_sd3, report, speedup, most, numbers):
-    policy = loaded("sd3", tiny_sd3, numbers=numbers, step=[4.0, -4.0])  # jumps of a thousandth
+def test_the_speedup_is_a_ceiling(loaded, jumper, tiny_sd3, report, speedup, most):
+    policy = loaded("sd3", tiny_sd3, step=[4.0, -4.0])  # jumps of a thousandth
     draw(tiny_sd3, jumper(policy, speedup=speedup))
     levels = levels_of(report(tiny_sd3))
     assert len(levels) == most and levels == sorted(levels, reverse=True)

@@ -48,7 +48,7 @@ def test_a_jump_that_heads_say_nothing_to_lands_between_the_step_that_is_meant_a
     steps = len(schedule) - 1
     step = data.draw(st.integers(0, steps - 2))
     target = data.draw(st.integers(step + 1, steps))
-    landing = schedule[step] * float(beta_mode(torch.tensor(offset(schedule, step, target))))
+    landing = schedule[step] * float(beta_mode(torch.tensor(offset(schedule, schedule[step], target))))
     assert schedule[target] <= landing < schedule[target - 1]
 
 

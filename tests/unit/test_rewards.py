@@ -209,8 +209,8 @@ def test_a_mixture_is_the_weighted_mean_and_says_what_it_is(tmp_path):
     total, columns = mixture(drawn(tmp_path, worse(picture(), [0.01, 0.1]), picture()))
     assert columns.keys() == {"psnr", "ssim"} and columns["psnr"] != columns["ssim"]
     assert total == pytest.approx([0.75 * p + 0.25 * s for p, s in zip(columns["psnr"], columns["ssim"], strict=True)])
-    assert mixture.about == ("0.75 sigmoid((PSNR of the latent to the dense run's - 40 dB) / 6) + "
-                             "0.25 max(0, SSIM to the dense picture)")  # fmt: skip
+    assert mixture.about == ("0.75 sigmoid((PSNR of the latent to the reference's - 40 dB) / 6) + "
+                             "0.25 max(0, SSIM to the reference picture)")  # fmt: skip
 
 
 @pytest.mark.parametrize("wrong", [-0.1, 1.1, math.nan])

@@ -1,5 +1,5 @@
-"""Rewards of likeness to the dense run of the same seed. Legitimate because the sampler is an ODE: the same noise has
-one true picture, and no other reward has so little variance."""
+"""Rewards of likeness to the reference, a run of the same seed. Legitimate because the sampler is an ODE: the same
+noise has one true picture, and no other reward has so little variance."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Fidelity(Reward):
     """PSNR of the latent, through a sigmoid; the only reward that needs no picture."""
 
     name = "psnr"
-    about = f"sigmoid((PSNR of the latent to the dense run's - {MIDDLE:g} dB) / {WIDTH:g})"
+    about = f"sigmoid((PSNR of the latent to the reference's - {MIDDLE:g} dB) / {WIDTH:g})"
     looks = False
 
     def __call__(self, drawn: Drawn) -> list[float]:
@@ -33,7 +33,7 @@ class Similarity(Reward):
     """Structural similarity (Wang et al. 2004) of the picture."""
 
     name = "ssim"
-    about = "max(0, SSIM to the dense picture)"
+    about = "max(0, SSIM to the reference picture)"
 
     def __init__(self) -> None:
         self.metric = needed("torchmetrics.functional.image", "torchmetrics", "reward ssim")
@@ -56,7 +56,7 @@ class Perceptual(Reward):
         if not (Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]).is_file():
             fetch = f"from torchvision.models import {BACKBONES[backbone]} as w; w.DEFAULT.get_state_dict()"
             raise ValueError(f'reward lpips needs torchvision\'s weights, which are not here: python -c "{fetch}"')
-        self.about = f"max(0, 1 - LPIPS ({backbone}) to the dense picture)"
+        self.about = f"max(0, 1 - LPIPS ({backbone}) to the reference picture)"
         network = metric.LearnedPerceptualImagePatchSimilarity(backbone, normalize=True)
         self.network = network.net.to(device()).requires_grad_(False)
 

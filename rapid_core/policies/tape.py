@@ -1,0 +1,29 @@
+"""What training writes down of heads' decisions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen for one image: jump in (0, 1), cache 0 (recompute) or 1 (reuse), sparse 0 (dense) to 3; None: no
+    such head, or a void choice. lean: what was added to the logits of the jump."""
+
+    jump: float | None = None
+    cache: int | None = None
+    sparse: int | None = None
+    lean: tuple[float, float] = (0.0, 0.0)
+
+
+class Tape(Protocol):
+    """Where training writes what was seen and chosen."""
+
+    def add(
+        self, image: int, evaluation: int, inputs: dict[str, Tensor], numbers: Tensor, pooled: Tensor, choice: Choice
+    ) -> None:
+        """One decision; inputs by head (C, H, W), numbers (n,), pooled (D,)."""
+        ...
