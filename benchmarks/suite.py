@@ -7,12 +7,12 @@ the converged latents) in `<out>/references`, what the judge sees in each pictur
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -27,6 +27,7 @@ from benchmarks.rows import Row, averaged, interval, psnr, ssim
 from benchmarks.subject import Subject
 from demo import judge, rules
 from demo.scenes import Scenes
+from training.files import replaced, write_text
 
 BATCH = 8
 MODELS = Path(__file__).parent.parent / "demo" / "models" / "diffusion_models"
@@ -94,6 +95,9 @@ class Suite:
         for folder in ("references", "features"):
             (out / folder).mkdir(parents=True, exist_ok=True)
         self.log = out / f"{name}-{self.kind}.jsonl"
+        if self.log.exists():  # a line that was being written when the suite was stopped
+            whole = self.log.read_bytes()
+            self.log.write_bytes(whole[: whole.rfind(b"\n") + 1])
         weights = hashlib.sha256((MODELS / f"{self.kind}.safetensors").read_bytes()).hexdigest()
         if self.once("weights", lambda: weights) != weights:
             raise SystemExit(f"{out} holds figures of other {self.kind} weights; use another --out or delete it")
@@ -106,15 +110,14 @@ class Suite:
         kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         if name not in kept:
             kept[name] = find()
-            path.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+            write_text(path, json.dumps(kept, indent=1) + "\n")
         return kept[name]
 
     def done(self) -> list[Picture]:
         """Pictures in the log."""
         if not self.log.exists():
             return []
-        lines = self.log.read_text(encoding="utf-8").splitlines()
-        return [Picture(**json.loads(line)) for line in lines if line.endswith("}")]
+        return [Picture(**json.loads(line)) for line in self.log.read_text(encoding="utf-8").splitlines()]
 
     def latents(self, kind: str, numbers: list[int]) -> Tensor:
         """Reference latents, drawn once: "dense" or "ode"."""
@@ -123,7 +126,8 @@ class Suite:
         if missing:
             steps, sampler = (self.steps, "euler") if kind == "dense" else (self.scale.ode_steps, "ipndm")
             for latent, n in zip(self.draw(self.subject.model, missing, steps, sampler)[0], missing, strict=True):
-                torch.save(latent.clone(), self.out / "references" / f"{self.kind}-{kind}-{n}.pt")
+                path = self.out / "references" / f"{self.kind}-{kind}-{n}.pt"
+                replaced(path, partial(torch.save, latent.clone()))
         return torch.stack([torch.load(path, weights_only=True) for path in paths])
 
     def draw(self, model: Any, numbers: list[int], steps: int, sampler: str) -> tuple[Tensor, float, int]:
@@ -158,7 +162,7 @@ class Suite:
             picture = self.subject.picture(latents[row][None])
             right, named = self._right(picture, n)
             seen = judge.features(self.critic, picture[None])[0].half()
-            torch.save(seen, self._seen(method.key, n))
+            replaced(self._seen(method.key, n), partial(torch.save, seen))
             equal = torch.equal(picture, dense[row])
             out.append(Picture(
                 method.key, n, decisions(model, row, computed), seconds,
@@ -179,7 +183,7 @@ class Suite:
         """Where the judge's features of a picture lie."""
         return self.out / "features" / f"{self.name}-{self.kind}-{method.replace('/', '-')}-{seed}.pt"
 
-    @functools.cached_property
+    @cached_property
     def true_features(self) -> Tensor:
         """The judge's features of the scenes themselves."""
         return fid.true_features(self.critic, self.chosen, self.scale.size)

@@ -9,6 +9,7 @@ from statistics import mean
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 
 from rapid_core.actions import Sparsity
 from rapid_core.policies.from_file import PLUS, head_metadata, head_tensors, nearest_plan, plan_tensors
@@ -22,6 +23,7 @@ DENSITIES = (0.5, 0.25, 0.125)
 # Biases with which fresh heads recompute, attend densely and jump by about a fifth: TPDM's, and ours.
 NEAR_DENSE = {"step": (2.5, 1.0), "cache": (2.0, 0.0), "sparse": (2.0, 0.0, 0.0, 0.0)}
 PRICE, RATE = 0.25, 0.5  # of a whole budget at the beginning, and how fast it follows what is spent
+LR = {"rapid3": 1e-3, PLUS: 3e-3}  # learning rate unless given
 OMEGA = {"rapid3": 1.0, PLUS: 0.0}  # weight of the discriminator unless given
 
 
@@ -122,6 +124,8 @@ class Planned:
 
     def begin(self, heads: Heads) -> None:
         for name, head in heads.heads.items():
+            for layer in (head.conv1, head.conv2, head.fc1):  # TPDM's .02 leaves a thirtieth of a signal to fc2
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             if name == "step":  # says nothing: the plan as it is
                 head.fc2.weight.data.zero_()
             else:

@@ -23,7 +23,7 @@ from rapid_core.policies.planned import MODES  # noqa: E402
 from training.features import FEATURES  # noqa: E402
 from training.graph import Graph, WorkflowError  # noqa: E402
 from training.host import Host, find_tree  # noqa: E402
-from training.methods import METHODS, OMEGA  # noqa: E402
+from training.methods import LR, METHODS, OMEGA  # noqa: E402
 from training.plans import train_plans  # noqa: E402
 from training.policy_gradient import train_heads  # noqa: E402
 from training.processes import ProcessLost, rank, several, size  # noqa: E402
@@ -63,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
     heads.add_argument("--iterations", type=int, default=100, help="updates")
     heads.add_argument("--prompts-per-update", type=int, default=4, help="groups of rollouts an update")
     heads.add_argument("--group", type=int, default=8, help="rollouts of a prompt, from the same noise")
-    heads.add_argument("--lr", type=float, default=1e-3, help="learning rate")
+    heads.add_argument("--lr", type=float, help="learning rate (default: rapid3 .001, rapid+ .003)")
     heads.add_argument("--reward", nargs="+", default=["psnr"], metavar="NAME[:WEIGHT]", help="quality of a picture: "
                        f"the weighted mean of some of {', '.join(REWARDS)}. psnr is of the latent, the others decode; "
                        "lpips, imagereward and clip need packages and weights, judge prompts of the demo's scenes")
@@ -117,6 +117,7 @@ def checked(args: argparse.Namespace) -> argparse.Namespace:
     if args.kind == PLUS and "step" not in args.heads:
         raise SystemExit(f"--heads {' '.join(args.heads)}: rapid+ begins with a schedule, which the step head follows; "
                          "name step, too")  # fmt: skip
+    args.lr = LR.get(args.kind, 1.0) if args.lr is None else args.lr
     if args.omega is None:
         args.omega = OMEGA.get(args.kind, 0.0)
     if not 0 <= args.omega < float("inf") or args.discriminator_warm_up < 0:
