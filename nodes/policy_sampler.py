@@ -19,7 +19,7 @@ class PolicySampler(io.ComfyNode):
             category="RAPID",
             description="Euler with steps as long as a trained policy asks for: after every step its step head looks "
             "at the model's output and chooses the next noise level. For SamplerCustom and SamplerCustomAdvanced.",
-            search_aliases=["rapid3", "tpdm", "adaptive steps", "skip steps", "sampler", "speed up"],
+            search_aliases=["rapid3", "adaptive steps", "skip steps", "sampler", "speed up"],
             inputs=[
                 Policy.Input("policy", tooltip="Trained heads with a step head, made for the model you sample with. "
                              "Other policies go into RAPID Accelerate."),
