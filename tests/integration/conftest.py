@@ -148,3 +148,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
     base: Path = make_base_folder(tmp_path_factory.mktemp("server"))
     with ComfyServer(host_tree(), base, threads=1) as running:
         yield running
+
+
+@pytest.fixture
+def record_of(pack_module):
+    """record_of(model): record of the latest run of a model that a node patched."""
+    chain_of = pack_module("rapid_core.host.chain").chain_of
+    return lambda model: chain_of(model).log.records[-1]

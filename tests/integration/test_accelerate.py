@@ -17,12 +17,6 @@ def accelerate(comfy_host, pack):
         "RAPID_Accelerate", model=model, speedup=speedup, guard=guard)[0]  # fmt: skip
 
 
-@pytest.fixture
-def record_of(pack_module):
-    chain_of = pack_module("rapid_core.host.chain").chain_of
-    return lambda model: chain_of(model).log.records[-1]
-
-
 def strip(record, image=0):
     return record._strip(image)
 

@@ -10,12 +10,6 @@ from rapid_testing.sampling import empty_latent, run_twice, sample
 
 
 @pytest.fixture
-def record_of(pack_module):
-    chain_of = pack_module("rapid_core.host.chain").chain_of
-    return lambda model: chain_of(model).log.records[-1]
-
-
-@pytest.fixture
 def sparse(comfy_host, pack):
     """sparse(model, density, **settings): the node's output."""
     inputs = dict(start_percent=0.0, end_percent=1.0, dense_first=0, dense_last=0, backend="gather", left_out="means",

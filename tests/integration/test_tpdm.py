@@ -37,12 +37,6 @@ def accelerate(comfy_host, pack, pack_module):
 
 
 @pytest.fixture
-def record_of(pack_module):
-    chain_of = pack_module("rapid_core.host.chain").chain_of
-    return lambda model: chain_of(model).log.records[-1]
-
-
-@pytest.fixture
 def looks(pack_module, monkeypatch):
     """Every Features that the actor was shown: (number of the evaluation it decides, image, features)."""
     module, seen = pack_module("rapid_core.policies.tpdm"), []
