@@ -104,8 +104,8 @@ class Look:
     """What learned policies see of one image, (C, ...): the latent now, how far it has moved since the model was last
     computed, the latest derivative (what was not computed forecast); pooled: the model's pooled modulation vector at
     the first evaluation, None where its family shows none. features: where a policy has a `View`; None where they could
-    not be seen in the last computed evaluation. error: 0-d, the estimated error of
-    the forecast at a fresh noise level, still on the device."""
+    not be seen in the last computed evaluation. error: 0-d, the estimated error of the forecast at a
+    fresh noise level, still on the device."""
 
     latent: Tensor
     moved: Tensor

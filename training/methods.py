@@ -132,7 +132,7 @@ class Planned:
                 head.fc2.bias.data.copy_(torch.tensor(NEAR_DENSE[name]))
 
     def policy(self, heads: Heads, speedup: float, tape: Tape | None, seed: int) -> PlannedPolicy:
-        plan = nearest_plan(self.file, speedup)
+        plan = self.plans[self.speedups.index(speedup)]
         return PlannedPolicy(heads, speedup, 1, DENSITIES, sparsity_of(heads), "training", tape, seed, plan=plan,
                              mode=self.mode)  # fmt: skip
 

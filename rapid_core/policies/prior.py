@@ -20,7 +20,7 @@ SHARP = (2.0, 2900.0)  # concentration within which a prior stays: `head_net.bet
 
 def following(marks: Sequence[bool], step: int, left: int) -> int:
     """Next step to be computed after `step`, `left` evaluations being affordable: the plan's, or evenly spread where
-    more or fewer of them are left than it has marks. Number of steps for none."""
+    fewer of them are left than it has marks. Number of steps for none."""
     steps = len(marks)
     if left <= 0:
         return steps
