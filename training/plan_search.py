@@ -6,7 +6,6 @@ latents that come out."""
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,12 +15,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rapid_core.policies.schedule import Plan, SchedulePolicy, affordable, even
-from training.files import write_text
 from training.graph import Graph
 from training.host import attach
-from training.processes import from_first, rank, share, together
+from training.processes import rank, share, together
 from training.quadrature import fitted
 from training.references import Reference
+from training.state import Kept
 
 LEAST_GAIN = 0.02  # dB; smaller differences are not worth a move
 Score = Callable[[Plan], list[float]]
@@ -35,29 +34,23 @@ def latent_psnr(found: Tensor, wanted: Tensor) -> float:
 
 
 class Rollouts:
-    """Scores of plans: PSNR of each reference's latent under a plan. Kept in a file, so that a search that was killed
-    goes on where it was and comes to the same end. alone: by this process, not each by its share."""
+    """Scores of plans: PSNR of each reference's latent under a plan, kept in a file. alone: by this process, not each
+    by its share."""
 
     def __init__(
         self, graph: Graph, references: Sequence[Reference], speedup: float, path: Path, alone: bool = False
     ):
-        self.graph, self.references, self.speedup, self.path, self.alone = graph, references, speedup, path, alone
-        self.known: dict[str, list[float]] = self._read() if alone else from_first(self._read)
-
-    def _read(self) -> dict[str, list[float]]:
-        return json.loads(self.path.read_text(encoding="utf-8")) if self.path.is_file() else {}
+        self.graph, self.references, self.speedup, self.alone = graph, references, speedup, alone
+        self.kept = Kept(path, alone)
 
     def __call__(self, plan: Plan) -> list[float]:
-        key = key_of(plan)
-        if key not in self.known:
-            policy = SchedulePolicy(self.speedup, guard=0.0, plan=plan, source="search")
-            model = attach(self.graph.model, policy)
-            found = [latent_psnr(self.graph.sample(r.prompt, r.seed, model).cpu(), r.latent)
-                     for r in (self.references if self.alone else share(self.references))]  # fmt: skip
-            self.known[key] = found if self.alone else together(found)
-            if self.alone or rank() == 0:
-                write_text(self.path, json.dumps(self.known))
-        return self.known[key]
+        return self.kept.get(key_of(plan), lambda: self._scores(plan))
+
+    def _scores(self, plan: Plan) -> list[float]:
+        model = attach(self.graph.model, SchedulePolicy(self.speedup, guard=0.0, plan=plan, source="search"))
+        found = [latent_psnr(self.graph.sample(r.prompt, r.seed, model).cpu(), r.latent)
+                 for r in (self.references if self.alone else share(self.references))]  # fmt: skip
+        return found if self.alone else together(found)
 
 
 def key_of(plan: Plan) -> str:

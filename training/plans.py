@@ -3,7 +3,7 @@ on."""
 
 from __future__ import annotations
 
-import textwrap
+import itertools
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from torch import Tensor
 from rapid_core.policies.from_file import plan_tensors
 from rapid_core.policies.schedule import Plan
 from rapid_core.policy_file import PolicyFile, write
-from training.files import write_text
+from training.card import Panel, write_card
 from training.graph import Graph
 from training.host import family_of
 from training.plan_search import Rollouts, default_plan, key_of, oracle, search
@@ -35,14 +35,15 @@ TARGETS = {"dense": "the dense run of the same seed",
 @dataclass(frozen=True)
 class Found:
     """A searched plan, and PSNR of latents to the target on held-out prompts: searched; even spacing with fitted
-    weights, and Adams-Bashforth's (default); headroom: the plan on a few of them, and plans searched for each of these
-    alone."""
+    weights, and Adams-Bashforth's (default); course: the best mean on calibration prompts after each plan tried;
+    headroom: the plan on a few of them, and plans searched for each of these alone."""
 
     speedup: float
     plan: Plan
     searched: list[float]
     even: list[float]
     default: list[float]
+    course: list[float]
     headroom: tuple[float, float] | None
 
 
@@ -69,7 +70,9 @@ def train_plans(
         near = mean(Rollouts(graph, held_out, 1.0, state / "held_out-dense.json")(dense))
         text += f"\n\nDense sampling itself, with every evaluation computed, is at {near:.2f} dB."
     if rank() == 0:
-        write_text(path.with_suffix(".md"), card(file, found, text, TARGETS[args.target]))
+        about = ("Which evaluations are computed, and the weights with which they fill the gaps (`#` computed, `.` "
+                 f"forecast). PSNR of latents to {TARGETS[args.target]}, on prompts that plans were not searched on:")
+        write_card(file, about, text, panels(found), alone(found))
     return file, text
 
 
@@ -94,7 +97,8 @@ def plan_for(
     if headroom and rank() == 0:
         print(f"{speedup:g}x: plans for each image alone {headroom[1]:.2f} dB, the static plan {headroom[0]:.2f} dB")
     even = fitted(plain.computed, schedule, products)
-    return Found(speedup, plan, judge(plan), judge(even), judge(plain), headroom)
+    course = list(itertools.accumulate(map(mean, score.kept.known.values()), max))
+    return Found(speedup, plan, judge(plan), judge(even), judge(plain), course, headroom)
 
 
 def metadata(graph: Graph, found: list[Found], args: Namespace, command: str) -> dict[str, Any]:
@@ -126,24 +130,18 @@ def table(found: list[Found], prompts: int) -> str:
     return "\n".join(lines)
 
 
-def card(file: PolicyFile, found: list[Found], text: str, target: str) -> str:
-    """The card beside a policy."""
-    about = "\n".join(f"- {name}: {value}" for name, value in sorted(file.metadata.items()))
-    alone = "\n".join(f"- {f.speedup:g}x: {f.headroom[1] - f.headroom[0]:+.2f} dB" for f in found if f.headroom)
-    what = textwrap.fill("Which evaluations are computed, and the weights with which they fill the gaps. PSNR of "
-                         f"latents to {target}, on prompts that the plans were not searched on (`#` computed, `.` "
-                         "forecast):", width=120)  # fmt: skip
-    return f"""# {file.path.stem}
+def panels(found: list[Found]) -> list[Panel]:
+    """Plots of the card: the search, and what came of it."""
+    speedups = [f.speedup for f in found]
+    tried = {f"{f.speedup:g}x": (list(range(1, len(f.course) + 1)), f.course) for f in found}
+    kinds = {"searched": "searched", "even, fitted weights": "even", "even, Adams-Bashforth": "default"}
+    held_out = {name: (speedups, [mean(getattr(f, field)) for f in found]) for name, field in kinds.items()}
+    return [Panel("best plan so far", "plans tried", "PSNR, dB (calibration)", tried),
+            Panel("held-out prompts", "speed-up", "PSNR, dB", held_out)]  # fmt: skip
 
-{what}
 
-{text}
-
-What plans searched for each image alone gained on top, which bounds what looking at the image can give:
-
-{alone or "- not measured"}
-
-## What the file says
-
-{about}
-"""
+def alone(found: list[Found]) -> str:
+    """What the oracle found, as Markdown."""
+    lines = "\n".join(f"- {f.speedup:g}x: {f.headroom[1] - f.headroom[0]:+.2f} dB" for f in found if f.headroom)
+    return ("What plans searched for each image alone gained on top, which bounds what looking at the image can "
+            f"give:\n\n{lines or '- not measured'}")  # fmt: skip

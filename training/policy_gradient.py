@@ -17,6 +17,7 @@ from tqdm import tqdm
 from rapid_core.policies.from_file import check_family
 from rapid_core.policies.heads import INPUTS, Heads
 from rapid_core.policy_file import PolicyFile, read, write
+from training.card import Panel, write_card
 from training.files import replaced, write_text
 from training.graph import Graph
 from training.grpo import Learner, Settings, Trajectory, trajectory_log_p
@@ -187,9 +188,9 @@ def train_heads(
             **method.about(trainer.heads, scorer.about)}  # fmt: skip
     file = from_first(lambda: write(path, "heads", said, method.tensors(trainer.heads)))
     text = table(rows)
-    about = "\n".join(f"- {name}: {value}" for name, value in sorted(file.metadata.items()))
     if rank() == 0:
-        write_text(path.with_suffix(".md"), f"# {path.stem}\n\n{text}\n\n{about}\n")
+        about = f"Heads of kind {args.kind}. PSNR of latents to {TARGETS[args.target]}, on prompts not learned on:"
+        write_card(file, about, text, panels(trainer.log, rows))
     return file, text
 
 
@@ -234,3 +235,13 @@ def table(rows: Sequence[dict[str, float]]) -> str:
     lines = [f"| {r['budget']:g} | {r['equivalent_steps']:.2f} ({r['least_steps']:.2f}, {r['most_steps']:.2f}) | "
              f"{r['psnr']:.2f} | {r['worst']:.2f} | {r['psnr_untrained']:.2f} |" for r in rows]  # fmt: skip
     return "\n".join([head, "|" + "---|" * 5, *lines])
+
+
+def panels(log: Sequence[dict], rows: Sequence[dict[str, float]]) -> list[Panel]:
+    """Plots of the card: the course of training, and held-out prompts."""
+    updates, steps = [line["iteration"] for line in log], [r["equivalent_steps"] for r in rows]
+    course = {"rollouts": (updates, [line["psnr"] for line in log])}
+    ends = {"heads": (steps, [r["psnr"] for r in rows]), "worst": (steps, [r["worst"] for r in rows])}
+    return [Panel("quality while learning", "update", "PSNR, dB", course),
+            Panel("rewards", "update", "mean reward", {"reward": (updates, [line["reward"] for line in log])}),
+            Panel("held-out prompts", "equivalent steps", "PSNR, dB", ends)]  # fmt: skip

@@ -87,28 +87,31 @@ def file_name(prompt: str, seed: int, refine: int = 1) -> str:
     return hashlib.blake2b(f"{seed}\n{refine}\n{prompt}".encode(), digest_size=10).hexdigest()
 
 
-def reference(graph: Graph, prompt: str, seed: int, folder: Path, refine: int = 1) -> Reference:
-    """The reference of a prompt and seed; drawn once. Raises ValueError for a sampler that is not Euler."""
+def reference(
+    graph: Graph, prompt: str, seed: int, folder: Path, refine: int = 1, euler: bool = True
+) -> Reference:
+    """The reference of a prompt and seed; drawn once. euler: raise ValueError for any other sampler."""
     path = folder / f"{file_name(prompt, seed, refine)}.pt"
     if path.is_file():
         return Reference(**torch.load(path, weights_only=True))
     recorder = Recorder(refine)
     latent = graph.sample(prompt, seed, patch=recorder)
     steps = len(recorder.schedule) - 1
-    if recorder.sampler != "euler" or len(recorder.derivatives) != steps * refine:
-        raise ValueError(f"plans are searched for the sampler euler; this workflow samples with {recorder.sampler}")
+    if euler and (recorder.sampler != "euler" or len(recorder.derivatives) != steps * refine):
+        raise ValueError(f"the sampler euler is needed (thresholds with --target dense work with all); this workflow "
+                         f"samples with {recorder.sampler}")  # fmt: skip
     found = Reference(prompt, seed, latent.cpu(), recorder.schedule, recorder.sampler, refine, recorder.products())
     replaced(path, lambda part: torch.save(vars(found), part))
     return found
 
 
 def references(
-    graph: Graph, prompts: Sequence[str], first_seed: int, folder: Path, refine: int = 1
+    graph: Graph, prompts: Sequence[str], first_seed: int, folder: Path, refine: int = 1, euler: bool = True
 ) -> list[Reference]:
-    """References of all prompts, seeds counted up from `first_seed`. Raises ValueError where their noise levels
-    differ."""
+    """References of all prompts, seeds counted up from `first_seed`; euler: see `reference`. Raises ValueError where
+    their noise levels differ."""
     jobs = tqdm(share(list(enumerate(prompts))), desc="references", unit="picture", disable=rank() > 0)
-    found = together([reference(graph, prompt, first_seed + i, folder, refine) for i, prompt in jobs])
+    found = together([reference(graph, prompt, first_seed + i, folder, refine, euler) for i, prompt in jobs])
     if any(r.schedule != found[0].schedule for r in found):
         raise ValueError("the workflow's noise levels differ from prompt to prompt; plans need the same for all")
     return found

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from training.files import write_text
+from training.processes import from_first, rank
 
 
 def claim(folder: Path, workflow: dict, prompts: Sequence[str], settings: dict[str, Any]) -> None:
@@ -26,3 +27,23 @@ def claim(folder: Path, workflow: dict, prompts: Sequence[str], settings: dict[s
                              "--state or --out, or delete it")  # fmt: skip
         return
     write_text(path, json.dumps(own, indent=1) + "\n")
+
+
+class Kept:
+    """What was measured, by name, in a JSON file, so that a training that was killed goes on where it was. alone: by
+    this process for itself, not by all of them together."""
+
+    def __init__(self, path: Path, alone: bool = False):
+        self.path, self.alone = path, alone
+        self.known: dict[str, Any] = self._read() if alone else from_first(self._read)
+
+    def _read(self) -> dict[str, Any]:
+        return json.loads(self.path.read_text(encoding="utf-8")) if self.path.is_file() else {}
+
+    def get(self, name: str, measure: Callable[[], Any]) -> Any:
+        """The value of a name, measured once."""
+        if name not in self.known:
+            self.known[name] = json.loads(json.dumps(measure()))  # as it will be read again
+            if self.alone or rank() == 0:
+                write_text(self.path, json.dumps(self.known))
+        return self.known[name]

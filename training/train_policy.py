@@ -28,6 +28,7 @@ from training.plans import train_plans  # noqa: E402
 from training.policy_gradient import train_heads  # noqa: E402
 from training.processes import ProcessLost, rank, several, size  # noqa: E402
 from training.rewards import REWARDS, parsed  # noqa: E402
+from training.thresholds import train_thresholds  # noqa: E402
 
 
 def parser() -> argparse.ArgumentParser:
@@ -42,12 +43,14 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--host-arguments", default="", help='ComfyUI\'s own flags, e.g. "--cpu --base-directory DIR"')
     found.add_argument("--sampler", help="id of the sampler node, where the workflow has several")
     found.add_argument("--text", nargs="*", default=[], metavar="ID.NAME", help="inputs that hold the prompt")
-    found.add_argument("--kind", choices=("schedule", *METHODS), default="schedule", help="what is trained: a searched "
-                       "schedule, RAPID3's heads as published, or heads that begin with a schedule (rapid+)")
+    found.add_argument("--kind", choices=("schedule", "threshold", *METHODS), default="schedule", help="what is "
+                       "trained: a searched schedule, Cache Reuse's threshold for every speed-up, RAPID3's heads as "
+                       "published, or heads that begin with a schedule (rapid+)")
     found.add_argument("--speedups", nargs="+", type=float, default=[2.0, 3.0, 4.0], help="speed-ups to make it for")
-    found.add_argument("--calibration", type=int, default=16, help="prompts that plans are searched on")
+    found.add_argument("--calibration", type=int, default=16, help="prompts that plans or thresholds are "
+                       "searched on")
     found.add_argument("--held-out", type=int, default=16, help="prompts that the result is measured on: "
-                       "of a schedule those after --calibration, of heads the file's last")
+                       "of heads the file's last, else those after --calibration")
     found.add_argument("--plans", type=int, default=120, help="plans that are tried for each speed-up")
     found.add_argument("--oracle", type=int, default=4, help="held-out prompts that plans are searched for one by one")
     found.add_argument("--target", choices=("dense", "solution"), default="dense", help="what pictures are to be "
@@ -89,8 +92,8 @@ def read_prompts(path: Path, needed: int) -> list[str]:
     except OSError as error:
         raise SystemExit(f"{path}: {error.strerror}") from None
     if len(lines) < needed:
-        raise SystemExit(f"{path} has {len(lines)} prompts; {needed} are needed (--calibration, where a schedule is "
-                         "searched, and --held-out, of a schedule and of heads)")  # fmt: skip
+        raise SystemExit(f"{path} has {len(lines)} prompts; {needed} are needed (--calibration, where a schedule "
+                         "or thresholds are searched, and --held-out)")  # fmt: skip
     return lines
 
 
@@ -98,7 +101,7 @@ def _needed(args: argparse.Namespace) -> int:
     """Prompts that a file must have."""
     if args.kind == PLUS and args.start is None:
         return args.calibration + 2 * args.held_out
-    return (args.calibration if args.kind == "schedule" else 1) + args.held_out
+    return (1 if args.kind in METHODS else args.calibration) + args.held_out
 
 
 def checked(args: argparse.Namespace) -> argparse.Namespace:
@@ -141,13 +144,13 @@ def main() -> None:
     with several(timedelta(hours=args.patience)):
         host = Host(find_tree(args.comfyui), shlex.split(args.host_arguments))
         folder = args.policies or host.policies()
-        if args.kind != "schedule" and args.prompts_per_update % size() and rank() == 0:
+        if args.kind in METHODS and args.prompts_per_update % size() and rank() == 0:
             print(f"{size()} processes share {args.prompts_per_update} groups an update: some will wait. Give "
                   "--prompts-per-update a multiple of their number", flush=True)  # fmt: skip
         try:
             graph = Graph.read(args.workflow, host, args.sampler, args.text)
             command = shlex.join([Path(sys.argv[0]).name, "--workflow", args.workflow.name, *_shown(args)])
-            train = train_plans if args.kind == "schedule" else train_heads
+            train = {"schedule": train_plans, "threshold": train_thresholds}.get(args.kind, train_heads)
             file, table = train(graph, prompts, args, state, folder / f"{args.out}.safetensors", f"training/{command}")
         except (WorkflowError, ProcessLost, ValueError) as error:
             raise SystemExit(f"error: {error}") from None
@@ -160,7 +163,9 @@ def _shown(args: argparse.Namespace) -> list[str]:
     plan = ["target", "speedups", "calibration", "held_out", "plans", "oracle", "seed", "sampler", "text"]
     heads = ["kind", "start", "heads", "train_prompts", "iterations", "prompts_per_update", "group", "lr", "reward",
              "mode", "omega", "discriminator_warm_up", "features", "discount", "width"]  # fmt: skip
-    if args.kind != "schedule":
+    if args.kind == "threshold":
+        plan = ["kind", *(name for name in plan if name not in ("plans", "oracle"))]
+    elif args.kind != "schedule":
         searched = args.kind == PLUS and args.start is None
         plan = heads + [name for name in plan if searched or name not in ("calibration", "plans", "oracle")]
     given = {f"--{name.replace('_', '-')}": getattr(args, name) for name in plan}

@@ -16,13 +16,14 @@ from .head_net import Module
 from .heads import HEADS, Heads, HeadsPolicy
 from .planned import MODES, NUMBERS, PlannedPolicy
 from .schedule import MOST_WEIGHTS, Plan, SchedulePolicy
-from .threshold import ThresholdPolicy
+from .threshold import IN_A_ROW, ThresholdPolicy
 from .tpdm import FAMILY, KIND, TPDMHeads, TPDMPolicy
 
 PLUS = "rapid+"  # heads on top of plans
 STRUCTURES = ("rapid3", PLUS, KIND)  # of heads; a file that names none has the first
 NOWHERE = torch.device("meta")  # where heads are made before they are filled: nothing drawn, and sizes cost nothing
 PLAN_TENSORS = ("plan.", "sigmas")
+LONGEST = 8  # evaluations in a row that thresholds of the trainer may leave out
 SAME = 0.02  # relative difference of speed-ups that are the same budget
 
 
@@ -216,8 +217,14 @@ def policy_of(file: PolicyFile, speedup: float, guard: float) -> SchedulePolicy 
     if file.kind == "schedule":
         return SchedulePolicy(speedup, guard=guard, plan=nearest_plan(file, speedup), source=file.name)
     if file.kind == "threshold":
-        return ThresholdPolicy(threshold_of(file, speedup), guard=guard)
+        return threshold_policy(file, speedup, guard)
     return heads_policy(file, speedup)
+
+
+def threshold_policy(file: PolicyFile, speedup: float, guard: float) -> ThresholdPolicy:
+    """Cache Reuse with the file's threshold. Raises PolicyError."""
+    longest = _whole(file, "max_consecutive", 1, 100) if "max_consecutive" in file.metadata else IN_A_ROW
+    return ThresholdPolicy(threshold_of(file, speedup), max_consecutive=longest, guard=guard, source=file.name)
 
 
 def threshold_of(file: PolicyFile, speedup: float) -> float:

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 
 from ..actions import DENSE, Action, Level, Observation, Sparsity, Window
 
+IN_A_ROW = 3  # evaluations that may be left out, unless told otherwise
+
 
 @dataclass(frozen=True)
 class ThresholdPolicy:
@@ -20,7 +22,7 @@ class ThresholdPolicy:
     threshold: float
     start_percent: float = 0.0
     end_percent: float = 1.0
-    max_consecutive: int = 3
+    max_consecutive: int = IN_A_ROW
     forecast_order: int = 1
     level: Level = Level.HOLD
     guard: float = 0.5
@@ -28,6 +30,7 @@ class ThresholdPolicy:
     regional: bool = False
     history: int = 0
     sparsity: Sparsity | None = None
+    source: str = ""  # file that the threshold is from
 
     @property
     def levels(self) -> frozenset[Level]:
