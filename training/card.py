@@ -48,6 +48,6 @@ def drawn(path: Path, panels: Sequence[Panel]) -> bool:
             axes.plot(x, y, marker="." if len(x) < 40 else "", label=name)
         axes.set(title=panel.title, xlabel=panel.x, ylabel=panel.y)
         axes.grid(alpha=0.3)
-        axes.legend()
+        axes.legend(fontsize="small", framealpha=0.6)
     replaced(path, lambda part: figure.savefig(part, format="png", dpi=100))
     return True
