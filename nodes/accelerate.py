@@ -35,6 +35,7 @@ class Accelerate(io.ComfyNode):
                                "trained heads decide without it."),
             ],
             outputs=[io.Model.Output(display_name="model")],
+            hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
@@ -43,6 +44,6 @@ class Accelerate(io.ComfyNode):
         if speedup == 1.0:
             return io.NodeOutput(model)
         if policy is None:
-            return io.NodeOutput(attach(model, SchedulePolicy(speedup, guard=guard)))
+            return io.NodeOutput(attach(model, SchedulePolicy(speedup, guard=guard), cls.hidden))
         check_base(policy, model.model)
-        return io.NodeOutput(attach(model, policy_of(policy, speedup, guard)))
+        return io.NodeOutput(attach(model, policy_of(policy, speedup, guard), cls.hidden))

@@ -45,6 +45,7 @@ class CacheReuse(io.ComfyNode):
                                "this relative error, the next one is computed too. 0 turns the guard off."),
             ],
             outputs=[io.Model.Output(display_name="model")],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -59,4 +60,6 @@ class CacheReuse(io.ComfyNode):
         check.choice("level", level, LEVELS)
         check.range("guard", guard, 0.0, 10.0)
         settings = (reuse_threshold, start_percent, end_percent, max_consecutive, forecast_order, Level(level), guard)
-        return io.NodeOutput(attach(model, ThresholdPolicy(*settings)) if reuse_threshold else model)
+        if not reuse_threshold:
+            return io.NodeOutput(model)
+        return io.NodeOutput(attach(model, ThresholdPolicy(*settings), cls.hidden))

@@ -28,9 +28,10 @@ class PolicySampler(io.ComfyNode):
                                "2.0. At 1 the policy is bounded by the number of steps only."),
             ],
             outputs=[io.Sampler.Output(display_name="sampler")],
+            hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
     def execute(cls, policy, speedup=1.0) -> io.NodeOutput:
         Checks("RAPID Policy Sampler").ranges(speedup=(speedup, 1.0, 6.0))
-        return io.NodeOutput(policy_sampler(policy, speedup))
+        return io.NodeOutput(policy_sampler(policy, speedup, cls.hidden))

@@ -72,6 +72,7 @@ class RegionAdaptive(io.ComfyNode):
                 io.Mask.Input("mask", optional=True, tooltip="White: tokens that are computed before all others."),
             ],
             outputs=[io.Model.Output(display_name="model")],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -82,7 +83,7 @@ class RegionAdaptive(io.ComfyNode):
         policy = checked(model, keep_ratio, preset, kv_cache, memory_limit, settings)
         whole, clock = keep_ratio == 1.0, bool(policy.error_threshold)
         off = whole or not clock if preset == "clocks" else whole and not clock
-        return io.NodeOutput(model if off else attach(model, policy.focused(mask)))
+        return io.NodeOutput(model if off else attach(model, policy.focused(mask), cls.hidden))
 
 
 def checked(model, keep_ratio, preset, kv_cache, memory_limit, settings) -> RegionPolicy:

@@ -56,6 +56,7 @@ class SparseAttention(io.ComfyNode):
                                "Small ones choose more finely, and cost more to handle."),
             ],
             outputs=[io.Model.Output(display_name="model")],
+            hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
@@ -73,7 +74,7 @@ class SparseAttention(io.ComfyNode):
         check_installed(backend, model.load_device.type)
         sparsity = Sparsity(backend, dense_first, dense_last, left_out, int(tile), memory_limit)
         policy = SparsePolicy(density, sparsity, refresh_interval, start_percent, end_percent)
-        return io.NodeOutput(attach(model, policy))
+        return io.NodeOutput(attach(model, policy, cls.hidden))
 
 
 def check_installed(backend: str, device: str) -> None:

@@ -36,6 +36,13 @@ class EvaluationRecord:
     tokens: tuple[str | None, ...] = ()
     density: tuple[float, ...] = ()
     measures: tuple[float | None, ...] = ()
+    seconds: float = 0.0  # from the end of the evaluation before, or the loop's beginning; with the sampler's own work
+
+    @property
+    def whole(self) -> bool:
+        """Whether everything was computed, and nothing measured beside it."""
+        thin = any(d < 1 for d in self.density) or any(m is not None for m in self.measures)
+        return all(level == "run" for level in self.levels) and all(share == 1 for share in self.share) and not thin
 
 
 @dataclass(frozen=True)
@@ -70,9 +77,18 @@ class RunRecord:
             "flops": cost,
             "dense_flops": dense,
             "speedup_allowed": dense / cost if cost else None,
+            "speedup_measured": self._by_the_clock(),
             "seconds": round(self.seconds, 4),
             "bytes": self.bytes,
         }
+
+    def _by_the_clock(self) -> float | None:
+        """About how many times faster the loop was than its own whole evaluations would have been; None where there are
+        fewer than two beside the first, which warms up, or none was left out."""
+        whole = sorted(e.seconds for e in self.evaluations[1:] if e.whole and e.seconds > 0)
+        if len(whole) < 2 or all(e.whole for e in self.evaluations):
+            return None
+        return round(whole[len(whole) // 2] * len(self.evaluations) / self.seconds, 3) if self.seconds else None
 
     def as_json(self) -> dict:
         """The record in its one JSON form: plain dicts, lists, numbers and strings."""
@@ -96,7 +112,8 @@ class RunRecord:
         if thin:
             lines.append(f"{len(thin)} of the computed ones with attention at density {sum(thin) / len(thin):.2g}")
         if t["speedup_allowed"]:
-            lines.append(f"allowed speed-up {t['speedup_allowed']:.2f}x, cache {self.bytes / 2**20:.1f} MiB")
+            clock = f", by the clock about {t['speedup_measured']:.2f}x" if t["speedup_measured"] else ""
+            lines.append(f"allowed speed-up {t['speedup_allowed']:.2f}x{clock}, cache {self.bytes / 2**20:.1f} MiB")
         measured = [m for e in self.evaluations for m in e.measured if m is not None]
         if measured:
             lines.append(f"forecast error where it was measured: mean {sum(measured) / len(measured):.3f}")
@@ -138,6 +155,7 @@ def _row(
         index, sigma, 0, column("levels", "hold"), column("share", 0.0), column("cost", 0.0), dense,
         column("error", None), column("measured", None), tuple(dict.fromkeys(r for e in some for r in e.reasons)),
         density=column("density", 1.0) if thin else (), measures=column("measures", None) if thin else (),
+        seconds=sum(e.seconds for e in some),
     )  # fmt: skip
 
 

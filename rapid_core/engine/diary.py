@@ -38,7 +38,8 @@ class Diary:
     def add(self, evaluation: Evaluation, state: RunState, stored: int, sparse: bool) -> None:
         """An evaluation has ended. stored: bytes kept of attentions; sparse: whether anybody chose densities."""
         self.peak = max(self.peak, state.bytes + stored)
-        self.stopped = time.perf_counter()
+        now = time.perf_counter()
+        seconds, self.stopped = now - (self.stopped or self.started or now), now
         actions = evaluation.actions
         self.evaluations.append(
             EvaluationRecord(
@@ -48,7 +49,7 @@ class Diary:
                 tuple(e if math.isfinite(e) else None for e in evaluation.errors),
                 (None,) * state.batch, tuple(evaluation.reasons),
                 density=tuple(a.density for a in actions) if sparse else (),
-                measures=tuple(a.measures for a in actions) if sparse else (),
+                measures=tuple(a.measures for a in actions) if sparse else (), seconds=round(seconds, 6),
             )
         )
         if state.regions:

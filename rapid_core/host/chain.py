@@ -20,11 +20,18 @@ PLANS = ("schedule", "rapid3", "rapid+", "tpdm")  # techniques that settle which
 
 @dataclass(frozen=True)
 class Chain:
-    """Policies in the order in which nodes attached them, and the log of the last node's runs."""
+    """Policies in the order in which nodes attached them, and the log of the last node's runs. node: the execution id
+    of the one where runs tell how they go on; empty for none."""
 
     policies: tuple[Policy, ...]
     log: RunLog = field(default_factory=RunLog)
     notes: tuple[str, ...] = ()
+    node: str = ""
+
+
+def node_of(hidden: Any) -> str:
+    """Execution id of a node; empty where it is called from elsewhere than a graph."""
+    return str(hidden.unique_id or "") if hidden else ""
 
 
 def chain_of(model: Any) -> Chain | None:
@@ -48,9 +55,9 @@ def keep_log(model: Any) -> RunLog:
     return log
 
 
-def attach(model: Any, policy: Policy) -> Any:
+def attach(model: Any, policy: Policy, hidden: Any = None) -> Any:
     """A clone of `model` with `policy` added; a policy of the same technique is replaced and the report says so. Those
-    that settle which evaluations are computed are one technique."""
+    that settle which evaluations are computed are one technique. hidden: of the node, as ComfyUI gives it."""
     clone = model.clone()
     before = chain_of(clone)
     policies = before.policies if before else ()
@@ -62,7 +69,7 @@ def attach(model: Any, policy: Policy) -> Any:
         twice = f"{gone} was set twice" if gone == policy.technique else f"{gone} and {policy.technique} were set"
         notes += (f"{twice} on this model: the later node wins",)
     options = clone.model_options.setdefault("transformer_options", {})
-    options[KEY] = Chain((*kept, policy), notes=notes)
+    options[KEY] = Chain((*kept, policy), notes=notes, node=node_of(hidden))
     architecture = describe(clone.model.diffusion_model)
     if architecture is not None and (policy.regional or policy.sparsity or Level.REUSE in policy.levels):
         hook_layers(clone)

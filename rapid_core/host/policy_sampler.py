@@ -27,23 +27,23 @@ from ..policies.jumps import Choose, StepHead, descend
 from ..policies.schedule import affordable
 from ..policy_file import PolicyFile
 from ..record import RunRecord, fingerprint, side_by_side
-from .chain import KEY, PLANS, Chain, check_channels, ended_by, keep_log
+from .chain import KEY, PLANS, Chain, check_channels, ended_by, keep_log, node_of
 from .one_image import cannot, one_image
 from .run import HostRun, run_of
 
 NAME = "RAPID Policy Sampler"
 
 
-def policy_sampler(file: PolicyFile, speedup: float) -> KSAMPLER:
+def policy_sampler(file: PolicyFile, speedup: float, hidden: Any = None) -> KSAMPLER:
     """A SAMPLER that jumps by a file's step head, in at most 1 / speedup of the schedule's evaluations. Raises
-    PolicyError for a file without step head."""
-    return KSAMPLER(sample_rapid_policy, {"file": file, "policy": jumps_policy(file, speedup)})
+    PolicyError for a file without step head. hidden: of the node, as ComfyUI gives it."""
+    return KSAMPLER(sample_rapid_policy, {"file": file, "policy": jumps_policy(file, speedup), "node": node_of(hidden)})
 
 
 @torch.no_grad()
 def sample_rapid_policy(
     model: Any, x: Tensor, sigmas: Tensor, extra_args: dict | None = None, callback: Any = None, disable: Any = None,
-    *, file: PolicyFile, policy: HeadsPolicy, choose: Choose | None = None,
+    *, file: PolicyFile, policy: HeadsPolicy, choose: Choose | None = None, node: str = "",
 ) -> Tensor:  # fmt: skip
     """k-diffusion's signature. From sigmas[0] to sigmas[-1]; of the levels between only the number counts. choose: what
     picks the next level, the step head where it is None. Raises ValueError for what cannot be sampled so, PolicyError
@@ -51,7 +51,7 @@ def sample_rapid_policy(
     levels = sigmas.tolist()
     if len(levels) < 2:
         return x
-    run = JumpRun(model, x, sigmas, dict(extra_args or {}), file, policy, choose)
+    run = JumpRun(model, x, sigmas, dict(extra_args or {}), file, policy, choose, node)
     progress, result = Progress(callback, disable, x, levels), None
     try:
         rows = [run.image(i, x[i : i + 1], partial(progress, i)) for i in range(len(x))]
@@ -67,10 +67,10 @@ class JumpRun:
 
     def __init__(
         self, model: Any, x: Tensor, sigmas: Tensor, arguments: dict, file: PolicyFile, policy: HeadsPolicy,
-        choose: Choose | None,
+        choose: Choose | None, node: str,
     ):
         self.model, self.guider, self.sigmas, self.levels = model, guider_of(model), sigmas, sigmas.tolist()
-        self.file, self.choose, self.batch = file, choose, len(x)
+        self.file, self.choose, self.batch, self.node = file, choose, len(x), node
         self.arguments = {"model_options": self.guider.model_options, **arguments}
         options = self.arguments["model_options"].get("transformer_options", {})
         self.chain: Chain | None = options.get(KEY)
@@ -146,7 +146,7 @@ class JumpRun:
             self.records.append(run.finish(status, None))
 
     def _own(self, x: Tensor, mask: Tensor | None) -> HostRun:
-        return HostRun(Chain((self.inner,)), self.guider, x, sample_rapid_policy, self.sigmas, mask)
+        return HostRun(Chain((self.inner,), node=self.node), self.guider, x, sample_rapid_policy, self.sigmas, mask)
 
     def finish(self, result: Tensor | None) -> None:
         """Put what happened where a report finds it."""

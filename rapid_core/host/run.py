@@ -17,7 +17,7 @@ from ..engine.state import RunState
 from ..engine.together import Together
 from ..engine.tokens import TokenGrid
 from ..record import RunRecord
-from . import attention, blocks, features
+from . import attention, blocks, features, progress
 from .conditions import Conditions
 from .memory import Room, key_store, with_left_out
 from .model_call import ModelCalls, call_model
@@ -161,6 +161,7 @@ class HostRun:
         self.state.end(evaluation, x, denoised)
         self._mix(evaluation, getattr(executor.class_obj, "cfg", 1.0))
         self.diary.add(evaluation, self.state, self.calls.bytes, self.calls.sparsity is not None)
+        progress.tell(self.chain.node, progress.so_far(self.diary.evaluations, self.sigmas))
         return denoised
 
     def _mix(self, evaluation: Evaluation, scale: float) -> None:

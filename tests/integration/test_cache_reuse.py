@@ -307,3 +307,36 @@ def test_batched_control_residuals_are_split_with_the_images(tiny_flux, cache_re
     assert out["output"][0].shape == (1, 2, 3)
     with pytest.raises(Exception, match="3 rows where 4"):
         take_rows({"y": torch.zeros(3, 2)}, rows, 4)
+
+
+def test_a_run_tells_on_its_node_how_it_goes_on(comfy_host, pack, pack_module, tiny_flux, sample, monkeypatch):
+    """As a browser sees it: a line an evaluation, on the node that patched the model last."""
+    from comfy_api.latest import io
+    from server import PromptServer
+
+    told = []
+
+    class Browser:
+        client_id = "a browser"
+
+        def send_progress_text(self, *arguments):
+            told.append(arguments)
+
+    node = comfy_host.nodes.NODE_CLASS_MAPPINGS["RAPID_CacheReuse"]
+    settings = dict(reuse_threshold=9.0, start_percent=0.0, end_percent=1.0, max_consecutive=1, forecast_order=1,
+                    level="hold", guard=0.0)  # fmt: skip
+    data = {"hidden_inputs": {io.Hidden.unique_id: "7:3"}}
+    patched = node.PREPARE_CLASS_CLONE(data).execute(tiny_flux, **settings).args[0]
+    sample(patched, steps=8)
+    assert not told  # nobody looks
+    monkeypatch.setattr(PromptServer, "instance", Browser(), raising=False)
+    sample(patched, steps=8)
+    lines = [text for text, *_ in told]
+    assert len(lines) == 8 and all(rest == ["7:3", "a browser"] for _, *rest in told)
+    record = pack_module("rapid_core.host.chain").chain_of(patched).log.records[-1]
+    held, speed = record.totals["held"], record.totals["speedup_allowed"]
+    assert lines[0] == "step 1 of 8: 0 of 1 evaluations not computed, 1.0x so far"
+    assert held and lines[-1] == f"step 8 of 8: {held} of 8 evaluations not computed, {speed:.1f}x so far"
+    told.clear()
+    sample(patched, steps=4, sampler="heun")
+    assert [text.split(":")[0] for text, *_ in told] == [f"step {i} of 4" for i in (1, 2, 2, 3, 3, 4, 4)]

@@ -1,0 +1,28 @@
+"""What a node says of itself while a run goes on: one line of text on it in the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from server import PromptServer
+
+from ..record import EvaluationRecord
+
+
+def tell(node: str, text: str) -> None:
+    """Show a text on a node, by its execution id, where a browser runs this workflow; the next one replaces it."""
+    instance = getattr(PromptServer, "instance", None)
+    if node and instance is not None and instance.client_id is not None:
+        instance.send_progress_text(text, node, instance.client_id)
+
+
+def so_far(evaluations: Sequence[EvaluationRecord], sigmas: Sequence[float]) -> str:
+    """A line about a run that has made these evaluations of a schedule. Of a batch, numbers are means over images."""
+    last, steps = evaluations[-1], len(sigmas) - 1
+    step = min(steps, max(1, sum(sigma >= last.sigma for sigma in sigmas)))
+    images = len(last.levels)
+    left_out = sum(level != "run" for e in evaluations for level in e.levels) / images
+    spent, dense = (sum(sum(costs) for costs in column) for column in
+                    ([e.cost for e in evaluations], [e.dense_cost for e in evaluations]))  # fmt: skip
+    speed = f", {dense / spent:.1f}x so far" if spent else ""
+    return f"step {step} of {steps}: {left_out:.3g} of {len(evaluations)} evaluations not computed{speed}"
