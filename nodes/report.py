@@ -3,7 +3,7 @@
 import json
 
 import torch
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..rapid_core.heatmap import draw
 from ..rapid_core.host.chain import chain_of, log_of
@@ -49,4 +49,6 @@ class Report(io.ComfyNode):
         text = record.text() if record else NO_RUN if chain_of(model) else NOT_PATCHED
         data = [json.dumps(record.as_json())] if record else []
         image = draw(record, picture) if record else torch.zeros(1, 64, 64, 3)
-        return io.NodeOutput(latent, text, image, ui={"text": (text,), "rapid_record": data})
+        maps = ui.ImageSaveHelper.save_images(image, "rapid_map", io.FolderType.temp, None) if record else []
+        shown = {"text": (text,), "rapid_record": data, "rapid_map": maps}
+        return io.NodeOutput(latent, text, image, ui=shown)

@@ -22,7 +22,9 @@ def so_far(evaluations: Sequence[EvaluationRecord], sigmas: Sequence[float]) -> 
     step = min(steps, max(1, sum(sigma >= last.sigma for sigma in sigmas)))
     images = len(last.levels)
     left_out = sum(level != "run" for e in evaluations for level in e.levels) / images
+    partial = sum(0 < share < 1 for e in evaluations for share in e.share) / images
+    some = f", {partial:.3g} on part of the tokens" if partial else ""
     spent, dense = (sum(sum(costs) for costs in column) for column in
                     ([e.cost for e in evaluations], [e.dense_cost for e in evaluations]))  # fmt: skip
     speed = f", {dense / spent:.1f}x so far" if spent else ""
-    return f"step {step} of {steps}: {left_out:.3g} of {len(evaluations)} evaluations not computed{speed}"
+    return f"step {step} of {steps}: {left_out:.3g} of {len(evaluations)} evaluations not computed{some}{speed}"
