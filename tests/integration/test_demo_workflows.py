@@ -51,6 +51,16 @@ def test_the_accelerate_example_follows_its_policy(server, tmp_path):
                                                     "negative.model": "sd3"}))  # fmt: skip
 
 
+def test_the_policy_example_follows_its_plan_and_says_what_it_is(server, tmp_path):
+    outputs = server.client.run(workflow("policy"))
+    (picture,) = server.client.save_images(outputs, tmp_path)
+    assert picture.stat().st_size > 1000
+    record = json.loads(outputs["report"]["rapid_record"][0])
+    assert record["totals"]["computed"] == 7 and not record["notes"]
+    assert record["policies"][0]["source"] == "demo-flux-solution.safetensors"
+    assert "base_model: flux.safetensors" in outputs["about"]["text"][0]
+
+
 def test_the_region_example_draws_a_picture_and_a_map(server, tmp_path):
     outputs = server.client.run(workflow("region"))
     pictures = server.client.save_images(outputs, tmp_path)
