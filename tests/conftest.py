@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,9 @@ settings.load_profile("busy")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """How often trainings are killed."""
+    """How often trainings are killed, and where screenshots go."""
     parser.addoption("--kills", type=int, default=2, help="kills of test_training_kills.py (default 2)")
+    parser.addoption("--pictures", help="folder for the screenshots of tests/browser (default: none is kept)")
 
 
 def pytest_report_header() -> str:
@@ -30,6 +32,18 @@ def pytest_report_header() -> str:
 def repository() -> Path:
     """Root of the repository."""
     return ROOT
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
+    """ComfyUI as a process of its own, with this pack and the demo models; one for all tests."""
+    from devkit.base_folder import make_base_folder
+    from devkit.comfy_process import host_tree
+    from devkit.server import ComfyServer
+
+    base = make_base_folder(tmp_path_factory.mktemp("server"))
+    with ComfyServer(host_tree(), base, threads=1) as running:
+        yield running
 
 
 @pytest.fixture(autouse=True)

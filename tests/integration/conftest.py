@@ -3,15 +3,14 @@
 import atexit
 import importlib
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from devkit.base_folder import make_base_folder, remove_base_folder
-from devkit.comfy_process import Comfy, host_tree, import_comfy
-from devkit.server import ComfyServer
+from devkit.base_folder import remove_base_folder
+from devkit.comfy_process import Comfy, import_comfy
 
 
 def _import_host() -> Comfy:
@@ -140,14 +139,6 @@ def make_conditioning(comfy_host: Comfy) -> Callable:
     from rapid_testing.sampling import make_conditioning
 
     return make_conditioning
-
-
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
-    """ComfyUI as a process of its own, with tiny models in its folders; one for all tests."""
-    base: Path = make_base_folder(tmp_path_factory.mktemp("server"))
-    with ComfyServer(host_tree(), base, threads=1) as running:
-        yield running
 
 
 @pytest.fixture

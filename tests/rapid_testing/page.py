@@ -1,0 +1,113 @@
+"""ComfyUI's page as a person has it before them: the graph, its nodes, and what RAPID Report shows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from devkit.server import ComfyServer
+
+READY = "window.app?.graph && window.app?.extensionManager"
+QUIET = {"Comfy.TutorialCompleted": True, "Comfy.Workflow.ShowMissingModelsWarning": False}
+USUAL = {"Comfy.VueNodes.Enabled": False, "Comfy.ColorPalette": "dark", "Comfy.Locale": "en"}
+PATIENCE = 120_000  # milliseconds
+
+
+class Graph:
+    """A page with a graph. said: console messages and errors as (kind, text, address)."""
+
+    def __init__(self, page: Any, server: ComfyServer):
+        self.page, self.server = page, server
+        self.said: list[tuple[str, str, str]] = []
+        self.settings: dict[str, Any] = {}
+        page.on("console", lambda m: self.said.append((m.type, m.text, m.location.get("url", ""))))
+        page.on("pageerror", lambda error: self.said.append(("error", str(error), getattr(error, "stack", "") or "")))
+
+    def do(self, code: str, given: Any = None) -> Any:
+        """Result of a JavaScript function in the page."""
+        return self.page.evaluate(code, given)
+
+    def open(self) -> None:
+        """Load the page and wait for its graph."""
+        self.page.goto(self.server.url)
+        self.page.wait_for_function(READY, timeout=PATIENCE)
+        self.page.wait_for_function("app.vueAppReady ?? true", timeout=PATIENCE)
+
+    def set(self, settings: dict[str, Any]) -> None:
+        """Change settings of the frontend."""
+        self.do("async given => { for (const [id, value] of Object.entries(given)) "
+                "await app.extensionManager.setting.set(id, value) }", settings)  # fmt: skip
+
+    def load(self, workflow: dict[str, Any]) -> None:
+        """Put a workflow, in API or UI form, into the graph."""
+        way = "g => app.loadGraphData(g)" if "nodes" in workflow else "g => app.loadApiJson(g, 'example')"
+        self.do(way, workflow)
+
+    def add(self, word: str, title: str) -> None:
+        """Add the node of a title, found by a word in the search that a double click opens."""
+        self.page.mouse.click(800, 700)
+        self.page.mouse.dblclick(800, 500, delay=50)
+        self.page.get_by_placeholder("Add a node...").fill(word)
+        self.page.get_by_text(title, exact=True).first.click()
+        self.page.keyboard.press("Escape")
+        self.do("() => app.graph._nodes.forEach((n, i) => { n.pos = [100 + 400 * i, -900] })")  # out of the way
+
+    def run(self) -> None:
+        """Press Run and wait until the queue is empty."""
+        self.page.get_by_test_id("queue-button").click()
+        self.page.wait_for_function("async () => { const queue = await (await fetch('/api/queue')).json(); "
+                                    "window.rapidBusy ||= queue.queue_running.length > 0; return window.rapidBusy && "
+                                    "!queue.queue_running.length && !queue.queue_pending.length }",
+                                    timeout=PATIENCE, polling=200)  # fmt: skip
+        self.do("() => { window.rapidBusy = false }")
+
+    def node(self, kind: str) -> dict[str, Any]:
+        """What a test wants to know of the first node of a kind."""
+        return self.do("kind => { const n = app.graph._nodes.find(n => n.comfyClass === kind); return {id: n.id, "
+                       "title: n.title, size: [...n.size], properties: n.properties, "
+                       "widgets: (n.widgets ?? []).map(w => w.label ?? w.name)} }", kind)  # fmt: skip
+
+    def outputs(self, kind: str) -> dict[str, Any]:
+        """What the API's history says of the latest run's first node of a kind."""
+        history = json.loads(self.server.client._request("/history"))
+        latest = list(history.values())[-1]
+        number = next(i for i, node in latest["prompt"][2].items() if node["class_type"] == kind)
+        return latest["outputs"][number]
+
+    def shot(self, path: Path, *kinds: str, margin: int = 24) -> None:
+        """Screenshot of the nodes of some kinds, or of all, in the middle of the page."""
+        self.do("kinds => { const some = app.graph._nodes.filter(n => !kinds.length || kinds.includes(n.comfyClass)); "
+                "app.canvas.selectItems(some); app.extensionManager.command.execute('Comfy.Canvas.FitView') }",
+                list(kinds))  # fmt: skip
+        self.page.wait_for_timeout(800)
+        self.do("() => app.canvas.deselectAll()")
+        self.page.wait_for_timeout(300)
+        box = self.do("kinds => { const c = app.canvas, r = c.canvas.getBoundingClientRect(); const all = app.graph"
+                      "._nodes.filter(n => !kinds.length || kinds.includes(n.comfyClass)).map(n => n.getBounding()); "
+                      "const at = (x, y) => [(x + c.ds.offset[0]) * c.ds.scale + r.left, "
+                      "(y + c.ds.offset[1]) * c.ds.scale + r.top]; "
+                      "return [...at(Math.min(...all.map(b => b[0])), Math.min(...all.map(b => b[1]))), "
+                      "...at(Math.max(...all.map(b => b[0] + b[2])), Math.max(...all.map(b => b[1] + b[3])))] }",
+                      list(kinds))  # fmt: skip
+        left, top, right, bottom = box
+        clip = {"x": max(0, left - margin), "y": max(0, top - margin)}
+        clip |= {"width": min(1600 - clip["x"], right - left + 2 * margin),
+                 "height": min(1000 - clip["y"], bottom - top + 2 * margin)}  # fmt: skip
+        self.page.screenshot(path=str(path), clip=clip)
+
+
+    def begin(self, **settings: Any) -> Graph:
+        """The usual settings but for these, and nothing in the graph. The page is loaded anew where settings differ from
+        what it was loaded with, since some count from the next load on."""
+        wanted = {**QUIET, **USUAL, **settings}
+        if self.settings != wanted:
+            if not self.settings:
+                self.open()
+            self.set(wanted)
+            self.open()
+            self.settings = wanted
+        self.page.keyboard.press("Escape")
+        self.do("() => app.extensionManager.command.execute('Comfy.NewBlankWorkflow')")
+        self.said.clear()
+        return self
