@@ -20,21 +20,26 @@ class Accelerate(io.ComfyNode):
             category="RAPID",
             description="Samples as many times faster as you ask for: computes that share of the model evaluations and "
             "forecasts the others from them. Works with any model and sampler; best with euler.",
-            search_aliases=["speed up", "faster", "teacache", "easycache", "cache", "skip steps", "rapid3"],
+            search_aliases=["speed up", "faster", "accelerate", "teacache", "easycache", "fbcache", "magcache", "cache",
+                            "skip steps", "rapid3", "加速", "跳步"],
             inputs=[
-                io.Model.Input("model"),
+                io.Model.Input("model", tooltip="The diffusion model to speed up, with its LoRAs already on it."),
                 io.Float.Input("speedup", default=2.0, min=1.0, max=6.0, step=0.1,
                                tooltip="Times faster than computing every step. 20 steps at 2.0 compute 10 of them. "
-                               "Higher is less exact; 1 turns the node off."),
+                               "Higher is faster and less exact; 1 turns the node off."),
                 Policy.Input("policy", optional=True,
-                             tooltip="Which steps are computed, made for this model; without one they are evenly "
-                             "spaced."),
+                             tooltip="From RAPID Load Policy, made for this model: which steps are computed and how "
+                             "the others are forecast from them. Without one they are evenly spaced."),
                 io.Float.Input("guard", default=0.5, min=0.0, max=10.0, step=0.05, optional=True,
                                tooltip="Where a computed step shows that its forecast would have been worse than this "
-                               "relative error, the next one is computed and a later one is not. 0 turns it off; "
-                               "trained heads decide without it."),
+                               "relative error (0.5 is 50 %), the next one is computed and a later one is not. Lower "
+                               "reacts to smaller errors, within the same budget. 0 turns it off; trained heads "
+                               "decide without it."),
             ],
-            outputs=[io.Model.Output(display_name="model")],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="The patched model, for the sampler and RAPID Report. "
+                                "At speedup 1 the model as it came."),
+            ],
             hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 

@@ -40,14 +40,18 @@ class LoadPolicy(io.ComfyNode):
             category="RAPID",
             description="Loads a policy: a searched schedule, fitted thresholds or trained heads for one model, made "
             "by RAPID's training script. Policies lie in models/rapid_policies.",
-            search_aliases=["rapid3", "policy", "schedule", "load", "speed up"],
+            search_aliases=["rapid3", "tpdm", "policy", "schedule", "heads", "load", "speed up", "faster", "加速",
+                            "策略"],
             inputs=[
                 io.Combo.Input("policy", options=folder_paths.get_filename_list(FOLDER) or [NONE],
-                               tooltip="A file in models/rapid_policies, or one of this pack's for its demo models."),
+                               tooltip="A .safetensors file in models/rapid_policies, or one of this pack's for its "
+                               "demo models. It must be made for the model you sample with."),
             ],
             outputs=[
-                Policy.Output(display_name="policy"),
-                io.String.Output(display_name="about", tooltip="What the file says of itself."),
+                Policy.Output(display_name="policy", tooltip="What the file holds, for RAPID Accelerate or RAPID "
+                              "Policy Sampler."),
+                io.String.Output(display_name="about", tooltip="What the file says of itself, one entry a line: model, "
+                                 "speed-ups (budgets), what was measured, licence."),
             ],
         )  # fmt: skip
 

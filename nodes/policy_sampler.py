@@ -19,15 +19,20 @@ class PolicySampler(io.ComfyNode):
             category="RAPID",
             description="Euler with steps as long as a trained policy asks for: after every step its step head looks "
             "at the model's output and chooses the next noise level. For SamplerCustom and SamplerCustomAdvanced.",
-            search_aliases=["rapid3", "adaptive steps", "skip steps", "sampler", "speed up"],
+            search_aliases=["rapid3", "adaptive steps", "skip steps", "sampler", "speed up", "faster", "加速",
+                            "采样器"],
             inputs=[
                 Policy.Input("policy", tooltip="Trained heads with a step head, made for the model you sample with. "
                              "Other policies go into RAPID Accelerate."),
                 io.Float.Input("speedup", default=1.0, min=1.0, max=6.0, step=0.1, optional=True,
-                               tooltip="A ceiling: at most this part of the schedule's steps is computed, 10 of 20 at "
-                               "2.0. At 1 the policy is bounded by the number of steps only."),
+                               tooltip="A ceiling, times faster than computing every step: at 2.0 at most 10 of 20 "
+                               "steps are computed. Higher is faster and less exact. At 1 the policy is bounded by "
+                               "the number of steps only."),
             ],
-            outputs=[io.Sampler.Output(display_name="sampler")],
+            outputs=[
+                io.Sampler.Output(display_name="sampler", tooltip="For the sampler input of SamplerCustom or "
+                                  "SamplerCustomAdvanced."),
+            ],
             hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 

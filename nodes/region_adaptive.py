@@ -23,9 +23,10 @@ class RegionAdaptive(io.ComfyNode):
             category="RAPID",
             description="Computes only some image tokens in most evaluations; the others keep moving on a forecast and "
             "their keys and values stay cached. Works with any sampler; what cannot be split is computed densely.",
-            search_aliases=["ras", "region adaptive sampling", "token", "speed up", "accelerate"],
+            search_aliases=["ras", "region adaptive sampling", "region", "token", "token cache", "kv cache", "cache",
+                            "speed up", "faster", "accelerate", "加速", "区域"],
             inputs=[
-                io.Model.Input("model"),
+                io.Model.Input("model", tooltip="The diffusion model to speed up, with its LoRAs already on it."),
                 io.Float.Input("keep_ratio", default=0.75, min=0.01, max=1.0, step=0.01,
                                tooltip="Share of the image tokens computed in a sparse evaluation; with clocks the "
                                "most of them. Lower is faster and less exact; 1 turns the node off."),
@@ -35,43 +36,54 @@ class RegionAdaptive(io.ComfyNode):
                                "mask count. custom: all inputs count. paper: the published schedule, metric and stale "
                                "values; only keep_ratio, memory_limit and mask count."),
                 io.Float.Input("warm_up", default=0.15, **share, tooltip="Share of the steps at the beginning that "
-                               "compute all tokens."),
+                               "compute all tokens. Higher is slower and more exact."),
                 io.Float.Input("tail", default=0.05, **share, tooltip="Share of the steps at the end that compute all "
-                               "tokens."),
+                               "tokens. Higher is slower and more exact."),
                 io.Int.Input("refresh_interval", default=3, min=0, max=1000,
-                             tooltip="Sparse evaluations between two that compute all tokens; 0 = no refresh."),
+                             tooltip="Sparse evaluations between two that compute all tokens. Higher is faster and "
+                             "less exact; 0 = no refresh."),
                 io.Float.Input("drift_threshold", default=0.0, min=0.0, max=10.0, step=0.01,
                                tooltip="When the forecast of the computed tokens was worse than this relative error, "
-                               "the next evaluation computes all of them. 0 = off."),
+                               "the next evaluation computes all of them. Lower is slower and more exact; 0 = off."),
                 io.Combo.Input("metric", options=list(METRICS), default="change",
-                               tooltip="What makes a token matter: spread (std) or size (l2) of its derivative over "
-                               "the channels, its change when last computed, or the attention it receives. random "
-                               "and rounds are for comparison."),
+                               tooltip="What makes a token matter. std: spread of its derivative over the channels. "
+                               "l2: its size. change: how much it had changed when last computed. attention: what it "
+                               "receives. random and rounds (in turn) are for comparison. Does not change how many are "
+                               "computed."),
                 io.Combo.Input("direction", options=list(DIRECTIONS), default="high",
-                               tooltip="Whether tokens with low or with high values of the metric come first."),
+                               tooltip="Whether tokens with low or with high values of the metric come first. Does not "
+                               "change how many are computed."),
                 io.Float.Input("starvation", default=0.3, min=0.0, max=10.0, step=0.01,
-                               tooltip="How fast a token that was left out gains priority, per evaluation."),
+                               tooltip="How fast a token that was left out gains priority, per evaluation. Higher "
+                               "spreads the work over the picture, lower follows the metric. Does not change how many "
+                               "are computed."),
                 io.Combo.Input("inactive", options=list(INACTIVE), default="forecast",
-                               tooltip="What tokens that are left out do: hold their last derivative, forecast it, or "
-                               "forecast it and follow what their computed neighbours did."),
+                               tooltip="What tokens that are left out do. hold: keep their last derivative. forecast: "
+                               "move on with its trend. interpolate: forecast, and follow what their computed "
+                               "neighbours did."),
                 io.Float.Input("slope", default=0.0, min=-1.0, max=1.0, step=0.05,
-                               tooltip="Share of tokens over time: 0 constant, above 0 more of them early, below 0 "
-                               "more of them late."),
+                               tooltip="Share of tokens over time, from keep_ratio x (1 + slope) to keep_ratio x "
+                               "(1 - slope): 0 constant, above 0 more of them early, below 0 more of them late."),
                 io.Combo.Input("kv_cache", options=list(PRECISIONS), default=PRECISIONS[0], optional=True,
-                               tooltip="How keys and values of tokens that are left out are kept: forecast from two "
-                               "earlier ones (twice the memory of model, far more exact), as last computed in the "
-                               "model's precision, in 8 bits (half), as means over 2 x 2 tokens (a quarter), in host "
-                               "memory, or not at all."),
+                               tooltip="How keys and values of tokens that are left out are kept. forecast: from two "
+                               "earlier ones, twice the memory of model and far more exact. model: as last computed. "
+                               "8 bit: one byte each. pooled: means over 2 x 2 tokens, a quarter of the memory. host "
+                               "memory: as model, copied to the device each time. none: not at all."),
                 io.Float.Input("memory_limit", default=0.0, min=0.0, max=1024.0, step=0.1, optional=True,
-                               tooltip="Most GiB the cached keys and values may take; where they would take more, all "
-                               "tokens are computed and the report says so. 0 = no limit."),
+                               tooltip="Most GiB that cached keys and values may take; where they would take more, all "
+                               "tokens are computed (slower, exact) and the report says so. 0 = no limit."),
                 io.Float.Input("error_threshold", default=ERROR, min=0.0, max=10.0, step=0.001, optional=True,
-                               tooltip="Every token has its own clock: it is computed when the estimated error of its "
-                               "forecasts, added up, reaches this. Higher is faster and less exact; 0 turns clocks "
-                               "off. In custom, above 0, metric, direction, starvation and slope do not count."),
-                io.Mask.Input("mask", optional=True, tooltip="White: tokens that are computed before all others."),
+                               tooltip="Every token has its own clock: it is computed when the estimated relative "
+                               "error of its forecasts (0.04 is 4 %), added up, reaches this. Higher is faster and "
+                               "less exact; 0 turns clocks off. In custom, above 0, metric, direction, starvation "
+                               "and slope do not count."),
+                io.Mask.Input("mask", optional=True, tooltip="White: tokens that are computed before all others, for "
+                              "faces, hands or lettering. Any size; it is scaled to the latent."),
             ],
-            outputs=[io.Model.Output(display_name="model")],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="The patched model, for the sampler and RAPID Report. "
+                                "Where the node is off, the model as it came."),
+            ],
             hidden=[io.Hidden.unique_id],
         )
 

@@ -27,17 +27,21 @@ class Report(io.ComfyNode):
             category="RAPID",
             description="Says what the sampling run that made this latent computed, reused and held, and why "
             "anything was computed densely. The record is in the API's outputs as JSON.",
-            search_aliases=["teacache", "easycache", "cache", "statistics", "speed"],
+            search_aliases=["teacache", "easycache", "cache", "statistics", "speed", "speed up", "heat map", "加速",
+                            "报告"],
             inputs=[
                 io.Model.Input("model", tooltip="The model that was sampled with: the last RAPID node's output."),
                 io.Latent.Input("latent", tooltip="The sampler's output; passed through unchanged."),
-                io.Image.Input("picture", optional=True, tooltip="The decoded picture, to lay the map over."),
+                io.Image.Input("picture", optional=True, tooltip="The decoded picture, to lay the map over; does not "
+                               "change anything else."),
             ],
             outputs=[
-                io.Latent.Output(display_name="latent"),
-                io.String.Output(display_name="report"),
-                io.Image.Output(display_name="map", tooltip="How often each image token was computed (yellow: always), "
-                                "and below it one cell an evaluation (black: left out)."),
+                io.Latent.Output(display_name="latent", tooltip="The latent that came in, unchanged, for VAE Decode."),
+                io.String.Output(display_name="report", tooltip="A few lines: evaluations computed, reused and held, "
+                                 "speed-up that the spent FLOPs allow, memory in MiB, and why anything was computed "
+                                 "densely."),
+                io.Image.Output(display_name="map", tooltip="How often each image token was computed (yellow: always, "
+                                "dark blue: never), and below it one cell an evaluation (black: left out)."),
             ],
             is_output_node=True,
         )

@@ -23,20 +23,25 @@ class SparseAttention(io.ComfyNode):
             description="Image tokens attend to text and to the parts of the picture that matter to them, chosen anew "
             "in every block. Faster attention in big pictures and videos, less faithful pictures; where it would not "
             "be faster, attention stays dense and RAPID Report says why.",
-            search_aliases=["sparse attention", "sparge", "flex attention", "speed up", "accelerate", "block sparse"],
+            search_aliases=["sparse attention", "sparge", "spargeattn", "flex attention", "block sparse", "attention",
+                            "speed up", "faster", "accelerate", "加速", "稀疏注意力"],
             inputs=[
-                io.Model.Input("model"),
+                io.Model.Input("model", tooltip="The diffusion model to speed up, with its LoRAs already on it."),
                 io.Float.Input("density", default=0.25, min=0.01, max=1.0, step=0.01,
                                tooltip="Share of the picture that each part of it attends to. Lower is faster and less "
                                "exact; 1 turns the node off."),
                 io.Float.Input("start_percent", default=0.15, min=0.0, max=1.0, step=0.01,
-                               tooltip="Share of the sampling schedule after which attention may be sparse."),
+                               tooltip="Share of the sampling schedule (0 beginning, 1 end) after which attention may "
+                               "be sparse. Higher is slower and more exact."),
                 io.Float.Input("end_percent", default=1.0, min=0.0, max=1.0, step=0.01,
-                               tooltip="Share of the sampling schedule after which attention is dense."),
+                               tooltip="Share of the sampling schedule (0 beginning, 1 end) after which attention is "
+                               "dense. Lower is slower and more exact."),
                 io.Int.Input("dense_first", default=1, min=0, max=1000,
-                             tooltip="Blocks at the beginning of the model whose attention stays dense."),
+                             tooltip="Blocks at the beginning of the model whose attention stays dense. Higher is "
+                             "slower and more exact."),
                 io.Int.Input("dense_last", default=0, min=0, max=1000,
-                             tooltip="Blocks at the end of the model whose attention stays dense."),
+                             tooltip="Blocks at the end of the model whose attention stays dense. Higher is slower and "
+                             "more exact."),
                 io.Combo.Input("backend", options=list(NAMES), default=NAMES[0],
                                tooltip="What computes it. auto: what was measured fastest for this size and kind of "
                                "device, dense attention included. gather: plain PyTorch, made for CPUs. flex: "
@@ -47,15 +52,18 @@ class SparseAttention(io.ComfyNode):
                                "dense last. forecast: that difference moves on; twice the memory of hold."),
                 io.Int.Input("refresh_interval", default=2, min=1, max=1000, optional=True,
                              tooltip="Evaluations with sparse attention between two with dense attention, which "
-                             "measure what is left out. For hold and forecast."),
+                             "measure what is left out. Higher is faster and less exact. For hold and forecast."),
                 io.Float.Input("memory_limit", default=0.0, min=0.0, max=1024.0, step=0.1, optional=True,
-                               tooltip="GiB that the differences of hold and forecast may take. If they need more, "
-                               "means stand in, and the report says so. 0: no limit."),
+                               tooltip="Most GiB that the differences of hold and forecast may take. If they need "
+                               "more, means stand in (less exact), and the report says so. 0: no limit."),
                 io.Combo.Input("tile", options=TILES, default=TILES[0], optional=True,
-                               tooltip="Image tokens of a part: 64 are 8 x 8, or 128 x 128 pixels of most models. "
-                               "Small ones choose more finely, and cost more to handle."),
+                               tooltip="Image tokens of a part, 16, 64 or 128: 64 are 8 x 8, or 128 x 128 pixels of "
+                               "most models. Lower chooses more finely, and costs more to handle."),
             ],
-            outputs=[io.Model.Output(display_name="model")],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="The patched model, for the sampler and RAPID Report. "
+                                "At density 1 the model as it came."),
+            ],
             hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 

@@ -1,0 +1,84 @@
+"""What the interface says: tooltips everywhere, and the same nodes, inputs and outputs in all languages."""
+
+import json
+import re
+
+import pytest
+
+from devkit.words import nodes_of, path_of, words_of
+
+PROPER_NAMES = {"Latent"}  # what Chinese users call by its English name
+CHINESE = re.compile("[\u4e00-\u9fff]")
+MESSAGE_SYNTAX = re.compile(r"[{}@|]")  # of vue-i18n, which names and descriptions pass through
+NO_WORDS = {"RAPID_LoadPolicy": {"policy"}}  # choices that are file names
+
+
+@pytest.fixture(scope="module")
+def nodes(pack):
+    return nodes_of(pack)
+
+
+@pytest.fixture(scope="module")
+def spoken():
+    """language -> what its file says."""
+    return {language: json.loads(path_of(language).read_text(encoding="utf-8")) for language in ("en", "zh")}
+
+
+def texts(words, *place):
+    """(place, text) of everything that is said, nested as it is in the file."""
+    if not isinstance(words, dict):
+        return [("/".join(place), words)]
+    return [found for key, value in words.items() for found in texts(value, *place, key)]
+
+
+def test_every_node_has_a_description_and_words_to_be_found_by(nodes):
+    schemas = [node.GET_SCHEMA() for node in nodes]
+    assert [s.node_id for s in schemas if not s.description or "speed up" not in s.search_aliases] == []
+
+
+def test_every_input_and_output_has_a_tooltip(nodes):
+    assert [place for place, text in texts(words_of(nodes)) if not text] == []
+
+
+def test_english_words_are_those_of_the_schemas(nodes, spoken):
+    made = words_of(nodes)
+    assert json.dumps(spoken["en"]) == json.dumps(made), "words of a node changed: run python -m devkit.words"
+
+
+def test_chinese_words_are_about_the_same_nodes_inputs_and_outputs(spoken):
+    english, chinese = ([place for place, _ in texts(spoken[language])] for language in ("en", "zh"))
+    assert chinese == english
+
+
+def test_chinese_words_are_chinese(spoken):
+    said = texts(spoken["zh"])
+    assert [place for place, text in said if not CHINESE.search(text) and text not in PROPER_NAMES] == []
+
+
+def test_no_word_is_taken_for_message_syntax_by_the_frontend(spoken):
+    said = [*texts(spoken["en"]), *texts(spoken["zh"])]
+    assert [place for place, text in said if MESSAGE_SYNTAX.search(text)] == []
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_every_choice_is_explained_by_the_name_that_is_shown(nodes, spoken, language):
+    missing = []
+    for schema in (node.GET_SCHEMA() for node in nodes):
+        for slot in schema.inputs:
+            if slot.id in NO_WORDS.get(schema.node_id, ()):
+                continue
+            tooltip = spoken[language][schema.node_id]["inputs"][slot.id]["tooltip"]
+            there = set(re.findall(r"[a-z0-9_]+", tooltip))
+            options = getattr(slot, "options", None) or []
+            missing += [f"{schema.node_id}.{slot.id}: {o}" for o in options if not set(o.split()) <= there]
+    assert missing == []
+
+
+def test_comfyui_offers_the_words_of_both_languages(comfy_host, pack, spoken, monkeypatch):
+    monkeypatch.syspath_prepend(str(comfy_host.tree))  # its package `utils` comes before comfy/utils.py, as in main.py
+    from app.custom_node_manager import CustomNodeManager
+
+    offered = CustomNodeManager().build_translations()
+    for language, words in spoken.items():
+        there = offered[language]["nodeDefs"]
+        assert {node: there[node] for node in words} == words
