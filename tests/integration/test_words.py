@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -82,3 +83,12 @@ def test_comfyui_offers_the_words_of_both_languages(comfy_host, pack, spoken, mo
     for language, words in spoken.items():
         there = offered[language]["nodeDefs"]
         assert {node: there[node] for node in words} == words
+
+
+def test_comfyui_serves_a_help_page_of_every_node_in_both_languages(comfy_host, nodes):
+    ids = [node.GET_SCHEMA().node_id for node in nodes]
+    # The frontend asks for /extensions/<folder>/docs/..., the folder by the node's python_module.
+    folder = {comfy_host.nodes.NODE_CLASS_MAPPINGS[node].RELATIVE_PYTHON_MODULE.split(".")[1] for node in ids}
+    docs = Path(comfy_host.nodes.EXTENSION_WEB_DIRS[folder.pop()]) / "docs"
+    assert folder == set()
+    assert [node for node in ids if not (docs / f"{node}.md").is_file() or not (docs / node / "zh.md").is_file()] == []

@@ -38,9 +38,10 @@ def tracked_files(root: Path) -> list[Path]:
 
 
 def is_held_back(path: Path, patterns: list[str]) -> bool:
-    """Whether .comfyignore's patterns (`folder/` or `file`) cover a path."""
+    """Whether .comfyignore's patterns (`folder/` anywhere, `/folder/` at the root, or `file`) cover a path."""
     folders = {pattern.rstrip("/") for pattern in patterns if pattern.endswith("/")}
-    return path.as_posix() in patterns or bool(folders & set(path.parts[:-1]))
+    at = {*path.parts[:-1], f"/{path.parts[0]}" if len(path.parts) > 1 else ""}
+    return path.as_posix() in patterns or bool(folders & at)
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +75,12 @@ def imported(path: Path, repository: Path) -> set[str]:
 
 def test_only_what_users_run_is_shipped(shipped):
     assert {path.parts[0] for path in shipped} <= SHIPPED
+
+
+def test_help_pages_and_translations_are_shipped(shipped, repository):
+    wanted = {path for path in tracked_files(repository) if path.parts[0] in ("web", "locales")}
+    assert len(wanted) >= 16
+    assert wanted - set(shipped) == set()
 
 
 def test_nothing_of_tests_or_demo_is_shipped(shipped):
