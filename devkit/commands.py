@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from devkit.base_folder import REPOSITORY, make_base_folder, remove_base_folder
+from devkit.browser import provide_browser
 from devkit.cache import SetupError, make_folder
 from devkit.device import has_gpu
 from devkit.server import ComfyServer, child_environment, host_arguments, keep_tree_clean
@@ -131,6 +132,8 @@ def test(ground: Ground, options: argparse.Namespace) -> int:
             continue
         name = f"pytest {' '.join(paths)} on ComfyUI {version} ({device_name(ground.python)})"
         print(f"== {name}", flush=True)
+        if any(path == "tests" or "browser" in path for path in paths):
+            provide_browser(ground.python)
         status = run_pytest(ground, tree, [*paths, *flags(options)])
         if number > 0 and status not in (0, NO_TESTS_COLLECTED):
             failed.append(name)

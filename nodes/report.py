@@ -27,8 +27,7 @@ class Report(io.ComfyNode):
             category="RAPID",
             description="Says what the sampling run that made this latent computed, reused and held, and why "
             "anything was computed densely. The record is in the API's outputs as JSON.",
-            search_aliases=["teacache", "easycache", "cache", "statistics", "speed", "speed up", "heat map", "加速",
-                            "报告"],
+            search_aliases=["statistics", "timeline", "heat map", "what was skipped", "speed", "rapid", "报告"],
             inputs=[
                 io.Model.Input("model", tooltip="The model that was sampled with: the last RAPID node's output."),
                 io.Latent.Input("latent", tooltip="The sampler's output; passed through unchanged."),

@@ -20,7 +20,7 @@ settings.load_profile("busy")
 def pytest_addoption(parser: pytest.Parser) -> None:
     """How often trainings are killed, and where screenshots go."""
     parser.addoption("--kills", type=int, default=2, help="kills of test_training_kills.py (default 2)")
-    parser.addoption("--pictures", help="folder for the screenshots of tests/browser (default: none is kept)")
+    parser.addoption("--pictures", help="keep screenshots of tests/browser in this folder: `.` for the docs'")
 
 
 def pytest_report_header() -> str:

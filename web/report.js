@@ -7,7 +7,7 @@ import { details, element, legend, remarks, rows, totals } from "./timeline.js";
 const NODE = "RAPID_Report";
 const KEPT = "rapid_report"; // property of the node, saved with the workflow
 const HEIGHT = 190; // pixels of the panel at least
-const SIZE = [380, 420]; // of a new node
+const SIZE = [380, 560]; // of a new node
 const WAITING = "Queue the workflow: what its run computed and left out is shown here.";
 const panels = new Set();
 
@@ -94,7 +94,9 @@ function add(node) {
   node.setSize(SIZE.map((pixels, i) => Math.max(pixels, node.size[i])));
   after(node, "onExecuted", (output) => {
     const [small, full] = kept(output);
+    app.canvas.emitBeforeChange(); // a change of the workflow like any other, or a reload would not know of it
     node.properties[KEPT] = small;
+    app.canvas.emitAfterChange();
     panel.show(small, full);
   });
   after(node, "onConfigure", () => panel.show(node.properties[KEPT] ?? null));

@@ -37,9 +37,12 @@ def graph(chromium, server: ComfyServer) -> Iterator[Callable[..., Graph]]:
 
 
 @pytest.fixture(scope="session")
-def pictures(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where screenshots go: --pictures, which is how those of the documentation are made."""
-    given = request.config.getoption("--pictures")
-    folder = Path(given) if given else tmp_path_factory.mktemp("pictures")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+def picture(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """picture("docs/name.png"): where a screenshot goes. `--pictures .` makes those of the documentation anew."""
+    folder = Path(request.config.getoption("--pictures") or tmp_path_factory.mktemp("pictures"))
+
+    def at(name: str) -> Path:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        return folder / name
+
+    return at

@@ -6,7 +6,6 @@ import pytest
 
 from devkit.base_folder import REPOSITORY
 
-SIZE = 128
 # Milliseconds to compile the sources and run them, without their imports and exports, which other scripts need as well.
 COMPILED = """async sources => { const bare = s => s.replace(/^import .*$/gm, "").replace(/^export /gm, "")
   .replaceAll("import.meta.url", "location.href");
@@ -15,10 +14,10 @@ COMPILED = """async sources => { const bare = s => s.replace(/^import .*$/gm, ""
 LEVELS = {"run": "computed", "hold": "not computed", "reuse": "blocks reused"}
 
 
-def example(name, **changes):
-    """An example of a demo model in small; changes: node id = inputs."""
+def example(name, size=128, **changes):
+    """An example of a demo model in small, size in pixels; changes: node id = inputs."""
     nodes = json.loads((REPOSITORY / "example_workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
-    nodes["latent"]["inputs"].update(width=SIZE, height=SIZE)
+    nodes["latent"]["inputs"].update(width=size, height=size)
     nodes["sample"]["inputs"].update(steps=10)
     for node, inputs in changes.items():
         nodes[node]["inputs"].update(inputs)
@@ -57,23 +56,23 @@ def check_panel(page):
 
 def test_nodes_are_found_by_what_people_look_for_and_dragged_in(graph):
     page = graph()
-    for word, wanted in (("teacache", "RAPID Cache Reuse"), ("speed up", "RAPID Accelerate"),
-                         ("ras", "RAPID Region Adaptive")):  # fmt: skip
-        page.add(word, wanted)
+    page.add("teacache", "RAPID Cache Reuse", 200, 200)
+    page.add("speed up", "RAPID Accelerate", 600, 200)
+    page.add("ras", "RAPID Region Adaptive", 1000, 200)
     kinds = page.do("() => app.graph._nodes.map(n => n.comfyClass)")
     assert kinds == ["RAPID_CacheReuse", "RAPID_Accelerate", "RAPID_RegionAdaptive"]
 
 
 @pytest.mark.parametrize("vue, palette", [(False, "dark"), (True, "light")], ids=["litegraph-dark", "nodes2-light"])
-def test_an_example_runs_and_the_report_shows_what_the_api_says(graph, pictures, vue, palette):
+def test_an_example_runs_and_the_report_shows_what_the_api_says(graph, picture, vue, palette):
     page = graph(**{"Comfy.VueNodes.Enabled": vue, "Comfy.ColorPalette": palette})
-    page.load(example("demo_region"))
+    page.load(example("demo_region", 256))
     page.run()
-    page.page.wait_for_selector(".rapid-report .row")
+    page.look_at("RAPID_Report", ".rapid-report .row")
     record, panel = check_panel(page)
     assert record["totals"]["partial"] and len(panel["maps"]) == 1
     page.page.wait_for_function("() => [...document.querySelectorAll('.rapid-report img')].every(i => i.naturalWidth)")
-    page.shot(pictures / f"report-{palette}.png", "RAPID_Report")
+    page.shot(picture(f"docs/report_{palette}.png"), "RAPID_Report")
     mine = [line for line in page.said if line[0] == "error" and "rapid" in " ".join(line)]
     assert mine == []
 
@@ -82,7 +81,7 @@ def test_a_batch_has_a_row_for_every_image_and_its_record_can_be_copied(graph):
     page = graph()
     page.load(example("demo_flux", latent={"batch_size": 3}))
     page.run()
-    page.page.wait_for_selector(".rapid-report .row")
+    page.look_at("RAPID_Report", ".rapid-report .row")
     record, panel = check_panel(page)
     assert len(panel["rows"]) == 3 and len(panel["maps"]) == 3 and record["totals"]["held"]
     page.do("() => [...document.querySelectorAll('.rapid-report button')][0].click()")
@@ -94,7 +93,7 @@ def test_the_node_tells_how_the_run_goes_on(graph):
     page = graph()
     page.load(example("demo_flux"))
     page.run()
-    page.page.wait_for_selector(".rapid-report .row")
+    page.look_at("RAPID_Report", ".rapid-report .row")
     kind = next(kind for kind in ("RAPID_CacheReuse", "RAPID_Accelerate")
                 if page.do("k => app.graph._nodes.some(n => n.comfyClass === k)", kind))  # fmt: skip
     text = page.do("kind => { const n = app.graph._nodes.find(n => n.comfyClass === kind); "
@@ -106,13 +105,13 @@ def test_the_node_tells_how_the_run_goes_on(graph):
 
 def test_a_reload_keeps_the_workflow_and_its_report(graph):
     page = graph()
-    page.load(example("demo_region"))
+    page.load(example("demo_region", 256))
     page.run()
-    page.page.wait_for_selector(".rapid-report .row")
+    page.look_at("RAPID_Report", ".rapid-report .row")
     before = shown(page)
     page.page.wait_for_timeout(1500)  # the page keeps its workflow a moment after a change
     page.open()
-    page.page.wait_for_selector(".rapid-report .row")
+    page.look_at("RAPID_Report", ".rapid-report .row")
     after = shown(page)
     assert after["rows"] == before["rows"] and after["totals"] == before["totals"]
     workflow = page.do("() => app.graph.serialize()")
@@ -127,7 +126,7 @@ def test_in_a_subgraph_the_report_is_shown_too(graph):
     assert not page.do("() => app.graph._nodes.some(n => n.comfyClass?.startsWith('RAPID_'))")
     page.run()
     page.do("() => { const n = app.graph._nodes.find(n => n.subgraph); app.canvas.openSubgraph(n.subgraph, n) }")
-    page.page.wait_for_selector(".rapid-report .row")
+    page.look_at("RAPID_Report", ".rapid-report .row")
     assert shown(page)["totals"][0].startswith(f"{record_of(page)['totals']['computed']} of 10")
 
 
@@ -135,11 +134,11 @@ def test_a_run_that_failed_does_not_pass_for_the_one_before(graph):
     page = graph()
     page.load(example("demo_flux"))
     page.run()
-    page.page.wait_for_selector(".rapid-report .row")
-    page.do("() => { app.graph._nodes.find(n => n.type === 'EmptySD3LatentImage').widgets[0].value = 192; "
-            "app.graph._nodes.find(n => n.type === 'UNETLoader').widgets[0].value = 'sd3.safetensors' }")  # fmt: skip
+    page.look_at("RAPID_Report", ".rapid-report .row")
+    page.do("() => { const n = app.graph._nodes.find(n => n.type === 'UNETLoader'); n.widgets[0].value = "
+            "'lumina.safetensors' }")  # which takes a loader of its own
     page.run()
-    page.page.wait_for_selector(".rapid-report .alert.run")
+    page.look_at("RAPID_Report", ".rapid-report .alert.run")
     assert "The latest run failed in" in shown(page)["alerts"][0]
 
 

@@ -10,7 +10,7 @@ from devkit.server import ComfyServer
 
 READY = "window.app?.graph && window.app?.extensionManager"
 QUIET = {"Comfy.TutorialCompleted": True, "Comfy.Workflow.ShowMissingModelsWarning": False}
-USUAL = {"Comfy.VueNodes.Enabled": False, "Comfy.ColorPalette": "dark", "Comfy.Locale": "en"}
+USUAL = {"Comfy.VueNodes.Enabled": False, "Comfy.Minimap.Visible": False, "Comfy.ColorPalette": "dark", "Comfy.Locale": "en"}
 PATIENCE = 120_000  # milliseconds
 
 
@@ -44,14 +44,23 @@ class Graph:
         way = "g => app.loadGraphData(g)" if "nodes" in workflow else "g => app.loadApiJson(g, 'example')"
         self.do(way, workflow)
 
-    def add(self, word: str, title: str) -> None:
-        """Add the node of a title, found by a word in the search that a double click opens."""
-        self.page.mouse.click(800, 700)
-        self.page.mouse.dblclick(800, 500, delay=50)
+    def look_at(self, kind: str, selector: str = "") -> None:
+        """Bring the first node of a kind into view, without which its elements may not be there, and wait for one."""
+        there = "app.canvas.graph._nodes.find(n => n.comfyClass === kind)"  # of the subgraph that is open, if one is
+        self.page.wait_for_function(f"kind => {there}", arg=kind)
+        self.do(f"kind => {{ const n = {there}; app.canvas.ds.scale = 1; "
+                "app.canvas.centerOnNode(n); app.canvas.setDirty(true, true) }", kind)  # fmt: skip
+        if selector:
+            self.page.wait_for_selector(selector)
+
+    def add(self, word: str, title: str, x: int, y: int) -> None:
+        """Find the node of a title by a word in the search that a double click opens, and drag it to a place."""
+        self.page.mouse.click(1200, 850)
+        self.page.mouse.dblclick(1200, 850, delay=50)
         self.page.get_by_placeholder("Add a node...").fill(word)
         self.page.get_by_text(title, exact=True).first.click()
-        self.page.keyboard.press("Escape")
-        self.do("() => app.graph._nodes.forEach((n, i) => { n.pos = [100 + 400 * i, -900] })")  # out of the way
+        self.page.mouse.move(x, y, steps=4)
+        self.page.mouse.click(x, y)
 
     def run(self) -> None:
         """Press Run and wait until the queue is empty."""
@@ -98,14 +107,15 @@ class Graph:
 
 
     def begin(self, **settings: Any) -> Graph:
-        """The usual settings but for these, and nothing in the graph. The page is loaded anew where settings differ from
-        what it was loaded with, since some count from the next load on."""
+        """The usual settings but for these, and nothing in the graph. The page is loaded anew where settings differ,
+        since some count from the next load on."""
         wanted = {**QUIET, **USUAL, **settings}
         if self.settings != wanted:
             if not self.settings:
                 self.open()
             self.set(wanted)
             self.open()
+            self.page.wait_for_timeout(1000)  # dialogs of the first seconds
             self.settings = wanted
         self.page.keyboard.press("Escape")
         self.do("() => app.extensionManager.command.execute('Comfy.NewBlankWorkflow')")
