@@ -10,7 +10,8 @@ from devkit.server import ComfyServer
 
 READY = "window.app?.graph && window.app?.extensionManager"
 QUIET = {"Comfy.TutorialCompleted": True, "Comfy.Workflow.ShowMissingModelsWarning": False}
-USUAL = {"Comfy.VueNodes.Enabled": False, "Comfy.Minimap.Visible": False, "Comfy.ColorPalette": "dark", "Comfy.Locale": "en"}
+USUAL = {"Comfy.VueNodes.Enabled": False, "Comfy.Minimap.Visible": False, "Comfy.ColorPalette": "dark",
+         "Comfy.Locale": "en"}  # fmt: skip
 PATIENCE = 120_000  # milliseconds
 
 

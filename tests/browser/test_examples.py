@@ -1,0 +1,86 @@
+"""The example workflows in ComfyUI's page: they open, every node is known, and they are what their API twins are.
+
+`--pictures .` makes the workflows and their thumbnails anew from the API twins."""
+
+import io
+import json
+
+import pytest
+from PIL import Image
+
+from rapid_testing import examples
+
+WORDS = {
+    "demo_accelerate": "A searched plan on the FLUX-like demo model, three times as fast.",
+    "demo_flux": "Cache Reuse on the FLUX-like demo model: nothing has to be downloaded (`python3 dev.py serve`).",
+    "demo_policy": "A searched plan on the FLUX-like demo model, four times as fast.",
+    "demo_region": "Region Adaptive on the SD3-like demo model, with the map of its tokens.",
+    "demo_sd3": "Cache Reuse on the SD3-like demo model: nothing has to be downloaded (`python3 dev.py serve`).",
+    "flux1_dev": "FLUX.1-dev at twice the speed.",
+    "flux1_kontext": "Editing with FLUX.1 Kontext at twice the speed.",
+    "lumina2": "Lumina Image 2 with Cache Reuse.",
+    "policy_flux1": "FLUX.1-dev by a plan that you searched on your own graph: see RAPID Load Policy's help for how.",
+    "qwen_image": "Qwen-Image at twice the speed.",
+    "qwen_image_edit": "Editing with Qwen-Image-Edit at twice the speed.",
+    "sd3.5_large": "Stable Diffusion 3.5 Large at twice the speed.",
+    "wan2.2_t2v": "Wan 2.2 text to video at twice the speed: a node and a report for each of its two models.",
+    "z_image": "Z-Image with Cache Reuse.",
+}
+LIMIT = 400_000  # bytes of all thumbnails, which travel with the pack
+
+MAKE = """async ([graph, text]) => {
+  await app.loadApiJson(graph, "example");
+  const note = LiteGraph.createNode("MarkdownNote");
+  app.graph.add(note);
+  note.widgets[0].value = text;
+  app.graph.arrange(60);
+  const rest = app.graph._nodes.filter(n => n !== note);
+  note.pos = [Math.min(...rest.map(n => n.pos[0])), Math.min(...rest.map(n => n.pos[1])) - 320];
+  note.size = [520, 240];
+  const found = app.graph.serialize();
+  for (const node of found.nodes) { delete node.properties.cnr_id; delete node.properties.ver; }
+  return found;
+}"""
+
+
+def make(page, name, picture):
+    """The workflow of an API twin, and its thumbnail."""
+    graph = examples.numbered(examples.api(name))
+    workflow = page.do(MAKE, [graph, examples.note(graph, WORDS[name])])
+    picture(f"example_workflows/{name}.json").write_text(json.dumps(workflow, indent=1) + "\n", encoding="utf-8")
+    page.page.wait_for_timeout(500)
+    page.do("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+    page.page.wait_for_timeout(800)
+    shot = Image.open(io.BytesIO(page.page.screenshot(clip={"x": 60, "y": 100, "width": 1500, "height": 860})))
+    shot.convert("RGB").resize((600, 344), Image.Resampling.LANCZOS).save(
+        picture(f"example_workflows/{name}.jpg"), quality=80, optimize=True
+    )
+
+
+@pytest.mark.parametrize("name", examples.names())
+def test_an_example_opens_and_is_its_api_twin(graph, server, picture, request, name):
+    page = graph()
+    if request.config.getoption("--pictures"):
+        make(page, name, picture)
+        page = graph()
+    workflow = json.loads((examples.FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    page.load(workflow)
+    page.page.wait_for_function("n => app.graph._nodes.length === n", arg=len(workflow["nodes"]))
+    kinds = page.do("() => [app.graph._nodes.map(n => n.type), Object.keys(LiteGraph.registered_node_types)]")
+    assert set(kinds[0]) <= set(kinds[1])
+    found, twin = page.do("async () => (await app.graphToPrompt()).output"), examples.api(name)
+    assert examples.described(found) == examples.described(examples.completed(twin, server.client.object_info()))
+    (note,) = (node for node in workflow["nodes"] if node["type"] == "MarkdownNote")
+    assert all(file in note["widgets_values"][0] for file in examples.files(twin))
+
+
+def test_every_example_has_a_thumbnail_that_is_small(repository):
+    paths = [examples.picture_path(name) for name in examples.names()]
+    assert {path.stem for path in examples.FOLDER.glob("*.json")} == set(examples.names()) == set(WORDS)
+    assert all(Image.open(path).size == (600, 344) for path in paths)
+    assert sum(path.stat().st_size for path in paths) < LIMIT
+
+
+def test_examples_are_among_the_templates(server):
+    found = json.loads(server.client._request("/workflow_templates"))
+    assert set(found["rapid"]) == set(examples.names())
