@@ -34,7 +34,9 @@ def texts(words, *place):
 
 def test_every_node_has_a_description_and_words_to_be_found_by(nodes):
     schemas = [node.GET_SCHEMA() for node in nodes]
-    assert [s.node_id for s in schemas if not s.description or "speed up" not in s.search_aliases] == []
+    assert [s.node_id for s in schemas if not s.description or len(s.search_aliases) < 4] == []
+    patches = [s for s in schemas if any(output.display_name == "model" for output in s.outputs)]
+    assert len(patches) == 4 and all({"speed up", "faster"} <= set(s.search_aliases) for s in patches)
 
 
 def test_every_input_and_output_has_a_tooltip(nodes):
