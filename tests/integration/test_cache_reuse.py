@@ -1,5 +1,8 @@
 """Cache Reuse in the real ComfyUI, on tiny random models."""
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -312,7 +315,6 @@ def test_batched_control_residuals_are_split_with_the_images(tiny_flux, cache_re
 def test_a_run_tells_on_its_node_how_it_goes_on(comfy_host, pack, pack_module, tiny_flux, sample, monkeypatch):
     """As a browser sees it: a line an evaluation, on the node that patched the model last."""
     from comfy_api.latest import io
-    from server import PromptServer
 
     told = []
 
@@ -329,7 +331,7 @@ def test_a_run_tells_on_its_node_how_it_goes_on(comfy_host, pack, pack_module, t
     patched = node.PREPARE_CLASS_CLONE(data).execute(tiny_flux, **settings).args[0]
     sample(patched, steps=8)
     assert not told  # nobody looks
-    monkeypatch.setattr(PromptServer, "instance", Browser(), raising=False)
+    monkeypatch.setitem(sys.modules, "server", SimpleNamespace(PromptServer=SimpleNamespace(instance=Browser())))
     sample(patched, steps=8)
     lines = [text for text, *_ in told]
     assert len(lines) == 8 and all(rest == ["7:3", "a browser"] for _, *rest in told)
