@@ -23,6 +23,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--pictures", help="keep screenshots of tests/browser in this folder: `.` for the docs'")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests with a browser come last: Playwright keeps an event loop in this thread, beside which ComfyUI's packs cannot
+    be loaded."""
+    items.sort(key=lambda item: "browser" in item.path.relative_to(ROOT).parts)
+
+
 def pytest_report_header() -> str:
     """Which ComfyUI the integration tests use."""
     return f"ComfyUI: {os.environ.get('RAPID_HOST_TREE', 'none; integration tests need `python3 dev.py test`')}"

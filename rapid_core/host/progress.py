@@ -11,7 +11,7 @@ from ..record import EvaluationRecord
 def tell(node: str, text: str) -> None:
     """Show a text on a node, by its execution id, where a browser runs this workflow; the next one replaces it."""
     server = sys.modules.get("server")  # not imported: a script that samples without one has no use for it
-    instance = getattr(server.PromptServer, "instance", None) if server else None
+    instance = getattr(getattr(server, "PromptServer", None), "instance", None)
     if node and instance is not None and instance.client_id is not None:
         instance.send_progress_text(text, node, instance.client_id)
 

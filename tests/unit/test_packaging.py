@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from rapid_testing.archive import shipped_files, tracked_files
+
 SHIPPED = {
     *("__init__.py", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md"),
     *("nodes", "rapid_core", "web", "locales", "example_workflows", "policies"),
@@ -29,26 +31,9 @@ FORBIDDEN = re.compile(
 )
 
 
-def tracked_files(root: Path) -> list[Path]:
-    """Files under version control, relative to the root."""
-    listing = subprocess.run(["git", "ls-files"], cwd=root, capture_output=True, text=True)
-    if listing.returncode != 0:
-        pytest.skip("not a git checkout: what is tracked cannot be told")
-    return [Path(line) for line in listing.stdout.splitlines() if (root / line).is_file()]
-
-
-def is_held_back(path: Path, patterns: list[str]) -> bool:
-    """Whether .comfyignore's patterns (`folder/` anywhere, `/folder/` at the root, or `file`) cover a path."""
-    folders = {pattern.rstrip("/") for pattern in patterns if pattern.endswith("/")}
-    at = {*path.parts[:-1], f"/{path.parts[0]}" if len(path.parts) > 1 else ""}
-    return path.as_posix() in patterns or bool(folders & at)
-
-
 @pytest.fixture(scope="module")
 def shipped(repository) -> list[Path]:
-    lines = (repository / ".comfyignore").read_text().splitlines()
-    patterns = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-    return [path for path in tracked_files(repository) if not is_held_back(path, patterns)]
+    return shipped_files(repository)
 
 
 def python_files(repository: Path, *folders: str) -> list[Path]:
