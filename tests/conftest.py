@@ -24,8 +24,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests with a browser come last: Playwright keeps an event loop in this thread, beside which ComfyUI's packs cannot
-    be loaded."""
+    """Tests with a browser come last: Playwright keeps an event loop in this thread, beside which ComfyUI cannot load a
+    pack."""
     items.sort(key=lambda item: "browser" in item.path.relative_to(ROOT).parts)
 
 
