@@ -14,8 +14,8 @@ from torch import Tensor
 from training.host import Host
 
 Link = tuple[str, int]  # node id, output
-LATENT_INPUTS, SEEDS, TEXTS = ("latent_image", "latent"), ("seed", "noise_seed"), ("text", "prompt", "t5xxl", "clip_l",
-                                                                                   "clip_g")  # fmt: skip
+LATENT_INPUTS, SEEDS = ("latent_image", "latent"), ("seed", "noise_seed")
+TEXTS = ("text", "prompt", "user_prompt", "t5xxl", "clip_l", "clip_g")
 OWN = "RAPID_"  # nodes of this pack are passed by: training begins with the model itself
 
 

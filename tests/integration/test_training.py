@@ -126,13 +126,15 @@ SIDES = node("ControlNetApplyAdvanced", positive=["guidance", 0], negative=["neg
     {"negative": node("ConditioningZeroOut", conditioning=["positive", 0])},
     {"sides": SIDES, "sample": node("KSampler", **{**workflow()["sample"]["inputs"], "positive": ["sides", 0],
                                                    "negative": ["sides", 1]})},
+    {"positive": node("CLIPTextEncodeLumina2", clip=["clip", 0], system_prompt="superior", user_prompt="a cat"),
+     "clip": node("CLIPLoader", clip_name="-")},
     {"positive": node("CLIPTextEncodeFlux", clip=["clip", 0], clip_l=["words", 0], t5xxl="-", guidance=3.5),
      "clip": node("CLIPLoader", clip_name="-"), "words": node("PrimitiveStringMultiline", value="a cat")},
 ])  # fmt: skip
 def test_the_prompt_is_found_in_graphs_that_people_have(host, changes):
     """Its inputs may be connected, its negative side made from it, or both sides come out of one node."""
     texts = Graph(workflow(**changes), host).site.texts
-    names = {"clip_l", "t5xxl"} if "words" in changes else {"text"}
+    names = {"clip_l", "t5xxl"} if "words" in changes else {"user_prompt"} if "clip" in changes else {"text"}
     assert {name for _, name in texts} == names and {i for i, _ in texts} == {"positive"}
 
 
