@@ -52,6 +52,7 @@ class Report(io.ComfyNode):
         text = record.text() if record else NO_RUN if chain_of(model) else NOT_PATCHED
         data = [json.dumps(record.as_json())] if record else []
         image = draw(record, picture) if record else torch.zeros(1, 64, 64, 3)
-        maps = ui.ImageSaveHelper.save_images(image, "rapid_map", io.FolderType.temp, None) if record else []
+        chosen = record is not None and record.grid is not None  # else there is nothing to see in it
+        maps = ui.ImageSaveHelper.save_images(image, "rapid_map", io.FolderType.temp, None) if chosen else []
         shown = {"text": (text,), "rapid_record": data, "rapid_map": maps}
         return io.NodeOutput(latent, text, image, ui=shown)

@@ -3,8 +3,8 @@
 const WORDS = { run: "computed", reuse: "blocks reused", hold: "not computed" };
 const ROWS = 8; // images of a batch that are shown
 
-// Colours of the share of tokens that ran, from few to all: those of the map.
-const SCALE = [[38, 115, 166], [89, 191, 115], [250, 230, 64]];
+// Colours of the share of tokens that ran, from none to all: those of the map (rapid_core/heatmap.py).
+const SCALE = [[26, 26, 89], [38, 115, 166], [89, 191, 115], [250, 230, 64]];
 
 export function element(tag, name = "", text = "") {
   const found = document.createElement(tag);

@@ -2,11 +2,11 @@
 
 `--pictures .` makes the workflows and their thumbnails anew from the API twins."""
 
-import io
 import json
+import uuid
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from rapid_testing import examples
 
@@ -26,9 +26,10 @@ WORDS = {
     "wan2.2_t2v": "Wan 2.2 text to video at twice the speed: a node and a report for each of its two models.",
     "z_image": "Z-Image with Cache Reuse.",
 }
+SIZE = (600, 344)  # pixels of a thumbnail
 LIMIT = 400_000  # bytes of all thumbnails, which travel with the pack
 
-MAKE = """async ([graph, text]) => {
+MAKE = """async ([graph, text, id]) => {
   await app.loadApiJson(graph, "example");
   const note = LiteGraph.createNode("MarkdownNote");
   app.graph.add(note);
@@ -38,6 +39,7 @@ MAKE = """async ([graph, text]) => {
   note.pos = [Math.min(...rest.map(n => n.pos[0])), Math.min(...rest.map(n => n.pos[1])) - 320];
   note.size = [520, 240];
   const found = app.graph.serialize();
+  found.id = id;
   for (const node of found.nodes) { delete node.properties.cnr_id; delete node.properties.ver; }
   return found;
 }"""
@@ -46,14 +48,23 @@ MAKE = """async ([graph, text]) => {
 def make(page, name, picture):
     """The workflow of an API twin, and its thumbnail."""
     graph = examples.numbered(examples.api(name))
-    workflow = page.do(MAKE, [graph, examples.note(graph, WORDS[name])])
+    workflow = page.do(MAKE, [graph, examples.note(graph, WORDS[name]), str(uuid.uuid5(uuid.NAMESPACE_URL, name))])
     picture(f"example_workflows/{name}.json").write_text(json.dumps(workflow, indent=1) + "\n", encoding="utf-8")
-    page.page.wait_for_timeout(500)
-    page.do("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
-    page.page.wait_for_timeout(800)
-    shot = Image.open(io.BytesIO(page.page.screenshot(clip={"x": 60, "y": 100, "width": 1500, "height": 860})))
-    shot.convert("RGB").resize((600, 344), Image.Resampling.LANCZOS).save(
-        picture(f"example_workflows/{name}.jpg"), quality=80, optimize=True
+    kinds = {node["class_type"] for node in graph.values()}
+    shown = [kind for kind in kinds if kind.startswith("RAPID_") and kind != "RAPID_Report"]
+    if name.startswith("demo_"):  # nothing is missing: run it, and show what it says
+        page.run()
+        page.look_at("RAPID_Report", ".rapid-report .row")
+        if "RAPID_RegionAdaptive" in kinds:
+            page.page.wait_for_function("() => document.querySelector('.rapid-report img')?.naturalWidth")
+        shown.append("RAPID_Report")
+    else:
+        shown += [kind for kind in kinds if "Sampler" in kind]
+    page.shot(picture(f"example_workflows/{name}.png"), *shown)
+    shot = Image.open(picture(f"example_workflows/{name}.png")).convert("RGB")
+    picture(f"example_workflows/{name}.png").unlink()
+    ImageOps.pad(shot, SIZE, Image.Resampling.LANCZOS, color=(26, 26, 26)).save(
+        picture(f"example_workflows/{name}.jpg"), quality=85, optimize=True
     )
 
 
@@ -77,7 +88,7 @@ def test_an_example_opens_and_is_its_api_twin(graph, server, picture, request, n
 def test_every_example_has_a_thumbnail_that_is_small(repository):
     paths = [examples.picture_path(name) for name in examples.names()]
     assert {path.stem for path in examples.FOLDER.glob("*.json")} == set(examples.names()) == set(WORDS)
-    assert all(Image.open(path).size == (600, 344) for path in paths)
+    assert all(Image.open(path).size == SIZE for path in paths)
     assert sum(path.stat().st_size for path in paths) < LIMIT
 
 

@@ -72,7 +72,7 @@ def test_an_example_runs_and_the_report_shows_what_the_api_says(graph, picture, 
     record, panel = check_panel(page)
     assert record["totals"]["partial"] and len(panel["maps"]) == 1
     page.page.wait_for_function("() => [...document.querySelectorAll('.rapid-report img')].every(i => i.naturalWidth)")
-    page.shot(picture(f"docs/report_{palette}.png"), "RAPID_Report")
+    page.shot(picture(f"demo_output/report_{palette}.png"), "RAPID_Report")
     mine = [line for line in page.said if line[0] == "error" and "rapid" in " ".join(line)]
     assert mine == []
 
@@ -83,7 +83,7 @@ def test_a_batch_has_a_row_for_every_image_and_its_record_can_be_copied(graph):
     page.run()
     page.look_at("RAPID_Report", ".rapid-report .row")
     record, panel = check_panel(page)
-    assert len(panel["rows"]) == 3 and len(panel["maps"]) == 3 and record["totals"]["held"]
+    assert len(panel["rows"]) == 3 and panel["maps"] == [] and record["totals"]["held"]  # no tokens were chosen
     page.do("() => [...document.querySelectorAll('.rapid-report button')][0].click()")
     page.page.wait_for_function("() => document.querySelector('.rapid-report button').textContent === 'Copied'")
     assert json.loads(page.do("() => navigator.clipboard.readText()")) == record

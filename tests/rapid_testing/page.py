@@ -81,7 +81,7 @@ class Graph:
     def outputs(self, kind: str) -> dict[str, Any]:
         """What the API's history says of the latest run's first node of a kind."""
         history = json.loads(self.server.client._request("/history"))
-        latest = list(history.values())[-1]
+        latest = max((run for run in history.values() if run["outputs"]), key=lambda run: run["prompt"][0])
         number = next(i for i, node in latest["prompt"][2].items() if node["class_type"] == kind)
         return latest["outputs"][number]
 
