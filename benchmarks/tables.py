@@ -47,7 +47,7 @@ def rows_of(files: list[Path]) -> dict[tuple[str, str, str], dict]:
 
 
 def table(files: list[Path], without: list[str], cost_as: list[Path]) -> str:
-    """Methods down, models across."""
+    """Methods down, models across; those of fewer prompts than the others say how many."""
     rows, costs = rows_of(files), [rows_of([file]) for file in cost_as]
     suite = next(iter(rows.values()))["suite"]
     models = list(dict.fromkeys(model for model, _, _ in rows))
@@ -62,7 +62,9 @@ def table(files: list[Path], without: list[str], cost_as: list[Path]) -> str:
         for method, name in METHODS.items():
             if (target, method) in there and method not in without:
                 found = [cell for model in models for cell in cells(rows.get((model, target, method)), costs)]
-                lines.append("| " + " | ".join([said, name, *found]) + " |")
+                number = max(r["prompts"] for (_, t, m), r in rows.items() if (t, m) == (target, method))
+                few = f" ({number})" if number < max(r["prompts"] for r in rows.values()) else ""
+                lines.append("| " + " | ".join([said, name + few, *found]) + " |")
     return "\n".join(lines)
 
 
