@@ -25,12 +25,12 @@ def add(page, kind):
     page.do("kind => { const n = LiteGraph.createNode(kind); app.graph.add(n); n.pos = [400, 300] }", kind)
 
 
-def ask_for_help(page, kind):
-    """Select the first node of a kind and open its help; returns the panel's text."""
+def ask_for_help(page, kind, title):
+    """Select the first node of a kind and open its help, which has this title."""
     page.look_at(kind)
     page.do("kind => app.canvas.selectNode(app.graph._nodes.find(n => n.comfyClass === kind))", kind)
     page.page.get_by_test_id("info-button").click()
-    found = page.page.locator(".node-help-content, .prose, [class*=markdown]").first
+    found = page.page.locator(".node-help-content, .prose, [class*=markdown]").filter(has_text=title).first
     found.wait_for()
     return found
 
@@ -39,7 +39,7 @@ def ask_for_help(page, kind):
 def test_help_opens_in_the_users_language(graph, locale, title):
     page = graph(**{"Comfy.Locale": locale})
     add(page, "RAPID_RegionAdaptive")
-    text = ask_for_help(page, "RAPID_RegionAdaptive").inner_text()
+    text = ask_for_help(page, "RAPID_RegionAdaptive", title).inner_text()
     words = json.loads((REPOSITORY / "locales" / locale / "nodeDefs.json").read_text(encoding="utf-8"))
     mine = words["RAPID_RegionAdaptive"]
     node = page.node("RAPID_RegionAdaptive")

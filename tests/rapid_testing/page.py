@@ -22,6 +22,7 @@ class Graph:
         self.page, self.server = page, server
         self.said: list[tuple[str, str, str]] = []
         self.settings: dict[str, Any] = {}
+        self.latest = ""  # id of the latest run
         page.on("console", lambda m: self.said.append((m.type, m.text, m.location.get("url", ""))))
         page.on("pageerror", lambda error: self.said.append(("error", str(error), getattr(error, "stack", "") or "")))
 
@@ -57,20 +58,22 @@ class Graph:
     def add(self, word: str, title: str, x: int, y: int) -> None:
         """Find the node of a title by a word in the search that a double click opens, and drag it to a place."""
         self.page.mouse.click(1200, 850)
+        self.page.wait_for_timeout(500)
         self.page.mouse.dblclick(1200, 850, delay=50)
-        self.page.get_by_placeholder("Add a node...").fill(word)
+        self.page.get_by_placeholder("Add a node...").wait_for()
+        self.page.wait_for_timeout(500)  # it is drawn twice when it opens
+        self.page.keyboard.type(word)
         self.page.get_by_text(title, exact=True).first.click()
         self.page.mouse.move(x, y, steps=4)
         self.page.mouse.click(x, y)
 
     def run(self) -> None:
-        """Press Run and wait until the queue is empty."""
-        self.page.get_by_test_id("queue-button").click()
-        self.page.wait_for_function("async () => { const queue = await (await fetch('/api/queue')).json(); "
-                                    "window.rapidBusy ||= queue.queue_running.length > 0; return window.rapidBusy && "
-                                    "!queue.queue_running.length && !queue.queue_pending.length }",
-                                    timeout=PATIENCE, polling=200)  # fmt: skip
-        self.do("() => { window.rapidBusy = false }")
+        """Press Run and wait until the run is over."""
+        with self.page.expect_response(lambda r: r.url.endswith("/prompt") and r.request.method == "POST") as answer:
+            self.page.get_by_test_id("queue-button").click()
+        self.latest = answer.value.json()["prompt_id"]
+        self.page.wait_for_function("async id => id in await (await fetch('/api/history/' + id)).json()",
+                                    arg=self.latest, timeout=PATIENCE, polling=200)  # fmt: skip
 
     def node(self, kind: str) -> dict[str, Any]:
         """What a test wants to know of the first node of a kind."""
@@ -80,8 +83,7 @@ class Graph:
 
     def outputs(self, kind: str) -> dict[str, Any]:
         """What the API's history says of the latest run's first node of a kind."""
-        history = json.loads(self.server.client._request("/history"))
-        latest = max((run for run in history.values() if run["outputs"]), key=lambda run: run["prompt"][0])
+        latest = json.loads(self.server.client._request(f"/history/{self.latest}"))[self.latest]
         number = next(i for i, node in latest["prompt"][2].items() if node["class_type"] == kind)
         return latest["outputs"][number]
 
