@@ -72,8 +72,14 @@ class Graph:
         with self.page.expect_response(lambda r: r.url.endswith("/prompt") and r.request.method == "POST") as answer:
             self.page.get_by_test_id("queue-button").click()
         self.latest = answer.value.json()["prompt_id"]
-        self.page.wait_for_function("async id => id in await (await fetch('/api/history/' + id)).json()",
-                                    arg=self.latest, timeout=PATIENCE, polling=200)  # fmt: skip
+        for _ in range(PATIENCE // 200):
+            if self.latest in self._history():
+                return
+            self.page.wait_for_timeout(200)
+        raise TimeoutError(f"the run is not over after {PATIENCE / 1000:.0f} s:\n{self.server.log_tail()}")
+
+    def _history(self) -> dict[str, Any]:
+        return json.loads(self.server.client._request(f"/history/{self.latest}"))
 
     def node(self, kind: str) -> dict[str, Any]:
         """What a test wants to know of the first node of a kind."""
@@ -83,7 +89,7 @@ class Graph:
 
     def outputs(self, kind: str) -> dict[str, Any]:
         """What the API's history says of the latest run's first node of a kind."""
-        latest = json.loads(self.server.client._request(f"/history/{self.latest}"))[self.latest]
+        latest = self._history()[self.latest]
         number = next(i for i, node in latest["prompt"][2].items() if node["class_type"] == kind)
         return latest["outputs"][number]
 
