@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from ..record import EvaluationRecord
 
 
-def tell(node: str, text: str) -> None:
-    """Show a text on a node, by its execution id, where a browser runs this workflow; the next one replaces it."""
+def tell(node: str, evaluations: Sequence[EvaluationRecord], sigmas: Sequence[float]) -> None:
+    """Show on a node, by its execution id, how its run goes on, where a browser runs this workflow; see `so_far`."""
     server = sys.modules.get("server")  # not imported: a script that samples without one has no use for it
     instance = getattr(getattr(server, "PromptServer", None), "instance", None)
     if node and instance is not None and instance.client_id is not None:
-        instance.send_progress_text(text, node, instance.client_id)
+        instance.send_progress_text(so_far(evaluations, sigmas), node, instance.client_id)
 
 
 def so_far(evaluations: Sequence[EvaluationRecord], sigmas: Sequence[float]) -> str:
@@ -24,7 +24,6 @@ def so_far(evaluations: Sequence[EvaluationRecord], sigmas: Sequence[float]) -> 
     left_out = sum(level != "run" for e in evaluations for level in e.levels) / images
     partial = sum(0 < share < 1 for e in evaluations for share in e.share) / images
     some = f", {partial:.3g} on part of the tokens" if partial else ""
-    spent, dense = (sum(sum(costs) for costs in column) for column in
-                    ([e.cost for e in evaluations], [e.dense_cost for e in evaluations]))  # fmt: skip
+    spent, dense = sum(sum(e.cost) for e in evaluations), sum(sum(e.dense_cost) for e in evaluations)
     speed = f", {dense / spent:.1f}x so far" if spent else ""
     return f"step {step} of {steps}: {left_out:.3g} of {len(evaluations)} evaluations not computed{some}{speed}"

@@ -161,7 +161,7 @@ class HostRun:
         self.state.end(evaluation, x, denoised)
         self._mix(evaluation, getattr(executor.class_obj, "cfg", 1.0))
         self.diary.add(evaluation, self.state, self.calls.bytes, self.calls.sparsity is not None)
-        progress.tell(self.chain.node, progress.so_far(self.diary.evaluations, self.sigmas))
+        progress.tell(self.chain.node, self.diary.evaluations, self.sigmas)
         return denoised
 
     def _mix(self, evaluation: Evaluation, scale: float) -> None:
