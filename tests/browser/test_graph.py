@@ -5,6 +5,7 @@ import json
 import pytest
 
 from devkit.base_folder import REPOSITORY
+from rapid_testing import examples
 
 # Milliseconds to compile the sources and run them, without their imports and exports, which other scripts need as well.
 COMPILED = """async sources => { const bare = s => s.replace(/^import .*$/gm, "").replace(/^export /gm, "")
@@ -16,7 +17,7 @@ LEVELS = {"run": "computed", "hold": "not computed", "reuse": "blocks reused"}
 
 def example(name, size=128, **changes):
     """An example of a demo model in small, size in pixels; changes: node id = inputs."""
-    nodes = json.loads((REPOSITORY / "example_workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
+    nodes = examples.api(name)
     nodes["latent"]["inputs"].update(width=size, height=size)
     nodes["sample"]["inputs"].update(steps=10)
     for node, inputs in changes.items():

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from devkit.base_folder import REPOSITORY
+from rapid_testing import examples
 
 NODES = sorted(path.stem for path in (REPOSITORY / "web" / "docs").glob("RAPID_*.md"))
 EXAMPLES = {"RAPID_Accelerate": "demo_policy", "RAPID_LoadPolicy": "demo_policy", "RAPID_CacheReuse": "demo_flux",
@@ -15,7 +16,7 @@ EXAMPLES = {"RAPID_Accelerate": "demo_policy", "RAPID_LoadPolicy": "demo_policy"
 
 def load(page, name):
     """An example of a demo model, small enough to run."""
-    nodes = json.loads((REPOSITORY / "example_workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
+    nodes = examples.api(name)
     nodes["latent"]["inputs"].update(width=256, height=256)
     page.load(nodes)
 
