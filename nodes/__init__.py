@@ -3,6 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .accelerate import Accelerate
+from .adopt import adopt
 from .cache_reuse import CacheReuse
 from .load_policy import LoadPolicy, add_folders
 from .policy_sampler import PolicySampler
@@ -17,6 +18,10 @@ NODES: list[type[io.ComfyNode]] = [
 
 class RapidExtension(ComfyExtension):
     """All nodes of the pack."""
+
+    async def on_load(self) -> None:
+        """ComfyUI calls it before it asks for the nodes."""
+        await adopt()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """The nodes that ComfyUI registers."""

@@ -1,8 +1,11 @@
 """ComfyUI as users start it: a server that offers our nodes."""
 
+import json
+
 import pytest
 
 from devkit.client import WorkflowError
+from rapid_testing import examples
 
 pytestmark = pytest.mark.server
 
@@ -33,3 +36,16 @@ def test_a_failing_node_is_named(server):
     }
     with pytest.raises(WorkflowError, match="ImageScale"):
         server.client.run(graph, timeout=60)
+
+
+@pytest.mark.parametrize("orphan", ["TeaCache", "MagCache", "ApplyFBCacheOnModel"])
+def test_caches_of_packs_that_do_not_load_are_replaced(server, orphan):
+    graph = examples.api("demo_flux")
+    (number,) = (i for i, node in graph.items() if node["class_type"] in ("RAPID_CacheReuse", "RAPID_Accelerate"))
+    graph[number] = {"class_type": orphan, "inputs": {"model": graph[number]["inputs"]["model"], "model_type": "flux"}}
+    graph["latent"]["inputs"].update(width=64, height=64)
+    for node in graph.values():
+        node.setdefault("_meta", {})  # the host's replacement counts on it
+    outputs = server.client.run(graph, timeout=120)
+    (policy,) = json.loads(outputs["report"]["rapid_record"][0])["policies"]
+    assert (policy["technique"], policy["threshold"], policy["guard"]) == ("cache_reuse", 0.1, 0.5)
