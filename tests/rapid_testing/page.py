@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,19 @@ QUIET = {"Comfy.TutorialCompleted": True, "Comfy.Workflow.ShowMissingModelsWarni
 USUAL = {"Comfy.VueNodes.Enabled": False, "Comfy.Minimap.Visible": False, "Comfy.ColorPalette": "dark",
          "Comfy.Locale": "en"}  # fmt: skip
 PATIENCE = 120_000  # milliseconds
+# Up to three quarters of the page for some nodes; their place on it, in pixels: left, top, width, height.
+FRAME = """kinds => { const c = app.canvas, page = c.canvas.getBoundingClientRect();
+  c.deselectAll();
+  c.draw(true, true);
+  const boxes = app.graph._nodes.filter(n => !kinds.length || kinds.includes(n.comfyClass)).map(n => n.getBounding());
+  const [left, top] = [0, 1].map(k => Math.min(...boxes.map(b => b[k])));
+  const [width, height] = [[0, left], [1, top]].map(([k, from]) => Math.max(...boxes.map(b => b[k] + b[k + 2])) - from);
+  const scale = c.ds.scale = Math.min(3, 0.75 * page.width / width, 0.75 * page.height / height);
+  c.ds.offset[0] = page.width / 2 / scale - left - width / 2;
+  c.ds.offset[1] = page.height / 2 / scale - top - height / 2;
+  c.draw(true, true);
+  return [(left + c.ds.offset[0]) * scale + page.left, (top + c.ds.offset[1]) * scale + page.top, width * scale,
+    height * scale]; }"""
 
 
 class Graph:
@@ -23,6 +37,7 @@ class Graph:
         self.said: list[tuple[str, str, str]] = []
         self.settings: dict[str, Any] = {}
         self.latest = ""  # id of the latest run
+        page.set_default_timeout(PATIENCE)
         page.on("console", lambda m: self.said.append((m.type, m.text, m.location.get("url", ""))))
         page.on("pageerror", lambda error: self.said.append(("error", str(error), getattr(error, "stack", "") or "")))
 
@@ -57,26 +72,35 @@ class Graph:
 
     def add(self, word: str, title: str, x: int, y: int) -> None:
         """Find the node of a title by a word in the search that a double click opens, and drag it to a place."""
-        self.page.mouse.click(1200, 850)
-        self.page.wait_for_timeout(500)
-        self.page.mouse.dblclick(1200, 850, delay=50)
-        self.page.get_by_placeholder("Add a node...").wait_for()
+        search = self.page.get_by_placeholder("Add a node...")
+        for _ in range(5):  # a double click that comes while the page is busy is two clicks
+            self.page.mouse.dblclick(1200, 850, delay=50)
+            if self._soon(search.is_visible):
+                break
         self.page.wait_for_timeout(500)  # it is drawn twice when it opens
         self.page.keyboard.type(word)
         self.page.get_by_text(title, exact=True).first.click()
+        # Until it is put down the node hangs on the pointer, and a click before it does would not put it down.
+        self.page.wait_for_function("() => app.canvas.state.ghostNodeId != null")
         self.page.mouse.move(x, y, steps=4)
         self.page.mouse.click(x, y)
+        self.page.wait_for_function("() => app.canvas.state.ghostNodeId == null")
+
+    def _soon(self, true: Callable[[], bool], within: int = 6000) -> bool:
+        """Whether something is so within some milliseconds."""
+        for _ in range(within // 200):
+            if true():
+                return True
+            self.page.wait_for_timeout(200)
+        return False
 
     def run(self) -> None:
         """Press Run and wait until the run is over."""
         with self.page.expect_response(lambda r: r.url.endswith("/prompt") and r.request.method == "POST") as answer:
             self.page.get_by_test_id("queue-button").click()
         self.latest = answer.value.json()["prompt_id"]
-        for _ in range(PATIENCE // 200):
-            if self.latest in self._history():
-                return
-            self.page.wait_for_timeout(200)
-        raise TimeoutError(f"the run is not over after {PATIENCE / 1000:.0f} s:\n{self.server.log_tail()}")
+        if not self._soon(lambda: self.latest in self._history(), PATIENCE):
+            raise TimeoutError(f"the run is not over after {PATIENCE / 1000:.0f} s:\n{self.server.log_tail()}")
 
     def _history(self) -> dict[str, Any]:
         return json.loads(self.server.client._request(f"/history/{self.latest}"))
@@ -95,25 +119,18 @@ class Graph:
 
     def shot(self, path: Path, *kinds: str, margin: int = 24) -> None:
         """Screenshot of the nodes of some kinds, or of all, in the middle of the page."""
-        self.do("kinds => { const some = app.graph._nodes.filter(n => !kinds.length || kinds.includes(n.comfyClass)); "
-                "app.canvas.selectItems(some); app.extensionManager.command.execute('Comfy.Canvas.FitView') }",
-                list(kinds))  # fmt: skip
-        self.page.wait_for_timeout(800)
-        self.do("() => app.canvas.deselectAll()")
-        self.page.wait_for_timeout(300)
-        box = self.do("kinds => { const c = app.canvas, r = c.canvas.getBoundingClientRect(); const all = app.graph"
-                      "._nodes.filter(n => !kinds.length || kinds.includes(n.comfyClass)).map(n => n.getBounding()); "
-                      "const at = (x, y) => [(x + c.ds.offset[0]) * c.ds.scale + r.left, "
-                      "(y + c.ds.offset[1]) * c.ds.scale + r.top]; "
-                      "return [...at(Math.min(...all.map(b => b[0])), Math.min(...all.map(b => b[1]))), "
-                      "...at(Math.max(...all.map(b => b[0] + b[2])), Math.max(...all.map(b => b[1] + b[3])))] }",
-                      list(kinds))  # fmt: skip
-        left, top, right, bottom = box
-        clip = {"x": max(0, left - margin), "y": max(0, top - margin)}
-        clip |= {"width": min(1600 - clip["x"], right - left + 2 * margin),
-                 "height": min(1000 - clip["y"], bottom - top + 2 * margin)}  # fmt: skip
+        clip, before = self._framed(kinds, margin), None
+        while clip != before:  # nodes that have just come into view find their size
+            self.page.wait_for_timeout(500)
+            clip, before = self._framed(kinds, margin), clip
         self.page.screenshot(path=str(path), clip=clip)
 
+    def _framed(self, kinds: tuple[str, ...], margin: int) -> dict[str, float]:
+        """Bring these nodes to the middle of the page, with nothing selected, and say where on the page they are."""
+        left, top, width, height = self.do(FRAME, list(kinds))
+        clip = {"x": max(0, left - margin), "y": max(0, top - margin)}
+        return clip | {"width": min(1600 - clip["x"], width + 2 * margin),
+                       "height": min(1000 - clip["y"], height + 2 * margin)}  # fmt: skip
 
     def begin(self, **settings: Any) -> Graph:
         """The usual settings but for these, and nothing in the graph. The page is loaded anew where settings differ,
@@ -127,6 +144,7 @@ class Graph:
             self.page.wait_for_timeout(1000)  # dialogs of the first seconds
             self.settings = wanted
         self.page.keyboard.press("Escape")
+        self.set({"Comfy.RightSidePanel.IsOpen": False})  # where help was shown
         self.do("() => app.extensionManager.command.execute('Comfy.NewBlankWorkflow')")
         self.said.clear()
         return self
