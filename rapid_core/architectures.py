@@ -34,14 +34,22 @@ class Group:
 class Architecture:
     """A family. stacks: groups that pass tokens on to one another, in order of execution; the last one is the stack
     that residual reuse passes over. weights: (part of a matrix's name, what it is applied to), first match wins.
-    hidden: attribute with the width of the attention. whole: extra arguments with which all tokens are computed."""
+    hidden: attribute with the width of the attention. whole: extra arguments with which all tokens are computed.
+    known_as: models of the family by the names that people use. measured: on a trained model of the family, if a small
+    one; of the others only exactness is known."""
 
     family: str
+    known_as: str
     stacks: tuple[tuple[Group, ...], ...]
     weights: tuple[tuple[str, str], ...]
     hidden: str = "hidden_size"
     whole: tuple[str, ...] = ()
     measured: bool = False
+
+    @property
+    def marked(self) -> str:
+        """The family, for a report."""
+        return self.family if self.measured else f"{self.family} (unverified)"
 
     @property
     def groups(self) -> tuple[Group, ...]:
@@ -75,39 +83,42 @@ _FLUX_STACK = (
 )
 _FLUX_WEIGHTS = (*_STREAMS, ("adaLN", ONCE), ("single_blocks", BOTH), ("final_layer", IMAGE))
 
-FLUX = Architecture("flux", (_FLUX_STACK,), _FLUX_WEIGHTS, measured=True)
-FLUX2 = Architecture("flux2", (_FLUX_STACK,), _FLUX_WEIGHTS)
-CHROMA = Architecture("chroma", (_FLUX_STACK,), (("distilled_guidance_layer", APPROXIMATOR), *_FLUX_WEIGHTS))
+FLUX = Architecture("flux", "FLUX.1 dev, schnell, Kontext, Fill, Krea", (_FLUX_STACK,), _FLUX_WEIGHTS, measured=True)
+FLUX2 = Architecture("flux2", "FLUX.2 dev, klein", (_FLUX_STACK,), _FLUX_WEIGHTS)
+CHROMA = Architecture(
+    "chroma", "Chroma", (_FLUX_STACK,), (("distilled_guidance_layer", APPROXIMATOR), *_FLUX_WEIGHTS)
+)
 HUNYUAN = Architecture(
-    "hunyuan_video", (_FLUX_STACK,),
+    "hunyuan_video", "HunyuanVideo", (_FLUX_STACK,),
     (("adaLN", ONCE), ("txt_in.t_emb", ONCE), ("txt_in.c_emb", ONCE), ("txt_in", TEXT), *_FLUX_WEIGHTS),
     whole=("guiding_frame_index", "ref_latent", "clip_fea", "txt_byt5"),
 )  # fmt: skip
 SD3 = Architecture(
-    "sd3", ((Group("double_block", "joint_blocks", APART),),),
+    "sd3", "SD3, SD3.5 Medium and Large", ((Group("double_block", "joint_blocks", APART),),),
     (("adaLN", ONCE), ("x_block", IMAGE), ("context_", TEXT), ("x_embedder", IMAGE), ("final_layer", IMAGE)),
     measured=True,
 )  # fmt: skip
 QWEN = Architecture(
-    "qwen_image", ((Group("double_block", "transformer_blocks", APART),),),
+    "qwen_image", "Qwen-Image, Qwen-Image-Edit", ((Group("double_block", "transformer_blocks", APART),),),
     (*_STREAMS[:2], ("add_", TEXT), ("txt_", TEXT), ("attn.to_", IMAGE), ("img_", IMAGE), ("proj_out", IMAGE)),
     hidden="inner_dim",
 )  # fmt: skip
 WAN = Architecture(
-    "wan", ((Group("double_block", "blocks", ALONE, (IMAGE, TEXT)),),),
+    "wan", "Wan 2.1, Wan 2.2", ((Group("double_block", "blocks", ALONE, (IMAGE, TEXT)),),),
     (("cross_attn.k", TEXT), ("cross_attn.v", TEXT), ("blocks", IMAGE), ("head", IMAGE), ("patch_emb", IMAGE),
      ("text_emb", TEXT)),
     hidden="dim", whole=("reference_latent", "context_latents", "clip_fea"),
 )  # fmt: skip
 LUMINA2 = Architecture(
-    "lumina2", ((Group("", "noise_refiner", ALONE, (IMAGE,)),), (Group("", "layers", JOINT),)),
+    "lumina2", "Lumina Image 2.0", ((Group("", "noise_refiner", ALONE, (IMAGE,)),), (Group("", "layers", JOINT),)),
     (("adaLN", ONCE), ("noise_refiner", IMAGE), ("context_refiner", TEXT), ("layers", BOTH), ("final_layer", BOTH),
      ("x_embedder", IMAGE), ("cap_embedder", TEXT)),
     hidden="dim", whole=("ref_latents", "ref_contexts", "siglip_feats"),
 )  # fmt: skip
-Z_IMAGE = Architecture("z_image", LUMINA2.stacks, LUMINA2.weights, LUMINA2.hidden, LUMINA2.whole)
+Z_IMAGE = Architecture("z_image", "Z-Image", LUMINA2.stacks, LUMINA2.weights, LUMINA2.hidden, LUMINA2.whole)
 
-FAMILIES = tuple(a.family for a in (FLUX, FLUX2, CHROMA, HUNYUAN, SD3, QWEN, WAN, LUMINA2, Z_IMAGE))
+ALL = (FLUX, SD3, LUMINA2, Z_IMAGE, QWEN, FLUX2, CHROMA, HUNYUAN, WAN)
+FAMILIES = tuple(a.family for a in ALL)
 
 _FAMILIES: dict[str, Callable[[Any], Architecture]] = {
     "Flux": lambda m: FLUX2 if getattr(m.params, "global_modulation", False) else FLUX,

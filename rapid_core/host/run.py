@@ -225,7 +225,7 @@ class HostRun:
 
     def finish(self, status: str, result: Any) -> RunRecord:
         """The record of the run; all tensors are dropped."""
-        family = self.architecture.family if self.architecture else f"{type(self.model).__name__} (unverified)"
+        family = self.architecture.marked if self.architecture else f"{type(self.model).__name__} (unverified)"
         policies = tuple(p.settings() for p in self.chain.policies)
         for text in self.together.notes:
             self.diary.note(text)

@@ -1,0 +1,43 @@
+"""README's table of models, made from the table that the code goes by.
+
+After rapid_core/architectures.py has changed: python -m devkit.readme"""
+
+from __future__ import annotations
+
+from devkit.base_folder import REPOSITORY
+from rapid_core.architectures import ALL, Architecture
+
+README = REPOSITORY / "README.md"
+BEGIN, END = "<!-- models: made by `python -m devkit.readme` -->\n", "<!-- end of models -->\n"
+WHOLE = {
+    "guiding_frame_index": "image to video", "clip_fea": "image to video", "ref_latent": "reference pictures",
+    "reference_latent": "reference pictures", "ref_latents": "reference pictures", "ref_contexts": "reference pictures",
+    "context_latents": "reference pictures", "siglip_feats": "reference pictures", "txt_byt5": "quoted lettering",
+}  # fmt: skip
+HEAD = ("| models | `architecture` | whole evaluations left out | some tokens, sparse attention, reused blocks | quality |\n"
+        "|---|---|---|---|---|\n")  # fmt: skip
+OTHER = "| any other model that ComfyUI samples | its class | yes | no: computed densely, and said | unverified |\n"
+
+
+def table() -> str:
+    """The table in Markdown: measured families first."""
+    families = sorted(ALL, key=lambda architecture: not architecture.measured)
+    return HEAD + "".join(map(row, families)) + OTHER
+
+
+def row(architecture: Architecture) -> str:
+    """A family's row."""
+    dense = sorted({WHOLE[name] for name in architecture.whole})
+    tokens = f"exact, but all tokens for {', '.join(dense)}" if dense else "exact"
+    quality = "**measured** on a small model of it" if architecture.measured else "unverified"
+    return f"| {architecture.known_as} | `{architecture.family}` | yes | {tokens} | {quality} |\n"
+
+
+def with_table(text: str) -> str:
+    """A README with the table as it should be."""
+    before, rest = text.split(BEGIN)
+    return before + BEGIN + "\n" + table() + "\n" + END + rest.split(END)[1]
+
+
+if __name__ == "__main__":
+    README.write_text(with_table(README.read_text(encoding="utf-8")), encoding="utf-8", newline="\n")
