@@ -14,8 +14,8 @@ WHOLE = {
     "reference_latent": "reference pictures", "ref_latents": "reference pictures", "ref_contexts": "reference pictures",
     "context_latents": "reference pictures", "siglip_feats": "reference pictures", "txt_byt5": "quoted lettering",
 }  # fmt: skip
-HEAD = ("| models | `architecture` | whole evaluations left out | some tokens, sparse attention, reused blocks | quality |\n"
-        "|---|---|---|---|---|\n")  # fmt: skip
+HEAD = ("| models | `architecture` | whole evaluations left out | some tokens, sparse attention, reused blocks "
+        "| quality |\n|---|---|---|---|---|\n")  # fmt: skip
 OTHER = "| any other model that ComfyUI samples | its class | yes | no: computed densely, and said | unverified |\n"
 
 

@@ -1,6 +1,7 @@
 """Caches of packs that no longer load: ComfyUI offers RAPID Cache Reuse in their place in old workflows.
 
-Their thresholds mean something else, so Cache Reuse comes with its defaults. Nothing happens to nodes that are there."""
+Their thresholds mean something else, so Cache Reuse comes with its defaults. Nothing happens to nodes that are
+there."""
 
 import sys
 

@@ -7,7 +7,8 @@ import pytest
 from devkit import readme
 
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-PAGES = ["README.md", "docs/region_adaptive.md", "docs/sparse_attention.md", "docs/policies.md", "demo/models/README.md"]
+DOCS = ("policies", "region_adaptive", "sparse_attention")
+PAGES = ["README.md", "demo/models/README.md", *(f"docs/{name}.md" for name in DOCS)]
 
 
 def anchor(title: str) -> str:
