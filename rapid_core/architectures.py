@@ -61,6 +61,10 @@ class Architecture:
         """Whether some blocks have no hook of the host's."""
         return any(not group.name for group in self.groups)
 
+    def width(self, model: Any) -> int:
+        """Channels of a token between the blocks."""
+        return int(getattr(model, self.hidden))
+
     def patch(self, model: Any) -> int:
         """Latent pixels along a side of a token."""
         size = model.patch_size

@@ -85,6 +85,12 @@ def family_of(model: Any) -> Any:
     return found
 
 
+def size_of(model: Any) -> dict[str, Any]:
+    """What a policy's file says of the model it is for. Raises ValueError as `family_of`."""
+    found = family_of(model)
+    return {"architecture": found.family, "hidden": found.width(model.model.diffusion_model)}
+
+
 def attach(model: Any, policy: Any) -> Any:
     """A clone of a model with a policy; the host has to be started before this is imported."""
     from rapid_core.host.chain import attach as attached

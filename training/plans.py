@@ -19,7 +19,7 @@ from rapid_core.policies.schedule import Plan
 from rapid_core.policy_file import PolicyFile, write
 from training.card import Panel, write_card
 from training.graph import Graph
-from training.host import family_of
+from training.host import family_of, size_of
 from training.plan_search import Rollouts, default_plan, key_of, oracle, search
 from training.processes import from_first, rank
 from training.quadrature import fitted
@@ -104,7 +104,7 @@ def plan_for(
 def metadata(graph: Graph, found: list[Found], args: Namespace, command: str) -> dict[str, Any]:
     """What the file says of itself."""
     return {
-        "architecture": family_of(graph.model).family,
+        **size_of(graph.model),
         "base_model": graph.model_name,
         "budgets": [f.speedup for f in found],
         "reward": f"PSNR of the latent to {TARGETS[args.target]}",
@@ -121,7 +121,7 @@ def metadata(graph: Graph, found: list[Found], args: Namespace, command: str) ->
 def table(found: list[Found], prompts: int) -> str:
     """PSNR of latents on held-out prompts as Markdown."""
     head = (f"| speed-up | computed | searched plan, dB ({prompts} prompts) | even, fitted weights | "
-            "even, Adams-Bashforth | worst: searched | even | plan |")  # fmt: skip
+            "even, Adams-Bashforth | worst: searched | worst: even, Adams-Bashforth | plan |")  # fmt: skip
     lines = [head, "|" + "---|" * 8]
     for f in found:
         plan, on = key_of(f.plan), f"{sum(f.plan.computed)} of {len(f.plan.computed)}"
@@ -143,5 +143,5 @@ def panels(found: list[Found]) -> list[Panel]:
 def alone(found: list[Found]) -> str:
     """What the oracle found, as Markdown."""
     lines = "\n".join(f"- {f.speedup:g}x: {f.headroom[1] - f.headroom[0]:+.2f} dB" for f in found if f.headroom)
-    return ("What plans searched for each image alone gained on top, which bounds what looking at the image can "
+    return ("What plans searched for each image alone gained on top, an estimate of what looking at the image can "
             f"give:\n\n{lines or '- not measured'}")  # fmt: skip

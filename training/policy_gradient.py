@@ -21,7 +21,7 @@ from training.card import Panel, write_card
 from training.files import replaced, write_text
 from training.graph import Graph
 from training.grpo import Learner, Settings, Trajectory, trajectory_log_p
-from training.host import attach, family_of, last_record
+from training.host import attach, family_of, last_record, size_of
 from training.likelihood import TrajectoryTape
 from training.methods import Method, Planned, Published
 from training.plan_search import latent_psnr
@@ -55,7 +55,7 @@ class Trainer:
         if not method.fits(first.schedule):
             raise ValueError("the schedule that heads begin with (--start) was searched on other noise levels than "
                              "this workflow's")  # fmt: skip
-        self.family, hidden = architecture.family, int(getattr(graph.model.model.diffusion_model, architecture.hidden))
+        hidden = architecture.width(graph.model.model.diffusion_model)
         torch.manual_seed(args.seed)  # here: drawing pictures sets it, too
         self.heads = Heads(first.latent.shape[1], hidden, args.heads, method.numbers, args.width)
         method.begin(self.heads)
@@ -182,7 +182,7 @@ def train_heads(
     trainer.train()
     trainer.board.close()
     rows = [measured(trainer, budget, split) for budget in method.speedups]
-    said = {"architecture": trainer.family, "base_model": graph.model_name, "method": args.kind,
+    said = {**size_of(graph.model), "base_model": graph.model_name, "method": args.kind,
             "licence": args.licence, "training_command": command, "torch": torch.__version__, "measured": rows,
             "measured_prompts": args.held_out, "target": TARGETS[args.target],
             **method.about(trainer.heads, scorer.about)}  # fmt: skip

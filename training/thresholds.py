@@ -19,7 +19,7 @@ from rapid_core.policies.threshold import ThresholdPolicy
 from rapid_core.policy_file import PolicyFile, write
 from training.card import Panel, write_card
 from training.graph import Graph
-from training.host import attach, family_of, last_record
+from training.host import attach, last_record, size_of
 from training.plan_search import latent_psnr
 from training.plans import REFINE, TARGETS
 from training.processes import from_first, rank, share, together
@@ -83,7 +83,7 @@ def train_thresholds(
     graph: Graph, prompts: Sequence[str], args: Namespace, state: Path, path: Path, command: str
 ) -> tuple[PolicyFile, str]:
     """Find thresholds and write them; returns the file and its card's table."""
-    family = family_of(graph.model).family
+    size = size_of(graph.model)
     number = args.calibration + args.held_out
     settings = {name: getattr(args, name) for name in ("target", "calibration", "held_out", "seed")}
     claim(state, graph.own_nodes(), prompts[:number], {"kind": "threshold", **settings})
@@ -101,7 +101,7 @@ def train_thresholds(
     rows = [kept.get(f"{t:.6g}", lambda t=t, s=s: measured(graph, whole, s, t))
             for s, t in zip(args.speedups, found, strict=True)]  # fmt: skip
     about = {
-        "architecture": family, "base_model": graph.model_name, "budgets": args.speedups, "max_consecutive": LONGEST,
+        **size, "base_model": graph.model_name, "budgets": args.speedups, "max_consecutive": LONGEST,
         "reward": "none: thresholds follow from what runs cost", "training_command": command, "licence": args.licence,
         "torch": torch.__version__, "measured": rows, "measured_prompts": args.held_out,
         "target": TARGETS[args.target],

@@ -190,7 +190,7 @@ def check_base(file: PolicyFile, base: Any) -> None:
     architecture, network = describe(base.diffusion_model), base.diffusion_model
     check_family(file, architecture.family if architecture else type(network).__name__)
     channels = getattr(getattr(base, "latent_format", None), "latent_channels", None)
-    check_model(file, channels, int(getattr(network, architecture.hidden)))
+    check_model(file, channels, architecture.width(network))
 
 
 def check_family(file: PolicyFile, family: str) -> None:
@@ -201,11 +201,14 @@ def check_family(file: PolicyFile, family: str) -> None:
 
 
 def check_model(file: PolicyFile, channels: int | None, hidden: int) -> None:
-    """Raise PolicyError for heads made for latents or a model of another size."""
-    if file.kind != "heads":
-        return
-    sizes = {"hidden": hidden} if structure_of(file) == KIND else {"channels": channels, "hidden": hidden}
+    """Raise PolicyError for a policy made for latents or a model of another size. Schedules and thresholds that do not
+    say for which size are believed."""
+    sizes = {"hidden": hidden}
+    if file.kind == "heads" and structure_of(file) != KIND:
+        sizes["channels"] = channels
     for field, there in sizes.items():
+        if file.kind != "heads" and field not in file.metadata:
+            continue
         wanted = _whole(file, field, 1, 65536)
         if there is not None and wanted != there:
             raise file.wrong(field, f"= {wanted}, trained on {file.base_model}; this model has {there}")

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from rapid_core.actions import Level
-from rapid_core.policies.from_file import check_family, plan_tensors, plans_of, policy_of, threshold_of
+from rapid_core.policies.from_file import check_family, check_model, plan_tensors, plans_of, policy_of, threshold_of
 from rapid_core.policies.schedule import Plan, SchedulePolicy, even
 from rapid_core.policies.threshold import ThresholdPolicy
 from rapid_core.policy_file import FORMAT, PolicyError, read, write
@@ -125,3 +125,11 @@ def test_truncated_missing_and_huge_files_are_refused(path, schedule, tmp_path):
     save_file({"weight": torch.zeros(2)}, path)
     with pytest.raises(PolicyError, match="format is missing"):
         read(path)
+
+
+def test_a_policy_for_a_model_of_another_size_is_refused(path, schedule):
+    check_model(schedule, 16, 3072)  # it does not say
+    sized = write(path, "schedule", {**METADATA, "hidden": 128}, plan_tensors([plan(4), plan(2)]))
+    check_model(sized, 16, 128)
+    with pytest.raises(PolicyError, match="hidden = 128, trained on demo flux; this model has 3072"):
+        check_model(sized, 16, 3072)
