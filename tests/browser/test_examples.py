@@ -29,20 +29,38 @@ WORDS = {
 SIZE = (600, 344)  # pixels of a thumbnail
 LIMIT = 400_000  # bytes of all thumbnails, which travel with the pack
 
+# Columns filled from top to bottom in the order of the run, as high as lets the whole fit a page at its largest.
 MAKE = """async ([graph, text, id]) => {
   await app.loadApiJson(graph, "example");
   const note = LiteGraph.createNode("MarkdownNote");
   app.graph.add(note);
   note.widgets[0].value = text;
-  app.graph.arrange(60);
-  const rest = app.graph._nodes.filter(n => n !== note);
-  note.pos = [Math.min(...rest.map(n => n.pos[0])), Math.min(...rest.map(n => n.pos[1])) - 320];
-  note.size = [520, 240];
+  note.size = [420, 210];
+  const rest = app.graph._nodes.filter(n => n !== note).sort((a, b) => a.id - b.id);
+  for (const node of rest) if (node.type === "SaveImage") node.size = [320, 360]; // its picture
+  const TITLE = 30, GAP = 40;
+  const place = height => {
+    let x = 0, y = 0, width = 0, lowest = 0;
+    for (const node of [note, ...rest]) {
+      if (y && y + TITLE + node.size[1] > height) [x, y, width] = [x + width + GAP, 0, 0];
+      node.pos = [x, y + TITLE];
+      y += TITLE + node.size[1] + GAP / 2;
+      [width, lowest] = [Math.max(width, node.size[0]), Math.max(lowest, y)];
+    }
+    return Math.min(1.6 / (x + width), 1 / lowest);
+  };
+  const scales = [800, 950, 1100, 1250, 1400].map(height => [place(height), height]);
+  place(scales.reduce((best, one) => one[0] > best[0] ? one : best)[1]);
   const found = app.graph.serialize();
   found.id = id;
   for (const node of found.nodes) { delete node.properties.cnr_id; delete node.properties.ver; }
   return found;
 }"""
+
+
+# For its picture, some kinds of nodes side by side, away from all others.
+ROW = """kinds => { let x = 0; for (const node of app.graph._nodes.filter(n => kinds.includes(n.comfyClass))) {
+  node.pos = [x, 20000]; x += node.size[0] + 60; } }"""
 
 
 def make(page, name, picture):
@@ -57,9 +75,10 @@ def make(page, name, picture):
         page.look_at("RAPID_Report", ".rapid-report .row")
         if "RAPID_RegionAdaptive" in kinds:
             page.page.wait_for_function("() => document.querySelector('.rapid-report img')?.naturalWidth")
-        shown.append("RAPID_Report")
+        shown += ["RAPID_Report", "SaveImage"]
     else:
         shown += [kind for kind in kinds if "Sampler" in kind]
+    page.do(ROW, shown)
     page.shot(picture(f"example_workflows/{name}.png"), *shown)
     shot = Image.open(picture(f"example_workflows/{name}.png")).convert("RGB")
     picture(f"example_workflows/{name}.png").unlink()
@@ -95,3 +114,16 @@ def test_every_example_has_a_thumbnail_that_is_small(repository):
 def test_examples_are_among_the_templates(server):
     found = json.loads(server.client._request("/workflow_templates"))
     assert set(found["rapid"]) == set(examples.names())
+
+
+def test_the_first_picture_comes_as_readme_says(graph):
+    page = graph()
+    for word in ("Templates", "rapid", "demo_flux"):
+        page.page.get_by_text(word, exact=True).first.click()
+    page.page.wait_for_function("() => app.graph._nodes.some(n => n.comfyClass === 'RAPID_Report')")
+    page.run()
+    page.page.wait_for_selector(".rapid-report .row")  # in view, at a size at which the page draws text
+    totals = page.page.locator(".rapid-report .totals").inner_text()
+    assert "of 28 evaluations computed" in totals and "by the clock" in totals
+    (picture,) = page.outputs("SaveImage")["images"]
+    assert picture["filename"].startswith("rapid_flux")

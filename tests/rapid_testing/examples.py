@@ -70,6 +70,8 @@ def files(graph: dict[str, Any]) -> list[str]:
 def note(graph: dict[str, Any], text: str) -> str:
     """What a note beside the graph says, as Markdown."""
     lines = "\n".join(f"- `models/{file}`" for file in files(graph))
+    if any(node["class_type"] == "RAPIDDemoPrompt" for node in graph.values()):
+        return f"{text}\n\nFiles that `python3 dev.py serve` links:\n\n{lines}"
     return f"{text}\n\nModel files, as ComfyUI's own templates have them:\n\n{lines}"
 
 
