@@ -29,7 +29,7 @@ def row(architecture: Architecture) -> str:
     """A family's row."""
     dense = sorted({WHOLE[name] for name in architecture.whole})
     tokens = f"exact, but all tokens for {', '.join(dense)}" if dense else "exact"
-    quality = "**measured** on a small model of it" if architecture.measured else "unverified"
+    quality = "**measured** on a small demo model only" if architecture.measured else "unverified"
     return f"| {architecture.known_as} | `{architecture.family}` | yes | {tokens} | {quality} |\n"
 
 

@@ -28,12 +28,14 @@ class RegionAdaptive(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The diffusion model to speed up, with its LoRAs already on it."),
                 io.Float.Input("keep_ratio", default=0.75, min=0.01, max=1.0, step=0.01,
-                               tooltip="Share of the image tokens computed in a sparse evaluation; with clocks the "
-                               "most of them. Lower is faster and less exact; 1 turns the node off."),
+                               tooltip="custom and paper: share of the image tokens computed in a sparse evaluation; "
+                               "lower is faster and less exact. clocks: where more of them than this are due, all are "
+                               "computed; lower is slower and more exact. 1 turns clocks and paper off."),
                 io.Combo.Input("preset", options=PRESETS, default=PRESETS[0],
                                tooltip="clocks: every token is computed when its own forecast is no longer good enough "
                                "(error_threshold); of the other inputs only keep_ratio, kv_cache, memory_limit and "
-                               "mask count. custom: all inputs count. paper: the published schedule, metric and stale "
+                               "mask count. custom: all inputs count; a fixed share of tokens only where "
+                               "error_threshold is 0. paper: the published schedule, metric and stale "
                                "values; only keep_ratio, memory_limit and mask count."),
                 io.Float.Input("warm_up", default=0.15, **share, tooltip="Share of the steps at the beginning that "
                                "compute all tokens. Higher is slower and more exact."),
@@ -77,8 +79,9 @@ class RegionAdaptive(io.ComfyNode):
                                "error of its forecasts (0.04 is 4 %), added up, reaches this. Higher is faster and "
                                "less exact; 0 turns clocks off. In custom, above 0, metric, direction, starvation "
                                "and slope do not count."),
-                io.Mask.Input("mask", optional=True, tooltip="White: tokens that are computed before all others, for "
-                              "faces, hands or lettering. Any size; it is scaled to the latent."),
+                io.Mask.Input("mask", optional=True, tooltip="White: tokens that come first, for faces, hands or "
+                              "lettering: with clocks they are due at half of error_threshold, else they are chosen "
+                              "before all others. Any size; it is scaled to the latent."),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The patched model, for the sampler and RAPID Report. "
