@@ -37,7 +37,10 @@ MAKE = """async ([graph, text, id]) => {
   note.widgets[0].value = text;
   note.size = [420, 210];
   const rest = app.graph._nodes.filter(n => n !== note).sort((a, b) => a.id - b.id);
-  for (const node of rest) if (node.type === "SaveImage") node.size = [320, 360]; // its picture
+  for (const node of rest) {
+    if (node.type === "SaveImage") node.size = [320, 360]; // its picture
+    if (/^RAPID_(Accelerate|CacheReuse|RegionAdaptive)$/.test(node.type)) node.size[1] += 60; // how the run goes on
+  }
   const TITLE = 30, GAP = 40;
   const place = height => {
     let x = 0, y = 0, width = 0, lowest = 0;
