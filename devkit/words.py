@@ -47,7 +47,7 @@ def nodes_of(pack: ModuleType) -> list[Any]:
 
 
 def main() -> None:
-    """Write locales/en/nodeDefs.json."""
+    """Write locales/en/nodeDefs.json, and help pages in English where the page looks for them first."""
     base = make_base_folder(Path(tempfile.mkdtemp(prefix="rapid-words-")))
     try:
         pack = import_comfy(base).load_pack(base / "custom_nodes" / "rapid")
@@ -55,6 +55,8 @@ def main() -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(words_of(nodes_of(pack)), indent=2, ensure_ascii=False)
         path.write_text(text + "\n", encoding="utf-8", newline="\n")
+        for page in (REPOSITORY / "web" / "docs").glob("*.md"):  # asked for by its language first
+            (page.with_suffix("") / "en.md").write_bytes(page.read_bytes())
         print(f"{path}: {len(nodes_of(pack))} nodes")
     finally:
         remove_base_folder(base)

@@ -1,6 +1,7 @@
 """Report: what a run computed, reused and held, as text and as JSON."""
 
 import json
+import secrets
 
 import torch
 from comfy_api.latest import io, ui
@@ -40,7 +41,8 @@ class Report(io.ComfyNode):
                                  "speed-up that the spent FLOPs allow, memory in MiB, and why anything was computed "
                                  "densely."),
                 io.Image.Output(display_name="map", tooltip="How often each image token was computed (yellow: always, "
-                                "dark blue: never), and below it one cell an evaluation (black: left out)."),
+                                "dark blue: never), and below it one cell an evaluation (black: left out); the "
+                                "cells alone where all tokens did the same."),
             ],
             is_output_node=True,
         )
@@ -50,9 +52,10 @@ class Report(io.ComfyNode):
         log = log_of(model)
         record = log.find(fingerprint(latent["samples"]), other=chain_of(model) is not None) if log else None
         text = record.text() if record else NO_RUN if chain_of(model) else NOT_PATCHED
-        data = [json.dumps(record.as_json())] if record else []
+        data = [json.dumps(record.as_json(), allow_nan=False)] if record else []
         image = draw(record, picture) if record else torch.zeros(1, 64, 64, 3)
         chosen = record is not None and record.grid is not None  # else there is nothing to see in it
-        maps = ui.ImageSaveHelper.save_images(image, "rapid_map", io.FolderType.temp, None) if chosen else []
+        name = f"rapid_map_{secrets.token_hex(4)}"  # a server that starts anew counts from 1 again
+        maps = ui.ImageSaveHelper.save_images(image, name, io.FolderType.temp, None) if chosen else []
         shown = {"text": (text,), "rapid_record": data, "rapid_map": maps}
         return io.NodeOutput(latent, text, image, ui=shown)

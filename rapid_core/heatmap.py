@@ -49,7 +49,9 @@ def strip(record: RunRecord, image: int, width: int) -> Tensor:
 
 def draw(record: RunRecord, picture: Tensor | None = None) -> Tensor:
     """IMAGE (B, H, W, 3), float32 in 0 .. 1: the map of every image of the batch, over `picture` (B or 1, H, W, 3) if
-    given, with the strip below."""
+    given, with the strip below; the strip alone where nobody chose tokens."""
+    if record.grid is None:
+        return torch.stack([strip(record, image, SMALLEST) for image in range(record.shape[0])])
     out = []
     for image in range(record.shape[0]):
         shares = often(record, image)

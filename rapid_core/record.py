@@ -61,19 +61,21 @@ class RunRecord:
     notes: tuple[str, ...] = ()
     fingerprint: str = ""  # of the latent that came out, so that a report finds its run
     grid: tuple[int, int, int] | None = None  # frames, rows and columns of image tokens, where policies chose any
+    due: int | None = None  # evaluations of a dense run of all images, where these are not at the same noise levels
 
     @property
     def totals(self) -> dict:
         """Sums over evaluations and images; `speedup_allowed` is dense over spent FLOPs."""
         levels = Counter(level for e in self.evaluations for level in e.levels)
+        number = sum(levels.values()) if self.due is None else self.due
         cost = sum(sum(e.cost) for e in self.evaluations)
         dense = sum(sum(e.dense_cost) for e in self.evaluations)
         return {
-            "evaluations": sum(levels.values()),
+            "evaluations": number,
             "computed": levels["run"],
             "partial": sum(0 < share < 1 for e in self.evaluations for share in e.share),
             "reused": levels["reuse"],
-            "held": levels["hold"],
+            "held": number - levels["run"] - levels["reuse"],
             "flops": cost,
             "dense_flops": dense,
             "speedup_allowed": dense / cost if cost else None,
@@ -136,7 +138,8 @@ def side_by_side(records: Sequence[RunRecord], steps: int) -> RunRecord:
         found = [next((e for e in r.evaluations if e.sigma == sigma), None) for r in records]
         rows.append(_row(len(rows), sigma, found, scale))
     last, notes = records[-1], tuple(dict.fromkeys(note for r in records for note in r.notes))
-    return replace(last, shape=(len(records), *last.shape[1:]), evaluations=tuple(rows), notes=notes,
+    due = sum(steps if r.status == "finished" else len(r.evaluations) for r in records)
+    return replace(last, shape=(len(records), *last.shape[1:]), evaluations=tuple(rows), notes=notes, due=due,
                    seconds=sum(r.seconds for r in records), bytes=max(r.bytes for r in records))  # fmt: skip
 
 

@@ -2,34 +2,42 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { forget, keep, kept, smaller } from "./kept.js";
 import { details, element, legend, remarks, rows, totals } from "./timeline.js";
+import { speak, word } from "./words.js";
 
 const NODE = "RAPID_Report";
-const KEPT = "rapid_report"; // property of the node, saved with the workflow
 const HEIGHT = 190; // pixels of the panel at least
 const SIZE = [380, 560]; // of a new node
 const WAITING = "Queue the workflow: what its run computed and left out is shown here.";
-const panels = new Set();
+const MAP = "How often each token was computed (yellow: always); below, one cell an evaluation";
 
 class Panel {
   constructor() {
     this.root = element("div", "rapid-report");
-    this.full = null; // the record with its token maps, of this session only
     this.show(null);
   }
 
-  // kept: {text, record, maps} or null before any run.
-  show(kept, full = null) {
-    this.full = full ?? kept?.record ?? null;
-    const record = kept?.record;
-    if (!record) {
-      this.root.replaceChildren(element("div", "", kept?.text ?? WAITING));
-      return;
+  // shown: {text, record, maps} or null before any run; full: the record with its token maps, where it is known.
+  show(shown, full = null) {
+    speak(app.extensionManager?.setting?.get("Comfy.Locale"));
+    try {
+      this.root.replaceChildren(...this.parts(shown, full ?? shown?.record));
+    } catch (error) {
+      console.warn("RAPID Report: a record that this version does not read:", error);
+      this.root.replaceChildren(element("div", "text", shown?.text ?? word(WAITING)));
     }
+  }
+
+  parts(shown, full) {
+    const record = shown?.record;
+    if (!record) return [element("div", "text", shown?.text || word(WAITING))];
     const parts = [element("div", "totals", totals(record)), element("div", "", details(record)), ...rows(record)];
-    if (record.status !== "finished") parts.unshift(element("div", "alert", `This run was not finished: ${record.status}.`));
-    parts.push(legend(record), remarkList(record), mapsOf(kept.maps ?? []), this.copier());
-    this.root.replaceChildren(...parts.filter((part) => part));
+    if (record.status !== "finished") {
+      parts.unshift(element("div", "alert", word("This run was not finished: {0}.", record.status)));
+    }
+    parts.push(legend(record), remarkList(record), mapsOf(shown.maps ?? []), copier(full));
+    return parts.filter((part) => part);
   }
 
   // A run ended before it came to the report: what is shown is of another one.
@@ -37,16 +45,31 @@ class Panel {
     this.root.querySelector(".alert.run")?.remove();
     this.root.prepend(element("div", "alert run", text));
   }
+}
 
-  copier() {
-    const button = element("button", "", "Copy as JSON");
-    button.addEventListener("click", async () => {
-      await navigator.clipboard.writeText(JSON.stringify(this.full, null, 1));
-      button.textContent = "Copied";
-      setTimeout(() => (button.textContent = "Copy as JSON"), 1500);
-    });
-    return button;
+function copier(record) {
+  const whole = !record.grid || record.evaluations.some((e) => e.tokens.length);
+  const label = whole ? "Copy as JSON" : "Copy as JSON, without token maps";
+  const button = element("button", "", word(label));
+  button.addEventListener("click", async () => {
+    button.textContent = word((await copied(JSON.stringify(record, null, 1))) ? "Copied" : "Could not be copied");
+    setTimeout(() => (button.textContent = word(label)), 1500);
+  });
+  return button;
+}
+
+// Whether a text is in the clipboard, which pages over plain http reach only by a selection.
+async function copied(text) {
+  if (navigator.clipboard) {
+    return navigator.clipboard.writeText(text).then(() => true, () => false);
   }
+  const area = element("textarea");
+  area.value = text;
+  document.body.append(area);
+  area.select();
+  const done = document.execCommand("copy");
+  area.remove();
+  return done;
 }
 
 function remarkList(record) {
@@ -61,7 +84,7 @@ function mapsOf(files) {
   const found = element("div", "maps");
   for (const { filename, subfolder, type } of files) {
     const picture = element("img");
-    picture.alt = picture.title = "How often each token was computed (yellow: always); below, one cell an evaluation";
+    picture.alt = picture.title = word(MAP);
     picture.src = api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`);
     picture.addEventListener("error", () => picture.remove()); // temporary files are gone with the server
     found.append(picture);
@@ -69,11 +92,12 @@ function mapsOf(files) {
   return files.length ? found : null;
 }
 
-// What outlives a reload: everything but the token maps, which are large.
-function kept(output) {
-  const record = output.rapid_record?.length ? JSON.parse(output.rapid_record[0]) : null;
-  const small = record && { ...record, evaluations: record.evaluations.map((e) => ({ ...e, tokens: [] })) };
-  return [{ text: output.text?.join("\n") ?? "", record: small, maps: output.rapid_map ?? [] }, record];
+function recordOf(output) {
+  try {
+    return output.rapid_record?.length ? JSON.parse(output.rapid_record[0]) : null;
+  } catch {
+    return null; // the text is shown instead
+  }
 }
 
 function after(node, name, then) {
@@ -85,26 +109,66 @@ function after(node, name, then) {
 }
 
 function add(node) {
-  const panel = new Panel();
-  panels.add(panel);
+  const panel = (node.rapidPanel = new Panel());
   const widget = node.addDOMWidget("rapid_report", "rapid_report", panel.root, {
     serialize: false, getMinHeight: () => HEIGHT,
   });
   widget.serialize = false;
   node.setSize(SIZE.map((pixels, i) => Math.max(pixels, node.size[i])));
-  after(node, "onExecuted", (output) => {
-    const [small, full] = kept(output);
-    app.canvas.emitBeforeChange(); // a change of the workflow like any other, or a reload would not know of it
-    node.properties[KEPT] = small;
-    app.canvas.emitAfterChange();
-    panel.show(small, full);
-  });
-  after(node, "onConfigure", () => panel.show(node.properties[KEPT] ?? null));
-  after(node, "onRemoved", () => panels.delete(panel));
+  after(node, "onConfigure", () => queueMicrotask(() => panel.show(kept(node)))); // once the graph has its id
 }
 
-function tellAll(text) {
-  for (const panel of panels) panel.outdated(text);
+function root() {
+  return app.rootGraph ?? app.graph;
+}
+
+// The node of an execution id such as "12" or, inside of subgraphs, "3:12".
+function nodeAt(path) {
+  const [first, ...rest] = String(path).split(":");
+  return rest.reduce((node, id) => node?.subgraph?.getNodeById(id), root().getNodeById(first));
+}
+
+function* nodesOf(graph) {
+  for (const node of graph?._nodes ?? []) {
+    yield node;
+    yield* nodesOf(node.subgraph);
+  }
+}
+
+// A report came for a workflow, which need not be the one that is open: the page hands it to whatever node there has the
+// same number. What belongs elsewhere is kept for when that workflow is opened again.
+async function receive({ prompt_id, node, display_node, output }) {
+  if (!output?.rapid_record) return;
+  const [workflow, path] = [await workflowOf(prompt_id), display_node ?? node];
+  const full = recordOf(output);
+  const shown = { text: output.text?.join("\n") ?? "", record: full && smaller(full), maps: output.rapid_map ?? [] };
+  const here = workflow === undefined || workflow === root().id ? nodeAt(path) : null;
+  if (here?.rapidPanel) {
+    keep(here.graph?.id, here.id, shown);
+    here.rapidPanel.show(shown, full);
+  } else if (!String(path).includes(":")) {
+    keep(workflow, path, shown);
+  }
+}
+
+async function tellAll(run, text) {
+  if ((await workflowOf(run)) !== root().id) return;
+  for (const node of nodesOf(root())) node.rapidPanel?.outdated(text);
+}
+
+// Ids of the workflows that runs are of, by run: asked for when one begins, in the server's queue.
+const workflows = new Map();
+
+function workflowOf(run) {
+  if (!workflows.has(run)) workflows.set(run, asked(run).catch(() => undefined));
+  return workflows.get(run);
+}
+
+async function asked(run) {
+  const queue = await (await api.fetchApi("/queue")).json();
+  const past = await (await api.fetchApi(`/history/${run}`)).json();
+  const entry = past[run]?.prompt ?? queue.queue_running.find((one) => one[1] === run);
+  return entry?.[3]?.extra_pnginfo?.workflow?.id;
 }
 
 app.registerExtension({
@@ -114,10 +178,13 @@ app.registerExtension({
     style.rel = "stylesheet";
     style.href = new URL("./report.css", import.meta.url).href;
     document.head.append(style);
+    forget();
+    api.addEventListener("execution_start", ({ detail }) => workflowOf(detail.prompt_id));
+    api.addEventListener("executed", ({ detail }) => receive(detail));
     api.addEventListener("execution_error", ({ detail }) =>
-      tellAll(`The latest run failed in ${detail.node_type}; below is what was known before.`));
-    api.addEventListener("execution_interrupted", () =>
-      tellAll("The latest run was interrupted; below is what was known before."));
+      tellAll(detail.prompt_id, word("The latest run failed in {0}; below is what was known before.", detail.node_type)));
+    api.addEventListener("execution_interrupted", ({ detail }) =>
+      tellAll(detail.prompt_id, word("The latest run was interrupted; below is what was known before.")));
   },
   nodeCreated(node) {
     if (node.comfyClass === NODE) add(node);

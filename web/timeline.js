@@ -1,7 +1,9 @@
 // What a rapid-record looks like: its totals in words, and one cell an evaluation. No side effects on import.
 
+import { word } from "./words.js";
+
 const WORDS = { run: "computed", reuse: "blocks reused", hold: "not computed" };
-const ROWS = 8; // images of a batch that are shown
+export const ROWS = 8; // images of a batch that are shown
 
 // Colours of the share of tokens that ran, from none to all: those of the map (rapid_core/heatmap.py).
 const SCALE = [[26, 26, 89], [38, 115, 166], [89, 191, 115], [250, 230, 64]];
@@ -22,22 +24,22 @@ export function colour(share) {
 
 export function totals(record) {
   const t = record.totals;
-  const parts = [`${t.computed} of ${t.evaluations} evaluations computed`];
-  if (t.partial) parts.push(`${t.partial} of them on part of the tokens`);
-  if (t.reused) parts.push(`${t.reused} reused`);
-  parts.push(`${t.held} left out`);
-  if (t.speedup_allowed) parts.push(`${t.speedup_allowed.toFixed(2)}x by FLOPs`);
-  if (t.speedup_measured) parts.push(`about ${t.speedup_measured.toFixed(2)}x by the clock`);
+  const parts = [word("{0} of {1} evaluations computed", t.computed, t.evaluations)];
+  if (t.partial) parts.push(word("{0} of them on part of the tokens", t.partial));
+  if (t.reused) parts.push(word("{0} reused", t.reused));
+  parts.push(word("{0} left out", t.held));
+  if (t.speedup_allowed) parts.push(word("{0}x by FLOPs", t.speedup_allowed.toFixed(2)));
+  if (t.speedup_measured) parts.push(word("about {0}x by the clock", t.speedup_measured.toFixed(2)));
   return parts.join(", ");
 }
 
 export function details(record) {
   const measured = record.evaluations.flatMap((e) => e.measured).filter((m) => m !== null);
-  const parts = [`${record.sampler} on ${record.family}`, `${record.seconds.toFixed(2)} s`,
-    `cache ${(record.bytes / 2 ** 20).toFixed(1)} MiB`];
+  const parts = [word("{0} on {1}", record.sampler, record.family), `${record.seconds.toFixed(2)} s`,
+    word("cache {0} MiB", (record.bytes / 2 ** 20).toFixed(1))];
   if (measured.length) {
     const mean = measured.reduce((sum, m) => sum + m, 0) / measured.length;
-    parts.push(`forecast error where measured ${mean.toFixed(3)}`);
+    parts.push(word("forecast error where measured {0}", mean.toFixed(3)));
   }
   return parts.join(", ");
 }
@@ -46,15 +48,17 @@ export function details(record) {
 export function said(evaluation, image) {
   const share = evaluation.share[image];
   const partial = share > 0 && share < 1;
-  const lines = [`evaluation ${evaluation.index + 1}, sigma ${evaluation.sigma.toPrecision(3)}: ` +
-    (partial ? `computed ${Math.round(100 * share)} % of the tokens` : WORDS[evaluation.levels[image]])];
+  const what = partial ? word("computed {0} % of the tokens", Math.round(100 * share)) : word(WORDS[evaluation.levels[image]]);
+  const lines = [word("evaluation {0}, sigma {1}: {2}", evaluation.index + 1, evaluation.sigma.toPrecision(3), what)];
   const density = evaluation.density[image];
-  if (density !== undefined && density < 1) lines.push(`attention at density ${density}`);
-  if (evaluation.error[image] !== null) lines.push(`estimated forecast error ${evaluation.error[image].toPrecision(2)}`);
-  if (evaluation.measured[image] !== null) {
-    lines.push(`measured forecast error ${evaluation.measured[image].toPrecision(2)}`);
+  if (density !== undefined && density < 1) lines.push(word("attention at density {0}", density));
+  if (evaluation.error[image] !== null) {
+    lines.push(word("estimated forecast error {0}", evaluation.error[image].toPrecision(2)));
   }
-  return [...lines, ...evaluation.reasons.map((reason) => `dense: ${reason}`)].join("\n");
+  if (evaluation.measured[image] !== null) {
+    lines.push(word("measured forecast error {0}", evaluation.measured[image].toPrecision(2)));
+  }
+  return [...lines, ...evaluation.reasons.map((reason) => word("dense: {0}", reason))].join("\n");
 }
 
 export function cell(evaluation, image) {
@@ -83,7 +87,7 @@ export function legend(record) {
   const entry = (text, name, share) => {
     const mark = element("span", `cell ${name}`);
     if (share !== undefined) mark.style.background = colour(share);
-    const line = element("span", "", text);
+    const line = element("span", "", word(text));
     line.prepend(mark);
     found.append(line);
   };
@@ -101,7 +105,7 @@ export function legend(record) {
 export function remarks(record) {
   const counts = new Map();
   for (const reason of record.evaluations.flatMap((e) => e.reasons)) counts.set(reason, (counts.get(reason) ?? 0) + 1);
-  const reasons = [...counts].map(([reason, n]) => `computed densely ${n} time${n > 1 ? "s" : ""}: ${reason}`);
-  const more = record.shape[0] > ROWS ? [`the first ${ROWS} of ${record.shape[0]} images are shown`] : [];
+  const reasons = [...counts].map(([reason, n]) => word("computed densely, {0} x: {1}", n, reason));
+  const more = record.shape[0] > ROWS ? [word("the first {0} of {1} images are shown", ROWS, record.shape[0])] : [];
   return [...reasons, ...record.notes, ...more];
 }

@@ -46,7 +46,7 @@ class Diary:
                 evaluation.index, evaluation.sigma, evaluation.occurrence,
                 tuple(action.level.value for action in actions), tuple(share(action, state) for action in actions),
                 tuple(evaluation.spent), tuple(evaluation.dense),
-                tuple(e if math.isfinite(e) else None for e in evaluation.errors),
+                tuple(map(finite, evaluation.errors)),
                 (None,) * state.batch, tuple(evaluation.reasons),
                 density=tuple(a.density for a in actions) if sparse else (),
                 measures=tuple(a.measures for a in actions) if sparse else (), seconds=round(seconds, 6),
@@ -64,7 +64,7 @@ class Diary:
             state.finish()
         measured, regions = state.measured_log, state.regions
         evaluations = tuple(
-            replace(e, measured=tuple(measured.get((e.index, i)) for i in range(state.batch)), tokens=tokens)
+            replace(e, measured=tuple(finite(measured.get((e.index, i))) for i in range(state.batch)), tokens=tokens)
             for e, tokens in zip(self.evaluations, self._token_maps(state), strict=True)
         )
         seconds = self.stopped - self.started if self.started else 0.0
@@ -77,6 +77,11 @@ class Diary:
             return [()] * len(self.evaluations)
         number = state.regions.grid.number
         return [tuple(None if t is None else pack(t.tolist(), number) for t in maps) for maps in self.maps]
+
+
+def finite(value: float | None) -> float | None:
+    """A number that JSON has; None for others, such as the error of a model that overflowed."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def share(action: Action, state: RunState) -> float:

@@ -48,8 +48,17 @@ def test_help_opens_in_the_users_language(graph, locale, title):
     named = {entry["name"] for entry in mine["inputs"].values()}
     assert {*node["widgets"]} <= named and "keep_ratio" in text
     page.page.wait_for_timeout(500)
-    missing = [address for kind, _, address in page.said if kind == "error" and "/docs/" in address]
-    assert [address for address in missing if not address.endswith("/en.md")] == []  # where the page looks first
+    assert [address for kind, _, address in page.said if kind == "error" and "/docs/" in address] == []
+
+
+def test_the_report_speaks_the_users_language(graph):
+    page = graph(**{"Comfy.Locale": "zh"})
+    load(page, "demo_region")
+    page.run()
+    page.look_at("RAPID_Report", ".rapid-report .row")
+    text = page.page.locator(".rapid-report").first.inner_text()
+    assert "28 次推理中计算了 28 次" in text and "部分 token" in text and "复制为 JSON" in text
+    assert "evaluations computed" not in text
 
 
 @pytest.mark.parametrize("kind", NODES)

@@ -18,7 +18,8 @@ MOST = 4 * 2**20  # bytes of the archive
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """A running server whose only copy of this pack came out of the archive."""
+    """A running server whose only copy of this pack came out of the archive. Beside it are the demo's nodes and models,
+    which are not in the archive, since something has to be drawn with."""
     base = make_base_folder(tmp_path_factory.mktemp("installed"))
     folder = base / "custom_nodes" / "rapid"
     folder.unlink()  # the link to the repository
@@ -48,5 +49,7 @@ def test_its_pages_words_and_examples_are_served(installed):
     assert b"registerExtension" in fetch("/extensions/rapid/report.js")
     assert b"RAPID Report" in fetch("/extensions/rapid/docs/RAPID_Report.md")
     assert fetch("/extensions/rapid/docs/images/RAPID_Report.png")[:4] == b"\x89PNG"
-    assert "flux1_dev" in json.loads(fetch("/workflow_templates"))["rapid"]
+    assert b"RAPID Report" in fetch("/extensions/rapid/docs/RAPID_Report/en.md")
+    templates = json.loads(fetch("/workflow_templates"))["rapid"]
+    assert "flux1_dev" in templates and not [name for name in templates if name.startswith("demo_")]
     assert "RAPID_Report" in json.loads(fetch("/i18n"))["zh"]["nodeDefs"]

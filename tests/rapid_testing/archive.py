@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import zipfile
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -18,10 +19,12 @@ def tracked_files(root: Path) -> list[Path]:
 
 
 def is_held_back(path: Path, patterns: list[str]) -> bool:
-    """Whether .comfyignore's patterns (`folder/` anywhere, `/folder/` at the root, or `file`) cover a path."""
+    """Whether .comfyignore's patterns (`folder/` anywhere, `/folder/` at the root, `file`, `/folder/name*`) cover a
+    path."""
     folders = {pattern.rstrip("/") for pattern in patterns if pattern.endswith("/")}
     at = {*path.parts[:-1], f"/{path.parts[0]}" if len(path.parts) > 1 else ""}
-    return path.as_posix() in patterns or bool(folders & at)
+    globs = [pattern for pattern in patterns if pattern.startswith("/") and "*" in pattern]
+    return path.as_posix() in patterns or bool(folders & at) or any(fnmatch(f"/{path.as_posix()}", g) for g in globs)
 
 
 def shipped_files(root: Path) -> list[Path]:

@@ -1,5 +1,7 @@
 """The picture of a record."""
 
+from dataclasses import replace
+
 import torch
 
 from rapid_core.heatmap import STRIP, coloured, draw, often
@@ -28,3 +30,10 @@ def test_the_map_lies_over_the_picture_with_a_strip_below():
     assert image.shape == (1, 32 + STRIP, 48, 3)
     assert torch.allclose(image[0, -1, 1], coloured(torch.tensor(1.0))) and image[0, -1, -1].sum() == 0
     assert draw(run).shape == (1, 256 + STRIP, 384, 3)
+
+
+def test_where_nobody_chose_tokens_there_is_the_strip_alone():
+    run = replace(record(("run", 1.0, None), ("hold", 0.0, None)), grid=None)
+    image = draw(run, torch.rand(1, 1024, 1024, 3))
+    assert image.shape == (1, STRIP, 256, 3)
+    assert torch.allclose(image[0, -1, 1], coloured(torch.tensor(1.0))) and image[0, -1, -1].sum() == 0

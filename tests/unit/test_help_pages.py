@@ -50,6 +50,25 @@ def test_a_page_shows_the_picture_of_its_node_and_no_other(pages):
     }
 
 
+def test_english_is_there_by_its_name_as_well(repository, nodes):
+    """The page asks for <node>/<language>.md first, and <node>.md serves languages that there are no pages of."""
+    folder = repository / "web" / "docs"
+    for node in nodes:
+        assert (folder / node / "en.md").read_bytes() == (folder / f"{node}.md").read_bytes(), "python -m devkit.words"
+
+
+def test_every_word_of_the_report_is_translated(repository):
+    said = {path.name: path.read_text(encoding="utf-8") for path in (repository / "web").glob("*.js")}
+    table = said.pop("words.js")
+    known = set(re.findall(r'^  "((?:[^"\\]|\\.)+)":', table, re.MULTILINE))
+    used = set(re.findall(r'word\(\s*"([^"]+)"', "".join(said.values())))
+    unused = {text for text in known - used if f'"{text}"' not in "".join(said.values())}
+    assert len(used) > 15 and used - known == set() and unused == set()
+    for text in known:
+        values = re.findall(r'"' + re.escape(text) + r'":\s*"([^"]+)"', table)
+        assert len(values) == 1 and sorted(re.findall(r"\{\d\}", values[0])) == sorted(re.findall(r"\{\d\}", text))
+
+
 def test_there_are_no_pages_of_nodes_that_are_gone(repository, nodes):
     folder = repository / "web" / "docs"
     there = {path.stem for path in folder.glob("*.md")} | {path.parent.name for path in folder.glob("*/*.md")}

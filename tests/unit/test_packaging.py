@@ -73,6 +73,12 @@ def test_nothing_of_tests_or_demo_is_shipped(shipped):
     assert [path for path in shipped if strangers & set(path.parts) or path.name.startswith("test_")] == []
 
 
+def test_no_example_is_shipped_that_needs_the_demo(shipped, repository):
+    examples = [path for path in shipped if path.parts[0] == "example_workflows" and path.suffix == ".json"]
+    assert len(examples) >= 2 * 9
+    assert [path for path in examples if "RAPIDDemo" in (repository / path).read_text(encoding="utf-8")] == []
+
+
 def test_shipped_code_is_free_of_what_the_registry_flags(shipped, repository):
     hits = []
     for path in shipped:

@@ -79,6 +79,7 @@ def test_images_sampled_one_after_another_stand_side_by_side():
     assert [(e.sigma, e.levels) for e in both.evaluations] == [
         (1.0, ("run", "run")), (0.8, ("reuse", "hold")), (0.7, ("hold", "run")), (0.5, ("run", "hold"))]  # fmt: skip
     assert both.totals["computed"] == 4 and both.totals["flops"] == 41.0
+    assert (both.totals["evaluations"], both.totals["reused"], both.totals["held"]) == (12, 1, 7)
     assert both.totals["dense_flops"] == pytest.approx(2 * 6 * 10.0)
     assert "\n#r.#\n#.#.\n" in both.text() and "a reason" in both.text()
     assert json.loads(json.dumps(both.as_json()))["evaluations"][1]["cost"] == [1.0, 0.0]

@@ -1,0 +1,49 @@
+// What reports show, kept over a reload of the page, in this browser. Not in the workflow: its undo steps, its file and the
+// pictures that carry it would have a report of another run than theirs.
+
+import { ROWS } from "./timeline.js";
+
+const PREFIX = "rapid.report:";
+const MOST = 30; // reports
+const NOBODY = "00000000-0000-0000-0000-000000000000"; // id of graphs that have none of their own
+
+function place(graph, id) {
+  return !graph || graph === NOBODY ? null : `${PREFIX}${graph}:${id}`;
+}
+
+// A record without what is large and not shown: token maps, and images beyond those that have a row.
+export function smaller(record) {
+  const evaluations = (record.evaluations ?? []).map((e) => {
+    const cut = Object.entries(e).map(([name, value]) =>
+      [name, Array.isArray(value) && name !== "reasons" ? value.slice(0, ROWS) : value]);
+    return { ...Object.fromEntries(cut), tokens: [] };
+  });
+  return { ...record, evaluations };
+}
+
+// Keep what the report of a graph (its id) and a node shows.
+export function keep(graph, id, shown) {
+  const key = place(graph, id);
+  try {
+    if (key) localStorage.setItem(key, JSON.stringify({ at: Date.now(), ...shown }));
+  } catch {
+    forget(0); // the browser's room is used up: other things need it more
+  }
+}
+
+// What a report showed last, or null.
+export function kept(node) {
+  const key = place(node.graph?.id, node.id);
+  try {
+    return (key && JSON.parse(localStorage.getItem(key))) || null;
+  } catch {
+    return null;
+  }
+}
+
+// Drop all but the latest reports.
+export function forget(most = MOST) {
+  const found = Object.keys(localStorage).filter((key) => key.startsWith(PREFIX));
+  const age = (key) => Number(localStorage.getItem(key).match(/"at":(\d+)/)?.[1] ?? 0);
+  for (const key of found.sort((a, b) => age(b) - age(a)).slice(most)) localStorage.removeItem(key);
+}
