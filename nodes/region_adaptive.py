@@ -30,7 +30,7 @@ class RegionAdaptive(io.ComfyNode):
                 io.Float.Input("keep_ratio", default=0.75, min=0.01, max=1.0, step=0.01,
                                tooltip="custom and paper: share of the image tokens computed in a sparse evaluation; "
                                "lower is faster and less exact. clocks: where more of them than this are due, all are "
-                               "computed; lower is slower and more exact. 1 turns clocks and paper off."),
+                               "computed; lower is slower and more exact. 1 is off."),
                 io.Combo.Input("preset", options=PRESETS, default=PRESETS[0],
                                tooltip="clocks: every token is computed when its own forecast is no longer good enough "
                                "(error_threshold); of the other inputs only keep_ratio, kv_cache, memory_limit and "
@@ -96,8 +96,7 @@ class RegionAdaptive(io.ComfyNode):
     ) -> io.NodeOutput:
         settings.setdefault("error_threshold", ERROR if preset == "clocks" else 0.0)
         policy = checked(model, keep_ratio, preset, kv_cache, memory_limit, settings)
-        whole, clock = keep_ratio == 1.0, bool(policy.error_threshold)
-        off = whole or not clock if preset == "clocks" else whole and not clock
+        off = keep_ratio == 1.0 or (preset == "clocks" and not policy.error_threshold)
         return io.NodeOutput(model if off else attach(model, policy.focused(mask), cls.hidden))
 
 

@@ -250,8 +250,9 @@ def test_every_token_may_have_its_own_clock(tiny_sd3, region, sample, last_recor
 
 
 def test_ratio_one_leaves_the_model_untouched(tiny_model, region):
-    assert region(tiny_model, keep_ratio=1.0) is tiny_model
-    assert region(tiny_model, keep_ratio=1.0, preset="clocks", error_threshold=0.1) is tiny_model
+    for preset in ("clocks", "custom", "paper"):  # in custom the browser sends an error_threshold, too
+        for threshold in (0.0, 0.04):
+            assert region(tiny_model, keep_ratio=1.0, preset=preset, error_threshold=threshold) is tiny_model
     assert region(tiny_model, keep_ratio=0.5, preset="clocks", error_threshold=0.0) is tiny_model
 
 
