@@ -20,6 +20,7 @@ INACTIVE = ("hold", "forecast", "interpolate")
 DIRECTIONS = ("low", "high")
 DUE_AGE = 4  # evaluations after which a token is due whatever its forecast promises
 WAIT = 2  # evaluations that fewer than a block of due tokens may wait for others
+KEPT_AGE = 8  # evaluations after which clocks compute tokens that an inpaint mask keeps: with all others
 PRECISIONS = ("forecast", "model", "8 bit", "pooled", "host memory", "none")  # of cached keys and values
 
 
@@ -129,6 +130,8 @@ class RegionActor:
         """All tokens that are due, rounded up to whole blocks; fewer than a block wait, but not for long."""
         p = self.policy
         if state.due is None or state.drift is None or state.due > p.keep_ratio * state.free:
+            return DENSE
+        if state.free < state.number and image.since_dense >= KEPT_AGE:  # they are never due
             return DENSE
         block = block_of(state.number)
         if state.due == 0 or (state.due < block and image.since_computed < WAIT):

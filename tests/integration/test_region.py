@@ -332,6 +332,17 @@ def test_tokens_that_an_inpaint_mask_keeps_are_not_computed_between_refreshes(
     assert all(len(tokens) == 16 for tokens in ran)  # half of the half that may change
 
 
+def test_clocks_come_back_to_what_an_inpaint_mask_keeps(tiny_sd3, region, sample, last_record, pack_module):
+    kept_age, mask = pack_module("rapid_core.policies.region").KEPT_AGE, torch.zeros(1, 1, 16, 16)
+    mask[..., :8, :] = 1
+    patched = region(tiny_sd3, keep_ratio=0.75, preset="clocks", error_threshold=1.5)
+    sample(patched, steps=40, latent=torch.randn(1, 16, 16, 16), noise_mask=mask)
+    record = last_record(patched)
+    dense = [i for i, e in enumerate(record.evaluations) if e.share[0] == 1]
+    assert record.totals["held"] + record.totals["partial"] > 0
+    assert max(b - a for a, b in zip(dense, dense[1:], strict=False)) <= kept_age + 1
+
+
 def test_a_mask_of_another_size_says_what_comes_first(tiny_model, region, sample, last_record, pack_module):
     unpack = pack_module("rapid_core.record").unpack
     mask = torch.zeros(1, 40, 40)

@@ -11,7 +11,7 @@ from rapid_core.actions import DENSE, ImageState, Level, Observation, TokenState
 from rapid_core.engine.forecast import Track
 from rapid_core.engine.regions import Regions
 from rapid_core.engine.tokens import TokenGrid
-from rapid_core.policies.region import DUE_AGE, WAIT, RegionPolicy, metric, oldest, paper, rounded
+from rapid_core.policies.region import DUE_AGE, KEPT_AGE, WAIT, RegionPolicy, metric, oldest, paper, rounded
 
 ROWS, COLUMNS = 8, 8
 NUMBER = ROWS * COLUMNS
@@ -77,33 +77,48 @@ def test_no_token_waits_longer_than_the_bound(ratio, name, direction, starvation
     assert longest <= oldest(ratio) + math.ceil(NUMBER / count)
 
 
-@settings(max_examples=25)
-@given(st.floats(0.001, 3.0), st.floats(0.1, 0.9), st.integers(0, 1000))
-def test_tokens_with_clocks_of_their_own_are_never_late(threshold, ratio, seed):
-    """By error_threshold every due token is computed at once; fewer than a block wait two evaluations at most."""
+def clocked(threshold, ratio, seed, wanted=None):
+    """60 evaluations by clocks: (action, state before, regions after) of each. wanted (N,): see TokenState."""
     policy = RegionPolicy(ratio, warm_up=0.0, tail=0.0, refresh_interval=0, error_threshold=threshold)
     actor, grid, track = policy.start(Window(1, 0)), TokenGrid((4, 16, 16)), Track(3)
-    regions = Regions(grid, 1, None, None, *policy.due)
+    regions = Regions(grid, 1, None if wanted is None else wanted[None], None, *policy.due)
     generator = torch.Generator().manual_seed(seed)
     scale = torch.rand(16, 16, generator=generator) ** 4  # some places are much rougher than others
+    held = -1
     for step in range(60):
         sigma = 1 - step / 60
         due = regions.expect(0, track.points(0), torch.tensor(sigma), 1, 4.0, torch.tensor(1.0))
         state = regions.state(0, track, None if due < 0 else int(due))
-        since = int(regions.age[0].min()) if step else 0
-        image = ImageState(step, since, math.inf, None, regions.since_dense[0], state)
+        image = ImageState(step, held, math.inf, None, regions.since_dense[0], state)
         (action,) = actor.act(Observation(step, sigma, (image,), step, 100))
         if action.level is Level.HOLD:
+            held += 1
             regions.pass_over(0)
         else:
-            new = 1 + scale * torch.randn(4, 16, 16, generator=generator)
-            points = track.points(0)
+            held, new, points = 0, 1 + scale * torch.randn(4, 16, 16, generator=generator), track.points(0)
             regions.remember(0, action, new, points[-1].value if points else None)
             track.add(0, sigma, new, None if action.tokens is None else grid.mask(action.tokens))
+        yield action, state, regions
+
+
+@settings(max_examples=25)
+@given(st.floats(0.001, 3.0), st.floats(0.1, 0.9), st.integers(0, 1000))
+def test_tokens_with_clocks_of_their_own_are_never_late(threshold, ratio, seed):
+    """By error_threshold every due token is computed at once; fewer than a block wait two evaluations at most."""
+    for action, state, regions in clocked(threshold, ratio, seed):
         assert regions.age[0].max() <= DUE_AGE + WAIT
         if action.tokens is not None:
             left = torch.ones(NUMBER, dtype=torch.bool).index_fill(0, action.tokens, False)
             assert (state.drift[left] < threshold).all() and len(action.tokens) <= ratio * NUMBER + 4
+
+
+@settings(max_examples=25)
+@given(st.floats(0.001, 3.0), st.floats(0.1, 0.9), st.integers(0, NUMBER - 1), st.integers(0, 1000))
+def test_tokens_that_a_mask_keeps_are_not_forgotten_by_clocks(threshold, ratio, free, seed):
+    wanted = torch.randperm(NUMBER, generator=torch.Generator().manual_seed(seed)) < free
+    for _, _, regions in clocked(threshold, ratio, seed, wanted):
+        assert regions.age[0].max() <= KEPT_AGE
+        assert not free or regions.age[0][wanted].max() <= DUE_AGE + WAIT
 
 
 def test_a_second_look_at_a_level_is_due_by_what_moved():
