@@ -67,7 +67,7 @@ class RegionPolicy:
 
     @property
     def levels(self) -> frozenset[Level]:
-        return frozenset((Level.RUN, Level.HOLD) if self.error_threshold else (Level.RUN,))
+        return frozenset((Level.RUN, Level.HOLD))  # with a fixed share where a mask keeps everything
 
     @property
     def due(self) -> tuple[float, int]:
@@ -118,9 +118,11 @@ class RegionActor:
             return DENSE
         if self.policy.error_threshold:
             return self._due(image, state)
-        count = rounded(self._ratio(observation) * state.free, state.number)
+        count = min(rounded(self._ratio(observation) * state.free, state.number), state.free)
         if count >= state.number:
             return DENSE
+        if not count:
+            return Action(Level.HOLD)
         order = priority(self.policy, state, observation, number)
         frames = state.grid[0] > 1 and state.wanted is None  # a mask may keep whole frames
         chosen = per_frame(order, state.grid, count) if frames else order.topk(count).indices
@@ -138,7 +140,7 @@ class RegionActor:
             return Action(Level.HOLD)
         order = torch.where(state.age >= DUE_AGE, 1e6 + state.drift, state.drift)
         order = order if state.wanted is None else order.masked_fill(~state.wanted, -1e9)
-        count = min(math.ceil(state.due / block) * block, state.number)
+        count = min(math.ceil(state.due / block) * block, state.free)
         return DENSE if count >= state.number else Action(Level.RUN, order.topk(count).indices.sort().values)
 
     def _all(self, observation: Observation, image: ImageState) -> bool:

@@ -332,6 +332,19 @@ def test_tokens_that_an_inpaint_mask_keeps_are_not_computed_between_refreshes(
     assert all(len(tokens) == 16 for tokens in ran)  # half of the half that may change
 
 
+@pytest.mark.parametrize(("painted", "computed"), [(3, 3), (0, 0)])
+def test_a_mask_smaller_than_a_block_computes_no_more_than_it(
+    tiny_sd3, region, sample, last_record, pack_module, painted, computed
+):
+    unpack, mask = pack_module("rapid_core.record").unpack, torch.zeros(1, 1, 16, 16)
+    mask[..., :2, : 2 * painted] = 1
+    patched = region(tiny_sd3, keep_ratio=0.9)
+    result = sample(patched, steps=10, latent=torch.randn(1, 16, 16, 16), noise_mask=mask)
+    record = last_record(patched)
+    assert torch.isfinite(result).all() and strip(record) == ("##+++#+++#" if computed else "##...#...#")
+    assert all(len(unpack(e.tokens[0])) == computed for e in record.evaluations if e.tokens[0])
+
+
 def test_clocks_come_back_to_what_an_inpaint_mask_keeps(tiny_sd3, region, sample, last_record, pack_module):
     kept_age, mask = pack_module("rapid_core.policies.region").KEPT_AGE, torch.zeros(1, 1, 16, 16)
     mask[..., :8, :] = 1

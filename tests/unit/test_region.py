@@ -197,6 +197,19 @@ def test_kept_tokens_are_never_chosen_and_the_users_mask_comes_first():
     assert set(range(50, 64)) <= set(chosen(RegionPolicy(0.25), tokens(focus=focus)))
 
 
+def test_where_less_than_a_block_may_change_nothing_else_is_computed():
+    wanted, drift = torch.arange(NUMBER) < 3, torch.ones(NUMBER)
+    clocks = RegionPolicy(1.0, warm_up=0.0, tail=0.0, refresh_interval=0, error_threshold=0.1)
+    for policy in (RegionPolicy(0.5), clocks):
+        state = tokens(wanted=wanted, free=3, drift=drift, due=2)
+        image = ImageState(5, WAIT, math.inf, None, 1, state)
+        (action,) = policy.start(Window(1, 0)).act(Observation(10, 0.5, (image,), 10, 20))
+        assert action.tokens.tolist() == [0, 1, 2]
+        nothing = tokens(wanted=torch.zeros(NUMBER, dtype=torch.bool), free=0, drift=drift, due=0)
+        image = ImageState(5, WAIT, math.inf, None, 1, nothing)
+        assert policy.start(Window(1, 0)).act(Observation(10, 0.5, (image,), 10, 20))[0].level is Level.HOLD
+
+
 def test_the_metrics_are_means_over_a_tokens_pixels():
     state = tokens()
     by_hand = state.derivative.reshape(4, 8, 2, 8, 2)
