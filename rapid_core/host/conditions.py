@@ -117,6 +117,8 @@ class Conditions:
         uuids = active_uuids(conds, evaluation.sigma)
         if evaluation.partial():
             evaluation.fall_back(*self._whole(conds, evaluation))
+            if self.store is not None and any(map(self.store.refuses, uuids)):
+                evaluation.fall_back("a condition that memory_limit was not counted for", evaluation.partial())
             shape = (tuple(x.shape[1:]), str(x.device))
             missing = [i for i in evaluation.partial() if not all(self._has(uuid, i, shape) for uuid in uuids)]
             evaluation.fall_back("a condition has no keys and values of this latent yet", missing)

@@ -15,12 +15,13 @@ HEAD = 64  # channels of a head at least, for counting what is kept head by head
 
 
 class Room:
-    """What a run has to hold rows for: `conditions` times images, and bytes an element takes."""
+    """What a run has to hold rows for: `conditions` times images, and bytes an element takes. sampler: its name."""
 
-    def __init__(self, guider: Any, batch: int):
-        options = guider.model_options
+    def __init__(self, guider: Any, batch: int, sampler: str = ""):
         unguided = set(guider.conds) <= {"positive", "negative"} and abs(getattr(guider, "cfg", 0.0) - 1.0) < 1e-6
-        spared = "negative" if unguided and not options.get("disable_cfg1_optimization") else None
+        # Samplers of that name look at the negative whatever the scale, and say so in options of their own only.
+        asked = guider.model_options.get("disable_cfg1_optimization") or "cfg_pp" in sampler
+        spared = "negative" if unguided and not asked else None
         self.conditions = [c for name, slot in guider.conds.items() for c in slot if name != spared]
         self.base = guider.model_patcher.model
         self.element = (getattr(self.base, "manual_cast_dtype", None) or self.base.get_dtype()).itemsize
@@ -46,7 +47,8 @@ def key_store(policy: Any, cost: CostModel, regions: Regions, room: Room) -> tup
     fits, said = room.says("keys and values", needed, policy.kv_cache, policy.memory_limit)
     if not fits:
         return None, f"{said}: all tokens are computed"
-    return KVStore(room.batch, policy.kv_cache, regions.grid.size, policy.reach or 4.0), said
+    counted = frozenset(c.get("uuid") for c in room.conditions) if policy.memory_limit else None
+    return KVStore(room.batch, policy.kv_cache, regions.grid.size, policy.reach or 4.0, counted), said
 
 
 def with_left_out(

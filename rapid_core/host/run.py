@@ -51,7 +51,7 @@ class HostRun:
         self.sampler = getattr(function, "__name__", type(function).__name__).removeprefix("sample_")
         self.shape = tuple(noise.shape)
         self.sigmas = tuple(sigmas.tolist())
-        room, cost = Room(guider, self.shape[0]), None
+        room, cost = Room(guider, self.shape[0], self.sampler), None
         self.policies, left_out = chain.policies, None
         if self.architecture is not None:
             cost = CostModel(self.model, self.architecture)

@@ -381,6 +381,58 @@ def test_the_memory_said_before_is_what_is_taken(tiny_model, region, sample, las
     assert record.bytes / 2**20 == pytest.approx(said, abs=1.5)
 
 
+@pytest.fixture
+def cache_of(pack_module, sample, monkeypatch):
+    """cache_of(model, **settings): bytes of keys and values as said before a run, and most of them during it."""
+    run, memory = pack_module("rapid_core.host.run"), pack_module("rapid_core.host.memory")
+    of, make = memory.bytes_of, run.key_store
+
+    def measured(model, **settings):
+        said, stores, held = [], [], [0]
+        monkeypatch.setattr(memory, "bytes_of", lambda *a: said.append(of(*a)) or said[-1])
+        monkeypatch.setattr(run, "key_store", lambda *a: stores.append(make(*a)) or stores[-1])
+        sample(model, callback=lambda *_: held.append(stores[0][0].bytes if stores[0][0] else 0), **settings)
+        return said[0], max(held)
+
+    return measured
+
+
+@pytest.mark.parametrize("sampler", ["euler_cfg_pp", "dpmpp_2m_cfg_pp", "euler"])
+def test_samplers_that_look_at_the_negative_at_scale_one_are_counted_so(tiny_model, region, cache_of, sampler):
+    said, held = cache_of(region(tiny_model), steps=6, cfg=1.0, sampler=sampler)
+    assert said == held > 0
+
+
+def test_a_memory_limit_holds_for_cfg_pp(tiny_flux, region, sample, last_record, cache_of):
+    one, _ = cache_of(region(tiny_flux), steps=6, cfg=1.0)
+    patched = region(tiny_flux, memory_limit=1.5 * one / 2**30)
+    assert cache_of(patched, steps=6, cfg=1.0, sampler="euler_cfg_pp") == (2 * one, 0)
+    assert last_record(patched).totals["partial"] == 0 and "memory_limit" in last_record(patched).text()
+    assert cache_of(patched, steps=6, cfg=1.0)[1] == one and last_record(patched).totals["partial"] > 0
+
+
+def test_a_condition_that_was_not_counted_is_not_kept(tiny_flux, region, sample, last_record, cache_of):
+    """Another node asks for the negative's result in the midst of a run at scale one."""
+    import comfy.sample
+    import comfy.samplers
+
+    from rapid_testing.sampling import make_conditioning
+
+    class Curious(comfy.samplers.KSAMPLER):
+        def sample(self, model_wrap, sigmas, extra_args, *rest):
+            options = {**extra_args["model_options"], "disable_cfg1_optimization": True}
+            return super().sample(model_wrap, sigmas, {**extra_args, "model_options": options}, *rest)
+
+    patched, latent = region(tiny_flux, memory_limit=1.0), torch.zeros(1, 16, 16, 16)
+    sampler = comfy.samplers.sampler_object("euler")
+    curious = Curious(sampler.sampler_function, sampler.extra_options, sampler.inpaint_options)
+    with torch.inference_mode():
+        comfy.sample.sample_custom(patched, torch.randn(1, 16, 16, 16), 1.0, curious, torch.linspace(1, 0, 9),
+                                   make_conditioning(0), make_conditioning(1), latent, disable_pbar=True)
+    assert last_record(patched).totals["partial"] == 0
+    assert "a condition that memory_limit was not counted for" in last_record(patched).text()
+
+
 @pytest.mark.parametrize("kv_cache", ["forecast", "model", "pooled"])
 def test_an_area_condition_is_dense_with_the_reason(tiny_sd3, region, sample, last_record, comfy_host, kv_cache):
     from rapid_testing.sampling import make_conditioning

@@ -16,18 +16,26 @@ from .whole import Nothing, Whole
 class KVStore:
     """The cache of one run. A stream's image is usable after `complete` was called for it.
 
-    kind: of `policies.region.PRECISIONS`; grid: frames, rows and columns of image tokens."""
+    kind: of `policies.region.PRECISIONS`; grid: frames, rows and columns of image tokens; counted: the streams that
+    there is room for, None for any."""
 
-    def __init__(self, batch: int, kind: str = "model", grid: tuple[int, int, int] = (1, 1, 1), reach: float = 4.0):
-        self.batch, self.kind, self.grid = batch, kind, grid
+    def __init__(
+        self, batch: int, kind: str = "model", grid: tuple[int, int, int] = (1, 1, 1), reach: float = 4.0,
+        counted: frozenset[Hashable] | None = None,
+    ):
+        self.batch, self.kind, self.grid, self.counted = batch, kind, grid, counted
         self._kept: dict[tuple[Hashable, Hashable], Kept] = {}
         self._clocks: dict[Hashable, Clock] = {}
         self.reach = reach
         self._complete: dict[tuple[Hashable, int], tuple] = {}
 
+    def refuses(self, stream: Hashable) -> bool:
+        """Whether there is no room for a stream: nothing of it is kept."""
+        return self.counted is not None and stream not in self.counted
+
     def complete(self, stream: Hashable, images: Sequence[int], shape: tuple) -> None:
         """All attentions of a dense evaluation of these images were written; `shape`: of the latent they belong to."""
-        for image in images:
+        for image in () if self.refuses(stream) else images:
             self._complete[stream, image] = shape
 
     def forget(self, stream: Hashable, image: int) -> None:
@@ -44,6 +52,8 @@ class KVStore:
         self, stream: Hashable, at: Hashable, images: Sequence[int], k: Tensor, v: Tensor, axis: int, text: int
     ) -> None:
         """Keep all rows of these images; k and v have one row an image, tokens along `axis`, `text` of them first."""
+        if self.refuses(stream):
+            return
         kept = self._kept.get((stream, at))
         if kept is None:
             kept = self._kept[stream, at] = self._make(axis, k.device, stream)
