@@ -99,6 +99,11 @@ class Track:
         for known in (self._points, self._levels, self._seen):
             known.pop(image, None)
 
+    def drop(self) -> None:
+        """Forget all images."""
+        for known in (self._points, self._levels, self._seen):
+            known.clear()
+
     def points(self, image: int) -> list[Point]:
         """Points of an image, oldest first."""
         return list(self._points.get(image, ()))

@@ -122,6 +122,13 @@ class Regions:
         self.age[image] = None if age is None else age + 1
         self.drift[image] = self._drifted(image)
 
+    def drop(self) -> None:
+        """Let go of all tensors."""
+        nothing: list[Tensor | None] = [None] * len(self.age)
+        self.age, self.change, self.attention = nothing[:], nothing[:], nothing[:]
+        self.drift, self._expected, self._fresh_attention = nothing[:], nothing[:], {}
+        self.wanted = self.focus = None
+
     def _drifted(self, image: int) -> Tensor | None:
         """Drift of the tokens that were left out."""
         return self.drift[image] if self._expected[image] is None else self._expected[image]

@@ -200,6 +200,15 @@ class RunState:
         if self.pending:
             self._fetched(torch.stack([m for _, _, m in self.pending]).tolist())
 
+    def drop(self) -> None:
+        """Let go of all tensors; what was counted and measured stays."""
+        for track in (self.guided, *self.slots.values(), *self.residuals.values()):
+            track.drop()
+        self.slots, self.residuals, self.pooled, self.pending = {}, {}, {}, []
+        self.features = self.last_x = self._on_device = None
+        if self.regions:
+            self.regions.drop()
+
     @property
     def bytes(self) -> int:
         """Memory of all histories."""

@@ -224,9 +224,16 @@ class HostRun:
         return call_model(executor, x, t, arguments, transformer_options)
 
     def finish(self, status: str, result: Any) -> RunRecord:
-        """The record of the run; all tensors are dropped."""
+        """The record of the run; all tensors are dropped, for an exception's traceback would keep them with the run."""
         family = self.architecture.marked if self.architecture else f"{type(self.model).__name__} (unverified)"
         policies = tuple(p.settings() for p in self.chain.policies)
         for text in self.together.notes:
             self.diary.note(text)
-        return self.diary.finish(self.state, self.sampler, family, self.shape, policies, status, result)
+        try:
+            return self.diary.finish(self.state, self.sampler, family, self.shape, policies, status, result)
+        finally:
+            for held in (self.state, self.calls.store, self.calls.left_out):
+                if held is not None:
+                    held.drop()
+            self.calls.tiles.clear()
+            self.diary.maps.clear()

@@ -1,6 +1,7 @@
 """Region-adaptive sampling in the real ComfyUI: some tokens pass the model, on every family."""
 
 import gc
+import weakref
 
 import pytest
 import torch
@@ -485,6 +486,42 @@ def test_a_run_interrupted_at_any_step_leaves_nothing_behind(
         assert live_tensors() <= before + 2**16  # records stay, tensors do not
     assert torch.equal(sample(patched, **settings), wanted)
     assert torch.equal(sample(model, **settings), dense) and not torch.equal(dense, wanted)
+
+
+@pytest.mark.parametrize("kv_cache", ["forecast", "8 bit", "pooled", "host memory"])
+@pytest.mark.parametrize("where", ["between", "within"])
+def test_nothing_is_held_while_the_exception_of_a_run_is_handled(
+    tiny_flux, region, sample, pack_module, monkeypatch, kv_cache, where
+):
+    run = pack_module("rapid_core.host.run")
+    store = pack_module("rapid_core.engine.kv").KVStore
+    make, runs, held = run.HostRun.install, [], []
+    monkeypatch.setattr(run.HostRun, "install", lambda self, *a: runs.append(self) or make(self, *a))
+
+    def look():  # no part of the traceback
+        ours = runs[-1]
+        tracks = [ours.state.guided, *ours.state.slots.values()]
+        kept = [t for k in ours.calls.store._kept.values() for t in k.tensors]
+        held.extend(map(weakref.ref, kept + [p.value for t in tracks for p in t.points(0)]))
+
+    def merge(self, *args):
+        look()
+        raise RuntimeError("no more memory")
+
+    def stop(step, *rest):
+        if step == 4:
+            look()
+            raise RuntimeError("no more memory")
+
+    if where == "within":
+        monkeypatch.setattr(store, "merge", merge)
+    try:
+        sample(region(tiny_flux, kv_cache=kv_cache), steps=8, callback=stop)
+    except RuntimeError:
+        gc.collect()
+        alive = [ref for ref in held if ref() is not None]
+        assert len(held) > 4 and not alive
+    assert held
 
 
 def test_size_batch_and_model_may_change_between_runs(family, region, sample):

@@ -102,3 +102,6 @@ class Forecast:
     @property
     def tensors(self) -> list[Tensor]:
         return [t for pair in self.held.values() for t in pair]
+
+    def drop(self) -> None:
+        self.held.clear()

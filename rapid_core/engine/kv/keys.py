@@ -39,6 +39,10 @@ class Kept(Protocol):
         """What is held."""
         ...
 
+    def drop(self) -> None:
+        """Let go of what is held, for good."""
+        ...
+
 
 def pick(kept: Tensor, images: Sequence[int]) -> Tensor:
     """Rows of these images; a list as an index would be copied to the device, and waited for, each time."""

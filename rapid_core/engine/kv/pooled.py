@@ -65,6 +65,9 @@ class Pooled:
     def tensors(self) -> list[Tensor]:
         return list(self.held.values())
 
+    def drop(self) -> None:
+        self.held.clear()
+
 
 def pools(grid: tuple[int, int, int], device: torch.device) -> Tensor:
     """Pool of 2 x 2 neighbours in the same frame, for each token (N,)."""

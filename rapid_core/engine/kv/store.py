@@ -90,6 +90,12 @@ class KVStore:
             for values in kept.tensors:
                 values.copy_(values.float() * factor)
 
+    def drop(self) -> None:
+        """Let go of everything held."""
+        for kept in self._kept.values():
+            kept.drop()
+        self._kept, self._clocks, self._complete = {}, {}, {}
+
     @property
     def bytes(self) -> int:
         """Memory held."""

@@ -76,6 +76,10 @@ class Whole:
     def tensors(self) -> list[Tensor]:
         return [*self.held.values(), *self.scales.values()]
 
+    def drop(self) -> None:
+        self.held.clear()
+        self.scales.clear()
+
 
 class Nothing:
     """No cache: computed tokens attend to computed tokens and text only."""
@@ -89,3 +93,6 @@ class Nothing:
     @property
     def tensors(self) -> list[Tensor]:
         return []
+
+    def drop(self) -> None:
+        pass

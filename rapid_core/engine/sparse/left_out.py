@@ -56,6 +56,12 @@ class LeftOut:
         ahead *= self.slope / (latest.sigma - before.sigma)
         return [(latest.value, 1.0 + ahead), (before.value, -ahead)]
 
+    def drop(self) -> None:
+        """Let go of everything held."""
+        for track in self._tracks.values():
+            track.drop()
+        self._tracks, self._kept = {}, {}
+
     @property
     def bytes(self) -> int:
         """Memory held."""
