@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -42,6 +43,14 @@ def slot_key(slot: int, conds: list | None, sigma: float, x: Tensor) -> tuple | 
 def active_uuids(conds: list, sigma: float) -> list[Any]:
     """uuids of all conditions that the host will evaluate at `sigma`."""
     return [c.get("uuid") for slot in conds if slot is not None for c in slot if is_active(c, sigma)]
+
+
+def is_part(area: Sequence | None, shape: tuple[int, ...]) -> bool:
+    """Whether a condition's area (sizes, then places, as the host resolved it) is less than a latent of `shape`."""
+    if area is None:
+        return False
+    sizes, places = area[: len(area) // 2][: len(shape)], area[len(area) // 2 :][: len(shape)]
+    return any(places) or any(size < whole for size, whole in zip(sizes, shape[-len(sizes) :], strict=True))
 
 
 class Conditions:
@@ -142,10 +151,12 @@ class Conditions:
         reasons = [reason for reason in map(self._whole_for, active) if reason]
         return (reasons[0], evaluation.partial()) if reasons else ("", [])
 
-    def always_whole(self, conds: list) -> str | None:
-        """Why all tokens must be computed in every evaluation of the run; None where some need not."""
+    def always_whole(self, conds: list, x: Tensor) -> str | None:
+        """Why all tokens must be computed in every evaluation of the run on latents x; None where some need not."""
         whole_run = [c for slot in conds if slot is not None for c in slot
                      if c.get("timestep_start") is None and c.get("timestep_end") is None]  # fmt: skip
+        if any(is_part(c.get("area"), tuple(x.shape[2:])) for c in whole_run):
+            return "a condition has an area: all tokens are computed, no keys and values are kept"
         return next((reason for reason in map(self._whole_for, whole_run) if reason), None)
 
     def _whole_for(self, cond: dict) -> str | None:

@@ -16,6 +16,7 @@ from ..engine.regions import Regions
 from ..engine.state import RunState
 from ..engine.together import Together
 from ..engine.tokens import TokenGrid
+from ..policies.idle import idle
 from ..record import RunRecord
 from . import attention, blocks, features, progress
 from .conditions import Conditions
@@ -199,7 +200,7 @@ class HostRun:
         if again:  # skip-layer guidance and its like look at the same condition with other options
             return self._dense(executor, *arguments)
         if evaluation.index == 0 and self.calls.store is not None:
-            self.blocked = self.conditions.always_whole(conds)
+            self.blocked = self.conditions.always_whole(conds, x)
             if self.blocked:  # nothing would ever read what the store keeps
                 self.calls.store = self.conditions.store = None
         return self.conditions(executor, evaluation, arguments)
@@ -229,6 +230,9 @@ class HostRun:
         policies = tuple(p.settings() for p in self.chain.policies)
         for text in self.together.notes:
             self.diary.note(text)
+        regional = [p for p in self.policies if p.regional]
+        said = idle(regional[-1], self.diary.evaluations) if status == "finished" and self.calls.store else None
+        self.diary.notes += [said] if said else []
         try:
             return self.diary.finish(self.state, self.sampler, family, self.shape, policies, status, result)
         finally:

@@ -444,7 +444,42 @@ def test_an_area_condition_is_dense_with_the_reason(tiny_sd3, region, sample, la
     both = positive + make_conditioning(2)
     assert torch.equal(sample(patched, steps=6, cfg=2.0, positive=both),
                        sample(tiny_sd3, steps=6, cfg=2.0, positive=both))  # fmt: skip
-    assert any("keys and values" in r for e in last_record(patched).evaluations for r in e.reasons)
+    assert any("has an area" in r for e in last_record(patched).evaluations for r in e.reasons)
+
+
+@pytest.mark.parametrize("area", [(8, 8, 0, 0), (16, 16, 0, 4), (16, 16, 0, 0)])
+def test_keys_and_values_are_kept_only_where_an_area_is_the_whole_latent(
+    tiny_sd3, region, cache_of, last_record, area
+):
+    from rapid_testing.sampling import make_conditioning
+
+    positive = make_conditioning(0)
+    positive[0][1]["area"] = area
+    whole, patched = area == (16, 16, 0, 0), region(tiny_sd3)
+    _, held = cache_of(patched, steps=6, cfg=2.0, positive=positive)
+    assert (held > 0) == whole == (last_record(patched).totals["partial"] > 0)
+
+
+IDLE = "all tokens were computed in every evaluation: "
+
+
+@pytest.mark.parametrize(("settings", "change"), [
+    (dict(keep_ratio=0.99), "lower keep_ratio"), (dict(warm_up=1.0), "lower keep_ratio, warm_up"),
+    (dict(preset="clocks", error_threshold=0.01, sampler="euler_ancestral"), "a sampler that adds no noise"),
+    (dict(preset="clocks", error_threshold=1e-3, sampler="dpmpp_sde"), "raise error_threshold"),
+])  # fmt: skip
+def test_a_run_that_left_nothing_out_says_what_to_change(tiny_sd3, region, sample, last_record, settings, change):
+    sampler = settings.get("sampler", "euler")
+    patched = region(tiny_sd3, **{k: v for k, v in settings.items() if k != "sampler"})
+    sample(patched, steps=8, sampler=sampler)
+    (said,) = [note for note in last_record(patched).notes if note.startswith(IDLE)]
+    assert change in said
+    busy = region(tiny_sd3)
+    sample(busy, steps=8)
+    assert IDLE not in last_record(busy).text()
+    short = region(tiny_sd3, memory_limit=1e-6, warm_up=1.0)  # what is wrong has been said
+    sample(short, steps=8)
+    assert IDLE not in last_record(short).text()
 
 
 def test_an_unknown_model_is_dense_with_the_reason(tiny_model, region, sample, last_record, pack_module, monkeypatch):
