@@ -79,6 +79,12 @@ class CostModel:
         kinds = [self._kinds(group, block) for group, blocks in self.groups for block in blocks]
         return sum(kind != TEXT for some in kinds[first : len(kinds) - last] for kind in some)
 
+    def kept_tokens(self, image: int, around: int) -> int:
+        """Rows of keys that all attentions over `image` tokens have together, with `around` tokens of text and
+        references where these are in the same attention."""
+        kinds = [kind for group, blocks in self.groups for block in blocks for kind in self._kinds(group, block)]
+        return image * (len(kinds) - kinds.count(TEXT)) + around * kinds.count(BOTH)
+
     def _kinds(self, group: Group, block: Any) -> tuple[str, ...]:
         twice = getattr(getattr(block, "x_block", None), "x_block_self_attn", False)  # SD3.5 medium
         return (*group.attentions, IMAGE) if twice else group.attentions

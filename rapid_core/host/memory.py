@@ -7,7 +7,7 @@ from typing import Any
 
 from ..actions import Sparsity
 from ..cost import PAIR, CostModel, tiles_kept
-from ..engine.kv import KVStore, bytes_of
+from ..engine.kv import KVStore, bytes_of, number_of_pools
 from ..engine.regions import Regions
 from ..engine.sparse import SLOPE, LeftOut
 
@@ -39,16 +39,24 @@ class Room:
 def key_store(policy: Any, cost: CostModel, regions: Regions, room: Room) -> tuple[KVStore | None, str]:
     """A store for the keys and values of a region policy, and what it takes in words; None where that is more than
     the policy allows."""
-    text = max((c["cross_attn"].shape[1] for c in room.conditions if c.get("cross_attn") is not None), default=0)
-    references = max((cost.architecture.reference_tokens(room.base.diffusion_model, c.get("reference_latents"))
-                      for c in room.conditions), default=0)  # fmt: skip
-    tokens = regions.grid.number + text + references
-    needed = bytes_of(policy.kv_cache, tokens, cost.hidden, cost.image_attentions(), room.rows, room.element)
+    needed = bytes_of(policy.kv_cache, rows_kept(policy.kv_cache, cost, regions, room), cost.hidden,
+                      cost.image_attentions() * room.rows, room.element)  # fmt: skip
     fits, said = room.says("keys and values", needed, policy.kv_cache, policy.memory_limit)
     if not fits:
         return None, f"{said}: all tokens are computed"
     counted = frozenset(c.get("uuid") for c in room.conditions) if policy.memory_limit else None
     return KVStore(room.batch, policy.kv_cache, regions.grid.size, policy.reach or 4.0, counted), said
+
+
+def rows_kept(kind: str, cost: CostModel, regions: Regions, room: Room) -> int:
+    """Rows of keys that a run will keep, text and references included; of prompts of different lengths the longest."""
+    if kind == "pooled":
+        return cost.kept_tokens(number_of_pools(regions.grid.size), 0) * room.rows
+    text = max((c["cross_attn"].shape[1] for c in room.conditions if c.get("cross_attn") is not None), default=0)
+    text, image = text + -text % cost.multiple, regions.grid.number + -regions.grid.number % cost.multiple
+    references = [cost.architecture.reference_tokens(room.base.diffusion_model, c.get("reference_latents"))
+                  for c in room.conditions]  # fmt: skip
+    return sum(cost.kept_tokens(image, text + found) for found in references) * room.batch
 
 
 def with_left_out(

@@ -7,7 +7,7 @@ have to last. Keys are stored after normalisation and rotary positions: position
 from __future__ import annotations
 
 from .keys import Keys
-from .pooled import Pooled, pools
+from .pooled import Pooled, number_of_pools, pools
 from .store import KVStore, bytes_of
 
-__all__ = ["KVStore", "Keys", "Pooled", "bytes_of", "pools"]
+__all__ = ["KVStore", "Keys", "Pooled", "bytes_of", "number_of_pools", "pools"]

@@ -69,6 +69,12 @@ class Pooled:
         self.held.clear()
 
 
+def number_of_pools(grid: tuple[int, int, int]) -> int:
+    """Pools of all frames; those at odd edges have fewer tokens."""
+    frames, rows, columns = grid
+    return frames * -(-rows // 2) * -(-columns // 2)
+
+
 def pools(grid: tuple[int, int, int], device: torch.device) -> Tensor:
     """Pool of 2 x 2 neighbours in the same frame, for each token (N,)."""
     frames, rows, columns = grid

@@ -102,8 +102,10 @@ class KVStore:
         return sum(t.numel() * t.element_size() for kept in self._kept.values() for t in kept.tensors)
 
 
-def bytes_of(kind: str, tokens: int, width: int, attentions: int, rows: int, element: int) -> int:
-    """Memory that keys and values will take: `width` channels, `rows` = images times conditioning streams."""
-    whole = 2 * tokens * width * attentions * rows
-    special = {"none": 0, "pooled": whole * element // 4, "8 bit": whole, "forecast": 2 * whole * element}
+def bytes_of(kind: str, tokens: int, width: int, pieces: int, element: int) -> int:
+    """Memory that keys and values will take: `tokens` rows (pools, where they are pooled) of `width` channels in all
+    attentions, streams and images together, `pieces` of these."""
+    whole = 2 * tokens * width
+    scales = 2 * pieces * 4
+    special = {"none": 0, "8 bit": whole + scales, "forecast": 2 * whole * element}
     return special.get(kind, whole * element)
