@@ -69,6 +69,12 @@ class RegionPolicy:
     def levels(self) -> frozenset[Level]:
         return frozenset((Level.RUN, Level.HOLD))  # with a fixed share where a mask keeps everything
 
+    def least(self, state: TokenState) -> float:
+        """Smallest share of the tokens that may be chosen which a sparse evaluation of the run computes."""
+        if not self.slope or not state.free:
+            return self.keep_ratio
+        return min(1.0, max(self.keep_ratio * (1 - abs(self.slope)), block_of(state.number) / state.free))
+
     @property
     def due(self) -> tuple[float, int]:
         """Drift and age at which a token is due."""
@@ -174,10 +180,10 @@ def block_of(number: int) -> int:
     return 64 if number >= 2048 else 16 if number >= 256 else 4
 
 
-def oldest(keep_ratio: float) -> int:
-    """Age from which a token goes before all others. With K of N tokens computed at a time, no token waits longer
-    than oldest + ceil(N / K) evaluations."""
-    return max(2, math.ceil(2 / keep_ratio))
+def oldest(share: float) -> int:
+    """Age from which a token goes before all others. share: the smallest in the run. With at least K of N tokens
+    computed at a time, no token waits longer than oldest + ceil(N / K) evaluations."""
+    return max(2, math.ceil(2 / share))
 
 
 def priority(policy: RegionPolicy, state: TokenState, observation: Observation, number: int) -> Tensor:
@@ -193,7 +199,7 @@ def priority(policy: RegionPolicy, state: TokenState, observation: Observation, 
         sign = 1.0 if policy.direction == "high" else -1.0
         order = sign * metric(policy.metric, state).clamp_min(1e-12).log() + policy.starvation * state.age
     if policy.metric != "random":
-        late = state.age >= oldest(policy.keep_ratio)
+        late = state.age >= oldest(policy.least(state))
         order = torch.where(late, 1e6 + state.age.float(), order)
     if state.focus is not None:
         order = order + 1e3 * state.focus

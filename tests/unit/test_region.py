@@ -53,28 +53,41 @@ def test_a_neglected_token_rises_whatever_the_direction():
         assert worst in chosen(policy, tokens(spread_by_token(values), age))
 
 
-@settings(max_examples=25)
+@settings(max_examples=40)
 @given(st.floats(0.1, 0.9), st.sampled_from(["std", "l2", "change", "rounds"]), st.sampled_from(["low", "high"]),
-       st.floats(0, 0.5), st.integers(0, 1000))  # fmt: skip
-def test_no_token_waits_longer_than_the_bound(ratio, name, direction, starvation, seed):
+       st.floats(0, 0.5), st.one_of(st.just(0.0), st.floats(-1, 1)), st.integers(1, NUMBER), st.booleans(),
+       st.integers(0, 1000))  # fmt: skip
+def test_no_token_waits_longer_than_the_bound(ratio, name, direction, starvation, slope, free, painted, seed):
     policy = RegionPolicy(ratio, warm_up=0.0, tail=0.0, refresh_interval=0, metric=name, direction=direction,
-                          starvation=starvation)  # fmt: skip
+                          starvation=starvation, slope=slope)  # fmt: skip
     actor, grid = policy.start(Window(1, 0)), TokenGrid((4, 16, 16))
-    regions = Regions(grid, 1)
     generator = torch.Generator().manual_seed(seed)
+    wanted = torch.randperm(NUMBER, generator=generator) < free
+    focus = (torch.rand(NUMBER, generator=generator) < 0.5).float()
+    regions = Regions(grid, 1, wanted[None], focus[None] if painted else None)
     scale = torch.rand(4, 16, 16, generator=generator) * 10  # some places always matter more
-    latest, longest = torch.randn(4, 16, 16, generator=generator) * scale, 0.0
+    latest, longest, fewest = torch.randn(4, 16, 16, generator=generator) * scale, 0.0, free
     regions.remember(0, DENSE, latest, None)
-    for step in range(60):
-        state = TokenState(grid.size, regions.age[0], latest, regions.change[0], NUMBER)
+    for step in range(100):
+        track = Track(1)
+        track.add(0, 0.5, latest)
+        state = regions.state(0, track)
         image = ImageState(step, 0, math.inf, None, regions.since_dense[0], state)
         (action,) = actor.act(Observation(step, 0.5, (image,), step, 100))
         new = torch.randn(4, 16, 16, generator=generator) * scale
         regions.remember(0, action, new, latest)
-        latest = torch.where(grid.mask(action.tokens), new, latest)
-        longest = max(longest, regions.age[0].max().item())
-    count = rounded(ratio * NUMBER, NUMBER)
-    assert longest <= oldest(ratio) + math.ceil(NUMBER / count)
+        if action.tokens is not None:
+            latest, fewest = torch.where(grid.mask(action.tokens), new, latest), min(fewest, len(action.tokens))
+        longest = max(longest, regions.age[0][wanted].max().item())
+    least = ratio if not slope else max(ratio * (1 - abs(slope)), 4 / free)
+    assert longest <= oldest(min(1.0, least)) + math.ceil(free / fewest)
+
+
+def test_the_bound_follows_the_smallest_share_of_a_slope():
+    state = tokens(age=torch.full((NUMBER,), 4.0))
+    assert RegionPolicy(0.5).least(state) == 0.5
+    assert RegionPolicy(0.5, slope=0.5).least(state) == RegionPolicy(0.5, slope=-0.5).least(state) == 0.25
+    assert RegionPolicy(0.5, slope=1.0).least(state) == 4 / NUMBER
 
 
 def clocked(threshold, ratio, seed, wanted=None):
