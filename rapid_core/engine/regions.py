@@ -36,15 +36,14 @@ class Regions:
         oldest: int = 0,
     ) -> Regions:
         """Tokens of a run on noise (B, C, ...). mask: the host's denoise mask (B or 1, C or 1, ...), 0 where the latent
-        is kept; painted: the user's mask (B or 1, H, W) of any size."""
+        is kept; painted: the user's mask (B or 1, H, W) of any size; of a video (F or 1, H, W)."""
         batch, wanted, focus = noise.shape[0], None, None
         if mask is not None and mask.shape[-2:] == noise.shape[-2:]:
             rows = [mask[i % mask.shape[0]].amax(0) for i in range(batch)]
             wanted = torch.stack([grid.to_tokens(row.expand(grid.pixels)) > 0 for row in rows])
         if painted is not None:
-            painted = painted.reshape(-1, 1, *painted.shape[-2:]).float().to(noise.device)
-            sized = torch.nn.functional.interpolate(painted, noise.shape[-2:], mode="area")
-            focus = torch.stack([grid.to_tokens(sized[i % len(sized), 0].expand(grid.pixels)) for i in range(batch)])
+            sized = resized(painted.reshape(-1, *painted.shape[-2:]).float().to(noise.device), grid)
+            focus = torch.stack([grid.to_tokens(sized[i % len(sized)].expand(grid.pixels)) for i in range(batch)])
         return cls(grid, batch, wanted, focus, threshold, oldest)
 
     def expect(
@@ -139,3 +138,11 @@ class Regions:
             return torch.ones(self.grid.number, device=derivative.device)
         moved = self.grid.to_tokens((derivative.float() - before.float()).abs().mean(0))
         return moved / derivative.float().abs().mean().clamp_min(1e-12)
+
+
+def resized(masks: Tensor, grid: TokenGrid) -> Tensor:
+    """Masks (M, H, W) at the size of a latent, (M, h, w); several on a video are its frames, (1, t, h, w)."""
+    frames = grid.size[0]
+    if frames > 1 and len(masks) > 1:
+        return torch.nn.functional.interpolate(masks[None, None], (frames, *grid.pixels[-2:]), mode="area")[0]
+    return torch.nn.functional.interpolate(masks[:, None], grid.pixels[-2:], mode="area")[:, 0]

@@ -210,6 +210,21 @@ def test_kept_tokens_are_never_chosen_and_the_users_mask_comes_first():
     assert set(range(50, 64)) <= set(chosen(RegionPolicy(0.25), tokens(focus=focus)))
 
 
+def test_masks_are_of_the_images_of_a_batch_or_of_the_frames_of_a_video():
+    masks = torch.stack((torch.zeros(5, 7), torch.ones(5, 7)))
+    pictures = Regions.of_run(TokenGrid((4, 8, 8)), torch.zeros(3, 4, 8, 8), None, masks).focus
+    assert pictures.mean(1).tolist() == [0, 1, 0]
+    grid, noise = TokenGrid((4, 4, 8, 8)), torch.zeros(2, 4, 4, 8, 8)
+    for focus in Regions.of_run(grid, noise, None, masks).focus:
+        assert focus.view(4, 16).mean(1).tolist() == [0, 0, 1, 1]
+    long = torch.linspace(0, 1, 9)[:, None, None].expand(9, 5, 7)  # other numbers of frames are scaled to the latent's
+    means = Regions.of_run(grid, noise, None, long).focus[0].view(4, 16).mean(1)
+    assert (means.diff() > 0.1).all()
+    assert Regions.of_run(grid, noise, None, masks[1:]).focus.min() == 1
+    alone = Regions.of_run(TokenGrid((4, 1, 8, 8)), torch.zeros(2, 4, 1, 8, 8), None, masks).focus
+    assert alone.mean(1).tolist() == [0, 1]  # pictures of a model that has frames
+
+
 def test_where_less_than_a_block_may_change_nothing_else_is_computed():
     wanted, drift = torch.arange(NUMBER) < 3, torch.ones(NUMBER)
     clocks = RegionPolicy(1.0, warm_up=0.0, tail=0.0, refresh_interval=0, error_threshold=0.1)
