@@ -130,8 +130,7 @@ class RegionActor:
         if not count:
             return Action(Level.HOLD)
         order = priority(self.policy, state, observation, number)
-        frames = state.grid[0] > 1 and state.wanted is None  # a mask may keep whole frames
-        chosen = per_frame(order, state.grid, count) if frames else order.topk(count).indices
+        chosen = per_frame(order, state, count) if state.grid[0] > 1 else order.topk(count).indices
         return Action(Level.RUN, chosen.sort().values)
 
     def _due(self, image: ImageState, state: TokenState) -> Action:
@@ -223,13 +222,11 @@ def metric(name: str, state: TokenState) -> Tensor:
     return mean.flatten()
 
 
-def per_frame(order: Tensor, grid: tuple[int, int, int], count: int) -> Tensor:
-    """The best tokens of each frame, so that no frame of a video starves; the remainder by priority."""
-    frames, size = grid[0], grid[1] * grid[2]
-    quota = count // frames
-    best = order.view(frames, size).topk(quota).indices + size * torch.arange(frames, device=order.device)[:, None]
-    rest = count - quota * frames
-    if not rest:
-        return best.flatten()
-    others = order.index_fill(0, best.flatten(), -math.inf)
-    return torch.cat((best.flatten(), others.topk(rest).indices))
+def per_frame(order: Tensor, state: TokenState, count: int) -> Tensor:
+    """The best tokens of each frame that has any to choose, so that none starves; the remainder by priority. A frame
+    with fewer than its share leaves the rest to the others."""
+    frames = state.grid[0]
+    rank = order.view(frames, -1).argsort(1, descending=True).argsort(1).flatten()
+    wanted = torch.ones_like(rank, dtype=torch.bool) if state.wanted is None else state.wanted
+    quota = count // wanted.view(frames, -1).any(1).sum().clamp_min(1)  # stays on the device
+    return torch.where((rank < quota) & wanted, math.inf, order).topk(count).indices

@@ -210,6 +210,24 @@ def test_kept_tokens_are_never_chosen_and_the_users_mask_comes_first():
     assert set(range(50, 64)) <= set(chosen(RegionPolicy(0.25), tokens(focus=focus)))
 
 
+def test_frames_share_what_a_mask_leaves_to_choose():
+    def of_frames(wanted, ratio):
+        derivative = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+        derivative[:, 3] *= 100  # the last frame always matters most
+        state = TokenState((4, 4, 4), torch.zeros(NUMBER), derivative, torch.ones(NUMBER),
+                           NUMBER if wanted is None else int(wanted.sum()), wanted=wanted)  # fmt: skip
+        ran = chosen(RegionPolicy(ratio, metric="std"), state)
+        assert len(set(ran)) == len(ran) and (wanted is None or wanted[ran].all())
+        return [sum(t // 16 == frame for t in ran) for frame in range(4)]
+
+    assert of_frames(None, 0.25) == [4, 4, 4, 4]
+    wanted = torch.ones(4, 16, dtype=torch.bool)
+    wanted[0] = False  # given, as the first frame of image to video
+    assert of_frames(wanted.flatten(), 0.5) == [0, 8, 8, 8]
+    wanted[1, 2:] = False  # two of the second frame: what it leaves goes where it matters most
+    assert of_frames(wanted.flatten(), 0.5) == [0, 2, 5, 9]
+
+
 def test_masks_are_of_the_images_of_a_batch_or_of_the_frames_of_a_video():
     masks = torch.stack((torch.zeros(5, 7), torch.ones(5, 7)))
     pictures = Regions.of_run(TokenGrid((4, 8, 8)), torch.zeros(3, 4, 8, 8), None, masks).focus
