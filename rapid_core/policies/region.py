@@ -99,12 +99,13 @@ def clocks(threshold: float, keep_ratio: float = 0.75, **cache) -> RegionPolicy:
 def paper(family: str, keep_ratio: float, memory_limit: float = 0.0) -> RegionPolicy:
     """The published schedules: 28 steps of SD3 (start 4, resets 12 and 20) or 30 of Lumina (4, 12 and 22).
 
-    Metric, hold and starvation as in the paper; other families take SD3's. Starvation has the sign of the paper's text,
-    not that of its code, which lets neglected tokens starve."""
-    steps, resets = (30, (12, 22)) if family in ("lumina2", "z_image") else (28, (12, 20))
+    Metric, hold and starvation as in the paper; other families take SD3's. Lumina's share falls over the run, from
+    .6875 to .3125 at a keep_ratio of .5 (its skip list grows by 256 of 4,096 tokens every 4 steps). Starvation has the
+    sign of the paper's text, not that of its code, which lets neglected tokens starve."""
+    steps, resets, slope = (30, (12, 22), 0.375) if family in ("lumina2", "z_image") else (28, (12, 20), 0.0)
     return RegionPolicy(keep_ratio, warm_up=4 / steps, tail=0.0, refresh_interval=0,
                         resets=tuple(r / steps for r in resets), metric="std", direction="low", starvation=0.1,
-                        inactive="hold", forecast_order=0, kv_cache="model", memory_limit=memory_limit)
+                        slope=slope, inactive="hold", forecast_order=0, kv_cache="model", memory_limit=memory_limit)
 
 
 class RegionActor:

@@ -188,6 +188,19 @@ def test_the_papers_schedules():
     assert dense("lumina2", 30) == [0, 1, 2, 3, 12, 22]
 
 
+def test_the_papers_share_falls_on_lumina_and_is_constant_on_sd3():
+    def shares(family, steps):
+        policy = paper(family, 0.5)
+        counts = (chosen(policy, tokens(), step, steps) for step in range(steps))
+        return [len(c) / NUMBER for c in counts if c is not None]
+
+    for family in ("lumina2", "z_image"):
+        found = shares(family, 30)
+        assert (found[0], found[-1]) == (0.6875, 0.3125) and found == sorted(found, reverse=True)
+        assert sum(found) / len(found) == pytest.approx(0.5, abs=0.02)
+    assert set(shares("sd3", 28)) == {0.5}
+
+
 def test_a_slope_gives_more_tokens_early_or_late():
     for slope in (0.5, -0.5):
         policy = RegionPolicy(0.5, warm_up=0.0, tail=0.0, slope=slope)
