@@ -116,7 +116,7 @@ class Subset:
                 of = slice(chunk * count, (chunk + 1) * count)
                 self.store.write(stream, at, self.images, k[of], v[of], axis, lay.text)
             if at == (self.mass_at, 0) and self.regions is not None:
-                self._report_mass(received_mass(q, k, axis, named["heads"]))
+                self._report_mass(received_mass(q, k, axis, named["heads"], slice(lay.text, lay.text + seq.number)))
             return go(q, k, v, named, lay)
         rows, total = self._rows(lay.text), lay.text + seq.number + seq.extra
         mask, parts = self._mask(named.get("mask"), rows, total, lay.text), []
@@ -150,10 +150,11 @@ class Subset:
         return take(flat, rows).view(len(rows), *([1] * (mask.ndim - 3)), -1, total)
 
 
-def received_mass(q: Tensor, k: Tensor, axis: int, heads: int, samples: int = 64) -> Tensor:
-    """Mean attention (rows, L) that each key gets from about `samples` queries spread over the sequence; axis of tokens
-    1 for (rows, L, heads * D), 2 for (rows, heads, L, D)."""
+def received_mass(q: Tensor, k: Tensor, axis: int, heads: int, asking: slice, samples: int = 64) -> Tensor:
+    """Mean attention (rows, L) that each key gets from about `samples` queries spread over those that are `asking`;
+    axis of tokens 1 for (rows, L, heads * D), 2 for (rows, heads, L, D)."""
     q, k = (heads_first(t, heads, axis == 2) for t in (q, k))
+    q = q[:, :, asking]
     few = q[:, :, :: max(1, q.shape[2] // samples)].float()
     return ((few * q.shape[-1] ** -0.5) @ k.float().transpose(-1, -2)).softmax(-1).mean((1, 2))
 

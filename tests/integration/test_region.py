@@ -295,6 +295,25 @@ def test_metrics_and_modes_run_on_batches_and_odd_sizes(tiny_sd3, region, sample
         assert len(set(record.evaluations[3].tokens)) == 3
 
 
+@pytest.mark.parametrize("kind", ["flux", "flux with a reference", "z_image"])
+def test_received_attention_is_what_the_images_queries_give(kind, family, region, sample, pack_module, monkeypatch):
+    subset, seen = pack_module("rapid_core.host.subset"), []
+    mass = subset.received_mass
+    monkeypatch.setattr(subset, "received_mass", lambda *a: seen.append((a, mass(*a))) or seen[-1][1])
+    from rapid_testing.sampling import make_conditioning
+
+    model, latent = family(kind.split()[0])
+    extra = {"reference_latents": [torch.randn(1, *latent)[..., :8, :8]]} if "reference" in kind else {}
+    sample(region(model, metric="attention"), steps=3, latent=torch.zeros(1, *latent),
+           positive=make_conditioning(0, **extra))  # fmt: skip
+    (q, k, axis, heads, asking), found = seen[0]
+    number = latent[-1] * latent[-2] // 4
+    assert (asking.start, asking.stop - asking.start) == (32 if kind == "z_image" else 16, number)
+    q, k = (t if axis == 2 else t.unflatten(2, (heads, -1)).transpose(1, 2) for t in (q, k))
+    weights = (q.float() @ k.float().transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)
+    assert torch.allclose(found, weights[:, :, asking][:, :, :: max(1, number // 64)].mean((1, 2)), atol=1e-6)
+
+
 def test_joined_and_split_streams_give_the_same_picture(tiny_sd3, region, sample, last_record, monkeypatch):
     import comfy.model_management
 
