@@ -6,7 +6,8 @@
 Everything is compared at the cost of this pack's Region Adaptive at half and a quarter of the tokens, and at about the
 published headline speed-ups ("headline": 6 evaluations of 28 dense, 3/16 of the tokens in the others). Cache Reuse's
 threshold is the smallest that costs no more on 8 development prompts, and so is that of tokens with clocks of their own
-("region_error"); fewer steps are rounded up.
+("region_error"); fewer steps are rounded up. The published preset is drawn with the same share of tokens
+("region_paper") and with the one that costs as much as ours ("region_paper_equal").
 """
 
 from __future__ import annotations
@@ -21,16 +22,17 @@ from typing import Any
 
 import torch
 
-from benchmarks.costs import PUBLISHED, SPARSITY, cost_function, published
+from benchmarks.costs import PUBLISHED, SPARSITY, Decision, cost_function, published
 from benchmarks.rows import markdown, write
 from benchmarks.subject import FAMILIES, LUMINA, Subject, patcher
 from benchmarks.suite import MODELS, CostOf, Method, Scale, Suite, decisions, picked
 from demo.measure import prompts
 from demo.pack.words import TOKENS
 from devkit.comfy_process import load_everything
-from rapid_core.actions import Sparsity
+from rapid_core.actions import ImageState, Observation, Sparsity, TokenState, Window
 from rapid_core.architectures import describe
 from rapid_core.cost import CostModel
+from rapid_core.policies.region import paper
 
 ALL = {**FAMILIES, "lumina": LUMINA}
 NODE = dict(preset="custom", error_threshold=0.0, warm_up=0.15, tail=0.05, refresh_interval=3, drift_threshold=0.0,
@@ -97,6 +99,27 @@ def threshold_at(
     return high
 
 
+def paper_cost(subject: Subject, size: int, share: float) -> float:
+    """Cost of the published preset at a share of tokens, as a share of dense, from its schedule and the cost model."""
+    steps, (model, side) = subject.family.steps, (subject.model.model.diffusion_model, size // 16)
+    found = describe(model)
+    assert found is not None
+    actor, made, since, number = paper(found.family, share).start(Window(1.0, 0.0)), [], -1, side * side
+    state = TokenState((1, side, side), torch.zeros(number), torch.rand(2, side, side), torch.ones(number), number)
+    for step in range(steps):
+        image = ImageState(step, 0, math.inf, None, since, state)
+        (action,) = actor.act(Observation(step, 1 - step / steps, (image,), step, steps))
+        since = 0 if action.dense else since + 1
+        made.append(Decision("run", 1.0 if action.tokens is None else len(action.tokens) / number))
+    return own_cost(subject, size)(made) / steps
+
+
+def paper_share(subject: Subject, size: int, goal: float) -> float:
+    """The keep_ratio, in hundredths, where the published preset's cost is nearest to `goal`; of equals the largest."""
+    shares = [hundredth / 100 for hundredth in range(99, 0, -1)]
+    return min(shares, key=lambda share: abs(paper_cost(subject, size, share) - goal))
+
+
 def at_cost(comfy: Any, suite: Suite, target: str, goal: float, number: int) -> list[Method]:
     """Tokens with clocks of their own, Cache Reuse and fewer steps at the cost `goal`, a share of dense; thresholds are
     fitted on `number` development prompts. The first two on the second-order sampler, too, with the same thresholds and
@@ -129,9 +152,12 @@ def methods(comfy: Any, suite: Suite, number: int, targets: Sequence[str]) -> li
             Method("region_paper", target, region(comfy, share, preset="paper")),
             Method("region_random", target, region(comfy, share, **{**settings, "metric": "random"})),
             Method("region_rounds", target, region(comfy, share, **{**settings, "metric": "rounds"})),
+            Method("region_attention", target, region(comfy, share, **{**settings, "metric": "attention"})),
         ]
         # The cost follows from the settings alone, so two prompts are enough.
         goal = suite.once(f"cost/{target}", partial(cost_on_dev, suite, own, min(2, number)))
+        equal = paper_share(suite.subject, suite.scale.size, goal)
+        out.append(Method("region_paper_equal", target, region(comfy, equal, preset="paper")))
         out += at_cost(comfy, suite, target, goal, number)
     return out
 

@@ -22,6 +22,7 @@ METHODS = {
     "sparse": "**sparse, difference forecast**", "sparse_hold": "sparse, difference held",
     "sparse_means": "sparse, means", "sparse_dropped": "sparse, dropped", "region_error": "**a clock for every token**",
     "region": "fixed share", "region_rounds": "round-robin, our schedule", "region_random": "random, our schedule",
+    "region_attention": "received attention, our schedule", "region_paper_equal": "published method, at this cost",
     "region_paper": "published method (`paper`)", "cache_reuse": "Cache Reuse", "fewer_euler": "fewer Euler steps",
     "fewer_dpmpp_2m": "fewer steps of dpmpp_2m", "fewer_res_multistep": "fewer steps of res_multistep",
     "fewer_uni_pc": "fewer steps of uni_pc", "fewer_heun": "fewer steps of heun",

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from benchmarks import attention, policy, region, sparse
+from benchmarks import attention, policy, region, sparse, suite
 from benchmarks.subject import FAMILIES, Subject
 from rapid_core.policies.from_file import head_metadata, head_tensors
 from rapid_core.policies.heads import Heads
@@ -29,10 +29,27 @@ def test_the_region_suite_writes_its_rows_and_goes_on_where_it_stopped(ready, tm
     assert {r["prompts"] for r in rows.values()} == {2}
     found = rows["region", "0.25"]
     assert 0.25 < found["cost"] < 1 and found["psnr"] > rows["region_paper", "0.25"]["psnr"]
+    equal = rows["region_paper_equal", "0.25"]
+    assert equal["cost"] == pytest.approx(found["cost"], abs=0.02)
+    assert equal["cost"] > rows["region_paper", "0.25"]["cost"]
+    assert rows["region_attention", "0.25"]["cost"] == pytest.approx(found["cost"])
+    assert rows["region_attention", "0.25"]["psnr"] != rows["region_random", "0.25"]["psnr"]
     assert rows["cache_reuse", "0.25"]["cost"] <= found["cost"] + 0.05
     assert "flux: region/0.25 - fewer_heun/0.25, psnr_ode" in text
     region.run(ready, ["flux"], 2, tmp_path, cost_of="flux-dev", quick=True)
     assert (tmp_path / "region-flux.jsonl").read_text(encoding="utf-8") == log
+
+
+@pytest.mark.parametrize("kind", ["sd3", "flux"])
+def test_the_cost_of_the_published_preset_is_what_it_comes_to(ready, kind):
+    subject = Subject(ready, FAMILIES[kind])
+    for share in (0.5, 0.19):
+        model = region.region(ready, share, preset="paper")(subject.model)
+        with torch.inference_mode():
+            drawn = subject.sample_many(model, ["a red circle"], [0], 128, subject.family.steps)
+        made = suite.decisions(model, 0, round(drawn.computed))
+        came = region.own_cost(subject, 128)(made) / subject.family.steps
+        assert region.paper_cost(subject, 128, share) == pytest.approx(came)
 
 
 def test_figures_of_other_weights_are_not_mixed_in(ready, tmp_path):
