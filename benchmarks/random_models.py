@@ -39,10 +39,10 @@ class FamilyModel:
     config: dict
     latent: tuple[int, ...] = (16, 16, 24)
 
-    def build(self, seed: int = 0) -> Any:
-        """MODEL with random weights."""
+    def build(self, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
+        """MODEL with random weights, which computes in `dtype`."""
         wanted = getattr(comfy.supported_models, self.kind)(dict(self.config))
-        wanted.set_inference_dtype(torch.float32, None)
+        wanted.set_inference_dtype(dtype, None)
         device = comfy.model_management.get_torch_device()
         model = wanted.get_model({}, "")
         fill_randomly(model.diffusion_model, seed)

@@ -70,6 +70,26 @@ def test_any_subset_at_the_same_latent_gives_what_dense_gives(
     assert (dense - wrong).abs().max() > 1e-3 * dense.abs().max()
 
 
+@pytest.mark.parametrize("kv_cache", ["model", "forecast"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["flux", "lumina2", "wan"])
+def test_any_subset_gives_what_dense_gives_in_half_precision(
+    kind, dtype, kv_cache, pack_module, comfy_host, make_conditioning
+):
+    from rapid_testing.families import FAMILIES
+
+    model, texts = FAMILIES[kind].build(dtype=dtype), (make_conditioning(0), make_conditioning(1))
+    patched = attach(pack_module, model, some(0.5), kv_cache=kv_cache)
+    dense, partial = run_twice(patched, (1, *FAMILIES[kind].latent), *texts, cfg=1.0)
+    record = pack_module("rapid_core.host.chain").chain_of(patched).log.records[-1]
+    assert model.model.get_dtype_inference() == dtype
+    assert 0 < record.evaluations[1].share[0] < 1, record.evaluations[1].reasons
+    noise = torch.finfo(dtype).eps * dense.abs().mean()  # of one rounding
+    assert (dense - partial).abs().mean() <= noise
+    _, wrong = run_twice(patched, (1, *FAMILIES[kind].latent), *texts, cfg=1.0, falsify=falsified)
+    assert (dense - wrong).abs().mean() > 2 * noise
+
+
 def test_frames_with_noise_levels_of_their_own_keep_them(family, pack_module, comfy_host, make_conditioning):
     model, latent = family("wan22")
     mask = torch.ones(2, 1, *latent[1:])
@@ -184,6 +204,23 @@ def test_forecast_keys_lie_on_the_line_of_their_latest_two(pack_module):
         store.tick("a", [0], sigma, tokens, torch.device("cpu"))
         keys = store.merge("a", 0, [0], fresh, -fresh, rows, text, 7)
         assert torch.allclose(keys.k, line(sigma), atol=1e-5) and torch.allclose(keys.v, -line(sigma), atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_forecast_keys_are_rounded_once(pack_module, dtype):
+    kv = pack_module("rapid_core.engine.kv")
+    torch.manual_seed(0)
+    seen, store = torch.randn(2, 1, 1, 64, 8).to(dtype), kv.KVStore(1, "forecast", (1, 1, 64))
+    for sigma, values in zip((1.0, 0.9), seen, strict=True):
+        store.tick("a", [0], sigma, None, torch.device("cpu"))
+        store.write("a", 0, [0], values, values, 2, 0)
+    store.tick("a", [0], 0.77, torch.tensor([[0]]), torch.device("cpu"))
+    found = store.merge("a", 0, [0], seen[1][:, :, :1], seen[1][:, :, :1], torch.tensor([[0]]), 0, 64).k
+    levels = torch.tensor([1.0, 0.9, 0.77])
+    before, latest = seen.float()
+    line = latest + (levels[2] - levels[1]) / (levels[1] - levels[0]) * (latest - before)
+    last = torch.finfo(dtype).eps * line.abs() / 2 + 2e-6
+    assert ((found.float() - line).abs() <= last)[:, :, 1:].all()
 
 
 def test_pools_leave_out_what_stands_behind_the_image(pack_module):

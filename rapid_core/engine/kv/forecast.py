@@ -93,7 +93,8 @@ class Forecast:
             before, latest = pick(before, images), pick(latest, images)
         shape = [len(images)] + [1] * (latest.ndim - 1)
         shape[self.axis] = total
-        return torch.addcmul(latest, latest - before, ahead.view(shape).to(latest.dtype))
+        line = latest.float() - before.float()  # a difference of rounded values: half precision would round it again
+        return torch.addcmul(latest.float(), line, ahead.view(shape)).to(latest.dtype)
 
     def _resized(self, name: str, total: int) -> tuple[Tensor, Tensor]:
         before, latest = self.held[name]
