@@ -3,10 +3,9 @@
 Their thresholds mean something else, so Cache Reuse comes with its defaults. Nothing happens to nodes that are
 there."""
 
-import sys
-
 from comfy_api.latest import ComfyAPI, io
 
+from ..rapid_core.host.progress import running_server
 from .cache_reuse import CacheReuse
 
 # Node id: its widgets in their order. Of ComfyUI-TeaCache, ComfyUI-MagCache and Comfy-WaveSpeed.
@@ -30,7 +29,6 @@ def replacements() -> list[io.NodeReplace]:
 
 async def adopt() -> None:
     """Tell a running server; scripts that load nodes without one have no workflows to open."""
-    server = sys.modules.get("server")  # importing it has effects that a script does not expect
-    if getattr(getattr(server, "PromptServer", None), "instance", None) is not None:
+    if running_server() is not None:
         for replacement in replacements():
             await ComfyAPI().node_replacement.register(replacement)

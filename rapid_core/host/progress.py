@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from ..record import EvaluationRecord
 
 
+def running_server() -> Any:
+    """The host's server, where this process is one; None in scripts, which its import would change."""
+    return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+
+
 def tell(node: str, evaluations: Sequence[EvaluationRecord], sigmas: Sequence[float]) -> None:
     """Show on a node, by its execution id, how its run goes on, where a browser runs this workflow; see `so_far`."""
-    server = sys.modules.get("server")  # not imported: a script that samples without one has no use for it
-    instance = getattr(getattr(server, "PromptServer", None), "instance", None)
-    if node and instance is not None and instance.client_id is not None:
-        instance.send_progress_text(so_far(evaluations, sigmas), node, instance.client_id)
+    server = running_server()
+    if node and server is not None and server.client_id is not None:
+        server.send_progress_text(so_far(evaluations, sigmas), node, server.client_id)
 
 
 def so_far(evaluations: Sequence[EvaluationRecord], sigmas: Sequence[float]) -> str:
