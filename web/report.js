@@ -100,14 +100,6 @@ function recordOf(output) {
   }
 }
 
-function after(node, name, then) {
-  const before = node[name];
-  node[name] = function (...given) {
-    before?.apply(this, given);
-    then.apply(this, given);
-  };
-}
-
 function add(node) {
   const panel = (node.rapidPanel = new Panel());
   const widget = node.addDOMWidget("rapid_report", "rapid_report", panel.root, {
@@ -115,7 +107,11 @@ function add(node) {
   });
   widget.serialize = false;
   node.setSize(SIZE.map((pixels, i) => Math.max(pixels, node.size[i])));
-  after(node, "onConfigure", () => queueMicrotask(() => panel.show(kept(node)))); // once the graph has its id
+  const before = node.onConfigure;
+  node.onConfigure = function (...given) {
+    before?.apply(this, given);
+    queueMicrotask(() => panel.show(kept(node))); // once the graph has its id
+  };
 }
 
 function root() {

@@ -46,6 +46,3 @@ export function speak(locale) {
 export function word(text, ...values) {
   return (table[text] ?? text).replace(/\{(\d)\}/g, (_, place) => values[place]);
 }
-
-// Every text that has a translation.
-export const TEXTS = Object.keys(CHINESE);
