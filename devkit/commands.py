@@ -7,8 +7,9 @@ import shlex
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from devkit.base_folder import REPOSITORY, make_base_folder, remove_base_folder
 from devkit.browser import provide_browser
 from devkit.cache import SetupError, make_folder
 from devkit.device import has_gpu
+from devkit.quiet_process import QuietProcess
 from devkit.server import ComfyServer, child_environment, host_arguments, keep_tree_clean
 
 if TYPE_CHECKING:
@@ -116,37 +118,43 @@ def bench(ground: Ground, options: argparse.Namespace) -> int:
 
 
 def test(ground: Ground, options: argparse.Namespace) -> int:
-    """Linter, then pytest on every host; the run on the main host comes last and closes the output."""
-    environment = script_environment(ground, ground.tree, threads=1)
+    """Linter, then pytest on every host; the run on the main host is shown last and closes the output."""
     print("== ruff check", flush=True)
     lint = subprocess.call(
         [str(ground.python), "-m", "ruff", "check", "--output-format", "concise", "."],
         cwd=REPOSITORY,
-        env=environment,
+        env=script_environment(ground, ground.tree, threads=1),
     )
+    runs = {version: paths for number, version in enumerate(ground.hosts)
+            if (paths := paths_for(options, main_host=number == 0))}  # fmt: skip
+    if any(path == "tests" or "browser" in path for paths in runs.values() for path in paths):
+        provide_browser(ground.python)
+    statuses = run_pytest(ground, runs, flags(options))
+    status = statuses.pop(next(iter(ground.hosts)), 0)
     failed = ["ruff check"] if lint else []
-    status = 0
-    for number, (version, tree) in reversed(list(enumerate(ground.hosts.items()))):
-        paths = paths_for(options, main_host=number == 0)
-        if not paths:
-            continue
-        name = f"pytest {' '.join(paths)} on ComfyUI {version} ({device_name(ground.python)})"
-        print(f"== {name}", flush=True)
-        if any(path == "tests" or "browser" in path for path in paths):
-            provide_browser(ground.python)
-        status = run_pytest(ground, tree, [*paths, *flags(options)])
-        if number > 0 and status not in (0, NO_TESTS_COLLECTED):
-            failed.append(name)
+    failed += [f"pytest on ComfyUI {v}" for v, code in statuses.items() if code not in (0, NO_TESTS_COLLECTED)]
     if failed:  # pytest's closing line knows nothing of these
         print(f"failed: {'; '.join(failed)}", flush=True)
     return 1 if failed or status else 0
 
 
-def run_pytest(ground: Ground, tree: Path, arguments: list[str]) -> int:
-    """One pytest process; returns its exit code."""
-    environment = script_environment(ground, tree, threads=1)
-    command = [str(ground.python), "-m", "pytest", *arguments]
-    return subprocess.call(command, cwd=REPOSITORY, env=environment)
+def run_pytest(ground: Ground, runs: dict[str, list[str]], arguments: list[str]) -> dict[str, int]:
+    """Exit codes of pytest by host, the main one last. runs: paths by host, the main one first; beside each other where
+    there is a core for each."""
+    beside, statuses = 1 < len(runs) <= (os.cpu_count() or 1), {}
+    started: dict[str, Callable[[], int]] = {}
+    with ExitStack() as stack:
+        for version, paths in runs.items():
+            command = [str(ground.python), "-m", "pytest", *paths, *arguments]
+            environment = script_environment(ground, ground.hosts[version], threads=1)
+            started[version] = partial(subprocess.call, command, cwd=REPOSITORY, env=environment)
+            if beside:
+                started[version] = stack.enter_context(QuietProcess(command, REPOSITORY, environment)).show
+        for version in reversed(started):
+            paths, device = " ".join(runs[version]), device_name(ground.python)
+            print(f"== pytest {paths} on ComfyUI {version} ({device})", flush=True)
+            statuses[version] = started[version]()
+    return statuses
 
 
 def is_path(argument: str) -> bool:

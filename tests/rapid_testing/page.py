@@ -82,9 +82,12 @@ class Graph:
         self.page.get_by_text(title, exact=True).first.click()
         # Until it is put down the node hangs on the pointer, and a click before it does would not put it down.
         self.page.wait_for_function("() => app.canvas.state.ghostNodeId != null")
-        self.page.mouse.move(x, y, steps=4)
-        self.page.mouse.click(x, y)
-        self.page.wait_for_function("() => app.canvas.state.ghostNodeId == null")
+        for _ in range(10):  # nor does one that the search still takes while it closes
+            self.page.mouse.move(x, y, steps=4)
+            self.page.mouse.click(x, y)
+            if self._soon(lambda: self.do("() => app.canvas.state.ghostNodeId == null"), 3000):
+                return
+        raise TimeoutError(f"{title} still hangs on the pointer after 10 clicks")
 
     def _soon(self, true: Callable[[], bool], within: int = 6000) -> bool:
         """Whether something is so within some milliseconds."""

@@ -10,11 +10,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from devkit import base_folder, cli
+from devkit import base_folder, cli, commands
 from devkit.base_folder import link, make_base_folder, remove_base_folder
 from devkit.cache import SetupError, cache_root
 from devkit.client import Client, ClientError, WorkflowError, rejection
 from devkit.commands import flags, paths_for
+from devkit.quiet_process import QuietProcess
 from devkit.server import ComfyServer, child_environment, keep_tree_clean
 
 
@@ -218,3 +219,35 @@ def test_serve_says_why_it_ended(tmp_path, monkeypatch, capsys):
     ground = SimpleNamespace(cache=tmp_path, hosts={"0.30.0": tmp_path}, tree=tmp_path, python=sys.executable)
     with pytest.raises(SetupError, match="last words"):
         commands.serve(ground, SimpleNamespace(port=1))
+
+
+def test_processes_beside_each_other_are_shown_one_after_the_other(tmp_path, capsys):
+    def speaker(name, seconds, code):
+        return [sys.executable, "-c", f"import sys, time; print('{name} begins', flush=True); time.sleep({seconds}); "
+                f"print('{name} ends'); sys.exit({code})"]  # fmt: skip
+
+    with QuietProcess(speaker("fast", 0, 3), tmp_path, None) as fast:
+        with QuietProcess(speaker("slow", 1, 0), tmp_path, None) as slow:
+            assert (slow.show(), fast.show()) == (0, 3)
+    assert capsys.readouterr().out.split("\n") == ["slow begins", "slow ends", "fast begins", "fast ends", ""]
+
+
+def test_a_process_that_nobody_waited_for_is_ended(tmp_path):
+    with QuietProcess([sys.executable, "-c", "import time; time.sleep(600)"], tmp_path, None) as quiet:
+        pass
+    assert quiet.process.returncode != 0
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+def test_hosts_are_tested_beside_each_other_and_the_main_one_closes_the_output(monkeypatch, capfd, cores, tmp_path):
+    monkeypatch.setattr(commands.os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(commands, "device_name", lambda python: "CPU")
+    script = tmp_path / "python"
+    script.write_text('#!/bin/sh\necho "$@" on "$RAPID_HOST_TREE"\nexit 5\n')
+    script.chmod(0o755)
+    trees = {"2": tmp_path / "two", "1": tmp_path / "one"}
+    ground = SimpleNamespace(python=script, hosts=trees)
+    statuses = commands.run_pytest(ground, {"2": ["tests"], "1": ["tests/integration"]}, ["-q"])
+    assert list(statuses.items()) == [("1", 5), ("2", 5)]
+    lines = [line for line in capfd.readouterr().out.splitlines() if not line.startswith("==")]
+    assert lines == [f"-m pytest tests/integration -q on {trees['1']}", f"-m pytest tests -q on {trees['2']}"]
