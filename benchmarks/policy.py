@@ -22,11 +22,12 @@ from typing import Any
 import torch
 
 from benchmarks.costs import PUBLISHED, Decision, published
+from benchmarks.parts import BATCH, add_share
 from benchmarks.region import ALL, COLUMNS, SAMPLERS, own_cost, threshold_at
 from benchmarks.replay import at_random, forecasts_of, replayed
 from benchmarks.rows import markdown, write
 from benchmarks.subject import Subject, patcher
-from benchmarks.suite import BATCH, Method, Scale, Suite, picked
+from benchmarks.suite import Method, Scale, Suite, picked
 from demo.measure import prompts
 from devkit.comfy_process import load_everything
 from rapid_core.policies.schedule import SchedulePolicy, affordable
@@ -108,7 +109,7 @@ def run(comfy: Any, args: argparse.Namespace) -> str:
             suite = Suite("policy", Subject(comfy, ALL[kind]), prompts(number), args.out, scale)
             dev = 2 if args.quick else 8
             found = methods(comfy, suite, dev, args.speedups, args.policies, args.methods)
-            suite.run(picked(found, args.methods))
+            suite.run(picked(found, args.methods), args.share)
             own = own_cost(suite.subject, scale.size)
             rows += suite.rows(own if args.cost_of == "demo" else published(args.cost_of))
             ours = sorted({p.method.split("/")[0] for p in suite.done()} - {"dense", "random", *CACHES})
@@ -130,6 +131,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--methods", nargs="+", help="draw these only, beside dense")
     found.add_argument("--out", type=Path, default=Path("bench_output"))
     found.add_argument("--cost-of", choices=("demo", *PUBLISHED), default="demo")
+    add_share(found)
     found.add_argument("--quick", action="store_true", help="two small pictures: whether it runs, not how well")
     return found
 

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from benchmarks.costs import PUBLISHED, SPARSITY, Decision, cost_function, published
+from benchmarks.parts import add_share
 from benchmarks.rows import markdown, write
 from benchmarks.subject import FAMILIES, LUMINA, Subject, patcher
 from benchmarks.suite import MODELS, CostOf, Method, Scale, Suite, decisions, picked
@@ -164,17 +165,17 @@ def methods(comfy: Any, suite: Suite, number: int, targets: Sequence[str]) -> li
 
 def run(
     comfy: Any, kinds: list[str], number: int, out: Path, cost_of: str = "demo", quick: bool = False,
-    targets: Sequence[str] = tuple(TARGETS), names: Sequence[str] | None = None,
+    targets: Sequence[str] = tuple(TARGETS), names: Sequence[str] | None = None, share: tuple[int, int] = (0, 1),
 ) -> str:
     """The suite on some demo models: `<out>/region.json`, and the table and verdicts as Markdown. names: of the methods
-    that are drawn (None: all); what was drawn before is in the table all the same."""
+    that are drawn (None: all); what was drawn before is in the table all the same. share: see `Suite.run`."""
     rows, lines, scale = [], [], Scale(128, 10) if quick else Scale()
     targets, dev = (("0.25",), 2) if quick else (targets, 8)
     with torch.inference_mode():
         for kind in kinds:
             suite = Suite("region", Subject(comfy, ALL[kind]), prompts(number), out, scale)
             chosen = methods(comfy, suite, dev, targets)
-            suite.run(picked(chosen, names))
+            suite.run(picked(chosen, names), share)
             rows += suite.rows(own_cost(suite.subject, scale.size) if cost_of == "demo" else published(cost_of))
             lines += suite.verdicts(("region", "region_error"), TARGETS)
     machine = {"threads": torch.get_num_threads(), "torch": torch.__version__, "cost_of": cost_of}
@@ -192,12 +193,14 @@ def main() -> None:
     parser.add_argument("--cost-of", choices=("demo", *PUBLISHED), default="demo")
     parser.add_argument("--targets", nargs="+", choices=list(TARGETS), default=list(TARGETS))
     parser.add_argument("--methods", nargs="+", help="draw these only, beside dense")
+    add_share(parser)
     parser.add_argument("--quick", action="store_true", help="two small pictures: whether it runs, not how well")
     parser.add_argument("--base", type=Path, required=True)
     args = parser.parse_args()
     number = 2 if args.quick else args.prompts
     comfy = load_everything(args.base)
-    print(run(comfy, args.models, number, args.out, args.cost_of, args.quick, args.targets, args.methods))
+    print(run(comfy, args.models, number, args.out, args.cost_of, args.quick, args.targets, args.methods,
+              args.share))
 
 
 if __name__ == "__main__":

@@ -23,13 +23,13 @@ from tqdm import tqdm
 
 from benchmarks import fid
 from benchmarks.costs import Decision
+from benchmarks.parts import BATCH, batches
 from benchmarks.rows import Row, averaged, interval, psnr, ssim
 from benchmarks.subject import Subject
 from demo import judge, rules
 from demo.scenes import Scenes
 from training.files import replaced, write_text
 
-BATCH = 8
 MODELS = Path(__file__).parent.parent / "demo" / "models" / "diffusion_models"
 CostOf = Callable[[list[Decision]], float]
 
@@ -136,16 +136,20 @@ class Suite:
         sampled = self.subject.sample_many(model, texts, numbers, self.scale.size, steps, sampler)
         return sampled.latent, sampled.seconds / len(numbers), round(sampled.computed / len(numbers))
 
-    def run(self, methods: list[Method]) -> None:
-        """Draw every picture of every method that is not in the log yet."""
+    def run(self, methods: list[Method], share: tuple[int, int] = (0, 1)) -> None:
+        """Draw every picture that is not in the log yet, a few prompts at a time with all methods, so that a suite that
+        is stopped has them all of the same prompts; methods that follow the pictures of others (`each`) come last.
+        share: (number, of how many) of the process, where several draw for one log."""
         there = {(p.method, p.seed) for p in self.done()}
-        todo = [(m, [n for n in range(len(self.texts)) if (m.key, n) not in there]) for m in methods]
-        total = sum(len(numbers) for _, numbers in todo)
-        with tqdm(total=total, desc=f"{self.name} {self.kind}", unit="picture") as bar:
-            for method, numbers in todo:
-                model = method.patch(self.subject.model) if numbers else None
+        parts = batches(range(len(self.texts)))[share[0] :: share[1]]
+        first, last = ([m for m in methods if bool(m.each) == late] for late in (False, True))
+        jobs = [(m, some) for stage in (first, last) for part in parts for m in stage
+                if (some := [n for n in part if (m.key, n) not in there])]  # fmt: skip
+        models = {m.key: m.patch(self.subject.model) for m, _ in jobs}
+        with tqdm(total=sum(len(some) for _, some in jobs), desc=f"{self.name} {self.kind}", unit="picture") as bar:
+            for method, numbers in jobs:
                 for group in batches(numbers, method.batch):
-                    own = method.each(self.subject.model, group) if method.each else model
+                    own = method.each(self.subject.model, group) if method.each else models[method.key]
                     self._append(self._figures(method, own, group))
                     bar.update(len(group))
 
@@ -234,11 +238,6 @@ class Suite:
                     lines.append(f"{self.kind}: {key} - {other}, {figure}: {mean(found):+.2f} dB "
                                  f"({span[0]:+.2f} .. {span[1]:+.2f})")  # fmt: skip
         return lines
-
-
-def batches(numbers: list[int], size: int = BATCH) -> list[list[int]]:
-    """Picture numbers in groups that are drawn together."""
-    return [numbers[i : i + size] for i in range(0, len(numbers), size)]
 
 
 def decisions(model: Any, image: int, computed: int) -> list[Decision]:

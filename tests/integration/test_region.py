@@ -70,6 +70,16 @@ def test_any_subset_at_the_same_latent_gives_what_dense_gives(
     assert (dense - wrong).abs().max() > 1e-3 * dense.abs().max()
 
 
+@pytest.mark.parametrize("kind", FROM_FILES + BUILT)
+def test_any_subset_of_an_odd_size_gives_what_dense_gives(kind, family, pack_module, comfy_host, make_conditioning):
+    model, latent = family(kind)
+    patched = attach(pack_module, model, some(0.4))
+    dense, partial = run_twice(patched, (2, *latent[:-2], 10, 17), make_conditioning(0), make_conditioning(1), cfg=3.0)
+    record = pack_module("rapid_core.host.chain").chain_of(patched).log.records[-1]
+    assert 0 < record.evaluations[1].share[0] < 1, record.evaluations[1].reasons
+    assert (dense - partial).abs().max() < 1e-5 * dense.abs().max()
+
+
 @pytest.mark.parametrize("kv_cache", ["model", "forecast"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kind", ["flux", "lumina2", "wan"])
