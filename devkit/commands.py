@@ -144,8 +144,9 @@ def run_pytest(ground: Ground, runs: dict[str, list[str]], arguments: list[str])
     beside, statuses = 1 < len(runs) <= (os.cpu_count() or 1), {}
     started: dict[str, Callable[[], int]] = {}
     with ExitStack() as stack:
-        for version, paths in runs.items():
-            command = [str(ground.python), "-m", "pytest", *paths, *arguments]
+        for number, (version, paths) in enumerate(runs.items()):
+            older = ["-m", "not main_host"] if number else []
+            command = [str(ground.python), "-m", "pytest", *paths, *older, *arguments]
             environment = script_environment(ground, ground.hosts[version], threads=1)
             started[version] = partial(subprocess.call, command, cwd=REPOSITORY, env=environment)
             if beside:

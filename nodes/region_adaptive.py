@@ -72,8 +72,9 @@ class RegionAdaptive(io.ComfyNode):
                                "8 bit: one byte each. pooled: means over 2 x 2 tokens, a quarter of the memory. host "
                                "memory: as model, copied to the device each time. none: not at all."),
                 io.Float.Input("memory_limit", default=0.0, min=0.0, max=1024.0, step=0.1, optional=True,
-                               tooltip="Most GiB that cached keys and values may take; where they would take more, all "
-                               "tokens are computed (slower, exact) and the report says so. 0 = no limit."),
+                               tooltip="Most GiB that cached keys and values may take; where they would take more, "
+                               "no evaluation computes single tokens (all or none) and the report says so. 0 = no "
+                               "limit."),
                 io.Float.Input("error_threshold", default=ERROR, min=0.0, max=10.0, step=0.001, optional=True,
                                tooltip="Every token has its own clock: it is computed when the estimated relative "
                                "error of its forecasts (0.04 is 4 %), added up, reaches this. Higher is faster and "

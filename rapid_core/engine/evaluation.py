@@ -19,7 +19,7 @@ class Evaluation:
     occurrence: int = 0
     reasons: list[str] = field(default_factory=list)
     conditions: Counter = field(default_factory=Counter)  # times each condition list was evaluated
-    streams: Counter = field(default_factory=Counter)  # times each condition uuid passed the model
+    streams: Counter = field(default_factory=Counter)  # times each conditioning stream passed the model
     slots: set = field(default_factory=set)  # keys of the condition histories that were asked for
     spent: list[float] = field(default_factory=list)  # FLOPs per image
     dense: list[float] = field(default_factory=list)

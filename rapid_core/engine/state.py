@@ -34,7 +34,7 @@ class RunState:
         self._on_device: tuple[Tensor, Tensor] | None = None  # noise levels and weights
         self.guided = Track(max(order + 2, history))
         self.slots: dict[Hashable, Track] = {}
-        self.residuals: dict[tuple, Track] = {}  # by (condition uuid, shape, device)
+        self.residuals: dict[tuple, Track] = {}  # by (stream, shape, device)
         self.computed = [0] * batch
         self.since = [0] * batch
         self.since_measured = [-1] * batch
@@ -67,9 +67,9 @@ class RunState:
         """History of one stream's block-stack residual."""
         return self.residuals.setdefault(key, Track(self.order + 1))
 
-    def residuals_of(self, uuid: Hashable) -> list[Track]:
+    def residuals_of(self, stream: Hashable) -> list[Track]:
         """All residual histories of a condition."""
-        return [track for key, track in self.residuals.items() if key[0] == uuid]
+        return [track for key, track in self.residuals.items() if key[0] == stream]
 
     def begin(self, x: Tensor, sigma: Tensor) -> Evaluation:
         """Observe and decide. x (B, ...), sigma a 0-d tensor; the run's only host synchronisation is here."""

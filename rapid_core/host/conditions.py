@@ -40,9 +40,9 @@ def slot_key(slot: int, conds: list | None, sigma: float, x: Tensor) -> tuple | 
     return slot, active, tuple(x.shape[1:]), str(x.device)
 
 
-def active_uuids(conds: list, sigma: float) -> list[Any]:
-    """uuids of all conditions that the host will evaluate at `sigma`."""
-    return [c.get("uuid") for slot in conds if slot is not None for c in slot if is_active(c, sigma)]
+def active_streams(conds: list, sigma: float) -> list[tuple]:
+    """Streams (see `model_call.streams_of`) of all conditions that the host will evaluate at `sigma`."""
+    return [(i, c.get("uuid")) for i, slot in enumerate(conds) for c in slot or () if is_active(c, sigma)]
 
 
 def is_part(area: Sequence | None, shape: tuple[int, ...]) -> bool:
@@ -65,17 +65,26 @@ class Conditions:
         self.architecture, self.model = architecture, model
         self.flops: dict[tuple, float] = {}  # dense FLOPs of a slot of an image, as last computed
 
-    def __call__(self, executor: Any, evaluation: Evaluation, arguments: tuple) -> list[Tensor]:
-        """`arguments` are the host's: model, conds, x, timestep, model_options. No action changes after the checks."""
+    def __call__(
+        self, executor: Any, evaluation: Evaluation, arguments: tuple, first: bool = True
+    ) -> list[Tensor] | None:
+        """`arguments` are the host's: model, conds, x, timestep, model_options. No action changes after the checks, nor
+        where others of this evaluation have obeyed them (first: none has): None where these cannot, too."""
         conds, x = arguments[1], arguments[2]
         keys = [slot_key(i, cond, evaluation.sigma, x) for i, cond in enumerate(conds)]
         evaluation.slots.update(filter(None, keys))
+        decided = list(evaluation.actions)
         self._check_history(evaluation, keys, conds, x)
+        if not first and any(a is not b for a, b in zip(decided, evaluation.actions, strict=True)):
+            evaluation.actions[:] = decided
+            return None
         held, spent = evaluation.images(Level.HOLD), list(evaluation.spent)
         if len(held) == self.state.batch:
             self._count_held(evaluation, keys, held)
             return [self._forecast(key, evaluation, held, x) if key else torch.zeros_like(x) for key in keys]
         out = executor(*arguments)
+        if held or evaluation.partial():
+            out = [each.clone() for each in out]  # what the host or another node may keep
         # Where the batch could not be split, held images were computed with the others, and counted.
         self._count_held(evaluation, keys, [i for i in held if evaluation.spent[i] == spent[i]])
         for slot, key in enumerate(keys):
@@ -122,28 +131,28 @@ class Conditions:
             missing = [i for i in range(self.state.batch) if not points(i)]
             evaluation.fall_back("a condition became active; it has no history yet", missing)
             for uuid in {uuid for uuid, _ in key[1]}:
-                self._forget(uuid, missing)
-        uuids = active_uuids(conds, evaluation.sigma)
+                self._forget((key[0], uuid), missing)
+        streams = active_streams(conds, evaluation.sigma)
         if evaluation.partial():
             evaluation.fall_back(*self._whole(conds, evaluation))
-            if self.store is not None and any(map(self.store.refuses, uuids)):
+            if self.store is not None and any(map(self.store.refuses, streams)):
                 evaluation.fall_back("a condition that memory_limit was not counted for", evaluation.partial())
             shape = (tuple(x.shape[1:]), str(x.device))
-            missing = [i for i in evaluation.partial() if not all(self._has(uuid, i, shape) for uuid in uuids)]
+            missing = [i for i in evaluation.partial() if not all(self._has(stream, i, shape) for stream in streams)]
             evaluation.fall_back("a condition has no keys and values of this latent yet", missing)
         if not evaluation.images(Level.REUSE):
             return
-        for uuid in uuids:
-            tracks = self.state.residuals_of(uuid)
+        for stream in streams:
+            tracks = self.state.residuals_of(stream)
             missing = [i for i in evaluation.images(Level.REUSE) if not any(t.points(i) for t in tracks)]
             evaluation.fall_back("a condition has no residual yet", missing)
 
-    def _forget(self, uuid: Any, images: list[int]) -> None:
+    def _forget(self, stream: tuple, images: list[int]) -> None:
         for i in images:
-            for track in self.state.residuals_of(uuid):
+            for track in self.state.residuals_of(stream):
                 track.forget(i)
             if self.store is not None:
-                self.store.forget(uuid, i)
+                self.store.forget(stream, i)
 
     def _whole(self, conds: list, evaluation: Evaluation) -> tuple[str, list[int]]:
         """Why all tokens must be computed, and of which images: conditions that address tokens by their place."""
@@ -173,5 +182,5 @@ class Conditions:
         source = self.model if hasattr(self.model, "default_ref_method") else getattr(self.model, "params", None)
         return str(method or getattr(source, "default_ref_method", ""))
 
-    def _has(self, uuid: Any, image: int, shape: tuple) -> bool:
-        return self.store is not None and self.store.has(uuid, image, shape)
+    def _has(self, stream: tuple, image: int, shape: tuple) -> bool:
+        return self.store is not None and self.store.has(stream, image, shape)

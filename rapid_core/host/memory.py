@@ -23,8 +23,9 @@ class Room:
         asked = guider.model_options.get("disable_cfg1_optimization") or "cfg_pp" in sampler
         spared = "negative" if unguided and not asked else None
         self.conditions = [c for name, slot in guider.conds.items() for c in slot if name != spared]
-        self.base = guider.model_patcher.model
-        self.element = (getattr(self.base, "manual_cast_dtype", None) or self.base.get_dtype()).itemsize
+        self.base, patcher = guider.model_patcher.model, guider.model_patcher
+        cast = patcher.get_model_object("manual_cast_dtype") if hasattr(self.base, "manual_cast_dtype") else None
+        self.element = (cast or self.base.get_dtype()).itemsize  # patches of it are not applied yet
         self.rows = len(self.conditions) * batch
         self.batch = batch
 
@@ -43,7 +44,7 @@ def key_store(policy: Any, cost: CostModel, regions: Regions, room: Room) -> tup
                       cost.image_attentions() * room.rows, room.element)  # fmt: skip
     fits, said = room.says("keys and values", needed, policy.kv_cache, policy.memory_limit)
     if not fits:
-        return None, f"{said}: all tokens are computed"
+        return None, f"{said}: tokens are computed all or none"
     counted = frozenset(c.get("uuid") for c in room.conditions) if policy.memory_limit else None
     return KVStore(room.batch, policy.kv_cache, regions.grid.size, policy.reach or 4.0, counted), said
 

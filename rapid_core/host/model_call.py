@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -62,17 +62,18 @@ class ModelCalls:
         self.spared: frozenset[int] = frozenset()  # numbers of blocks whose attention stays dense
         self.tiles: dict[tuple, Tiles] = {}  # by grid and device
         self.trust = Trust()
+        self.unsplit: str | None = None  # why a call could not be split, which the next one need not try
         self.mass_at = -1  # number of the block whose attention mass is measured
 
     def __call__(
         self, executor: Any, evaluation: Evaluation, x: Tensor, t: Tensor, arguments: dict, options: dict
     ) -> Tensor:
         """One executor call per group of images with the same action."""
-        uuids = options["uuids"]
-        repeated = any(evaluation.streams[u] for u in uuids)
-        evaluation.streams.update(uuids)
+        streams = streams_of(options)
+        repeated = any(evaluation.streams[s] for s in streams)
+        evaluation.streams.update(streams)
         out = None
-        for part in self._parts(evaluation, x, t, arguments, len(uuids), repeated):
+        for part in self._parts(evaluation, x, t, arguments, len(streams), repeated):
             result = self._run(executor, evaluation, part, options, repeated)
             if len(part.rows) == x.shape[0]:
                 return result
@@ -95,7 +96,8 @@ class ModelCalls:
             return [self._part(evaluation, images, x, t, arguments, chunks, Action(level, None, *attention), count)
                     for (level, count, *attention), images in groups.items()]  # fmt: skip
         except NotSliceable as error:
-            evaluation.say(f"the batch cannot be split: {error}")
+            self.unsplit = f"the batch cannot be split: {error}"
+            evaluation.say(self.unsplit)
             everything = list(range(self.state.batch))
             return [Part(DENSE, everything, rows_of(everything, self.state.batch, chunks), x, t, arguments)]
 
@@ -121,15 +123,16 @@ class ModelCalls:
         return part
 
     def _run(self, executor: Any, evaluation: Evaluation, part: Part, options: dict, repeated: bool) -> Tensor:
-        uuids, x = options["uuids"], part.x
+        streams, uuids, x = streams_of(options), options["uuids"], part.x
         context, level = part.arguments["c_crossattn"], part.action.level
         self.spend(evaluation, part.images, x, context, len(uuids), level, part.tokens, part.arguments["extra"])
         call = None
         looks = self.looks and evaluation.index == 0
-        shown = self.state.features if part.whole else None
+        alone = len(set(uuids)) == len(uuids)  # else it is not known which of two conditions was seen
+        shown = self.state.features if part.whole and alone else None
         wanted = any(thing is not None for thing in (self.store, self.sparsity, shown))
         if not repeated and (self.reuses or looks or wanted):
-            call = self._call(evaluation, part, uuids)
+            call = self._call(evaluation, part, streams)
             call.see = partial(self._see, part, uuids) if looks else None
             call.witness = features.Witness() if shown and tuple(x.shape[1:]) == shown.shape else None
             options = {**options, blocks.CALL: call}
@@ -137,8 +140,8 @@ class ModelCalls:
         if shown and call is not None and call.witness is not None:
             features.keep(shown, call.witness, self.model, uuids, part.images)
         if self.store is not None and call is not None and part.whole and self._whole_latent(x):
-            for uuid in uuids:
-                self.store.complete(uuid, part.images, (tuple(x.shape[1:]), str(x.device)))
+            for stream in streams:
+                self.store.complete(stream, part.images, (tuple(x.shape[1:]), str(x.device)))
         if call is not None and call.sparse is not None:
             for i in part.images:
                 evaluation.spent[i] -= call.sparse.saved / len(part.images)
@@ -152,9 +155,9 @@ class ModelCalls:
             for position, image in enumerate(part.images):
                 self.state.pooled[image] = vec[first + position].float().reshape(-1, vec.shape[-1]).mean(0)
 
-    def _call(self, evaluation: Evaluation, part: Part, uuids: list) -> blocks.Call:
+    def _call(self, evaluation: Evaluation, part: Part, streams: list[Hashable]) -> blocks.Call:
         key = (tuple(part.x.shape[1:]), str(part.x.device))
-        tracks = [self.state.residual((uuid, *key)) for uuid in uuids] if self.reuses else []
+        tracks = [self.state.residual((stream, *key)) for stream in streams] if self.reuses else []
         call = blocks.Call(part.images, tracks, evaluation.sigma, self.state.order, part.action.level is Level.REUSE)
         if call.reuse or self.architecture is None:
             return call
@@ -163,15 +166,15 @@ class ModelCalls:
         call.sequence = sequence.Sequence(grid.number, padding)
         if self.store is not None and self._whole_latent(part.x):
             regions = self.state.regions
-            for chunk, uuid in enumerate(uuids):
+            for chunk, stream in enumerate(streams):
                 count = len(part.images)
                 tokens = None if part.tokens is None else part.tokens[chunk * count : (chunk + 1) * count]
-                self.store.tick(uuid, part.images, evaluation.sigma, tokens, part.x.device)
-            call.subset = Subset(self.store, uuids, part.images, call.sequence, part.tokens, regions, self.mass_at)
+                self.store.tick(stream, part.images, evaluation.sigma, tokens, part.x.device)
+            call.subset = Subset(self.store, streams, part.images, call.sequence, part.tokens, regions, self.mass_at)
         measures = part.action.measures is not None and self.left_out is not None
         if self.sparsity is not None and (part.action.density < 1.0 or measures):
-            streams = [(uuid, *key) for uuid in uuids]
-            call.sparse, call.spared = self._sparse(evaluation, part, grid, streams), self.spared
+            keys = [(stream, *key) for stream in streams]
+            call.sparse, call.spared = self._sparse(evaluation, part, grid, keys), self.spared
         return call
 
     def _sparse(self, evaluation: Evaluation, part: Part, grid: TokenGrid, streams: list) -> SparseAttention:
@@ -215,6 +218,12 @@ class ModelCalls:
         for i in images:
             evaluation.dense[i] += chunks * dense
             evaluation.spent[i] += chunks * spent
+
+
+def streams_of(options: dict) -> list[Hashable]:
+    """Conditioning streams of a call, one a chunk: place of its list (0: positive) and uuid. The uuid alone is not
+    enough: for a condition with an area the host gives the other list a copy under the same one."""
+    return list(zip(options["cond_or_uncond"], options["uuids"], strict=True))
 
 
 def call_model(executor: Any, x: Tensor, t: Tensor, arguments: dict, options: dict) -> Tensor:

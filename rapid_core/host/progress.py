@@ -28,7 +28,8 @@ def so_far(evaluations: Sequence[EvaluationRecord], sigmas: Sequence[float]) -> 
     images = len(last.levels)
     left_out = sum(level != "run" for e in evaluations for level in e.levels) / images
     partial = sum(0 < share < 1 for e in evaluations for share in e.share) / images
-    some = f", {partial:.3g} on part of the tokens" if partial else ""
     spent, dense = sum(sum(e.cost) for e in evaluations), sum(sum(e.dense_cost) for e in evaluations)
     speed = f", {dense / spent:.1f}x so far" if spent else ""
-    return f"step {step} of {steps}: {left_out:.3g} of {len(evaluations)} evaluations not computed{some}{speed}"
+    some = f", {partial:.3g} in part" if partial else ""
+    # Short, and what matters first: the page shows two lines of a node of usual width.
+    return f"step {step} of {steps}: {left_out:.3g} not computed{speed}{some}"

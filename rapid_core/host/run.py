@@ -59,7 +59,8 @@ class HostRun:
             number = self.architecture.image_tokens(self.model, self.shape)
             self.policies, left_out, said = with_left_out(self.policies, cost, number, room)
             self.diary.notes += [said] if said else []
-        self.state = self._state(self.policies, patcher.model.model_sampling, noise, mask)
+        sampling = patcher.get_model_object("model_sampling")  # patches of it are not applied yet
+        self.state = self._state(self.policies, sampling, noise, mask)
         seen = self.policies, self.architecture, self.model, self.shape, guider
         self.state.features, said = features.watch(*seen, room)
         self.diary.notes += [said] if said else []
@@ -71,8 +72,7 @@ class HostRun:
             interpolate = policy.inactive == "interpolate"
             store, said = key_store(policy, cost, self.state.regions, room)
             self.calls.store, self.blocked = store, None if store else said
-            if store:
-                self.diary.note(said)
+            self.diary.note(said)
             if policy.metric == "attention":
                 self.calls.mass_at = len(places(self.architecture, self.model)) // 2
         self.conditions = Conditions(self.state, self.architecture, self.model, self.calls.store, interpolate)
@@ -186,8 +186,12 @@ class HostRun:
         if self.reuse_blocked:
             evaluation.fall_back(self.reuse_blocked, evaluation.images(Level.REUSE))
             evaluation.fall_back(self.reuse_blocked, evaluation.sparse(), attention=True)
-        if self.blocked:
-            evaluation.fall_back(self.blocked, evaluation.partial())
+        blocked = self.blocked or self.calls.unsplit
+        if blocked:
+            evaluation.fall_back(blocked, evaluation.partial())
+        if get_wrappers_with_key(WrappersMP.DIFFUSION_MODEL, "easycache", model_options, is_model_options=True):
+            inside = "EasyCache, which is on this model, too, would keep what was computed in part"
+            evaluation.fall_back(inside, [*evaluation.images(Level.REUSE), *evaluation.partial()])
 
     def calc_cond_batch(self, executor: Any, *arguments: Any) -> list:
         """Host arguments: model, conds, x, timestep, model_options."""
@@ -195,7 +199,7 @@ class HostRun:
         if evaluation is None or x.shape[0] != self.state.batch:
             return self._dense(executor, *arguments)
         slots = [tuple(c.get("uuid") for c in slot) for slot in conds if slot]
-        again = any(evaluation.conditions[slot] for slot in slots)
+        first, again = not evaluation.conditions, any(evaluation.conditions[slot] for slot in slots)
         evaluation.conditions.update(slots)
         if again:  # skip-layer guidance and its like look at the same condition with other options
             return self._dense(executor, *arguments)
@@ -203,7 +207,8 @@ class HostRun:
             self.blocked = self.conditions.always_whole(conds, x)
             if self.blocked:  # nothing would ever read what the store keeps
                 self.calls.store = self.conditions.store = None
-        return self.conditions(executor, evaluation, arguments)
+        found = self.conditions(executor, evaluation, arguments, first)
+        return self._dense(executor, *arguments) if found is None else found
 
     def _dense(self, executor: Any, *arguments: Any) -> list:
         before, self.dense_call = self.dense_call, True

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..actions import DENSE, Action, ImageState, Level, Observation, Sparsity, TokenState, Window
+from ..engine.tokens import TokenGrid
 
 METRICS = ("std", "l2", "change", "attention", "random", "rounds")
 INACTIVE = ("hold", "forecast", "interpolate")
@@ -32,8 +33,9 @@ class RegionPolicy:
     evaluations between two that compute all tokens; 0 = none. resets: shares of the schedule at which all tokens are
     computed. drift_threshold: relative L1 error of the forecast of computed tokens above which the next evaluation
     computes all; 0 = off. error_threshold: above 0, a token is computed when the estimated error of its forecasts,
-    added up since it was computed, reaches it: as many as are due, none (hold), or all where that is more than
-    keep_ratio; metric, direction, starvation and slope do not count then. metric, direction: which tokens come first
+    added up since it was computed, reaches it: as many as are due, none (hold), or all (but for what an inpaint mask
+    keeps) where that is more than keep_ratio; metric, direction, starvation and slope do not count then. metric,
+    direction: which tokens come first
     ("low" values of the metric or "high" ones). starvation: k of the priority +-log(metric) + k * age. slope: the share
     runs from keep_ratio * (1 + slope) to keep_ratio * (1 - slope). inactive: what the other tokens do. reach: how far a
     forecast may go, in distances of the two evaluations it is made from. kv_cache, memory_limit (GiB, 0 = none): how
@@ -137,16 +139,17 @@ class RegionActor:
     def _due(self, image: ImageState, state: TokenState) -> Action:
         """All tokens that are due, rounded up to whole blocks; fewer than a block wait, but not for long."""
         p = self.policy
-        if state.due is None or state.drift is None or state.due > p.keep_ratio * state.free:
+        if state.due is None or state.drift is None:
             return DENSE
-        if state.free < state.number and image.since_dense >= KEPT_AGE:  # they are never due
+        many, some = state.due > p.keep_ratio * state.free, state.free < state.number
+        if many and not some or some and image.since_dense >= KEPT_AGE:  # what a mask keeps is never due
             return DENSE
         block = block_of(state.number)
         if state.due == 0 or (state.due < block and image.since_computed < WAIT):
             return Action(Level.HOLD)
         order = torch.where(state.age >= DUE_AGE, 1e6 + state.drift, state.drift)
         order = order if state.wanted is None else order.masked_fill(~state.wanted, -1e9)
-        count = min(math.ceil(state.due / block) * block, state.free)
+        count = state.free if many else min(math.ceil(state.due / block) * block, state.free)
         return DENSE if count >= state.number else Action(Level.RUN, order.topk(count).indices.sort().values)
 
     def _all(self, observation: Observation, image: ImageState) -> bool:
@@ -217,10 +220,9 @@ def metric(name: str, state: TokenState) -> Tensor:
         return state.attention
     values = state.derivative.float()
     pixels = values.norm(dim=0) if name == "l2" else values.std(dim=0)
-    frames, rows, columns = state.grid
-    pixels = pixels.reshape(frames, *pixels.shape[-2:])
-    mean = torch.nn.functional.adaptive_avg_pool2d(pixels, (rows, columns))
-    return mean.flatten()
+    sides = zip(values.shape[-2:], state.grid[1:], strict=True)
+    patch = max(math.ceil(pixels / tokens) for pixels, tokens in sides)
+    return TokenGrid(tuple(values.shape), patch).to_tokens(pixels)
 
 
 def per_frame(order: Tensor, state: TokenState, count: int) -> Tensor:

@@ -13,6 +13,8 @@ from rapid_core.policies.heads import Heads
 from rapid_core.policy_file import write
 from rapid_testing.actors import METADATA
 
+pytestmark = pytest.mark.main_host
+
 
 @pytest.fixture
 def ready(comfy_host, pack, demo_pack):

@@ -337,8 +337,8 @@ def test_a_run_tells_on_its_node_how_it_goes_on(comfy_host, pack, pack_module, t
     assert len(lines) == 8 and all(rest == ["7:3", "a browser"] for _, *rest in told)
     record = pack_module("rapid_core.host.chain").chain_of(patched).log.records[-1]
     held, speed = record.totals["held"], record.totals["speedup_allowed"]
-    assert lines[0] == "step 1 of 8: 0 of 1 evaluations not computed, 1.0x so far"
-    assert held and lines[-1] == f"step 8 of 8: {held} of 8 evaluations not computed, {speed:.1f}x so far"
+    assert lines[0] == "step 1 of 8: 0 not computed, 1.0x so far"
+    assert held and lines[-1] == f"step 8 of 8: {held} not computed, {speed:.1f}x so far"
     told.clear()
     sample(patched, steps=4, sampler="heun")
     assert [text.split(":")[0] for text, *_ in told] == [f"step {i} of 4" for i in (1, 2, 2, 3, 3, 4, 4)]

@@ -74,7 +74,19 @@ def test_any_subset_at_the_same_latent_gives_what_dense_gives(
 def test_any_subset_of_an_odd_size_gives_what_dense_gives(kind, family, pack_module, comfy_host, make_conditioning):
     model, latent = family(kind)
     patched = attach(pack_module, model, some(0.4))
-    dense, partial = run_twice(patched, (2, *latent[:-2], 10, 17), make_conditioning(0), make_conditioning(1), cfg=3.0)
+    size = (10, 18 if kind == "hunyuan_video" else 17)  # that model pads nothing
+    dense, partial = run_twice(patched, (2, *latent[:-2], *size), make_conditioning(0), make_conditioning(1), cfg=3.0)
+    record = pack_module("rapid_core.host.chain").chain_of(patched).log.records[-1]
+    assert 0 < record.evaluations[1].share[0] < 1, record.evaluations[1].reasons
+    assert (dense - partial).abs().max() < 1e-5 * dense.abs().max()
+
+
+@pytest.mark.parametrize("kv_cache", ["model", "forecast"])
+def test_a_whole_area_keeps_its_streams_apart(tiny_sd3, pack_module, comfy_host, make_conditioning, kv_cache):
+    """The host gives the negative list a copy of it under the same uuid, and joins both into one call."""
+    patched = attach(pack_module, tiny_sd3, some(0.4), kv_cache=kv_cache)
+    positive = make_conditioning(0, area=(16, 16, 0, 0))
+    dense, partial = run_twice(patched, (2, 16, 16, 16), positive, make_conditioning(1), cfg=3.0)
     record = pack_module("rapid_core.host.chain").chain_of(patched).log.records[-1]
     assert 0 < record.evaluations[1].share[0] < 1, record.evaluations[1].reasons
     assert (dense - partial).abs().max() < 1e-5 * dense.abs().max()
@@ -214,6 +226,25 @@ def test_forecast_keys_lie_on_the_line_of_their_latest_two(pack_module):
         store.tick("a", [0], sigma, tokens, torch.device("cpu"))
         keys = store.merge("a", 0, [0], fresh, -fresh, rows, text, 7)
         assert torch.allclose(keys.k, line(sigma), atol=1e-5) and torch.allclose(keys.v, -line(sigma), atol=1e-5)
+
+
+def test_a_second_look_at_a_level_takes_the_place_of_the_first(pack_module):
+    """heun and its like compute a level twice; the line goes through two levels, not through one twice."""
+    kv = pack_module("rapid_core.engine.kv")
+    torch.manual_seed(0)
+    slope, start, wrong = torch.randn(3, 2, 1, 7, 4)
+    line, text, store = lambda sigma: start + sigma * slope, 2, kv.KVStore(2, "forecast", (1, 1, 5))
+    for sigma, first in ((1.0, False), (0.8, True), (0.8, False)):
+        values = wrong if first else line(sigma)
+        store.tick("a", [0, 1], sigma, None, torch.device("cpu"))
+        store.write("a", 0, [0, 1], values, values, 2, text)
+    tokens, rows = torch.tensor([[1, 3], [0, 4]]), torch.tensor([[0, 1, 3, 5], [0, 1, 2, 6]])
+    for sigma, first in ((0.7, True), (0.7, False), (0.5, False)):
+        values = wrong if first else line(sigma)
+        fresh = torch.stack([values[i][:, rows[i]] for i in (0, 1)])
+        store.tick("a", [0, 1], sigma, tokens, torch.device("cpu"))
+        keys = store.merge("a", 0, [0, 1], fresh, fresh, rows, text, 7)
+    assert torch.allclose(keys.k, line(0.5), atol=1e-5) and torch.equal(keys.k, keys.v)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
@@ -438,6 +469,9 @@ def test_a_memory_limit_too_small_is_dense_with_the_reason(tiny_model, region, s
     patched = region(tiny_model, memory_limit=1e-6)
     assert torch.equal(sample(patched, steps=6), sample(tiny_model, steps=6))
     assert "memory_limit" in last_record(patched).text()
+    patched = region(tiny_model, preset="clocks", error_threshold=9.0, memory_limit=1e-6)
+    sample(patched, steps=6)
+    assert "tokens are computed all or none" in last_record(patched).text()
 
 
 @pytest.fixture
@@ -502,6 +536,35 @@ def test_a_condition_that_was_not_counted_is_not_kept(tiny_flux, region, sample,
                                    make_conditioning(0), make_conditioning(1), latent, disable_pbar=True)
     assert last_record(patched).totals["partial"] == 0
     assert "a condition that memory_limit was not counted for" in last_record(patched).text()
+
+
+def test_what_one_more_condition_cannot_follow_is_dense_for_it_alone(
+    tiny_flux, region, sample, last_record, comfy_host
+):
+    """PerpNeg asks for a third condition after the others have obeyed the decision; there is no room for its keys."""
+    from rapid_testing.sampling import make_conditioning
+
+    shares = {}
+    for name in ("alone", "perp-neg"):
+        model = tiny_flux
+        if name == "perp-neg":
+            empty = make_conditioning(5)
+            comfy_host.load_core_nodes("nodes_perpneg.py")
+            (model,) = comfy_host.run_node("PerpNeg", model=model, empty_conditioning=empty, neg_scale=1.0)
+        patched = region(model, memory_limit=1.0)
+        sample(patched, steps=14, cfg=2.0)
+        shares[name] = [e.share for e in last_record(patched).evaluations]
+    assert shares["alone"] == shares["perp-neg"] and (0 < shares["alone"][4][0] < 1)
+    assert "a condition that memory_limit was not counted for" in last_record(patched).text()
+
+
+def test_easycache_on_the_same_model_keeps_nothing_that_is_partial(tiny_flux, region, sample, last_record, comfy_host):
+    comfy_host.load_core_nodes("nodes_easycache.py")
+    (cached,) = comfy_host.run_node("EasyCache", model=tiny_flux, reuse_threshold=0.0, start_percent=0.15,
+                                    end_percent=0.95, verbose=False)  # fmt: skip
+    patched = region(cached)
+    assert torch.equal(sample(patched, steps=10), sample(cached, steps=10))
+    assert last_record(patched).totals["partial"] == 0 and "EasyCache" in last_record(patched).text()
 
 
 @pytest.mark.parametrize("kv_cache", ["forecast", "model", "pooled"])

@@ -218,6 +218,7 @@ def discriminator(folder):
     return {**state["adapter"], **moments, "dense": state["dense"], "drawn": state["drawn"]}
 
 
+@pytest.mark.main_host
 @pytest.mark.parametrize("train", [train, learn, learn_beside_a_discriminator])
 def test_killed_at_any_moment_it_comes_to_the_same_end(graph, tmp_path, monkeypatch, train):
     whole, table = train(graph, tmp_path / "whole")

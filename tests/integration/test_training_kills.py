@@ -15,6 +15,7 @@ from devkit.base_folder import REPOSITORY, remove_base_folder
 from devkit.server import child_environment
 from rapid_testing.trainings import BEGIN, CORE, small_graph, train
 
+pytestmark = pytest.mark.main_host
 KINDS = ("heads", "plans")
 
 

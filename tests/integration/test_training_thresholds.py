@@ -9,6 +9,7 @@ from training.graph import Graph
 from training.host import attach
 from training.thresholds import cost_of_last, train_thresholds
 
+pytestmark = pytest.mark.main_host
 FLAGS = "--kind threshold --speedups 1.5 2 --calibration 2 --held-out 2"
 
 

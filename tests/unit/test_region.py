@@ -269,6 +269,27 @@ def test_where_less_than_a_block_may_change_nothing_else_is_computed():
         assert policy.start(Window(1, 0)).act(Observation(10, 0.5, (image,), 10, 20))[0].level is Level.HOLD
 
 
+def test_where_a_mask_leaves_few_tokens_and_many_are_due_only_these_are_computed():
+    wanted = torch.arange(NUMBER) < 10
+    policy = RegionPolicy(0.5, warm_up=0.0, tail=0.0, refresh_interval=0, error_threshold=0.1)
+    for since_dense, all_of_them in ((1, False), (KEPT_AGE, True)):
+        state = tokens(wanted=wanted, free=10, drift=torch.ones(NUMBER), due=10)
+        image = ImageState(5, 0, math.inf, None, since_dense, state)
+        (action,) = policy.start(Window(1, 0)).act(Observation(10, 0.5, (image,), 10, 20))
+        assert action.dense if all_of_them else action.tokens.tolist() == list(range(10))
+
+
+@pytest.mark.parametrize("shape", [(4, 15, 16), (4, 16, 15), (4, 15, 15), (4, 3, 15, 16)])
+def test_the_metrics_of_odd_sizes_are_of_their_own_pixels(shape):
+    """One loud pixel raises one token."""
+    derivative = torch.zeros(shape)
+    derivative[..., 3, 3] = torch.tensor([1.0, -1.0, 2.0, 0.0]).view(-1, *[1] * (len(shape) - 3))
+    frames = shape[1] if len(shape) == 4 else 1
+    state = TokenState((frames, 8, 8), torch.zeros(64 * frames), derivative, torch.ones(64 * frames), 64 * frames)
+    for name in ("std", "l2"):
+        assert metric(name, state).nonzero().flatten().tolist() == [64 * frame + 9 for frame in range(frames)]
+
+
 def test_the_metrics_are_means_over_a_tokens_pixels():
     state = tokens()
     by_hand = state.derivative.reshape(4, 8, 2, 8, 2)

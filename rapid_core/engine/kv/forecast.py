@@ -17,21 +17,33 @@ class Clock:
         self.number, self.reach = number, reach
         self.sigma = 0.0
         self.levels: list[tuple[Tensor, Tensor] | None] = [None] * batch
+        self._again: list[Tensor | None] = [None] * batch  # tokens whose latest level is that of this call already
         self._ahead: tuple[object, Tensor] | None = None
 
     def tick(self, images: Sequence[int], sigma: float, tokens: Tensor | None, device: torch.device) -> None:
         """A model call at `sigma` computes these images' tokens (len(images), K), all if None."""
-        self.sigma, self._ahead = sigma, None
+        before, self.sigma, self._ahead = self.sigma, sigma, None
         for row, image in enumerate(images):
             pair = self.levels[image]
             new = torch.full((self.number,), sigma, device=device)
             if pair is None:
-                self.levels[image] = (new, new)
-            elif tokens is None:
-                self.levels[image] = (pair[1], new)
+                self.levels[image], self._again[image] = (new, new), None
+                continue
+            # A second look at a level (heun) takes the place of the first: a line needs two levels.
+            again = self._again[image] = pair[1] == sigma if sigma == before else None
+            older = pair[1] if again is None else torch.where(again, pair[0], pair[1])
+            if tokens is None:
+                self.levels[image] = (older, new)
             else:
                 ran = torch.zeros(self.number, dtype=torch.bool, device=device).index_fill(0, tokens[row], True)
-                self.levels[image] = torch.where(ran, pair[1], pair[0]), torch.where(ran, sigma, pair[1])
+                self.levels[image] = torch.where(ran, older, pair[0]), torch.where(ran, sigma, pair[1])
+
+    def again(self, image: int, text: int, total: int) -> Tensor | None:
+        """Rows of the sequence (total,) that were computed at this call's level before; None for none."""
+        found = self._again[image]
+        if found is None:
+            return None
+        return torch.nn.functional.pad(found, (text, total - text - self.number))
 
     def ahead(self, images: Sequence[int], text: int, total: int) -> Tensor:
         """How far each row of the sequence is forecast, in distances of its latest two points: (len(images), total)."""
@@ -65,28 +77,38 @@ class Forecast:
             if pair is None:
                 empty = values.new_zeros(self.batch, *values.shape[1:])
                 pair = self.held[name] = (empty, empty.clone())
-            if len(images) == self.batch:  # the older of the two takes the new values and becomes the latest
-                pair[0].copy_(values)
+            again = [self.clock.again(image, text, values.shape[self.axis]) for image in images]
+            if len(images) == self.batch and not any(rows is not None for rows in again):
+                pair[0].copy_(values)  # the older of the two takes the new values and becomes the latest
                 self.held[name] = (pair[1], pair[0])
                 continue
             for row, image in enumerate(images):
-                pair[0][image].copy_(pair[1][image])
+                pair[0][image].copy_(self._older(pair[0][image], pair[1][image], again[row]))
                 pair[1][image].copy_(values[row])
 
+    def _older(self, before: Tensor, latest: Tensor, again: Tensor | None) -> Tensor:
+        """What stands before new values: the latest, but for rows that are computed again at its level."""
+        if again is None:
+            return latest
+        shape = [1] * before.ndim
+        shape[self.axis - 1] = -1
+        return torch.where(again.view(shape), before, latest)
+
     def merge(self, images: Sequence[int], k: Tensor, v: Tensor, rows: Tensor, text: int, total: int) -> Keys:
-        ahead = self.clock.ahead(images, text, total)
-        return Keys(
-            self._merged("k", images, k, rows, ahead, total), self._merged("v", images, v, rows, ahead, total)
-        )
+        return Keys(self._merged("k", images, k, rows, text, total), self._merged("v", images, v, rows, text, total))
 
     def _merged(
-        self, name: str, images: Sequence[int], fresh: Tensor, rows: Tensor, ahead: Tensor, total: int
+        self, name: str, images: Sequence[int], fresh: Tensor, rows: Tensor, text: int, total: int
     ) -> Tensor:
+        ahead = self.clock.ahead(images, text, total)
         if self.held[name][1].shape[self.axis] != total:
             self.held[name] = self._resized(name, total)
         before, latest = self.held[name]
         for row, image in enumerate(images):
-            old = latest[image].index_select(self.axis - 1, rows[row])
+            old, again = latest[image].index_select(self.axis - 1, rows[row]), self.clock.again(image, text, total)
+            if again is not None:
+                older = before[image].index_select(self.axis - 1, rows[row])
+                old = self._older(older, old, again[rows[row]])
             before[image].index_copy_(self.axis - 1, rows[row], old)
             latest[image].index_copy_(self.axis - 1, rows[row], fresh[row])
         if len(images) < self.batch:

@@ -12,12 +12,14 @@ from .keys import Kept, Keys
 from .pooled import Pooled, pools
 from .whole import Nothing, Whole
 
+Stream = tuple[int, Hashable]
+
 
 class KVStore:
     """The cache of one run. A stream's image is usable after `complete` was called for it.
 
-    kind: of `policies.region.PRECISIONS`; grid: frames, rows and columns of image tokens; counted: the streams that
-    there is room for, None for any."""
+    Streams are (place of the list, uuid of the condition). kind: of `policies.region.PRECISIONS`; grid: frames, rows
+    and columns of image tokens; counted: uuids of the conditions that there is room for, a stream each; None: any."""
 
     def __init__(
         self, batch: int, kind: str = "model", grid: tuple[int, int, int] = (1, 1, 1), reach: float = 4.0,
@@ -28,28 +30,31 @@ class KVStore:
         self._clocks: dict[Hashable, Clock] = {}
         self.reach = reach
         self._complete: dict[tuple[Hashable, int], tuple] = {}
+        self._room: dict[Hashable, Stream] = {}  # the streams that took it, by uuid
 
-    def refuses(self, stream: Hashable) -> bool:
+    def refuses(self, stream: Stream) -> bool:
         """Whether there is no room for a stream: nothing of it is kept."""
-        return self.counted is not None and stream not in self.counted
+        if self.counted is None:
+            return False
+        return stream[1] not in self.counted or self._room.setdefault(stream[1], stream) != stream
 
-    def complete(self, stream: Hashable, images: Sequence[int], shape: tuple) -> None:
+    def complete(self, stream: Stream, images: Sequence[int], shape: tuple) -> None:
         """All attentions of a dense evaluation of these images were written; `shape`: of the latent they belong to."""
         for image in () if self.refuses(stream) else images:
             self._complete[stream, image] = shape
 
-    def forget(self, stream: Hashable, image: int) -> None:
+    def forget(self, stream: Stream, image: int) -> None:
         """What is held of an image no longer belongs to its stream; a dense evaluation makes it anew."""
         self._complete.pop((stream, image), None)
         if stream in self._clocks:
             self._clocks[stream].levels[image] = None
 
-    def has(self, stream: Hashable, image: int, shape: tuple) -> bool:
+    def has(self, stream: Stream, image: int, shape: tuple) -> bool:
         """Whether every attention of this stream holds the image's rows for a latent of this shape."""
         return self._complete.get((stream, image)) == shape
 
     def write(
-        self, stream: Hashable, at: Hashable, images: Sequence[int], k: Tensor, v: Tensor, axis: int, text: int
+        self, stream: Stream, at: Hashable, images: Sequence[int], k: Tensor, v: Tensor, axis: int, text: int
     ) -> None:
         """Keep all rows of these images; k and v have one row an image, tokens along `axis`, `text` of them first."""
         if self.refuses(stream):
@@ -60,7 +65,7 @@ class KVStore:
         kept.write(images, k, v, text)
 
     def tick(
-        self, stream: Hashable, images: Sequence[int], sigma: float, tokens: Tensor | None, device: torch.device
+        self, stream: Stream, images: Sequence[int], sigma: float, tokens: Tensor | None, device: torch.device
     ) -> None:
         """A model call begins; see `Clock.tick`."""
         if self.kind == "forecast":
@@ -68,7 +73,7 @@ class KVStore:
             clock = self._clocks.setdefault(stream, Clock(self.batch, frames * rows * columns, self.reach))
             clock.tick(images, sigma, tokens, device)
 
-    def _make(self, axis: int, device: torch.device, stream: Hashable) -> Kept:
+    def _make(self, axis: int, device: torch.device, stream: Stream) -> Kept:
         if self.kind == "forecast":
             return Forecast(self.batch, axis, self._clocks[stream])
         if self.kind == "none":
@@ -78,7 +83,7 @@ class KVStore:
         return Whole(self.batch, axis, host=self.kind == "host memory", eight_bit=self.kind == "8 bit")
 
     def merge(
-        self, stream: Hashable, at: Hashable, images: Sequence[int], k: Tensor, v: Tensor, rows: Tensor, text: int,
+        self, stream: Stream, at: Hashable, images: Sequence[int], k: Tensor, v: Tensor, rows: Tensor, text: int,
         total: int,
     ) -> Keys:
         """See `Kept.merge`."""
@@ -94,7 +99,7 @@ class KVStore:
         """Let go of everything held."""
         for kept in self._kept.values():
             kept.drop()
-        self._kept, self._clocks, self._complete = {}, {}, {}
+        self._kept, self._clocks, self._complete, self._room = {}, {}, {}, {}
 
     @property
     def bytes(self) -> int:
