@@ -77,3 +77,12 @@ def published(name: str, sparsity: Sparsity = SPARSITY) -> Callable[[list[Decisi
     architecture = describe(model)
     assert architecture is not None
     return cost_function(CostModel(model, architecture), 64 * 64, text, sparsity)
+
+
+def decisions(model: Any, image: int, computed: int) -> list[Decision]:
+    """Decision of every evaluation of the latest run of a patched model; `computed` whole ones otherwise."""
+    chain = model.model_options.get("transformer_options", {}).get("rapid")
+    if chain is None:
+        return [Decision("run")] * computed
+    return [Decision(e.levels[image], e.share[image], *((e.density[image], e.measures[image]) if e.density else ()))
+            for e in chain.log.records[-1].evaluations]  # fmt: skip

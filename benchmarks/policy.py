@@ -5,8 +5,8 @@
 
 Every policy file demo-<model>-<name> of the folder is a method: "plan_<name>" of a schedule, "<name>" of heads. Of
 heads there is "<name>_shuffled", too: each picture is drawn with the decisions that were made for another one. "random"
-are as many evaluations as the budget allows, anywhere. Thresholds of caches are the smallest that cost no more on 8
-development prompts.
+are as many evaluations as the budget allows, anywhere; "dense_noise<k>" are dense pictures from other noise. Thresholds
+of caches are the smallest that cost no more on 8 development prompts.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -35,6 +36,7 @@ from rapid_core.policy_file import PolicyFile, read
 
 SHIPPED = Path(__file__).parent.parent / "policies"
 CACHES = ("cache_reuse", "easycache", "lazycache")
+OTHERS = (1, 2, 3)  # sets of dense pictures from other noise: how much FID and accuracy vary by themselves
 
 
 def accelerate(comfy: Any, speedup: float, file: Path | None = None) -> Callable[[Any], Any]:
@@ -76,7 +78,7 @@ def methods(
 ) -> list[Method]:
     """Everything the suite compares, at the cost of each speed-up. number: development prompts of the thresholds;
     names: of the methods that are drawn (None: all)."""
-    out = [Method("dense", "1.0")]
+    out = [Method("dense", "1.0"), *(Method(f"dense_noise{k}", "1.0", noise=1000 * k) for k in OTHERS)]
     for speedup in speedups:
         target, goal = f"{speedup:g}x", math.floor(suite.steps / speedup + 1e-9) / suite.steps
         out += [*trained(comfy, suite, speedup, folder), Method("default_plan", target, accelerate(comfy, speedup))]
@@ -100,6 +102,20 @@ def methods(
     return out
 
 
+def spent(suite: Suite) -> list[str]:
+    """Evaluations that methods compute, by the number of objects in the scene, where that differs."""
+    counts, found = suite.chosen.count.tolist(), dict[str, dict[int, list[int]]]()
+    for picture in suite.done():
+        computed = sum(level == "run" for level, *_ in picture.decisions)
+        found.setdefault(picture.method, {}).setdefault(counts[picture.seed], []).append(computed)
+    out = []
+    for key, by_count in sorted(found.items()):
+        if len({n for some in by_count.values() for n in some}) > 1:
+            each = ", ".join(f"{mean(some):.1f} with {count}" for count, some in sorted(by_count.items()))
+            out.append(f"{suite.kind}: {key} computes by objects in the scene: {each}")
+    return out
+
+
 def run(comfy: Any, args: argparse.Namespace) -> str:
     """The suite: `<out>/policy.json`, and the table and verdicts as Markdown."""
     rows, lines, scale = [], [], Scale(128, 10) if args.quick else Scale()
@@ -113,8 +129,9 @@ def run(comfy: Any, args: argparse.Namespace) -> str:
             own = own_cost(suite.subject, scale.size)
             rows += suite.rows(own if args.cost_of == "demo" else published(args.cost_of))
             ours = sorted({p.method.split("/")[0] for p in suite.done()} - {"dense", "random", *CACHES})
-            ours = [name for name in ours if not name.startswith("fewer_") and not name.endswith("_shuffled")]
+            ours = [n for n in ours if not n.startswith(("fewer_", "dense_")) and not n.endswith("_shuffled")]
             lines += suite.verdicts(ours, [f"{s:g}x" for s in args.speedups])
+            lines += spent(suite)
     write(args.out / "policy.json", rows, {"torch": torch.__version__, "cost_of": args.cost_of})
     text = markdown(rows, COLUMNS) + "\n\n" + "\n".join(lines) + "\n"
     (args.out / "policy.md").write_text(text, encoding="utf-8")

@@ -22,11 +22,11 @@ from typing import Any
 
 import torch
 
-from benchmarks.costs import PUBLISHED, SPARSITY, Decision, cost_function, published
+from benchmarks.costs import PUBLISHED, SPARSITY, Decision, cost_function, decisions, published
 from benchmarks.parts import add_share
 from benchmarks.rows import markdown, write
 from benchmarks.subject import FAMILIES, LUMINA, Subject, patcher
-from benchmarks.suite import MODELS, CostOf, Method, Scale, Suite, decisions, picked
+from benchmarks.suite import MODELS, CostOf, Method, Scale, Suite, picked
 from demo.measure import prompts
 from demo.pack.words import TOKENS
 from devkit.comfy_process import load_everything

@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks import fid
-from benchmarks.costs import Decision
+from benchmarks.costs import Decision, decisions
 from benchmarks.parts import BATCH, batches
 from benchmarks.rows import Row, averaged, interval, psnr, ssim
 from benchmarks.subject import Subject
@@ -46,7 +46,8 @@ class Scale:
 @dataclass(frozen=True)
 class Method:
     """How pictures are drawn: a patch of the model, or `each` of the model and the numbers of pictures drawn together;
-    steps (None: the model's) and sampler; batch: pictures a run. target: what it is compared at, e.g. "0.5"."""
+    steps (None: the model's) and sampler; batch: pictures a run; noise: added to the seeds, so that pictures are other
+    ones of the same prompts. target: what it is compared at, e.g. "0.5"."""
 
     name: str
     target: str
@@ -55,6 +56,7 @@ class Method:
     sampler: str = "euler"
     each: Callable[[Any, list[int]], Any] | None = None
     batch: int = BATCH
+    noise: int = 0
 
     @property
     def key(self) -> str:
@@ -77,7 +79,7 @@ class Picture:
     decisions: list[Decision]
     seconds: float
     psnr: float | None
-    psnr_ode: float
+    psnr_ode: float | None
     ssim: float | None
     right: int
     named: int
@@ -130,10 +132,12 @@ class Suite:
                 replaced(path, partial(torch.save, latent.clone()))
         return torch.stack([torch.load(path, weights_only=True) for path in paths])
 
-    def draw(self, model: Any, numbers: list[int], steps: int, sampler: str) -> tuple[Tensor, float, int]:
+    def draw(
+        self, model: Any, numbers: list[int], steps: int, sampler: str, noise: int = 0
+    ) -> tuple[Tensor, float, int]:
         """Latents of these prompts, seconds a picture, and evaluations that passed the blocks."""
-        texts = [self.texts[n] for n in numbers]
-        sampled = self.subject.sample_many(model, texts, numbers, self.scale.size, steps, sampler)
+        texts, seeds = [self.texts[n] for n in numbers], [n + noise for n in numbers]
+        sampled = self.subject.sample_many(model, texts, seeds, self.scale.size, steps, sampler)
         return sampled.latent, sampled.seconds / len(numbers), round(sampled.computed / len(numbers))
 
     def run(self, methods: list[Method], share: tuple[int, int] = (0, 1)) -> None:
@@ -160,8 +164,9 @@ class Suite:
     def _figures(self, method: Method, model: Any, numbers: list[int]) -> list[Picture]:
         dense = [self.subject.picture(x[None]) for x in self.latents("dense", numbers)]
         ode = [self.subject.picture(x[None]) for x in self.latents("ode", numbers)]
-        latents, seconds, computed = self.draw(model, numbers, method.steps or self.steps, method.sampler)
-        out, comparable = [], method.sampler == "euler"
+        steps = method.steps or self.steps
+        latents, seconds, computed = self.draw(model, numbers, steps, method.sampler, method.noise)
+        out, comparable = [], method.sampler == "euler" and not method.noise
         for row, n in enumerate(numbers):
             picture = self.subject.picture(latents[row][None])
             right, named = self._right(picture, n)
@@ -170,7 +175,8 @@ class Suite:
             equal = torch.equal(picture, dense[row])
             out.append(Picture(
                 method.key, n, decisions(model, row, computed), seconds,
-                psnr(picture, dense[row]) if comparable and not equal else None, psnr(picture, ode[row]),
+                psnr(picture, dense[row]) if comparable and not equal else None,
+                None if method.noise else psnr(picture, ode[row]),
                 ssim(picture, dense[row]) if comparable and not equal else None, right, named, equal,
             ))  # fmt: skip
         return out
@@ -238,12 +244,3 @@ class Suite:
                     lines.append(f"{self.kind}: {key} - {other}, {figure}: {mean(found):+.2f} dB "
                                  f"({span[0]:+.2f} .. {span[1]:+.2f})")  # fmt: skip
         return lines
-
-
-def decisions(model: Any, image: int, computed: int) -> list[Decision]:
-    """Decision of every evaluation of the latest run of a patched model; `computed` whole ones otherwise."""
-    chain = model.model_options.get("transformer_options", {}).get("rapid")
-    if chain is None:
-        return [Decision("run")] * computed
-    return [Decision(e.levels[image], e.share[image], *((e.density[image], e.measures[image]) if e.density else ()))
-            for e in chain.log.records[-1].evaluations]  # fmt: skip

@@ -13,11 +13,13 @@ from pathlib import Path
 NAMES = {"flux": "FLUX-like", "sd3": "SD3-like", "lumina": "Lumina-like"}
 TARGETS = {
     "region": {"1.0": "-", "0.5": "half", "0.25": "a quarter", "headline": "3/16, 6 dense"},
-    "policy": {"1.0": "-", "2x": "2x", "3x": "3x", "4x": "4x"},
+    "policy": {"1.0": "-", "2x": "2x", "2.8x": "2.8x", "3x": "3x", "4x": "4x"},
     "sparse": {"1.0": "-", "0.5": ".5", "0.25": ".25", "0.125": ".125"},
 }
 METHODS = {
-    "dense": "dense", "dense_dpmpp_2m": "dense, dpmpp_2m", "plan_solution": "**searched plan, to the solution**",
+    "dense": "dense", "dense_noise1": "dense, other noise", "dense_noise2": "dense, other noise (2)",
+    "dense_noise3": "dense, other noise (3)", "dense_dpmpp_2m": "dense, dpmpp_2m",
+    "plan_solution": "**searched plan, to the solution**",
     "plan_dense": "searched plan, to dense", "default_plan": "**even, Adams-Bashforth (default)**",
     "sparse": "**sparse, difference forecast**", "sparse_hold": "sparse, difference held",
     "sparse_means": "sparse, means", "sparse_dropped": "sparse, dropped", "region_error": "**a clock for every token**",
@@ -38,7 +40,8 @@ def cells(row: dict | None, costs: list[dict]) -> list[str]:
     if row["psnr"] is not None and row["ci"]:
         near = "{:.1f} ({:.1f} .. {:.1f}), {:.1f}".format(row["psnr"], *row["ci"], row["psnr_worst"])
     cost = [f"{r['cost']:.2f}".removeprefix("0") for r in (row, *(of[key] for of in costs))]
-    return [*cost, near, f"{row['psnr_ode']:.1f}", f"{row['fid']:.3f}".removeprefix("0")]
+    ode = "-" if row["psnr_ode"] is None else f"{row['psnr_ode']:.1f}"
+    return [*cost, near, ode, f"{row['fid']:.3f}".removeprefix("0")]
 
 
 def rows_of(files: list[Path]) -> dict[tuple[str, str, str], dict]:

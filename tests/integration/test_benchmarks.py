@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from benchmarks import attention, policy, region, sparse, suite
+from benchmarks import attention, costs, policy, region, sparse
 from benchmarks.subject import FAMILIES, Subject
 from rapid_core.policies.from_file import head_metadata, head_tensors
 from rapid_core.policies.heads import Heads
@@ -49,7 +49,7 @@ def test_the_cost_of_the_published_preset_is_what_it_comes_to(ready, kind):
         model = region.region(ready, share, preset="paper")(subject.model)
         with torch.inference_mode():
             drawn = subject.sample_many(model, ["a red circle"], [0], 128, subject.family.steps)
-        made = suite.decisions(model, 0, round(drawn.computed))
+        made = costs.decisions(model, 0, round(drawn.computed))
         came = region.own_cost(subject, 128)(made) / subject.family.steps
         assert region.paper_cost(subject, 128, share) == pytest.approx(came)
 
@@ -90,13 +90,16 @@ def test_the_policy_suite_compares_policies_at_the_cost_of_a_speed_up(ready, tmp
     heads_file(tmp_path / "demo-flux-some-heads.safetensors", hidden)
     flags = ["--quick", "--models", "flux", "--speedups", "2", "--out", str(tmp_path), "--policies", str(tmp_path),
              "--methods", "default_plan", "cache_reuse", "easycache", "fewer_euler", "plan_solution", "random",
-             "some_heads", "some_heads_shuffled"]  # fmt: skip
+             "some_heads", "some_heads_shuffled", "dense_noise1"]  # fmt: skip
     text = policy.run(ready, policy.parser().parse_args(flags))
     rows = {(r["method"], r["target"]): r for r in json.loads((tmp_path / "policy.json").read_text())["rows"]}
     assert rows["default_plan", "2x"]["computed"] == 14 and rows["default_plan", "2x"]["cost"] == pytest.approx(0.5)
     assert rows["fewer_euler", "2x"]["cost"] == pytest.approx(0.5) and rows["cache_reuse", "2x"]["cost"] <= 0.55
     assert rows["random", "2x"]["computed"] == 14 and rows["random", "2x"]["psnr"] < rows["default_plan", "2x"]["psnr"]
     assert rows["plan_solution", "2x"]["computed"] == 14 and rows["easycache", "2x"]["cost"] < 1
+    assert rows["dense_noise1", "1.0"]["psnr"] is rows["dense_noise1", "1.0"]["psnr_ode"] is None
+    assert rows["dense_noise1", "1.0"]["fid"] != rows["dense", "1.0"]["fid"]
+    assert "flux: some_heads/2x computes by objects in the scene: " in text
     own, other = (rows[name, "2x"] for name in ("some_heads", "some_heads_shuffled"))
     assert own["cost"] == pytest.approx(other["cost"]) and own["psnr"] != other["psnr"]
     log = [json.loads(line) for line in (tmp_path / "policy-flux.jsonl").read_text().splitlines()]
