@@ -41,9 +41,29 @@ export function kept(node) {
   }
 }
 
+// Add to the reports of a workflow that another run than theirs failed.
+export function failed(graph, run, failure) {
+  for (const key of keys().filter((one) => one.startsWith(`${PREFIX}${graph}:`))) {
+    try {
+      const shown = JSON.parse(localStorage.getItem(key));
+      if (shown.run !== run) localStorage.setItem(key, JSON.stringify({ ...shown, failure }));
+    } catch {
+      localStorage.removeItem(key); // cannot be read, or not be written
+    }
+  }
+}
+
+function keys() {
+  try {
+    return Object.keys(localStorage).filter((key) => key.startsWith(PREFIX));
+  } catch {
+    return []; // pages may be denied a storage
+  }
+}
+
 // Drop all but the latest reports.
 export function forget(most = MOST) {
-  const found = Object.keys(localStorage).filter((key) => key.startsWith(PREFIX));
+  const found = keys();
   const age = (key) => Number(localStorage.getItem(key).match(/"at":(\d+)/)?.[1] ?? 0);
   for (const key of found.sort((a, b) => age(b) - age(a)).slice(most)) localStorage.removeItem(key);
 }

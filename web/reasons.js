@@ -1,7 +1,7 @@
 // Chinese of what Python says in whole sentences: why something was computed densely, notes and status of a run. {0},
 // {1} ...: values; in English in this order. A value may be such a sentence itself. The first that fits is taken.
 
-const CHINESE = {
+const SENTENCES = {
   // rapid_core/record.py, nodes/report.py
   "finished": "已完成",
   "interrupted": "被中断",
@@ -126,7 +126,7 @@ function patternOf(text) {
 }
 
 export function reason(text) {
-  patterns ??= Object.entries(CHINESE).map(([english, chinese]) => [patternOf(english), chinese]);
+  patterns ??= Object.entries(SENTENCES).map(([english, chinese]) => [patternOf(english), chinese]);
   for (const [pattern, chinese] of patterns) {
     const found = text.match(pattern);
     if (found) return chinese.replace(/\{(\d)\}/g, (_, place) => reason(found[Number(place) + 1]));

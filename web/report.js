@@ -2,15 +2,17 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { forget, keep, kept, smaller } from "./kept.js";
-import { details, element, legend, remarks, rows, totals } from "./timeline.js";
-import { speak, word } from "./words.js";
+import { failed, forget, keep, kept, smaller } from "./kept.js";
+import { details, element, legend, remarks, ROWS, rows, totals } from "./timeline.js";
+import { sentence, speak, word } from "./words.js";
 
 const NODE = "RAPID_Report";
 const HEIGHT = 190; // pixels of the panel at least
 const SIZE = [380, 560]; // of a new node
 const WAITING = "Queue the workflow: what its run computed and left out is shown here.";
 const MAP = "How often each token was computed (yellow: always); below, one cell an evaluation";
+const FAILED = ["The latest run failed in {0}.", "The latest run failed in {0}; below is what was known before."];
+const INTERRUPTED = ["The latest run was interrupted.", "The latest run was interrupted; below is what was known before."];
 
 class Panel {
   constructor() {
@@ -18,9 +20,12 @@ class Panel {
     this.show(null);
   }
 
-  // shown: {text, record, maps} or null before any run; full: the record with its token maps, where it is known.
+  // shown: {text, record, maps, run, failure} or null before any run: what run gave it, and {node} of a later one that
+  // ended before it came here (node: where it failed, null where it was interrupted). full: the record with its token
+  // maps, where it is known.
   show(shown, full = null) {
     speak(app.extensionManager?.setting?.get("Comfy.Locale"));
+    [this.shown, this.full] = [shown, full];
     try {
       this.root.replaceChildren(...this.parts(shown, full ?? shown?.record));
     } catch (error) {
@@ -31,20 +36,22 @@ class Panel {
 
   parts(shown, full) {
     const record = shown?.record;
-    if (!record) return [element("div", "text", shown?.text || word(WAITING))];
+    const alert = shown?.failure ? [element("div", "alert run", ended(shown.failure, shown.text))] : [];
+    if (!record) return [...alert, element("div", "text", shown?.text ? sentence(shown.text) : word(WAITING))];
     const parts = [element("div", "totals", totals(record)), element("div", "", details(record)), ...rows(record)];
     if (record.status !== "finished") {
-      parts.unshift(element("div", "alert", word("This run was not finished: {0}.", record.status)));
+      parts.unshift(element("div", "alert", word("This run was not finished: {0}.", sentence(record.status))));
     }
+    parts.unshift(...alert);
     parts.push(legend(record), remarkList(record), mapsOf(shown.maps ?? []), copier(full));
     return parts.filter((part) => part);
   }
+}
 
-  // A run ended before it came to the report: what is shown is of another one.
-  outdated(text) {
-    this.root.querySelector(".alert.run")?.remove();
-    this.root.prepend(element("div", "alert run", text));
-  }
+// What is said of a run that ended before it came to the report; before: whether another one's is shown.
+function ended({ node }, before) {
+  const [alone, above] = node === null ? INTERRUPTED : FAILED;
+  return word(before ? above : alone, node);
 }
 
 function copier(record) {
@@ -82,7 +89,7 @@ function remarkList(record) {
 
 function mapsOf(files) {
   const found = element("div", "maps");
-  for (const { filename, subfolder, type } of files) {
+  for (const { filename, subfolder, type } of files.slice(0, ROWS)) {
     const picture = element("img");
     picture.alt = picture.title = word(MAP);
     picture.src = api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`);
@@ -137,22 +144,44 @@ async function receive({ prompt_id, node, display_node, output }) {
   if (!output?.rapid_record) return;
   const [workflow, path] = [await workflowOf(prompt_id), display_node ?? node];
   const full = recordOf(output);
-  const shown = { text: output.text?.join("\n") ?? "", record: full && smaller(full), maps: output.rapid_map ?? [] };
-  const here = workflow === undefined || workflow === root().id ? nodeAt(path) : null;
+  const shown = { text: output.text?.join("\n") ?? "", record: full && smaller(full), maps: output.rapid_map ?? [],
+    run: prompt_id };
+  const here = workflow?.id === undefined || workflow.id === root().id ? nodeAt(path) : null;
   if (here?.rapidPanel) {
-    keep(here.graph?.id, here.id, shown);
     here.rapidPanel.show(shown, full);
-  } else if (!String(path).includes(":")) {
-    keep(workflow, path, shown);
+    keep(here.graph?.id, here.id, shown);
+  } else {
+    keep(...placeIn(workflow, path), shown);
   }
 }
 
-async function tellAll(run, text) {
-  if ((await workflowOf(run)) !== root().id) return;
-  for (const node of nodesOf(root())) node.rapidPanel?.outdated(text);
+// Ids of the graph and the node that an execution id such as "3:12" stands for in a workflow that is not open.
+function placeIn(workflow, path) {
+  const steps = String(path).split(":");
+  const graphs = workflow?.definitions?.subgraphs ?? [];
+  const graph = steps.slice(0, -1).reduce((outer, id) => {
+    const kind = outer?.nodes?.find((node) => String(node.id) === id)?.type;
+    return graphs.find((one) => one.id === kind);
+  }, workflow);
+  return [graph?.id, steps.at(-1)];
 }
 
-// Ids of the workflows that runs are of, by run: asked for when one begins, in the server's queue.
+// A run ended before it was done (node: where it failed, null where it was interrupted): reports that it did not come to
+// are of another one.
+async function tellAll(run, node) {
+  const workflow = await workflowOf(run);
+  if (workflow?.id === undefined) return;
+  failed(workflow.id, run, { node });
+  if (workflow.id !== root().id) return;
+  for (const one of nodesOf(root())) {
+    const panel = one.rapidPanel;
+    if (!panel || panel.shown?.run === run) continue;
+    panel.show({ ...panel.shown, failure: { node } }, panel.full);
+    keep(one.graph?.id, one.id, panel.shown);
+  }
+}
+
+// The workflows that runs are of, by run: asked for when something has to be shown, in the server's queue.
 const workflows = new Map();
 
 function workflowOf(run) {
@@ -161,10 +190,14 @@ function workflowOf(run) {
 }
 
 async function asked(run) {
-  const queue = await (await api.fetchApi("/queue")).json();
   const past = await (await api.fetchApi(`/history/${run}`)).json();
-  const entry = past[run]?.prompt ?? queue.queue_running.find((one) => one[1] === run);
-  return entry?.[3]?.extra_pnginfo?.workflow?.id;
+  const prompt = past[run]?.prompt ?? (await queued()).find((one) => one[1] === run);
+  const { id, definitions, nodes } = prompt?.[3]?.extra_pnginfo?.workflow ?? {};
+  return { id, definitions, nodes };
+}
+
+async function queued() {
+  return (await (await api.fetchApi("/queue")).json()).queue_running;
 }
 
 app.registerExtension({
@@ -175,12 +208,9 @@ app.registerExtension({
     style.href = new URL("./report.css", import.meta.url).href;
     document.head.append(style);
     forget();
-    api.addEventListener("execution_start", ({ detail }) => workflowOf(detail.prompt_id));
     api.addEventListener("executed", ({ detail }) => receive(detail));
-    api.addEventListener("execution_error", ({ detail }) =>
-      tellAll(detail.prompt_id, word("The latest run failed in {0}; below is what was known before.", detail.node_type)));
-    api.addEventListener("execution_interrupted", ({ detail }) =>
-      tellAll(detail.prompt_id, word("The latest run was interrupted; below is what was known before.")));
+    api.addEventListener("execution_error", ({ detail }) => tellAll(detail.prompt_id, detail.node_type));
+    api.addEventListener("execution_interrupted", ({ detail }) => tellAll(detail.prompt_id, null));
   },
   nodeCreated(node) {
     if (node.comfyClass === NODE) add(node);

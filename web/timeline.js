@@ -1,6 +1,6 @@
 // What a rapid-record looks like: its totals in words, and one cell an evaluation. No side effects on import.
 
-import { word } from "./words.js";
+import { sentence, word } from "./words.js";
 
 const WORDS = { run: "computed", reuse: "blocks reused", hold: "not computed" };
 export const ROWS = 8; // images of a batch that are shown
@@ -35,7 +35,7 @@ export function totals(record) {
 
 export function details(record) {
   const measured = record.evaluations.flatMap((e) => e.measured).filter((m) => m !== null);
-  const parts = [word("{0} on {1}", record.sampler, record.family), `${record.seconds.toFixed(2)} s`,
+  const parts = [word("{0} on {1}", record.sampler, sentence(record.family)), `${record.seconds.toFixed(2)} s`,
     word("cache {0} MiB", (record.bytes / 2 ** 20).toFixed(1))];
   if (measured.length) {
     const mean = measured.reduce((sum, m) => sum + m, 0) / measured.length;
@@ -58,7 +58,7 @@ export function said(evaluation, image) {
   if (evaluation.measured[image] !== null) {
     lines.push(word("measured forecast error {0}", evaluation.measured[image].toPrecision(2)));
   }
-  return [...lines, ...evaluation.reasons.map((reason) => word("dense: {0}", reason))].join("\n");
+  return [...lines, ...evaluation.reasons.map((one) => word("dense: {0}", sentence(one)))].join("\n");
 }
 
 export function cell(evaluation, image) {
@@ -104,8 +104,8 @@ export function legend(record) {
 // Reasons of dense evaluations with how often each was given, then notes.
 export function remarks(record) {
   const counts = new Map();
-  for (const reason of record.evaluations.flatMap((e) => e.reasons)) counts.set(reason, (counts.get(reason) ?? 0) + 1);
-  const reasons = [...counts].map(([reason, n]) => word("computed densely, {0} x: {1}", n, reason));
+  for (const one of record.evaluations.flatMap((e) => e.reasons)) counts.set(one, (counts.get(one) ?? 0) + 1);
+  const reasons = [...counts].map(([one, n]) => word("computed densely, {0} x: {1}", n, sentence(one)));
   const more = record.shape[0] > ROWS ? [word("the first {0} of {1} images are shown", ROWS, record.shape[0])] : [];
-  return [...reasons, ...record.notes, ...more];
+  return [...reasons, ...record.notes.map(sentence), ...more];
 }

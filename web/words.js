@@ -1,5 +1,7 @@
 // What the report says, in the page's language: English as it stands in the code, Chinese from here. {0}, {1} ...: values.
 
+import { reason } from "./reasons.js";
+
 const CHINESE = {
   "{0} of {1} evaluations computed": "{1} 次推理中计算了 {0} 次",
   "{0} of them on part of the tokens": "其中 {0} 次只计算部分 token",
@@ -31,6 +33,8 @@ const CHINESE = {
   "Copy as JSON, without token maps": "复制为 JSON（不含 token 图）",
   "Copied": "已复制",
   "Could not be copied": "无法复制",
+  "The latest run failed in {0}.": "最近一次运行在 {0} 处失败。",
+  "The latest run was interrupted.": "最近一次运行被中断。",
   "The latest run failed in {0}; below is what was known before.": "最近一次运行在 {0} 处失败；下面是之前的结果。",
   "The latest run was interrupted; below is what was known before.": "最近一次运行被中断；下面是之前的结果。",
   "How often each token was computed (yellow: always); below, one cell an evaluation":
@@ -45,4 +49,9 @@ export function speak(locale) {
 
 export function word(text, ...values) {
   return (table[text] ?? text).replace(/\{(\d)\}/g, (_, place) => values[place]);
+}
+
+// A whole sentence that the server made.
+export function sentence(text) {
+  return table === CHINESE ? reason(text) : text;
 }

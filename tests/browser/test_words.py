@@ -58,7 +58,13 @@ def test_the_report_speaks_the_users_language(graph):
     page.look_at("RAPID_Report", ".rapid-report .row")
     text = page.page.locator(".rapid-report").first.inner_text()
     assert "28 次推理中计算了 28 次" in text and "部分 token" in text and "复制为 JSON" in text
-    assert "evaluations computed" not in text
+    assert "evaluations computed" not in text and "键和值：" in text and "keys and values" not in text
+    said = page.do("""async () => { const { reason } = await import("/extensions/rapid/reasons.js"); return [
+      reason("another node replaced double_block 0; its blocks cannot be changed"), reason("interrupted"),
+      reason("a sentence that nobody wrote"), reason("the batch cannot be split: an argument has 3 rows where 2 were "
+      + "expected")] }""")
+    assert said == ["其他节点替换了 double_block 0；模型的模块无法更改", "被中断", "a sentence that nobody wrote",
+                    "批次无法拆分：有一个参数有 3 行，应为 2 行"]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", NODES)

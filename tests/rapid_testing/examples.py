@@ -17,6 +17,8 @@ FILES = {
     "lora_name": "loras", "policy": "rapid_policies",
 }  # fmt: skip
 
+SMALL = ("taesd3", "taef1")  # names of VAEs that are several files
+
 
 def names() -> list[str]:
     """Examples by name."""
@@ -64,15 +66,34 @@ def completed(graph: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]:
 def files(graph: dict[str, Any]) -> list[str]:
     """Model files that a graph loads, as folder/name."""
     return sorted({f"{FILES[name]}/{value}" for node in graph.values() for name, value in node["inputs"].items()
-                   if name in FILES and isinstance(value, str) and value != "taesd3"})  # fmt: skip
+                   if name in FILES and isinstance(value, str) and value not in SMALL})  # fmt: skip
 
 
 def note(graph: dict[str, Any], text: str) -> str:
     """What a note beside the graph says, as Markdown."""
-    lines = "\n".join(f"- `models/{file}`" for file in files(graph))
-    if any(node["class_type"] == "RAPIDDemoPrompt" for node in graph.values()):
-        return f"{text}\n\nFiles that `python3 dev.py serve` links:\n\n{lines}"
-    return f"{text}\n\nModel files, as ComfyUI's own templates have them:\n\n{lines}"
+    demo = any(node["class_type"] == "RAPIDDemoPrompt" for node in graph.values())
+    policies = [file for file in files(graph) if file.startswith("rapid_policies/")]
+    lines = "\n".join(f"- `models/{file}`" for file in files(graph) if file not in policies)
+    what = ("It runs only where `python3 dev.py serve` brings the demo's nodes and files:" if demo else
+            "Model files, as ComfyUI's own templates have them:")  # fmt: skip
+    whose = "comes with the pack" if demo else "is yours to make; choose it in RAPID Load Policy"
+    return "\n\n".join([text, f"{what}\n\n{lines}", *(f"The policy, `models/{file}`, {whose}." for file in policies)])
+
+
+def addresses() -> dict[str, dict[str, str]]:
+    """Where ComfyUI's own templates have model files from, by file: url, and directory in models/."""
+    return json.loads((Path(__file__).parent / "model_files.json").read_text(encoding="utf-8"))
+
+
+def with_addresses(workflow: dict[str, Any]) -> dict[str, Any]:
+    """A UI workflow whose loaders say where their files can be had, so that the page offers those that are missing."""
+    known = addresses()
+    for node in workflow["nodes"]:
+        found = [{"name": value, **known[value]} for value in node.get("widgets_values") or []
+                 if isinstance(value, str) and value in known]  # fmt: skip
+        if found:
+            node["properties"]["models"] = found
+    return workflow
 
 
 def described(graph: dict[str, Any]) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from devkit.client import ClientError
 from devkit.server import ComfyServer
 
 READY = "window.app?.graph && window.app?.extensionManager"
@@ -14,6 +15,7 @@ QUIET = {"Comfy.TutorialCompleted": True, "Comfy.Workflow.ShowMissingModelsWarni
 USUAL = {"Comfy.VueNodes.Enabled": False, "Comfy.Minimap.Visible": False, "Comfy.ColorPalette": "dark",
          "Comfy.Locale": "en"}  # fmt: skip
 PATIENCE = 120_000  # milliseconds
+DIALOG = ".p-dialog-mask, [role=dialog]"
 # Up to three quarters of the page for some nodes; their place on it, in pixels: left, top, width, height.
 FRAME = """kinds => { const c = app.canvas, page = c.canvas.getBoundingClientRect();
   c.deselectAll();
@@ -71,21 +73,26 @@ class Graph:
             self.page.wait_for_selector(selector)
 
     def add(self, word: str, title: str, x: int, y: int) -> None:
-        """Find the node of a title by a word in the search that a double click opens, and drag it to a place."""
-        search = self.page.get_by_placeholder("Add a node...")
-        for _ in range(5):  # a double click that comes while the page is busy is two clicks
-            self.page.mouse.dblclick(1200, 850, delay=50)
-            if self._soon(search.is_visible):
+        """Find the node of a title by a word in the search that a double click opens, and drag it to a place. Clicks
+        and letters that come while the page is busy may be lost: all is done again until it has worked."""
+        search, found = self.page.get_by_placeholder("Add a node..."), self.page.get_by_text(title, exact=True).first
+        hanging = "() => app.canvas.state.ghostNodeId != null"  # until it is put down a node hangs on the pointer
+        for _ in range(10):
+            if not search.is_visible():
+                self.page.mouse.dblclick(1200, 850, delay=50)
+            if not self._soon(search.is_visible):
+                continue
+            search.fill(word)
+            if self._soon(found.is_visible):
+                found.click()
+            if self._soon(lambda: self.do(hanging), 3000):
                 break
-        self.page.wait_for_timeout(500)  # it is drawn twice when it opens
-        self.page.keyboard.type(word)
-        self.page.get_by_text(title, exact=True).first.click()
-        # Until it is put down the node hangs on the pointer, and a click before it does would not put it down.
-        self.page.wait_for_function("() => app.canvas.state.ghostNodeId != null")
-        for _ in range(10):  # nor does one that the search still takes while it closes
+        else:
+            raise TimeoutError(f"{title} was not found by {word!r} in 10 tries")
+        for _ in range(10):
             self.page.mouse.move(x, y, steps=4)
             self.page.mouse.click(x, y)
-            if self._soon(lambda: self.do("() => app.canvas.state.ghostNodeId == null"), 3000):
+            if self._soon(lambda: not self.do(hanging), 3000):
                 return
         raise TimeoutError(f"{title} still hangs on the pointer after 10 clicks")
 
@@ -102,11 +109,18 @@ class Graph:
         with self.page.expect_response(lambda r: r.url.endswith("/prompt") and r.request.method == "POST") as answer:
             self.page.get_by_test_id("queue-button").click()
         self.latest = answer.value.json()["prompt_id"]
-        if not self._soon(lambda: self.latest in self._history(), PATIENCE):
+        if not self._soon(self._over, PATIENCE):
             raise TimeoutError(f"the run is not over after {PATIENCE / 1000:.0f} s:\n{self.server.log_tail()}")
 
     def _history(self) -> dict[str, Any]:
+        """What the server keeps of the latest run; nothing while it goes on."""
         return json.loads(self.server.client._request(f"/history/{self.latest}"))
+
+    def _over(self) -> bool:
+        try:
+            return self.latest in self._history()
+        except ClientError:  # a busy server
+            return False
 
     def node(self, kind: str) -> dict[str, Any]:
         """What a test wants to know of the first node of a kind."""
@@ -123,7 +137,9 @@ class Graph:
     def shot(self, path: Path, *kinds: str, margin: int = 24) -> None:
         """Screenshot of the nodes of some kinds, or of all, in the middle of the page."""
         clip, before = self._framed(kinds, margin), None
-        while clip != before:  # nodes that have just come into view find their size
+        for _ in range(20):  # nodes that have just come into view find their size
+            if clip == before:
+                break
             self.page.wait_for_timeout(500)
             clip, before = self._framed(kinds, margin), clip
         self.page.screenshot(path=str(path), clip=clip)
@@ -131,6 +147,7 @@ class Graph:
     def _framed(self, kinds: tuple[str, ...], margin: int) -> dict[str, float]:
         """Bring these nodes to the middle of the page, with nothing selected, and say where on the page they are."""
         left, top, width, height = self.do(FRAME, list(kinds))
+        left, top, width, height = map(round, (left, top, width, height))
         clip = {"x": max(0, left - margin), "y": max(0, top - margin)}
         return clip | {"width": min(1600 - clip["x"], width + 2 * margin),
                        "height": min(1000 - clip["y"], height + 2 * margin)}  # fmt: skip
@@ -146,8 +163,14 @@ class Graph:
             self.open()
             self.page.wait_for_timeout(1000)  # dialogs of the first seconds
             self.settings = wanted
-        self.page.keyboard.press("Escape")
+        for _ in range(20):
+            self.page.keyboard.press("Escape")
+            if not self.page.locator(DIALOG).count():
+                break
+            self.page.wait_for_timeout(200)
         self.set({"Comfy.RightSidePanel.IsOpen": False})  # where help was shown
         self.do("() => app.extensionManager.command.execute('Comfy.NewBlankWorkflow')")
+        self.do("() => Object.keys(localStorage).filter(k => k.startsWith('rapid.report:')).forEach(k => "
+                "localStorage.removeItem(k))")  # examples have the same id whichever test opens them
         self.said.clear()
         return self

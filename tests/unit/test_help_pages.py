@@ -69,6 +69,14 @@ def test_every_word_of_the_report_is_translated(repository):
         assert len(values) == 1 and sorted(re.findall(r"\{\d\}", values[0])) == sorted(re.findall(r"\{\d\}", text))
 
 
+def test_what_python_says_has_the_same_values_in_chinese(repository):
+    text = (repository / "web" / "reasons.js").read_text(encoding="utf-8")
+    pairs = re.findall(r'^  "((?:[^"\\]|\\.)+)":\s*"([^"]+)",$', text, re.MULTILINE)
+    assert len(pairs) > 50
+    for english, chinese in pairs:
+        assert sorted(re.findall(r"\{\d\}", english)) == sorted(set(re.findall(r"\{\d\}", chinese))), english
+
+
 def test_there_are_no_pages_of_nodes_that_are_gone(repository, nodes):
     folder = repository / "web" / "docs"
     there = {path.stem for path in folder.glob("*.md")} | {path.parent.name for path in folder.glob("*/*.md")}
