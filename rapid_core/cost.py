@@ -94,11 +94,12 @@ class CostModel:
 
     def flops(
         self, image: int, text: int, active: int | None = None, density: float = 1.0, sparsity: Sparsity | None = None,
-        measures: float | None = None,
+        measures: float | None = None, seen: int | None = None,
     ) -> Flops:
-        """`active` of `image` tokens pass the blocks (all, if None), beside `text` tokens; density of attention between
-        image tokens, or the one that is measured beside dense attention, where `sparsity` says how."""
-        found = self._flops(image, text, active)
+        """`active` of `image` tokens pass the blocks (all, if None), beside `text` tokens, and attend to the keys of
+        `seen` (all, if None); density of attention between image tokens, or the one that is measured beside dense
+        attention, where `sparsity` says how."""
+        found = self._flops(image, text, active, seen)
         if sparsity is None or density == 1.0 == (measures or 1.0):
             return found
         ran = image if active is None else active
@@ -128,20 +129,20 @@ class CostModel:
                         taken += sparse_flops(*one, choosing)
         return saved, taken
 
-    def _flops(self, image: int, text: int, active: int | None) -> Flops:
+    def _flops(self, image: int, text: int, active: int | None, seen: int | None) -> Flops:
         text, padding = text + -text % self.multiple, -image % self.multiple
         outside = self._matrices(self.outside, image, text)
         outside += self.context_attentions * attention_flops(text, text, self.hidden)
         ran = (image if active is None else active) + padding
-        image += padding
-        parts = [self._group(group, blocks, ran, image, text) for group, blocks in self.groups]
+        keys = (image if seen is None else seen) + padding
+        parts = [self._group(group, blocks, ran, keys, text) for group, blocks in self.groups]
         main = {group.attribute for group in self.architecture.stacks[-1]}
         before = sum(p for p, (g, _) in zip(parts, self.groups, strict=True) if g.attribute not in main)
         return Flops(outside + sum(parts), outside + before)
 
-    def _group(self, group: Group, blocks: list, ran: int, image: int, text: int) -> int:
+    def _group(self, group: Group, blocks: list, ran: int, keys: int, text: int) -> int:
         total = self._matrices(self.inside[group.attribute], ran, text)
-        sides = {BOTH: (ran + text, image + text), IMAGE: (ran, image), TEXT: (ran, text)}
+        sides = {BOTH: (ran + text, keys + text), IMAGE: (ran, keys), TEXT: (ran, text)}
         for block in blocks:
             total += sum(attention_flops(*sides[kind], self.hidden) for kind in self._kinds(group, block))
         return total

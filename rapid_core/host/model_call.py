@@ -214,7 +214,10 @@ class ModelCalls:
             if level is Level.REUSE:
                 spent = float(flops.reuse)
             elif tokens is not None:
-                spent = float(self.cost.flops(number, text, tokens.shape[1] + references).dense)
+                ran = tokens.shape[1]
+                seen = None if self.store is None else self.store.seen(ran)
+                seen = None if seen is None else seen + references
+                spent = float(self.cost.flops(number, text, ran + references, seen=seen).dense)
         for i in images:
             evaluation.dense[i] += chunks * dense
             evaluation.spent[i] += chunks * spent

@@ -147,15 +147,20 @@ def test_reusing_the_residual_at_the_same_latent_gives_what_dense_gives(
     assert record.evaluations[1].cost[0] < 0.7 * record.evaluations[0].cost[0]
 
 
-@pytest.mark.parametrize("kind", FROM_FILES + BUILT)
-def test_the_cost_of_a_subset_is_what_torch_counts(kind, family, pack_module, comfy_host, make_conditioning):
+OF_SOME = [("flux", "pooled"), ("sd35", "pooled"), ("wan", "pooled"), ("lumina2", "none")]
+
+
+@pytest.mark.parametrize(("kind", "kv_cache"), [*((kind, "model") for kind in FROM_FILES + BUILT), *OF_SOME])
+def test_the_cost_of_a_subset_is_what_torch_counts(
+    kind, kv_cache, family, pack_module, comfy_host, make_conditioning
+):
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
     model, latent = family(kind)
     spent = []
     for choose in (some(0.5), some(0.25)):
-        patched = attach(pack_module, model, choose)
+        patched = attach(pack_module, model, choose, kv_cache=kv_cache)
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             run_twice(patched, (2, *latent), make_conditioning(0), make_conditioning(1), cfg=3.0)
         totals = pack_module("rapid_core.host.chain").chain_of(patched).log.records[-1].totals
@@ -195,11 +200,15 @@ def test_pools_of_equal_keys_are_exact(pack_module):
     kv = pack_module("rapid_core.engine.kv")
     torch.manual_seed(0)
     grid, text = (1, 5, 6), 3
-    tiles = kv.pools(grid, torch.device("cpu"))
+    members, number = kv.pools(grid, torch.device("cpu")), 30
+    assert sorted(members.flatten().tolist()) == [*range(number), *[number] * 6]  # of an odd row three pools are half
+    tiles = torch.empty(number + 1, dtype=torch.long)
+    tiles[members] = torch.arange(len(members))[:, None]
+    tiles = tiles[:-1]
     k_pools, v_pools = torch.randn(2, 1, 2, int(tiles.max()) + 1, 8).unbind(0)
     k = torch.cat((torch.randn(1, 2, text, 8), k_pools[:, :, tiles]), 2)
     v = torch.cat((torch.randn(1, 2, text, 8), v_pools[:, :, tiles]), 2)
-    kept = kv.Pooled(1, 2, tiles)
+    kept = kv.Pooled(1, 2, number, members)
     kept.write([0], k, v, text)
     chosen = torch.tensor([0, 1, 6, 7, 13, 29])
     rows = torch.cat((torch.arange(text), chosen + text))[None]
@@ -266,9 +275,8 @@ def test_forecast_keys_are_rounded_once(pack_module, dtype):
 
 def test_pools_leave_out_what_stands_behind_the_image(pack_module):
     kv = pack_module("rapid_core.engine.kv")
-    tiles = kv.pools((1, 2, 4), torch.device("cpu"))
     k = torch.cat((torch.full((1, 1, 3, 4), 7.0), torch.ones(1, 1, 8, 4), torch.full((1, 1, 5, 4), 9.0)), 2)
-    kept = kv.Pooled(1, 2, tiles)
+    kept = kv.Pooled(1, 2, 8, kv.pools((1, 2, 4), torch.device("cpu")))
     kept.write([0], k, k, 3)
     assert all(torch.equal(held, torch.ones(1, 1, 2, 4)) for held in kept.tensors)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from .forecast import Clock, Forecast
 from .keys import Kept, Keys
-from .pooled import Pooled, pools
+from .pooled import Pooled, number_of_pools, pools
 from .whole import Nothing, Whole
 
 Stream = tuple[int, Hashable]
@@ -37,6 +38,10 @@ class KVStore:
         if self.counted is None:
             return False
         return stream[1] not in self.counted or self._room.setdefault(stream[1], stream) != stream
+
+    def seen(self, ran: int) -> int | None:
+        """Image keys that `ran` computed tokens of an image attend to; None for those of all tokens."""
+        return {"pooled": ran + number_of_pools(self.grid), "none": ran}.get(self.kind)
 
     def complete(self, stream: Stream, images: Sequence[int], shape: tuple) -> None:
         """All attentions of a dense evaluation of these images were written; `shape`: of the latent they belong to."""
@@ -69,8 +74,7 @@ class KVStore:
     ) -> None:
         """A model call begins; see `Clock.tick`."""
         if self.kind == "forecast":
-            frames, rows, columns = self.grid
-            clock = self._clocks.setdefault(stream, Clock(self.batch, frames * rows * columns, self.reach))
+            clock = self._clocks.setdefault(stream, Clock(self.batch, math.prod(self.grid), self.reach))
             clock.tick(images, sigma, tokens, device)
 
     def _make(self, axis: int, device: torch.device, stream: Stream) -> Kept:
@@ -79,7 +83,7 @@ class KVStore:
         if self.kind == "none":
             return Nothing()
         if self.kind == "pooled":
-            return Pooled(self.batch, axis, pools(self.grid, device))
+            return Pooled(self.batch, axis, math.prod(self.grid), pools(self.grid, device))
         return Whole(self.batch, axis, host=self.kind == "host memory", eight_bit=self.kind == "8 bit")
 
     def merge(
