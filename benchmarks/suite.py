@@ -24,12 +24,14 @@ from tqdm import tqdm
 from benchmarks import fid
 from benchmarks.costs import Decision, decisions
 from benchmarks.parts import BATCH, batches
+from benchmarks.references import References
 from benchmarks.rows import Row, averaged, interval, psnr, ssim
 from benchmarks.subject import Subject
 from demo import judge, rules
 from demo.scenes import Scenes
 from training.files import replaced, write_text
 
+DENSE = "dense/1.0"  # key of the method that is the reference of the others
 MODELS = Path(__file__).parent.parent / "demo" / "models" / "diffusion_models"
 CostOf = Callable[[list[Decision]], float]
 
@@ -94,8 +96,8 @@ class Suite:
         self.kind, self.steps = subject.family.kind, subject.family.steps
         self.texts = chosen.prompts()
         self.critic = judge.load()
-        for folder in ("references", "features"):
-            (out / folder).mkdir(parents=True, exist_ok=True)
+        self.references = References(out / "references", self.kind)
+        (out / "features").mkdir(parents=True, exist_ok=True)
         self.log = out / f"{name}-{self.kind}.jsonl"
         if self.log.exists():  # a line that was being written when the suite was stopped
             whole = self.log.read_bytes()
@@ -123,14 +125,11 @@ class Suite:
 
     def latents(self, kind: str, numbers: list[int]) -> Tensor:
         """Reference latents, drawn once: "dense" or "ode"."""
-        paths = [self.out / "references" / f"{self.kind}-{kind}-{n}.pt" for n in numbers]
-        missing = [n for n, path in zip(numbers, paths, strict=True) if not path.exists()]
+        missing = self.references.missing(kind, numbers)
         if missing:
             steps, sampler = (self.steps, "euler") if kind == "dense" else (self.scale.ode_steps, "ipndm")
-            for latent, n in zip(self.draw(self.subject.model, missing, steps, sampler)[0], missing, strict=True):
-                path = self.out / "references" / f"{self.kind}-{kind}-{n}.pt"
-                replaced(path, partial(torch.save, latent.clone()))
-        return torch.stack([torch.load(path, weights_only=True) for path in paths])
+            self.references.keep(kind, missing, self.draw(self.subject.model, missing, steps, sampler)[0])
+        return self.references.read(kind, numbers)
 
     def draw(
         self, model: Any, numbers: list[int], steps: int, sampler: str, noise: int = 0
@@ -162,10 +161,12 @@ class Suite:
             file.writelines(json.dumps(asdict(p)) + "\n" for p in pictures)
 
     def _figures(self, method: Method, model: Any, numbers: list[int]) -> list[Picture]:
-        dense = [self.subject.picture(x[None]) for x in self.latents("dense", numbers)]
-        ode = [self.subject.picture(x[None]) for x in self.latents("ode", numbers)]
         steps = method.steps or self.steps
         latents, seconds, computed = self.draw(model, numbers, steps, method.sampler, method.noise)
+        if method.key == DENSE:
+            self.references.keep("dense", numbers, latents)
+        dense = [self.subject.picture(x[None]) for x in self.latents("dense", numbers)]
+        ode = [self.subject.picture(x[None]) for x in self.latents("ode", numbers)]
         out, comparable = [], method.sampler == "euler" and not method.noise
         for row, n in enumerate(numbers):
             picture = self.subject.picture(latents[row][None])

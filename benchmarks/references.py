@@ -1,0 +1,36 @@
+"""Latents that pictures are compared with, drawn once and kept: the dense ones, and the converged ones ("ode")."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from training.files import replaced
+
+
+class References:
+    """Those of one model in a folder, by kind and number of the prompt."""
+
+    def __init__(self, folder: Path, model: str):
+        self.folder, self.model = folder, model
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def _path(self, kind: str, number: int) -> Path:
+        return self.folder / f"{self.model}-{kind}-{number}.pt"
+
+    def missing(self, kind: str, numbers: list[int]) -> list[int]:
+        """Those that are not there yet."""
+        return [n for n in numbers if not self._path(kind, n).exists()]
+
+    def keep(self, kind: str, numbers: list[int], latents: Tensor) -> None:
+        """Keep latents (len(numbers), ...), but for those that are there."""
+        for latent, n in zip(latents, numbers, strict=True):
+            if self.missing(kind, [n]):
+                replaced(self._path(kind, n), partial(torch.save, latent.clone()))
+
+    def read(self, kind: str, numbers: list[int]) -> Tensor:
+        """Latents (len(numbers), ...)."""
+        return torch.stack([torch.load(self._path(kind, n), weights_only=True) for n in numbers])
