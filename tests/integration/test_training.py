@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from argparse import Namespace
@@ -161,9 +162,8 @@ def test_texts_that_are_not_there_and_second_stages_are_refused(host):
         Graph(workflow(second=second), host, sampler="second")
 
 
-def test_a_state_folder_belongs_to_one_workflow_and_its_settings(graph, host, tmp_path):
-    train(graph, tmp_path)
-    train(graph, tmp_path)
+def test_a_state_folder_belongs_to_one_workflow_and_its_settings(graph, host, done, tmp_path):
+    done(tmp_path, train)
     with pytest.raises(ValueError, match="training with other target"):
         train(graph, tmp_path, target="solution")
     with pytest.raises(ValueError, match="training with other workflow and prompts"):
@@ -211,6 +211,21 @@ def learn_beside_a_discriminator(graph, folder):
     return learn(graph, folder, "rapid3", 3, 1, ("ssim", "judge:0.5"), 1.0)
 
 
+@pytest.fixture(scope="module")
+def done(graph, tmp_path_factory):
+    """done(folder, train): what a training comes to that is over; a copy of its state is in the folder."""
+    kept = {}
+
+    def copied(folder, train):
+        if train not in kept:
+            kept[train] = tmp_path_factory.mktemp("done")
+            train(graph, kept[train])
+        shutil.copytree(kept[train], folder, dirs_exist_ok=True)
+        return train(graph, folder)
+
+    return copied
+
+
 def discriminator(folder):
     """All tensors of a discriminator's state, by name."""
     state = torch.load(folder / "state" / "checkpoint.pt", weights_only=True)["scorer"]
@@ -220,8 +235,8 @@ def discriminator(folder):
 
 @pytest.mark.main_host
 @pytest.mark.parametrize("train", [train, learn, learn_beside_a_discriminator])
-def test_killed_at_any_moment_it_comes_to_the_same_end(graph, tmp_path, monkeypatch, train):
-    whole, table = train(graph, tmp_path / "whole")
+def test_killed_at_any_moment_it_comes_to_the_same_end(graph, done, tmp_path, monkeypatch, train):
+    whole, table = done(tmp_path / "whole", train)
     assert whole.metadata["architecture"] == "flux" and "dB" in table
     sample, left = Graph.sample, [0]
 
@@ -250,8 +265,8 @@ def test_killed_at_any_moment_it_comes_to_the_same_end(graph, tmp_path, monkeypa
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_a_discriminator_learns_beside_the_heads_and_the_policy_says_so(graph, tmp_path):
-    file, _ = learn_beside_a_discriminator(graph, tmp_path)
+def test_a_discriminator_learns_beside_the_heads_and_the_policy_says_so(graph, done, tmp_path):
+    file, _ = done(tmp_path, learn_beside_a_discriminator)
     reward = file.metadata["reward"]
     assert reward.startswith("(q + 1 d) / 2; q: 0.667 max(0, SSIM to the reference picture) + 0.333 mean")
     assert file.metadata["reward"].endswith("warmed up for 3 steps, discounted by 0.9 an equivalent step")
@@ -276,9 +291,9 @@ def test_rewards_of_pictures_need_a_decoder_and_say_so_before_anything_is_drawn(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_policy_runs_in_accelerate_and_beats_even_spacing(graph, host, tmp_path, pack_module):
+def test_the_policy_runs_in_accelerate_and_beats_even_spacing(graph, host, done, tmp_path, pack_module):
     """On the prompts it was searched on, at least."""
-    file, _ = train(graph, tmp_path)
+    file, _ = done(tmp_path, train)
     read = pack_module("rapid_core.policy_file").read
     policy = read(file.path)
     run = host.comfy_host.run_node
@@ -301,8 +316,8 @@ def scalars(folder):
     return [json.loads(line) for line in (folder / "state" / "scalars.jsonl").read_text().splitlines()]
 
 
-def test_heads_that_learned_nothing_are_the_schedule_that_they_begin_with(graph, tmp_path):
-    file, _ = train(graph, tmp_path)
+def test_heads_that_learned_nothing_are_the_schedule_that_they_begin_with(graph, done, tmp_path):
+    file, _ = done(tmp_path, train)
     start = f"{HEADS.replace('1.5 2', '2')} --start {file.path}"
     trainer = trainer_of(graph, tmp_path / "heads", arguments(start))
     wanted = trainer.reference(0)
@@ -315,14 +330,14 @@ def test_heads_that_learned_nothing_are_the_schedule_that_they_begin_with(graph,
     assert torch.equal(trainer.draw(wanted, 2.0, 1, 0, None, trainer.fresh)[0], alone.cpu())
 
 
-def test_a_schedule_that_does_not_go_with_the_training_is_refused(graph, host, tmp_path):
-    file, _ = train(graph, tmp_path)
+def test_a_schedule_that_does_not_go_with_the_training_is_refused(graph, host, done, tmp_path):
+    file, _ = done(tmp_path, train)
     with pytest.raises(ValueError, match="budgets = 2; --speedups must be some of them"):
         trainer_of(graph, tmp_path / "a", arguments(f"{HEADS} --start {file.path}"))
     start = f"{HEADS.replace('1.5 2', '2')} --start"
     with pytest.raises(ValueError, match="searched on other noise levels"):
         trainer_of(Graph(workflow(steps=7), host), tmp_path / "b", arguments(f"{start} {file.path}"))
-    learned, _ = learn(graph, tmp_path / "other")
+    learned, _ = done(tmp_path / "other", learn)
     with pytest.raises(ValueError, match="kind = 'heads'; heads begin with a schedule"):
         trainer_of(graph, tmp_path / "c", arguments(f"{start} {learned.path}"))
     about = {name: value for name, value in file.metadata.items() if name not in ("format", "version", "kind")}
@@ -331,8 +346,8 @@ def test_a_schedule_that_does_not_go_with_the_training_is_refused(graph, host, t
         trainer_of(graph, tmp_path / "d", arguments(f"{start} {other.path}"))
 
 
-def test_state_of_another_training_is_not_gone_on_with(graph, tmp_path):
-    learn(graph, tmp_path)
+def test_state_of_another_training_is_not_gone_on_with(graph, done, tmp_path):
+    done(tmp_path, learn)
     with pytest.raises(ValueError, match="after 3 updates, more than --iterations 2"):
         learn(graph, tmp_path, iterations=2)
     kept = (tmp_path / "state" / "settings.json").read_text()
@@ -342,8 +357,8 @@ def test_state_of_another_training_is_not_gone_on_with(graph, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["rapid3", "rapid+"])
-def test_trained_heads_run_in_accelerate(graph, host, tmp_path, pack_module, kind):
-    file, table = learn(graph, tmp_path, kind)
+def test_trained_heads_run_in_accelerate(graph, host, done, tmp_path, pack_module, kind):
+    file, table = done(tmp_path, learn) if kind == "rapid+" else learn(graph, tmp_path, kind)
     assert file.kind == "heads" and file.metadata["method"] == kind and "equivalent steps" in table
     if kind == "rapid+":
         plan = read(tmp_path / "policy-plan.safetensors")
