@@ -124,7 +124,8 @@ class Planned:
 
     def begin(self, heads: Heads) -> None:
         for name, head in heads.heads.items():
-            for layer in (head.conv1, head.conv2, head.fc1):  # TPDM's .02 leaves a thirtieth of a signal to fc2
+            # TPDM's .02 leaves a thirtieth of a signal to fc2, and a hundredth of what the condition says.
+            for layer in (head.conv1, head.conv2, head.fc1, head.norm1.linear):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             if name == "step":  # says nothing: the plan as it is
                 head.fc2.weight.data.zero_()

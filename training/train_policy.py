@@ -88,9 +88,11 @@ def parser() -> argparse.ArgumentParser:
 def read_prompts(path: Path, needed: int) -> list[str]:
     """Prompts of a file. Raises SystemExit where there are too few."""
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except OSError as error:
         raise SystemExit(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise SystemExit(f"{path} is not UTF-8 text; save it as such") from None
     if len(lines) < needed:
         raise SystemExit(f"{path} has {len(lines)} prompts; {needed} are needed (--calibration, where a schedule "
                          "or thresholds are searched, and --held-out)")  # fmt: skip

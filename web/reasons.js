@@ -74,6 +74,8 @@ const SENTENCES = {
   // rapid_core/policies/heads.py, schedule.py, idle.py
   "{0}: the model's pooled vector is not known; the heads decide without it":
     "{0}：模型的池化向量未知；策略头在没有它的情况下作决定",
+  "{0}: the budget was spent {1} steps before the end, which are forecast; a lower speedup leaves more":
+    "{0}：预算在结束前 {1} 步用完，其余由预测得到；降低加速倍数可以多计算",
   "{0} steps at {1} times the speed: one evaluation is computed": "{0} 步、{1} 倍：只计算一次推理",
   ["{0} was searched for euler on other noise levels: its plan is moved to this run's steps, forecasts are "
   + "Adams-Bashforth's"]:

@@ -178,12 +178,14 @@ class HeadsActor:
             return DENSE
         jump, lean, charged = None, (0.0, 0.0), self.charged.get(number, set())
         start, here = self._levels(number, image, observation)
-        if image.since_computed == 0 and "step" in logits:  # the model has spoken since the last jump
+        paid = observation.step in charged  # a second look at a step costs nothing more
+        broke = "step" in self.policy.use and not paid and len(charged) >= self._most(observation.steps)
+        if image.since_computed == 0 and "step" in logits and not broke:  # the model has spoken since the last jump
             lean = self._lean(number, start, observation)
             jump = self._jump(logits["step"] + torch.tensor(lean))
             self.target[number] = self._landing(start, jump)
-        paid = observation.step in charged  # a second look at a step costs nothing more
-        broke = "step" in self.policy.use and not paid and len(charged) >= self._most(observation.steps)
+        if broke:
+            self._note_broke(observation)
         if broke or here > self.target.get(number, math.inf) + 1e-6:
             self._write(number, observation.index, Choice(jump, lean=lean))
             return Action(Level.HOLD, weights=self._weights(image, observation))
@@ -194,6 +196,13 @@ class HeadsActor:
         sparse = self._pick(logits["sparse"]) if "sparse" in logits else None
         self._write(number, observation.index, Choice(jump, cache, sparse, lean))
         return Action(density=self.policy.densities[sparse - 1]) if sparse else DENSE
+
+    def _note_broke(self, observation: Observation) -> None:
+        """Say when a budget is spent long before the end: heads that were not trained for it do not spread it."""
+        left, most = observation.steps - observation.step, self._most(observation.steps)
+        if left > 2 * observation.steps / most and not any("budget" in note for note in self.notes):
+            said = f"{self.policy.source}: the budget was spent {left} steps before the end, which are forecast"
+            self.notes = [*self.notes, f"{said}; a lower speedup leaves more"]
 
     def _most(self, steps: int) -> int:
         """Evaluations that an image may have computed."""

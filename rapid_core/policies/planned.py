@@ -81,7 +81,7 @@ class PlannedActor(HeadsActor):
             self.notes = sorted({*self.notes, *self.schedule.notes})
         charged = self.charged[number]
         last, left = max(charged), self._most(observation.steps) - len(charged)
-        return offset(observation.schedule, start, following(self.marks, last, left))
+        return offset(observation.schedule, start, following(self.marks, last, len(charged), left))
 
     def _landing(self, start: float, jump: float) -> float:
         return start * jump

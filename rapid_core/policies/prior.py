@@ -18,15 +18,18 @@ WANDER = 0.35
 SHARP = (2.0, 2900.0)  # concentration within which a prior stays: `head_net.beta` limits logits to 8
 
 
-def following(marks: Sequence[bool], step: int, left: int) -> int:
-    """Next step to be computed after `step`, `left` evaluations being affordable: the plan's, or evenly spread where
-    fewer of them are left than it has marks. Number of steps for none."""
+def following(marks: Sequence[bool], step: int, computed: int, left: int) -> int:
+    """Next step to be computed after `step`, when `computed` evaluations were and `left` more are affordable: the
+    plan's next one; where heads spent an evaluation of their own, the plan's beyond the one that it took the place of;
+    evenly spread where a budget is smaller than the plan's. Number of steps for none."""
     steps = len(marks)
     if left <= 0:
         return steps
     planned = [i for i in range(step + 1, steps) if marks[i]]
     if len(planned) <= left:  # an evaluation that was saved is not spent for its own sake
         return planned[0] if planned else steps
+    if sum(marks) <= computed + left:
+        return planned[len(planned) - left]
     spread = even(left + 1, steps - step)
     return step + next(i for i in range(1, len(spread)) if spread[i])
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from rapid_core.actions import Level, Look
 from rapid_core.policies.from_file import head_metadata, head_tensors, heads_of, policy_of
 from rapid_core.policies.head_net import beta, beta_mode, embedding, packed
-from rapid_core.policies.heads import OUTPUTS, Heads, HeadsPolicy
+from rapid_core.policies.heads import OUTPUTS, Heads, HeadsActor, HeadsPolicy
 from rapid_core.policy_file import PolicyError, write
 from rapid_testing.actors import METADATA, run_heads
 
@@ -66,6 +66,17 @@ def test_a_jump_holds_every_evaluation_above_its_target():
     actions, levels = run_heads(policy, 16, CHANNELS)
     assert levels == [1.0, 0.5, 0.25, 0.125]  # then down to 62 thousandths, below the last of the grid
     assert all(a.weights == ((w, 1.0),) for a in actions if a.level is Level.HOLD for w, _ in a.weights)
+
+
+def test_a_budget_that_short_jumps_use_up_early_is_said_and_nothing_is_drawn_for_what_is_held_then(monkeypatch):
+    tape, made = Tape(), []
+    monkeypatch.setattr(HeadsPolicy, "start", lambda self, window: made.append(HeadsActor(self)) or made[0])
+    short = HeadsPolicy(steer(heads("step"), step=[8.0, -8.0]), 4.0, source="short", tape=tape)
+    actions, _ = run_heads(short, 28, CHANNELS)
+    assert [a.level for a in actions] == [Level.RUN] * 7 + [Level.HOLD] * 21
+    assert sum(row[-1].jump is not None for row in tape.rows) == 6
+    note = next(note for note in made[0].notes if "budget" in note)
+    assert note.startswith("short: the budget was spent 21 steps before the end")
 
 
 def test_reuse_voids_the_sparse_choice_and_absent_heads_choose_nothing():

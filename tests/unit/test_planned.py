@@ -54,9 +54,10 @@ def test_a_jump_that_heads_say_nothing_to_lands_between_the_step_that_is_meant_a
 
 def test_the_next_step_is_the_plans_as_long_as_it_can_be_paid():
     marks = [True, False, True, False, True, False, False, True]
-    assert [following(marks, i, 9) for i in range(8)] == [2, 2, 4, 4, 7, 7, 7, 8]
-    assert following(marks, 2, 0) == 8 and following(marks, 0, 1) == 7
-    assert following(marks, 0, 2) in (3, 4)  # two of three marks left: evenly spread, to the last step
+    assert [following(marks, i, 1, 9) for i in range(8)] == [2, 2, 4, 4, 7, 7, 7, 8]
+    assert following(marks, 2, 4, 0) == 8 and following(marks, 0, 1, 1) == 7
+    assert following(marks, 0, 1, 2) in (3, 4)  # a smaller budget than the plan's: evenly spread, to the last step
+    assert following(marks, 1, 2, 2) == 4  # one that was spent early takes the place of the plan's next
 
 
 @given(st.integers(2, STEPS), st.randoms())
