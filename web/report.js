@@ -171,8 +171,10 @@ function placeIn(workflow, path) {
 async function tellAll(run, node) {
   const workflow = await workflowOf(run);
   if (workflow?.id === undefined) return;
-  failed(workflow.id, run, { node });
-  if (workflow.id !== root().id) return;
+  if (workflow.id !== root().id) {
+    failed(workflow.id, run, { node });
+    return;
+  }
   for (const one of nodesOf(root())) {
     const panel = one.rapidPanel;
     if (!panel || panel.shown?.run === run) continue;

@@ -35,12 +35,12 @@ class RegionPolicy:
     computes all; 0 = off. error_threshold: above 0, a token is computed when the estimated error of its forecasts,
     added up since it was computed, reaches it: as many as are due, none (hold), or all (but for what an inpaint mask
     keeps) where that is more than keep_ratio; metric, direction, starvation and slope do not count then. metric,
-    direction: which tokens come first
-    ("low" values of the metric or "high" ones). starvation: k of the priority +-log(metric) + k * age. slope: the share
-    runs from keep_ratio * (1 + slope) to keep_ratio * (1 - slope). inactive: what the other tokens do. reach: how far a
-    forecast may go, in distances of the two evaluations it is made from. kv_cache, memory_limit (GiB, 0 = none): how
-    keys and values are kept, and how much of them. focus: (1 or B, H, W), 0 .. 1, of any size: tokens that come first
-    (with error_threshold: that are due at half of it). seed: of the random metric."""
+    direction: which tokens come first ("low" values of the metric or "high" ones). starvation: k of the priority
+    +-log(metric) + k * age. slope: the share runs from keep_ratio * (1 + slope) to keep_ratio * (1 - slope).
+    inactive: what the other tokens do. reach: how far a forecast may go, in distances of the two evaluations it is made
+    from. kv_cache, memory_limit (GiB, 0 = none): how keys and values are kept, and how much of them.
+    focus: (1 or B, H, W), 0 .. 1, of any size: tokens that come first (with error_threshold: that are due at half of
+    it). seed: of the random metric."""
 
     keep_ratio: float
     warm_up: float = 0.15
@@ -142,7 +142,7 @@ class RegionActor:
         if state.due is None or state.drift is None:
             return DENSE
         many, some = state.due > p.keep_ratio * state.free, state.free < state.number
-        if many and not some or some and image.since_dense >= KEPT_AGE:  # what a mask keeps is never due
+        if image.since_dense >= KEPT_AGE if some else many:  # what a mask keeps is never due
             return DENSE
         block = block_of(state.number)
         if state.due == 0 or (state.due < block and image.since_computed < WAIT):

@@ -70,6 +70,7 @@ class Forecast:
         self.held: dict[str, tuple[Tensor, Tensor]] = {}  # the one before the latest, the latest
 
     def write(self, images: Sequence[int], k: Tensor, v: Tensor, text: int) -> None:
+        again = [self.clock.again(image, text, k.shape[self.axis]) for image in images]
         for name, values in (("k", k), ("v", v)):
             pair = self.held.get(name)
             if pair is not None and pair[1].shape[self.axis] != values.shape[self.axis]:  # another length of text
@@ -77,7 +78,6 @@ class Forecast:
             if pair is None:
                 empty = values.new_zeros(self.batch, *values.shape[1:])
                 pair = self.held[name] = (empty, empty.clone())
-            again = [self.clock.again(image, text, values.shape[self.axis]) for image in images]
             if len(images) == self.batch and not any(rows is not None for rows in again):
                 pair[0].copy_(values)  # the older of the two takes the new values and becomes the latest
                 self.held[name] = (pair[1], pair[0])
