@@ -67,7 +67,7 @@ class ReplayActor:
         level = Level(decision.level)
         if not image.computed or level is Level.RUN:
             return DENSE if decision.density == 1.0 else Action(density=decision.density)
-        weights = self.forecasts.weights(image, observation) if level is Level.HOLD else None
+        weights = self.forecasts.weights(number, image, observation) if level is Level.HOLD else None
         return Action(level, weights=weights)
 
 

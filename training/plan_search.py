@@ -14,11 +14,11 @@ from statistics import mean
 from torch import Tensor
 from tqdm import tqdm
 
+from rapid_core.policies.fit import Gram
 from rapid_core.policies.schedule import Plan, SchedulePolicy, affordable, even
 from training.graph import Graph
 from training.host import attach
 from training.processes import rank, share, together
-from training.quadrature import fitted
 from training.references import Reference
 from training.state import Kept
 
@@ -56,17 +56,17 @@ class Rollouts:
 def key_of(plan: Plan) -> str:
     """A plan as text: its marks, and the kind of its weights."""
     marks = "".join("#" if on else "." for on in plan.computed)
-    return marks + ("" if any(plan.weights) else " adams-bashforth")
+    return marks + (" adams-bashforth" if plan.gram is None else "")
 
 
 def search(
-    score: Score, schedule: Sequence[float], products: Tensor, speedup: float, most: int, seed: int = 0,
+    score: Score, schedule: Sequence[float], gram: Gram, speedup: float, most: int, seed: int = 0,
     start: Plan | None = None, report: Callable[[int, float], None] = lambda tried, best: None,
 ) -> tuple[Plan, list[float]]:
-    """The best plan found with `most` candidates, and its scores. score: of `Rollouts`; products: of `Recorder`;
-    report: is told how many were tried, and the best mean score so far."""
+    """The best plan found with `most` candidates, and its scores. score: of `Rollouts`; gram: what weights are fitted
+    to; report: is told how many were tried, and the best mean score so far."""
     steps, generator = len(schedule) - 1, random.Random(seed)
-    begin = start or fitted(even(affordable(speedup, steps), steps), schedule, products)
+    begin = start or Plan(even(affordable(speedup, steps), steps), tuple(schedule), gram)
     best, scores, tried = begin, score(begin), 1
     report(tried, mean(scores))
     with tqdm(total=most, initial=1, desc=f"plans at {speedup:g}x", unit="plan",
@@ -77,7 +77,7 @@ def search(
             for marks in neighbours(best.computed, generator):
                 if tried >= most:
                     break
-                plan = fitted(marks, schedule, products)
+                plan = Plan(marks, tuple(schedule), gram)
                 found = score(plan)
                 tried += 1
                 bar.update()
@@ -106,12 +106,12 @@ def neighbours(computed: Sequence[bool], generator: random.Random) -> list[tuple
 def default_plan(schedule: Sequence[float], speedup: float) -> Plan:
     """What RAPID Accelerate does without a policy."""
     steps = len(schedule) - 1
-    return Plan(even(affordable(speedup, steps), steps), ((),) * steps, tuple(schedule))
+    return Plan(even(affordable(speedup, steps), steps), tuple(schedule))
 
 
 def oracle(
-    rollouts: Callable[[Reference], Score], references: Sequence[Reference], static: Plan, products: Tensor,
-    speedup: float, most: int,
+    rollouts: Callable[[Reference], Score], references: Sequence[Reference], static: Plan, gram: Gram, speedup: float,
+    most: int,
 ) -> tuple[float, float]:
     """Mean score of the static plan, and of plans searched for each image by itself: what looking at the image can give
     at most, as far as the search goes."""
@@ -119,6 +119,6 @@ def oracle(
     for reference in share(references):
         score = rollouts(reference)
         before = score(static)[0]
-        own.append((before, search(score, static.schedule, products, speedup, most, start=static)[1][0]))
+        own.append((before, search(score, static.schedule, gram, speedup, most, start=static)[1][0]))
     before, after = zip(*together(own), strict=True)
     return mean(before), mean(after)

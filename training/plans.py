@@ -12,8 +12,8 @@ from statistics import mean
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from rapid_core.policies.fit import Gram
 from rapid_core.policies.from_file import plan_tensors
 from rapid_core.policies.schedule import Plan
 from rapid_core.policy_file import PolicyFile, write
@@ -22,7 +22,6 @@ from training.graph import Graph
 from training.host import family_of, size_of
 from training.plan_search import Rollouts, default_plan, key_of, oracle, search
 from training.processes import from_first, rank
-from training.quadrature import fitted
 from training.references import Reference, references
 from training.scalars import Board
 from training.state import claim
@@ -58,15 +57,16 @@ def train_plans(
     refine = REFINE if args.target == "solution" else 1
     whole = references(graph, prompts[:number], args.seed, state / "references", refine)
     calibration, held_out = whole[: args.calibration], whole[args.calibration :]
-    products = torch.stack([r.products for r in calibration]).mean(0)
+    schedule = calibration[0].schedule
+    gram = Gram.of(torch.stack([r.products for r in calibration]).mean(0), len(schedule) - 1)
     board = Board(state / "tensorboard")
-    found = [plan_for(graph, s, calibration, held_out, products, args, state, board) for s in args.speedups]
+    found = [plan_for(graph, s, calibration, held_out, gram, args, state, board) for s in args.speedups]
     board.close()
     about, tensors = metadata(graph, found, args, command), plan_tensors([f.plan for f in found])
     file = from_first(lambda: write(path, "schedule", about, tensors))
     text = table(found, len(held_out))
     if refine > 1:
-        dense = Plan((True,) * len(found[0].plan.computed), ((),) * len(found[0].plan.computed), whole[0].schedule)
+        dense = Plan((True,) * (len(schedule) - 1), schedule)
         near = mean(Rollouts(graph, held_out, 1.0, state / "held_out-dense.json")(dense))
         text += f"\n\nDense sampling itself, with every evaluation computed, is at {near:.2f} dB."
     if rank() == 0:
@@ -77,14 +77,14 @@ def train_plans(
 
 
 def plan_for(
-    graph: Graph, speedup: float, calibration: list[Reference], held_out: list[Reference], products: Tensor,
+    graph: Graph, speedup: float, calibration: list[Reference], held_out: list[Reference], gram: Gram,
     args: Namespace, state: Path, board: Board,
 ) -> Found:
     """The best plan of one speed-up, and what it is worth."""
     schedule = calibration[0].schedule
     score = Rollouts(graph, calibration, speedup, state / f"plans-{speedup:g}.json")
     name = f"plans/best_psnr_{speedup:g}x"
-    plan, _ = search(score, schedule, products, speedup, args.plans, args.seed,
+    plan, _ = search(score, schedule, gram, speedup, args.plans, args.seed,
                      report=lambda tried, best: board.add(tried, {name: best}))  # fmt: skip
     judge = Rollouts(graph, held_out, speedup, state / f"held_out-{speedup:g}.json")
     plain = default_plan(schedule, speedup)
@@ -93,10 +93,10 @@ def plan_for(
         return Rollouts(graph, [reference], speedup, state / f"oracle-{speedup:g}-{reference.seed}.json", alone=True)
 
     some = held_out[: args.oracle]
-    headroom = oracle(alone, some, plan, products, speedup, max(2, args.plans // 3)) if some else None
+    headroom = oracle(alone, some, plan, gram, speedup, max(2, args.plans // 3)) if some else None
     if headroom and rank() == 0:
         print(f"{speedup:g}x: plans for each image alone {headroom[1]:.2f} dB, the static plan {headroom[0]:.2f} dB")
-    even = fitted(plain.computed, schedule, products)
+    even = Plan(plain.computed, schedule, gram)
     course = list(itertools.accumulate(map(mean, score.kept.known.values()), max))
     return Found(speedup, plan, judge(plan), judge(even), judge(plain), course, headroom)
 

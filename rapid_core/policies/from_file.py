@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -12,17 +11,18 @@ import torch
 from ..actions import Sparsity
 from ..architectures import describe
 from ..policy_file import PolicyError, PolicyFile
+from .fit import Gram
 from .head_net import Module
 from .heads import HEADS, Heads, HeadsPolicy
 from .planned import MODES, NUMBERS, PlannedPolicy
-from .schedule import MOST_WEIGHTS, Plan, SchedulePolicy
+from .schedule import Plan, SchedulePolicy
 from .threshold import IN_A_ROW, ThresholdPolicy
 from .tpdm import FAMILY, KIND, TPDMHeads, TPDMPolicy
 
 PLUS = "rapid+"  # heads on top of plans
 STRUCTURES = ("rapid3", PLUS, KIND)  # of heads; a file that names none has the first
 NOWHERE = torch.device("meta")  # where heads are made before they are filled: nothing drawn, and sizes cost nothing
-PLAN_TENSORS = ("plan.", "sigmas")
+PLAN_TENSORS = ("plan.", "sigmas", "gram.")
 LONGEST = 8  # evaluations in a row that thresholds of the trainer may leave out
 SAME = 0.02  # relative difference of speed-ups that are the same budget
 
@@ -31,13 +31,9 @@ def plan_tensors(plans: Sequence[Plan]) -> dict[str, torch.Tensor]:
     """Tensors of a schedule file: what `plans_of` reads, one plan a budget, in the file's order."""
     out = {"sigmas": torch.tensor(plans[0].schedule, dtype=torch.float32)}
     for i, plan in enumerate(plans):
-        weights = torch.zeros(len(plan.computed), MOST_WEIGHTS)
-        for step, some in enumerate(plan.weights):
-            if some:
-                weights[step, -len(some) :] = torch.tensor(some)
         out[f"plan.{i}.computed"] = torch.tensor(plan.computed, dtype=torch.uint8)
-        out[f"plan.{i}.weights"] = weights
-        out[f"plan.{i}.terms"] = torch.tensor([len(some) for some in plan.weights], dtype=torch.uint8)
+    if (gram := plans[0].gram) is not None:
+        out |= {"gram.products": gram.products, "gram.means": gram.means}
     return out
 
 
@@ -47,20 +43,24 @@ def plans_of(file: PolicyFile) -> list[Plan]:
     schedule, steps = tuple(sigmas.tolist()), len(sigmas) - 1
     if steps < 2 or any(b >= a for a, b in zip(schedule, schedule[1:], strict=False)):
         raise file.wrong("sigmas", "must fall from step to step, over 2 steps at least")
-    out = []
+    gram, out = _gram(file, steps), []
     for i, budget in enumerate(file.budgets):
         on = file.tensor(f"plan.{i}.computed", (steps,), torch.uint8).bool().tolist()
-        weights = file.tensor(f"plan.{i}.weights", (steps, MOST_WEIGHTS), torch.float32).tolist()
-        terms = file.tensor(f"plan.{i}.terms", (steps,), torch.uint8).tolist()
         if not on[0] or sum(on) > steps / budget * (1 + SAME):
             raise file.wrong(f"plan.{i}.computed", f"computes {sum(on)} of {steps} steps; the first must be among "
                              f"them, and {budget:g} times the speed allows {steps / budget:.1f}")  # fmt: skip
-        for step, (number, before) in enumerate(zip(terms, itertools.accumulate(on, initial=0), strict=False)):
-            if number > min(MOST_WEIGHTS, before) or (number and on[step]):
-                raise file.wrong(f"plan.{i}.terms", f"step {step} cannot be the sum of {number} computed derivatives")
-        some = tuple(tuple(w[MOST_WEIGHTS - n :]) for w, n in zip(weights, terms, strict=True))
-        out.append(Plan(tuple(on), some, schedule))
+        out.append(Plan(tuple(on), schedule, gram))
     return out
+
+
+def _gram(file: PolicyFile, steps: int) -> Gram | None:
+    """What weights are fitted to; None in a file that leaves them to Adams-Bashforth."""
+    if not any(name.startswith("gram.") for name in file.tensors):
+        return None
+    products, means = (file.tensor(f"gram.{name}", (steps, steps), torch.float64) for name in ("products", "means"))
+    if not torch.allclose(products, products.T) or not products.diagonal().min() > 0:
+        raise file.wrong("gram.products", "must be symmetrical and above 0 on the diagonal")
+    return Gram(products, means)
 
 
 def head_tensors(heads: Heads) -> dict[str, torch.Tensor]:

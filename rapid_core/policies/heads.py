@@ -188,7 +188,7 @@ class HeadsActor:
             self._note_broke(observation)
         if broke or here > self.target.get(number, math.inf) + 1e-6:
             self._write(number, observation.index, Choice(jump, lean=lean))
-            return Action(Level.HOLD, weights=self._weights(image, observation))
+            return Action(Level.HOLD, weights=self._weights(number, image, observation))
         cache = self._pick(logits["cache"]) if "cache" in logits else None
         if cache:
             self._write(number, observation.index, Choice(jump, cache, lean=lean))
@@ -216,7 +216,7 @@ class HeadsActor:
         """What is added to the logits of a jump from the noise level `start`."""
         return 0.0, 0.0
 
-    def _weights(self, image: ImageState, observation: Observation) -> Weights:
+    def _weights(self, number: int, image: ImageState, observation: Observation) -> Weights:
         return multistep(image, observation, self.policy.forecast_order)
 
     def _landing(self, start: float, jump: float) -> float:

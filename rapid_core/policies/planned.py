@@ -1,7 +1,7 @@
 """Heads that begin with a plan (`rapid+`): they learn where to leave a searched schedule, for each image.
 
 Beyond RAPID3: heads know what is left of the budget and how rough the trajectory is, one file serves all speed-ups,
-what is held is forecast with the plan's weights where the plan is followed, and heads that say nothing are the plan."""
+what is held is forecast with weights fitted to what was computed, and heads that say nothing are the plan."""
 
 from __future__ import annotations
 
@@ -77,14 +77,19 @@ class PlannedActor(HeadsActor):
 
     def _lean(self, number: int, start: float, observation: Observation) -> tuple[float, float]:
         if not self.marks:
-            self.marks = self.schedule.plan(observation)
-            self.notes = sorted({*self.notes, *self.schedule.notes})
+            self._plan(observation)
         charged = self.charged[number]
         last, left = max(charged), self._most(observation.steps) - len(charged)
         return offset(observation.schedule, start, following(self.marks, last, len(charged), left))
 
+    def _plan(self, observation: Observation) -> None:
+        self.marks = self.schedule.plan(observation)
+        self.notes = sorted({*self.notes, *self.schedule.notes})
+
     def _landing(self, start: float, jump: float) -> float:
         return start * jump
 
-    def _weights(self, image: ImageState, observation: Observation) -> Weights:
-        return self.schedule.weights(image, observation)
+    def _weights(self, number: int, image: ImageState, observation: Observation) -> Weights:
+        if not self.marks:
+            self._plan(observation)
+        return self.schedule.weights(number, image, observation)

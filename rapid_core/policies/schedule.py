@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from ..actions import DENSE, Action, ImageState, Level, Observation, Sparsity, Window
-from ..engine.forecast import weights
+from .fit import TERMS, Fit, Gram, adams_bashforth
 
 Weights = tuple[tuple[float, float], ...] | None  # see `Action.weights`
 MOST_WEIGHTS = 4  # computed derivatives that a forecast may be the sum of
-GAUSS = (0.5 - math.sqrt(3) / 6, 0.5 + math.sqrt(3) / 6)  # two nodes: exact for the mean of a cubic
 # Beyond this speed-up the polynomial moves on by a part of its slope only: over gaps of three steps and more all of it
 # overshoots where guidance makes trajectories rough. At 9 and 7 of 28, 8 development prompts: SD3-like 2 to 3 dB nearer
 # to the ODE and 3 to 4 to dense, FLUX-like 1 to 2 dB farther from the ODE and 2 to 4 nearer to dense.
@@ -34,14 +33,6 @@ def affordable(speedup: float, steps: int) -> int:
     return max(1, math.floor(steps / speedup + 1e-9))
 
 
-def adams_bashforth(levels: Sequence[float], start: float, stop: float | None) -> list[float]:
-    """Weights of the values at `levels` for their polynomial's mean over start .. stop; its value at start for None."""
-    if stop is None:
-        return [float(w) for w in weights(levels, start)]
-    at = [weights(levels, start + node * (stop - start)) for node in GAUSS]
-    return [float(sum(pair)) / 2 for pair in zip(*at, strict=True)]
-
-
 def multistep(image: ImageState, observation: Observation, order: int, slope: float = 1.0) -> Weights:
     """Weights of the latest computed derivatives for what an evaluation is left out for: their polynomial's mean over
     the step under Euler, its value otherwise; slope: share of the way to be moved on. None where no noise levels are
@@ -56,12 +47,12 @@ def multistep(image: ImageState, observation: Observation, order: int, slope: fl
 
 @dataclass(frozen=True)
 class Plan:
-    """A searched plan. computed: whether each step's evaluation is; weights: for each step that is left out, of the
-    latest computed derivatives, oldest first (empty: Adams-Bashforth); schedule: noise levels it was searched on."""
+    """A searched plan. computed: whether each step's evaluation is; schedule: noise levels it was searched on; gram:
+    what the weights of forecasts are fitted to (None: Adams-Bashforth's)."""
 
     computed: tuple[bool, ...]
-    weights: tuple[tuple[float, ...], ...]
     schedule: tuple[float, ...]
+    gram: Gram | None = field(default=None, compare=False, repr=False)
 
     def fits(self, schedule: Sequence[float]) -> bool:
         """Whether a run's noise levels are the plan's, within a thousandth of the highest."""
@@ -126,7 +117,7 @@ class ScheduleActor:
         self.held: dict[int, int] = {}  # step at which an image was last to be held
         self.guarded: dict[int, float] = {}  # the measurement that the guard has answered
         self.notes: list[str] = []
-        self.fits = False  # whether the plan's own weights hold
+        self.courses: dict[int, Course] | None = None  # where the plan's weights hold
 
     def act(self, observation: Observation) -> tuple[Action, ...]:
         return tuple(self._one(i, image, observation) for i, image in enumerate(observation.images))
@@ -147,7 +138,7 @@ class ScheduleActor:
         if plan[step] or not image.computed:
             return DENSE
         self.held[number] = step
-        return Action(Level.HOLD, weights=self.weights(image, observation))
+        return Action(Level.HOLD, weights=self.weights(number, image, observation))
 
     def plan(self, observation: Observation) -> list[bool]:
         """Which steps of a run are computed, as far as that is settled before it."""
@@ -157,8 +148,10 @@ class ScheduleActor:
             self.notes = [f"{steps} steps at {self.policy.speedup:g} times the speed: one evaluation is computed"]
         if plan is None or count < 2:
             return list(even(count, steps))
-        self.fits = observation.euler and plan.fits(observation.schedule)
-        if not self.fits:
+        fits = observation.euler and plan.fits(observation.schedule)
+        if fits and plan.gram is not None and self.courses is None:
+            self.courses = {}
+        if not fits:
             self.notes = [f"{self.policy.source} was searched for euler on other noise levels: its plan is moved to "
                           "this run's steps, forecasts are Adams-Bashforth's"]  # fmt: skip
         return list(plan.on(count, steps))
@@ -171,19 +164,35 @@ class ScheduleActor:
         self.guarded[number] = image.measured or 0.0
         return True
 
-    def weights(self, image: ImageState, observation: Observation) -> Weights:
-        """Of the forecast for a step that is left out: the plan's own where it was followed."""
-        plan, step = self.policy.plan, observation.step
-        fitted = plan.weights[step] if plan and self.fits else ()
-        if fitted and self._as_planned(image, observation):
-            return tuple(zip(image.levels[-len(fitted) :], fitted, strict=True))
+    def weights(self, number: int, image: ImageState, observation: Observation) -> Weights:
+        """Of the forecast for a step that is left out: fitted ones where the plan's noise levels are the run's."""
+        plan, found = self.policy.plan, None
+        if plan is not None and self.courses is not None:
+            found = self.courses.setdefault(number, Course(plan)).weights(observation, image.levels)
+        if found is not None:
+            return found
         slope = 1.0 if self.policy.speedup <= FULL_SLOPE else FAR_SLOPE
         return multistep(image, observation, self.policy.forecast_order, slope)
 
-    def _as_planned(self, image: ImageState, observation: Observation) -> bool:
-        """Whether the derivatives that the plan's weights refer to are the ones that are there."""
-        plan = self.policy.plan
-        assert plan is not None
-        wanted = [s for on, s in zip(plan.computed, observation.schedule, strict=False) if on and s > observation.sigma]
-        latest = wanted[-len(plan.weights[observation.step]) :]
-        return len(image.levels) >= len(latest) and image.levels[-len(latest) :] == tuple(latest)
+
+class Course:
+    """What one image's run computed so far, and the weights fitted to that."""
+
+    def __init__(self, plan: Plan):
+        assert plan.gram is not None
+        self.fit = Fit(plan.gram, plan.schedule)
+        self.held: dict[int, tuple[list[int], tuple[float, ...]]] = {}  # steps left out: what stands for them
+
+    def weights(self, observation: Observation, levels: Sequence[float]) -> Weights:
+        """Weights of the derivatives computed at `levels` for the present step; None where one of them is not at the
+        beginning of a step."""
+        step, schedule = observation.step, observation.schedule
+        while self.fit.step < step:
+            at = self.fit.step
+            self.fit.go_on(*(() if schedule[at] in levels else self.held.get(at, ())))
+        some = levels[-TERMS:]
+        if not some or any(level not in schedule[:step] for level in some) or self.fit.step > step:
+            return None
+        used = [schedule.index(level) for level in some]
+        self.held[step] = used, self.fit.weights(used)
+        return tuple(zip(some, self.held[step][1], strict=True))

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from rapid_testing.runs import bending, products_of
 from rapid_testing.sampling import empty_latent, make_conditioning, sample
 
 STEPS = 12
@@ -156,8 +157,8 @@ def test_a_schedule_policy_computes_its_steps(comfy_host, pack, pack_module, sav
     sigmas = comfy.samplers.calculate_sigmas(tiny_sd3.get_model_object("model_sampling"), "simple", STEPS).tolist()
     schedule, files = (pack_module(f"rapid_core.policies.{name}") for name in ("schedule", "from_file"))
     on = tuple(i in (0, 1, 3, 6, 8, 11) for i in range(STEPS))
-    weights = tuple(() if run or i < 2 else (-0.5, 1.5) for i, run in enumerate(on))
-    name = saved("schedule", files.plan_tensors([schedule.Plan(on, weights, tuple(sigmas))]))
+    gram = pack_module("rapid_core.policies.fit").Gram.of(products_of(bending(sigmas, 4)), STEPS)
+    name = saved("schedule", files.plan_tensors([schedule.Plan(on, tuple(sigmas), gram)]))
     patched = comfy_host.run_node("RAPID_Accelerate", model=tiny_sd3, speedup=2.0, policy=load(comfy_host, name),
                                   guard=0.0)[0]  # fmt: skip
     sample(patched, steps=STEPS, cfg=2.0)
@@ -233,8 +234,8 @@ def test_heads_that_say_nothing_are_their_plan_with_any_sampler(
     files, module, schedule, planned = (pack_module(f"rapid_core.policies.{name}")
                                         for name in ("from_file", "heads", "schedule", "planned"))  # fmt: skip
     on = tuple(i in (0, 1, 3, 6, 8, 11) for i in range(STEPS))
-    weights = tuple(() if run or i < 2 else (-0.5, 1.5) for i, run in enumerate(on))
-    plans = files.plan_tensors([schedule.Plan(on, weights, tuple(sigmas))])
+    gram = pack_module("rapid_core.policies.fit").Gram.of(products_of(bending(sigmas, 4)), STEPS)
+    plans = files.plan_tensors([schedule.Plan(on, tuple(sigmas), gram)])
     heads = module.Heads(16, tiny_sd3.model.diffusion_model.hidden_size, ("step",), planned.NUMBERS, 16)
     heads.heads["step"].fc2.weight.data.zero_()
     more = {**files.head_metadata(heads, 1, (0.5, 0.25, 0.125)), "structure": "rapid+"}

@@ -137,7 +137,7 @@ def test_a_pooled_vector_that_is_not_known_is_said():
 def test_files_without_a_step_head_are_named_and_sent_to_accelerate(tmp_path):
     thin = Heads(CHANNELS, HIDDEN, ("cache", "sparse"), width=16)
     more = head_metadata(thin, 0, (0.5, 0.25, 0.125))
-    plan = Plan((True, False, True), ((), (1.0,), ()), (1.0, 0.6, 0.3, 0.0))
+    plan = Plan((True, False, True), (1.0, 0.6, 0.3, 0.0))
     files = [
         write(tmp_path / "thin.safetensors", "heads", {**METADATA, **more}, head_tensors(thin)),
         write(tmp_path / "plan.safetensors", "schedule", {**METADATA, "budgets": [1.5]}, plan_tensors([plan])),

@@ -6,18 +6,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rapid_core.actions import Level, Look
+from rapid_core.policies.fit import Gram
 from rapid_core.policies.from_file import head_metadata, head_tensors, jumps_policy, plan_tensors, policy_of
 from rapid_core.policies.head_net import beta_mode
 from rapid_core.policies.heads import OUTPUTS, Heads, HeadsPolicy
 from rapid_core.policies.planned import NUMBERS, PlannedPolicy
 from rapid_core.policies.prior import following, offset
-from rapid_core.policies.schedule import Plan, SchedulePolicy, even
+from rapid_core.policies.schedule import Plan, even
 from rapid_core.policy_file import PolicyError, write
 from rapid_testing.actors import METADATA, run_heads, text
+from rapid_testing.runs import bending, products_of, weights_by_hand
 from training.likelihood import TrajectoryTape, log_probability
 
 CHANNELS, STEPS = 4, 28
 SCHEDULE = tuple(1 - i / STEPS for i in range(STEPS)) + (0.0,)
+GRAM = Gram.of(products_of(bending(SCHEDULE, 4)), STEPS)
 
 
 def heads(silent=True, **settings):
@@ -28,8 +31,8 @@ def heads(silent=True, **settings):
     return made
 
 
-def plan(marks, weights=None):
-    return Plan(tuple(marks), weights or ((),) * len(marks), SCHEDULE)
+def plan(marks, gram=None):
+    return Plan(tuple(marks), SCHEDULE, gram)
 
 
 @st.composite
@@ -68,16 +71,20 @@ def test_heads_that_say_nothing_are_the_plan(count, random):
     assert [a.level is Level.RUN for a in actions] == wanted
 
 
-def test_where_the_plan_is_followed_its_own_weights_fill_the_gaps():
-    marks = even(10, STEPS)
-    places = [i for i in range(STEPS) if marks[i]]
-    weights = tuple(() if marks[i] or i < places[1] else (0.25, 0.75) for i in range(STEPS))
-    policy = PlannedPolicy(heads(), 2.8, plan=plan(marks, weights))
+def test_where_the_plan_is_followed_weights_fitted_to_it_fill_the_gaps():
+    wanted = plan(even(10, STEPS), GRAM)
+    policy = PlannedPolicy(heads(), 2.8, plan=wanted)
     actions, _ = run_heads(policy, STEPS, CHANNELS, euler=True)
-    alone = SchedulePolicy(2.8, plan=plan(marks, weights))
-    assert text(actions) == "".join("#" if on else "." for on in marks)
-    assert {w for a in actions if a.weights for _, w in a.weights} >= {0.25, 0.75}
-    assert policy.schedule.plan == alone.plan
+    assert text(actions) == "".join("#" if on else "." for on in wanted.computed)
+    assert [a.weights for a in actions] == weights_by_hand(wanted)
+
+
+@given(st.integers(0, 10**6))
+def test_where_it_is_left_weights_are_fitted_to_what_was_computed_instead(seed):
+    policy = PlannedPolicy(heads(), 3.0, plan=plan(even(9, STEPS), GRAM), tape=TrajectoryTape(), seed=seed)
+    actions, _ = run_heads(policy, STEPS, CHANNELS, euler=True)
+    on = tuple(a.level is Level.RUN for a in actions)
+    assert [a.weights for a in actions] == weights_by_hand(plan(on, GRAM))
 
 
 @given(st.integers(0, 10**6))

@@ -5,19 +5,20 @@ import torch
 from safetensors.torch import save_file
 
 from rapid_core.actions import Level
+from rapid_core.policies.fit import Gram
 from rapid_core.policies.from_file import check_family, check_model, plan_tensors, plans_of, policy_of, threshold_of
 from rapid_core.policies.schedule import Plan, SchedulePolicy, even
 from rapid_core.policies.threshold import ThresholdPolicy
 from rapid_core.policy_file import FORMAT, PolicyError, read, write
 from rapid_testing.actors import METADATA, marks_of, text
+from rapid_testing.runs import bending, products_of, weights_by_hand
 
 SCHEDULE = tuple(1 - i / 8 for i in range(9))
+GRAM = Gram.of(products_of(bending(SCHEDULE, 4)), 8)
 
 
 def plan(count):
-    on = even(count, 8)
-    weights = tuple(() if on[i] or sum(on[:i]) < 2 else (0.25, 0.75) for i in range(8))
-    return Plan(on, weights, SCHEDULE)
+    return Plan(even(count, 8), SCHEDULE, GRAM)
 
 
 @pytest.fixture
@@ -31,16 +32,35 @@ def schedule(path):
 
 
 def test_a_schedule_is_read_as_it_was_written(schedule):
-    assert plans_of(schedule) == [plan(4), plan(2)]
+    found = plans_of(schedule)
+    assert found == [plan(4), plan(2)]
+    assert all(torch.equal(getattr(p.gram, name), getattr(GRAM, name)) for p in found for name in ("products", "means"))
     assert schedule.budgets == (2.0, 4.0)
     assert schedule.metadata["reward"] == "psnr" and schedule.base_model == "demo flux"
 
 
-def test_the_plan_of_a_budget_runs_with_its_own_weights(schedule):
+def test_the_plan_of_a_budget_runs_with_weights_fitted_to_its_marks(schedule):
     actions, actor = marks_of(policy_of(schedule, 2.0, 0.5), 8)
     assert text(actions) == "".join("#" if on else "." for on in plan(4).computed) and not actor.notes
-    held = [a for i, a in enumerate(actions) if a.level is Level.HOLD and i >= 3]
-    assert held and all([w for _, w in a.weights] == [0.25, 0.75] for a in held)
+    assert [a.weights for a in actions] == weights_by_hand(plan(4))
+
+
+def test_weights_are_fitted_to_what_is_computed_whatever_that_is(schedule):
+    """Between budgets, where the plan is thinned out; and where others had a step computed that was to be left out."""
+    fewer, _ = marks_of(policy_of(schedule, 2.5, 0.5), 8)
+    on = tuple(a.level is Level.RUN for a in fewer)
+    assert sum(on) == 3 and [a.weights for a in fewer] == weights_by_hand(Plan(on, SCHEDULE, GRAM))
+    forced, _ = marks_of(policy_of(schedule, 2.0, 0.5), 8, forced=(1,))
+    on = tuple(a.level is Level.RUN or i == 1 for i, a in enumerate(forced))
+    assert [a.weights for a in forced][2:] == weights_by_hand(Plan(on, SCHEDULE, GRAM))[2:]
+
+
+def test_a_plan_without_inner_products_leaves_weights_to_adams_bashforth(path):
+    bare = [Plan(even(n, 8), SCHEDULE) for n in (4, 2)]
+    policy = policy_of(write(path, "schedule", METADATA, plan_tensors(bare)), 2.0, 0.5)
+    assert policy.plan.gram is None
+    plain = marks_of(SchedulePolicy(2.0), 8)[0]
+    assert [a.weights for a in marks_of(policy, 8)[0]] == [a.weights for a in plain]
 
 
 def test_on_other_steps_or_samplers_the_plan_is_moved_and_says_so(schedule):
@@ -48,7 +68,7 @@ def test_on_other_steps_or_samplers_the_plan_is_moved_and_says_so(schedule):
     for steps, euler in ((16, True), (8, False)):
         actions, actor = marks_of(policy, steps, euler=euler)
         assert text(actions).count("#") == steps // 2 and "moved to this run's steps" in actor.notes[0]
-        assert not any([w for _, w in a.weights] == [0.25, 0.75] for a in actions if a.weights)
+        assert not any(len(a.weights) > 2 for a in actions if a.weights)
 
 
 def test_between_budgets_the_nearest_plan_is_thinned_out(schedule):
@@ -93,11 +113,13 @@ def test_wrong_metadata_is_named(path, field, value, said):
 @pytest.mark.parametrize("name, change, said", [
     ("sigmas", None, "sigmas is missing from the tensors"),
     ("sigmas", torch.linspace(0, 1, 9), "sigmas must fall"),
-    ("plan.0.weights", torch.zeros(8, 3), "plan.0.weights has shape (8, 3); wanted is 8 x 4"),
-    ("plan.1.weights", torch.full((8, 4), float("nan")), "plan.1.weights holds NaN"),
+    ("gram.means", torch.zeros(8, 3).double(), "gram.means has shape (8, 3); wanted is 8 x 8"),
+    ("gram.means", torch.full((8, 8), float("nan")).double(), "gram.means holds NaN"),
+    ("gram.products", None, "gram.products is missing from the tensors"),
+    ("gram.products", torch.zeros(8, 8).double(), "gram.products must be symmetrical and above 0"),
+    ("gram.products", torch.eye(8), "gram.products has type torch.float32; wanted is torch.float64"),
     ("plan.0.computed", torch.ones(8, dtype=torch.uint8), "computes 8 of 8 steps"),
     ("plan.0.computed", torch.zeros(8), "has type torch.float32; wanted is torch.uint8"),
-    ("plan.0.terms", torch.full((8,), 9, dtype=torch.uint8), "cannot be the sum of 9"),
 ])  # fmt: skip
 def test_wrong_tensors_are_named(path, name, change, said):
     tensors = plan_tensors([plan(4), plan(2)])

@@ -7,58 +7,43 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rapid_core.policies.fit import Gram
 from rapid_core.policies.schedule import Plan, even
+from rapid_testing.runs import bending, products_of, weights_by_hand
 from training.plan_search import default_plan, key_of, latent_psnr, neighbours, search
-from training.quadrature import fitted
 from training.references import refined
 
 STEPS = 12
 SCHEDULE = tuple(1 - i / STEPS for i in range(STEPS)) + (0.0,)
 
 
-def products_of(derivatives):
-    found = derivatives.double() @ derivatives.double().T
-    return found / found.trace()
-
-
-def line(parts=1, noise=0.0):
-    """Derivatives that move on a line with the noise level, on every step cut into parts."""
-    levels = refined(torch.tensor(SCHEDULE), parts)[:-1]
-    make = torch.Generator().manual_seed(0)
-    a, b = torch.randn(2, 64, generator=make)
-    return a + b * levels[:, None] + noise * torch.randn(len(levels), 64, generator=make), levels
-
-
 def final_error(plan, derivatives, parts=1):
     """Error of the last latent where every derivative is the true run's, relative to how far the run goes."""
-    known, error, way = [], torch.zeros(64), torch.zeros(64)
+    error, way = torch.zeros(64), torch.zeros(64)
+    by_hand = weights_by_hand(plan) if plan.gram is not None else [None] * STEPS
     for i in range(STEPS):
         length = SCHEDULE[i + 1] - SCHEDULE[i]
         true = derivatives[i * parts : (i + 1) * parts].mean(0)
-        if plan.computed[i]:
-            known.append(derivatives[i * parts])
-            found = known[-1]
-        else:
-            weights = plan.weights[i] or (1.0,)
-            found = sum(w * d for w, d in zip(weights, known[-len(weights) :], strict=True))
+        found = derivatives[i * parts]
+        if not plan.computed[i]:
+            found = sum(w * derivatives[SCHEDULE.index(level) * parts] for level, w in by_hand[i])
         error, way = error + length * (found - true), way + length * true
     return float(error.norm() / way.norm())
 
 
 def test_what_two_derivatives_span_is_forecast_exactly():
-    derivatives, _ = line()
-    plan = fitted(even(5, STEPS), SCHEDULE, products_of(derivatives))
-    assert final_error(plan, derivatives) < 1e-3
-    assert all(not w for on, w in zip(plan.computed, plan.weights, strict=True) if on)
+    derivatives = bending(SCHEDULE, bend=0)
+    plan = Plan(even(5, STEPS), SCHEDULE, Gram.of(products_of(derivatives), STEPS))
+    assert not plan.gram.within and final_error(plan, derivatives) < 1e-3
 
 
 def test_with_refined_steps_the_errors_of_computed_steps_are_made_good_too():
     """Euler's own error is in the computed steps; the weights of the others pay it back."""
-    derivatives, _ = line(parts=8)
-    computed = tuple(on for on in even(5, STEPS))[:-1] + (False,)
-    plan = fitted(computed, SCHEDULE, products_of(derivatives))
-    dense = Plan((True,) * STEPS, ((),) * STEPS, SCHEDULE)
-    assert final_error(plan, derivatives, 8) < 1e-3 < 0.01 < final_error(dense, derivatives, 8)
+    derivatives = bending(SCHEDULE, parts=8, bend=0)
+    gram = Gram.of(products_of(derivatives), STEPS)
+    plan = Plan(even(5, STEPS)[:-1] + (False,), SCHEDULE, gram)
+    dense = Plan((True,) * STEPS, SCHEDULE)
+    assert gram.within and final_error(plan, derivatives, 8) < 1e-3 < 0.01 < final_error(dense, derivatives, 8)
 
 
 def test_refined_levels_keep_the_schedule():
@@ -76,16 +61,16 @@ def test_neighbours_move_one_evaluation_and_never_the_first(seed, count):
 
 
 def test_the_search_climbs_to_the_plan_that_scores_best():
-    derivatives, _ = line(noise=0.1)
+    gram = Gram.of(products_of(bending(SCHEDULE, bend=0, noise=0.1)), STEPS)
     wanted = {0, 1, 5, 9}
 
     def score(plan):
         return [-sum(abs(a - b) for a, b in zip(sorted(i for i, on in enumerate(plan.computed) if on), sorted(wanted),
                                                 strict=True))]  # fmt: skip
 
-    found, scores = search(score, SCHEDULE, products_of(derivatives), 3.0, most=200)
+    found, scores = search(score, SCHEDULE, gram, 3.0, most=200)
     assert {i for i, on in enumerate(found.computed) if on} == wanted and scores == [0]
-    few, _ = search(score, SCHEDULE, products_of(derivatives), 3.0, most=1)
+    few, _ = search(score, SCHEDULE, gram, 3.0, most=1)
     assert few.computed == even(4, STEPS)
 
 

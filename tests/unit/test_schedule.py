@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rapid_core.actions import Level
-from rapid_core.policies.schedule import SchedulePolicy, adams_bashforth, affordable, even
+from rapid_core.policies.fit import adams_bashforth
+from rapid_core.policies.schedule import SchedulePolicy, affordable, even
 from rapid_testing.actors import marks_of, text
 
 LEVELS = st.lists(st.floats(0.01, 1.0), min_size=3, max_size=3, unique=True).filter(
