@@ -24,13 +24,15 @@ MOST_ADVANTAGE = 5.0
 @dataclass(frozen=True)
 class Settings:
     """clip: eps of the ratio; epochs: updates on the same rollouts; entropy: weight of the categorical heads'
-    entropy."""
+    entropy; ranks: whether a group's rewards count by their order only, so that a few very bad rollouts do not drown
+    what tells the others apart."""
 
     lr: float = 1e-3
     clip: float = 0.2
     epochs: int = 2
     entropy: float = 1e-3
     grad_norm: float = 1.0
+    ranks: bool = False
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,12 @@ class Trajectory:
     log_p: Tensor
 
 
-def advantages(rewards: Sequence[float]) -> Tensor | None:
-    """(r - mean) / std of a group, within +-5; None for a group that says nothing."""
+def advantages(rewards: Sequence[float], ranks: bool = False) -> Tensor | None:
+    """(r - mean) / std of a group, within +-5; None for a group that says nothing. ranks: see `Settings`."""
     values = torch.tensor(rewards, dtype=torch.float64)
+    if ranks and float(values.max() - values.min()) > LEAST_SPREAD:
+        below = (values[:, None] > values + LEAST_SPREAD).sum(1) - (values[:, None] < values - LEAST_SPREAD).sum(1)
+        values = below.double()  # equal ones share a place
     spread = values.std(unbiased=False)
     if len(values) < 2 or not spread > LEAST_SPREAD:
         return None
@@ -67,9 +72,9 @@ class Lesson:
     advantage: Tensor
 
     @classmethod
-    def of(cls, group: Sequence[Trajectory]) -> Lesson | None:
+    def of(cls, group: Sequence[Trajectory], ranks: bool = False) -> Lesson | None:
         """None for a group that says nothing."""
-        found, chose = advantages([t.reward for t in group]), [bool(t.rows) for t in group]
+        found, chose = advantages([t.reward for t in group], ranks), [bool(t.rows) for t in group]
         if found is None or not any(chose):
             return None
         return cls([t for t in group if t.rows], found[chose])
@@ -91,7 +96,7 @@ class Learner:
         """Learn from groups of rollouts, of which each process has its `share`; returns scalars under the field's usual
         names. Gradients are computed group by group where the group is, and summed in the groups' order, so that the
         sum does not depend on the number of processes."""
-        lessons = [Lesson.of(group) for group in groups]
+        lessons = [Lesson.of(group, self.settings.ranks) for group in groups]
         sizes = together([lesson and (len(lesson.rows), sum(map(len, lesson.rows))) for lesson in lessons])
         kept = [s for s in sizes if s is not None]
         out = {"dropped_groups": float(len(sizes) - len(kept))}

@@ -11,6 +11,7 @@ from torch.distributions import Beta
 
 from rapid_core.policies.head_net import beta
 from rapid_core.policies.heads import Choice, Heads
+from rapid_core.policies.prior import MOVES
 
 
 @dataclass(frozen=True)
@@ -47,16 +48,28 @@ def log_probability(heads: Heads, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
     if "step" in logits:
         chosen = [row.choice.jump for row in rows]
         jumps = torch.tensor([0.5 if c is None else c for c in chosen])
-        lean = torch.tensor([row.choice.lean for row in rows])
-        total = total + Beta(*beta(logits["step"] + lean)).log_prob(jumps) * made(chosen)
-    for name in ("cache", "sparse"):
+        total = total + Beta(*beta(logits["step"])).log_prob(jumps) * made(chosen)
+    for name in ("cache", "sparse", "move"):
         if name in logits:
             chosen = [getattr(row.choice, name) for row in rows]
-            logs, mask = logits[name].log_softmax(1), made(chosen)
+            leaning = torch.tensor([row.choice.lean or (0.0,) * len(MOVES) for row in rows]) if name == "move" else 0.0
+            logs, mask = (logits[name] + leaning).log_softmax(1), made(chosen)
             picked = torch.tensor([c or 0 for c in chosen])
             total = total + logs.gather(1, picked[:, None])[:, 0] * mask
             entropy = entropy - (logs.exp() * logs).sum(1) * mask
     return total, entropy
+
+
+def left_plan(heads: Heads, rows: Sequence[Row]) -> tuple[int, int]:
+    """In how many of these decisions the likeliest move is not the plan's, and how many moves there are."""
+    moves = [row for row in rows if row.choice.move is not None] if "move" in heads.heads else []
+    if not moves:
+        return 0, 0
+    with torch.no_grad():
+        inputs = {"move": torch.stack([row.inputs["move"] for row in moves])}
+        numbers, pooled = (torch.stack([getattr(row, name) for row in moves]) for name in ("numbers", "pooled"))
+        logits = heads(inputs, numbers, pooled)["move"] + torch.tensor([row.choice.lean for row in moves])
+    return int((logits.argmax(1) != MOVES.index(0)).sum()), len(moves)
 
 
 def made(chosen: Sequence[float | None]) -> Tensor:

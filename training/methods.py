@@ -23,7 +23,7 @@ DENSITIES = (0.5, 0.25, 0.125)
 # Biases with which fresh heads recompute, attend densely and jump by about a fifth: TPDM's, and ours.
 NEAR_DENSE = {"step": (2.5, 1.0), "cache": (2.0, 0.0), "sparse": (2.0, 0.0, 0.0, 0.0)}
 PRICE, RATE = 0.25, 0.5  # of a whole budget at the beginning, and how fast it follows what is spent
-LR = {"rapid3": 1e-3, PLUS: 5e-4}  # learning rate unless given; of rapid+ 3e-3 moves log p by 1 an update
+LR = {"rapid3": 1e-3, PLUS: 2e-3}  # learning rate unless given
 OMEGA = {"rapid3": 1.0, PLUS: 0.0}  # weight of the discriminator unless given
 
 
@@ -127,7 +127,7 @@ class Planned:
             # TPDM's .02 leaves a thirtieth of a signal to fc2, and a hundredth of what the condition says.
             for layer in (head.conv1, head.conv2, head.fc1, head.norm1.linear):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            if name == "step":  # says nothing: the plan as it is
+            if name == "move":  # says nothing: the plan as it is
                 head.fc2.weight.data.zero_()
             else:
                 head.fc2.bias.data.copy_(torch.tensor(NEAR_DENSE[name]))

@@ -22,7 +22,7 @@ from training.files import replaced, write_text
 from training.graph import Graph
 from training.grpo import Learner, Settings, Trajectory, trajectory_log_p
 from training.host import attach, family_of, last_record, size_of
-from training.likelihood import TrajectoryTape
+from training.likelihood import TrajectoryTape, left_plan
 from training.methods import Method, Planned, Published
 from training.plan_search import latent_psnr
 from training.plans import REFINE, TARGETS, train_plans
@@ -46,7 +46,7 @@ class Trainer:
         self.refine = REFINE if args.target == "solution" else 1
         self.references = state / "plan" / "references" if (state / "plan").is_dir() else state / "references"
         names = ("kind", "heads", "speedups", "prompts_per_update", "group", "lr", "discount", "width", "seed",
-                 "target", "mode")  # fmt: skip
+                 "target", "mode", "advantages")  # fmt: skip
         settings = {name: getattr(args, name) for name in names}
         known = {"reward": scorer.about, "plan": method.digest, "held out": self.held_out}
         claim(state, graph.own_nodes(scorer.decodes), prompts, {**settings, **known})
@@ -59,7 +59,7 @@ class Trainer:
         torch.manual_seed(args.seed)  # here: drawing pictures sets it, too
         self.heads = Heads(first.latent.shape[1], hidden, args.heads, method.numbers, args.width)
         method.begin(self.heads)
-        self.learner = Learner(self.heads, Settings(lr=args.lr))
+        self.learner = Learner(self.heads, Settings(lr=args.lr, ranks=args.advantages == "ranks"))
         self.iteration, self.fresh = 0, copy.deepcopy(self.heads)
         self._resume()
         self.fresh.scales = self.heads.scales
@@ -127,9 +127,12 @@ class Trainer:
                 self.seen: list[tuple[float, float, float]] = []
                 began = time.monotonic()
                 groups = [self.group(n) for n in share(range(self.args.prompts_per_update))]
+                left = together([left_plan(self.heads, t.rows) for group in groups for t in group if t.rows])
                 scalars = self.learner.update(groups) | self.scorer.learn(self.iteration)
                 rewards, seen = together([t.reward for group in groups for t in group]), together(self.seen)
                 scalars["reward"] = mean(rewards)
+                if any(n for _, n in left):
+                    scalars["left_plan"] = sum(n for n, _ in left) / sum(n for _, n in left)
                 scalars |= self.method.learn([(speedup, k) for _, k, speedup in seen])
                 scalars["psnr"], scalars["equivalent_steps"] = mean(p for p, _, _ in seen), mean(k for _, k, _ in seen)
                 scalars["rollouts_per_second"] = len(seen) / (time.monotonic() - began)

@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # not first: ComfyUI has a module `nodes`, too
 
 from rapid_core.policies.from_file import PLUS  # noqa: E402
-from rapid_core.policies.heads import HEADS  # noqa: E402
+from rapid_core.policies.heads import HEADS, OUTPUTS  # noqa: E402
 from rapid_core.policies.planned import MODES  # noqa: E402
 from training.features import FEATURES  # noqa: E402
 from training.graph import Graph, WorkflowError  # noqa: E402
@@ -56,17 +56,19 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--target", choices=("dense", "solution"), default="dense", help="what pictures are to be "
                        "near: the dense picture, or the solution of the model's ODE, as dense sampling is itself")
     heads = found.add_argument_group("heads")
-    heads.add_argument("--heads", nargs="+", choices=HEADS, help="heads to train (default: rapid3 all of them, rapid+ "
-                       "step)")
+    heads.add_argument("--heads", nargs="+", choices=tuple(OUTPUTS), help="heads to train (default: rapid3 step, "
+                       "cache and sparse, rapid+ move)")
     heads.add_argument("--start", type=Path, metavar="FILE", help="rapid+: schedule file to begin with (default: one "
                        "is searched first)")
     heads.add_argument("--mode", choices=MODES, default="cap", help="rapid+: no image spends more than its budget, or "
                        "images spend it in the mean (average)")
+    heads.add_argument("--advantages", choices=("values", "ranks"), help="what a group's rewards count by (default: "
+                       "rapid3 values, as published, rapid+ ranks)")
     heads.add_argument("--train-prompts", type=int, help="prompts that heads learn on (default: all but --held-out)")
     heads.add_argument("--iterations", type=int, default=100, help="updates")
     heads.add_argument("--prompts-per-update", type=int, default=4, help="groups of rollouts an update")
     heads.add_argument("--group", type=int, default=8, help="rollouts of a prompt, from the same noise")
-    heads.add_argument("--lr", type=float, help="learning rate (default: rapid3 .001, rapid+ .0005)")
+    heads.add_argument("--lr", type=float, help="learning rate (default: rapid3 .001, rapid+ .002)")
     heads.add_argument("--reward", nargs="+", default=["psnr"], metavar="NAME[:WEIGHT]", help="quality of a picture: "
                        f"the weighted mean of some of {', '.join(REWARDS)}. psnr is of the latent, the others decode; "
                        "lpips, imagereward and clip need packages and weights, judge prompts of the demo's scenes")
@@ -118,10 +120,14 @@ def checked(args: argparse.Namespace) -> argparse.Namespace:
     for name in ("calibration", "held_out", "plans", "iterations", "prompts_per_update", "width"):
         if getattr(args, name) < 1:
             raise SystemExit(f"--{name.replace('_', '-')} {getattr(args, name)}: give 1 or more")
-    args.heads = args.heads or (list(HEADS) if args.kind == "rapid3" else ["step"])
-    if args.kind == PLUS and "step" not in args.heads:
-        raise SystemExit(f"--heads {' '.join(args.heads)}: rapid+ begins with a schedule, which the step head follows; "
-                         "name step, too")  # fmt: skip
+    args.heads = args.heads or (list(HEADS) if args.kind == "rapid3" else ["move"])
+    if args.kind in METHODS and ("move" in args.heads, "step" in args.heads)[args.kind == PLUS]:
+        raise SystemExit(f"--heads {' '.join(args.heads)}: rapid3 has step, cache and sparse, rapid+ move in place of "
+                         "step")  # fmt: skip
+    if args.kind == PLUS and "move" not in args.heads:
+        raise SystemExit(f"--heads {' '.join(args.heads)}: rapid+ begins with a schedule, which the move head leaves; "
+                         "name move, too")  # fmt: skip
+    args.advantages = args.advantages or ("ranks" if args.kind == PLUS else "values")
     args.lr = LR.get(args.kind, 1.0) if args.lr is None else args.lr
     if args.omega is None:
         args.omega = OMEGA.get(args.kind, 0.0)
@@ -164,7 +170,7 @@ def _shown(args: argparse.Namespace) -> list[str]:
     """Flags that decide the result."""
     plan = ["target", "speedups", "calibration", "held_out", "plans", "oracle", "seed", "sampler", "text"]
     heads = ["kind", "start", "heads", "train_prompts", "iterations", "prompts_per_update", "group", "lr", "reward",
-             "mode", "omega", "discriminator_warm_up", "features", "discount", "width"]  # fmt: skip
+             "mode", "advantages", "omega", "discriminator_warm_up", "features", "discount", "width"]  # fmt: skip
     if args.kind == "threshold":
         plan = ["kind", *(name for name in plan if name not in ("plans", "oracle"))]
     elif args.kind != "schedule":

@@ -13,7 +13,7 @@ from ..architectures import describe
 from ..policy_file import PolicyError, PolicyFile
 from .fit import Gram
 from .head_net import Module
-from .heads import HEADS, Heads, HeadsPolicy
+from .heads import OUTPUTS, Heads, HeadsPolicy
 from .planned import MODES, NUMBERS, PlannedPolicy
 from .schedule import Plan, SchedulePolicy
 from .threshold import IN_A_ROW, ThresholdPolicy
@@ -78,8 +78,8 @@ def head_metadata(heads: Heads, forecast_order: int, densities: Sequence[float])
 def heads_of(file: PolicyFile) -> Heads:
     """The heads of a heads file, for use only. Raises PolicyError."""
     names = file.number("heads")
-    if not isinstance(names, list) or not names or any(name not in HEADS for name in names):
-        raise file.wrong("heads", f"= {names!r}; wanted are some of {', '.join(HEADS)}")
+    if not isinstance(names, list) or not names or any(name not in OUTPUTS for name in names):
+        raise file.wrong("heads", f"= {names!r}; wanted are some of {', '.join(OUTPUTS)}")
     sizes = {field: _whole(file, field, 1, 65536) for field in ("channels", "hidden", "numbers", "width")}
     scales = file.number("scales")
     if not isinstance(scales, dict) or set(scales) != set(names) or not all(_positive(v) for v in scales.values()):
@@ -153,13 +153,16 @@ def heads_policy(file: PolicyFile, speedup: float) -> HeadsPolicy:
     if structure_of(file) != PLUS:
         if heads.numbers != 1:
             raise file.wrong("numbers", f"= {heads.numbers}; wanted is 1, the noise level")
+        if "move" in heads.heads:
+            raise file.wrong("heads", f"= {', '.join(heads.heads)}; a move head needs a plan (structure {PLUS})")
         return HeadsPolicy(heads, speedup, order, tuple(densities), sparsity, file.name)
     mode = file.metadata.get("mode", "cap")
     if mode not in MODES or heads.numbers != NUMBERS:
         raise file.wrong("mode", f"= {mode!r} with {heads.numbers} numbers; wanted is one of {', '.join(MODES)}, with "
                          f"{NUMBERS}")  # fmt: skip
-    if "step" not in heads.heads:
-        raise file.wrong("heads", f"= {', '.join(heads.heads)}; heads that begin with a plan need the step head")
+    if "move" not in heads.heads or "step" in heads.heads:
+        raise file.wrong("heads", f"= {', '.join(heads.heads)}; heads that begin with a plan need the move head in "
+                         "place of the step head")  # fmt: skip
     return PlannedPolicy(heads, speedup, order, tuple(densities), sparsity, file.name, mode=mode,
                          plan=nearest_plan(file, speedup))  # fmt: skip
 

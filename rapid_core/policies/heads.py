@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
 from ..actions import DENSE, Action, ImageState, Level, Look, Observation, Sparsity, Window
 from .head_net import Condition, Head, beta, on_device, packed
+from .prior import MOVES
 from .schedule import MOST_WEIGHTS, Weights, affordable, multistep
 from .tape import Choice, Tape
 
-HEADS = ("step", "cache", "sparse")
-OUTPUTS = {"step": 2, "cache": 2, "sparse": 4}  # Beta's parameters; recompute, reuse; dense and three densities
-INPUTS = {"step": "derivative", "cache": "moved", "sparse": "latent"}
+HEADS = ("step", "cache", "sparse")  # RAPID3's
+# Beta's parameters; recompute, reuse; dense and three densities; where to leave a plan (`planned`)
+OUTPUTS = {"step": 2, "cache": 2, "sparse": 4, "move": len(MOVES)}
+INPUTS = {"step": "derivative", "cache": "moved", "sparse": "latent", "move": "derivative"}
 CLIP = 1e-3  # jumps lie within CLIP .. 1 - CLIP
 
 
@@ -78,7 +80,7 @@ class HeadsPolicy:
     technique: str = "rapid3"
     regional: bool = False
     history: int = MOST_WEIGHTS
-    use: tuple[str, ...] = HEADS
+    use: tuple[str, ...] = tuple(OUTPUTS)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -103,7 +105,7 @@ class HeadsActor:
     """The heads in one run."""
 
     asks = True
-    nearest = CLIP  # of a jump to 0 and 1
+    leaps = "step"  # the head that says what is computed next
 
     def __init__(self, policy: HeadsPolicy):
         self.policy = policy
@@ -176,25 +178,23 @@ class HeadsActor:
     def _one(self, number: int, image: ImageState, observation: Observation, logits: dict | None) -> Action:
         if logits is None or not image.computed:
             return DENSE
-        jump, lean, charged = None, (0.0, 0.0), self.charged.get(number, set())
-        start, here = self._levels(number, image, observation)
+        leap, charged = Choice(), self.charged.get(number, set())
+        start, here = self._levels(image, observation)
         paid = observation.step in charged  # a second look at a step costs nothing more
         broke = "step" in self.policy.use and not paid and len(charged) >= self._most(observation.steps)
-        if image.since_computed == 0 and "step" in logits and not broke:  # the model has spoken since the last jump
-            lean = self._lean(number, start, observation)
-            jump = self._jump(logits["step"] + torch.tensor(lean))
-            self.target[number] = self._landing(start, jump)
+        if image.since_computed == 0 and self.leaps in logits and not broke:  # the model has spoken since the last
+            self.target[number], leap = self._leap(number, logits[self.leaps], start, observation)
         if broke:
             self._note_broke(observation)
         if broke or here > self.target.get(number, math.inf) + 1e-6:
-            self._write(number, observation.index, Choice(jump, lean=lean))
+            self._write(number, observation.index, leap)
             return Action(Level.HOLD, weights=self._weights(number, image, observation))
         cache = self._pick(logits["cache"]) if "cache" in logits else None
         if cache:
-            self._write(number, observation.index, Choice(jump, cache, lean=lean))
+            self._write(number, observation.index, replace(leap, cache=cache))
             return Action(Level.REUSE)
         sparse = self._pick(logits["sparse"]) if "sparse" in logits else None
-        self._write(number, observation.index, Choice(jump, cache, sparse, lean))
+        self._write(number, observation.index, replace(leap, cache=cache, sparse=sparse))
         return Action(density=self.policy.densities[sparse - 1]) if sparse else DENSE
 
     def _note_broke(self, observation: Observation) -> None:
@@ -208,13 +208,14 @@ class HeadsActor:
         """Evaluations that an image may have computed."""
         return affordable(self.policy.speedup, steps)
 
-    def _levels(self, number: int, image: ImageState, observation: Observation) -> tuple[float, float]:
+    def _levels(self, image: ImageState, observation: Observation) -> tuple[float, float]:
         """Noise levels that a jump starts from, and that an evaluation is at."""
         return (image.levels[-1] if image.levels else observation.sigma), observation.sigma
 
-    def _lean(self, number: int, start: float, observation: Observation) -> tuple[float, float]:
-        """What is added to the logits of a jump from the noise level `start`."""
-        return 0.0, 0.0
+    def _leap(self, number: int, logits: Tensor, start: float, observation: Observation) -> tuple[float, Choice]:
+        """Noise level down to which an image is held, and what was chosen."""
+        jump = self._jump(logits)
+        return self._landing(start, jump), Choice(jump)
 
     def _weights(self, number: int, image: ImageState, observation: Observation) -> Weights:
         return multistep(image, observation, self.policy.forecast_order)
@@ -230,7 +231,7 @@ class HeadsActor:
         else:
             x, y = (torch._standard_gamma(p[None], generator=self.generator) for p in (alpha, other))
             found = float(x / (x + y))
-        return min(max(found, self.nearest), 1 - self.nearest)
+        return min(max(found, CLIP), 1 - CLIP)
 
     def _pick(self, logits: Tensor) -> int:
         if self.policy.tape is None:

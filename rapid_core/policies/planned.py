@@ -13,8 +13,9 @@ from torch import Tensor
 
 from ..actions import DENSE, Action, ImageState, Look, Observation, Window
 from .heads import HeadsActor, HeadsPolicy
-from .prior import NEAREST, following, offset
+from .prior import MOVES, following, lean, once_in
 from .schedule import Plan, SchedulePolicy, Weights, affordable
+from .tape import Choice
 
 NUMBERS = 3  # noise level, share of the evaluations that may still be computed, square root of the estimated error
 MODES = {"cap": 1.0, "average": 1.5}  # what an image may spend at most, as a multiple of the budget
@@ -44,7 +45,7 @@ class PlannedPolicy(HeadsPolicy):
 class PlannedActor(HeadsActor):
     """The heads in one run."""
 
-    nearest = NEAREST
+    leaps = "move"
 
     def __init__(self, policy: PlannedPolicy, window: Window):
         super().__init__(policy)
@@ -71,23 +72,24 @@ class PlannedActor(HeadsActor):
             return DENSE  # a second look at a step, which a plan computes whole
         return super()._one(number, image, observation, logits)
 
-    def _levels(self, number: int, image: ImageState, observation: Observation) -> tuple[float, float]:
+    def _levels(self, image: ImageState, observation: Observation) -> tuple[float, float]:
         """Those of whole steps, wherever in them the sampler looks."""
-        return observation.schedule[max(self.charged[number])], observation.schedule[observation.step]
+        here = observation.schedule[observation.step]
+        return here, here
 
-    def _lean(self, number: int, start: float, observation: Observation) -> tuple[float, float]:
+    def _leap(self, number: int, logits: Tensor, start: float, observation: Observation) -> tuple[float, Choice]:
         if not self.marks:
             self._plan(observation)
-        charged = self.charged[number]
-        last, left = max(charged), self._most(observation.steps) - len(charged)
-        return offset(observation.schedule, start, following(self.marks, last, len(charged), left))
+        charged, steps = self.charged[number], observation.steps
+        last, left = max(charged), self._most(steps) - len(charged)
+        target = following(self.marks, last, len(charged), left)
+        leaning = lean(last, target, steps, once_in(self._most(steps)))
+        move = self._pick(logits + torch.tensor(leaning))
+        return observation.schedule[target + MOVES[move]], Choice(move=move, lean=leaning)
 
     def _plan(self, observation: Observation) -> None:
         self.marks = self.schedule.plan(observation)
         self.notes = sorted({*self.notes, *self.schedule.notes})
-
-    def _landing(self, start: float, jump: float) -> float:
-        return start * jump
 
     def _weights(self, number: int, image: ImageState, observation: Observation) -> Weights:
         if not self.marks:

@@ -1,8 +1,7 @@
-"""Where heads begin: a plan as the offset of their jumps.
+"""Where heads begin: a plan, and how far they may step aside of it.
 
-The Step-Skip head gives a Beta-distributed jump. With an offset of its logits, heads that say nothing jump to the next
-evaluation that a plan computes, and in training now and then a step of the grid beside it; what they learn is a
-difference to the plan."""
+The move head chooses the next evaluation to be computed: the plan's next one, or one of its neighbours. Heads that say
+nothing take the plan's, and in training now and then a neighbour; what they learn is where a plan is left."""
 
 from __future__ import annotations
 
@@ -11,11 +10,9 @@ from collections.abc import Sequence
 
 from .schedule import even
 
-NEAREST = 1e-5  # of a jump to 0 and 1: its logits stay finite, and the next of a thousand steps can be reached
-# Deviation of a jump in steps of the grid. Half a step to either side is the plan's own evaluation: one jump in six
-# goes elsewhere. With a whole step half of them do, and the first rollouts are 2 dB worse (FLUX-like, 32 rollouts).
-WANDER = 0.35
-SHARP = (2.0, 2900.0)  # concentration within which a prior stays: `head_net.beta` limits logits to 8
+MOVES = (-2, -1, 0, 1, 2)  # steps from the plan's next evaluation
+ASIDE = (0.1, 0.4, 0.0, 0.4, 0.1)  # chances of the moves where heads that say nothing leave the plan
+CLOSED = -1e4  # added to the logit of a move that cannot be made
 
 
 def following(marks: Sequence[bool], step: int, computed: int, left: int) -> int:
@@ -34,14 +31,15 @@ def following(marks: Sequence[bool], step: int, computed: int, left: int) -> int
     return step + next(i for i in range(1, len(spread)) if spread[i])
 
 
-def offset(schedule: Sequence[float], start: float, target: int) -> tuple[float, float]:
-    """Offset of the logits of a jump (see `head_net.beta`) from the noise level `start`: its mode lies between the
-    levels of `target`, the next step to be computed, and of the one before, its deviation is WANDER steps of the grid.
-    target = number of steps: to the end."""
-    steps = len(schedule) - 1
-    above, here = schedule[target - 1], schedule[min(target, steps)]
-    below = schedule[min(target + 1, steps)]
-    mode = min(max((above + here) / 2 / start, NEAREST), 1 - NEAREST)
-    width = max(WANDER * (above - below) / 2 / start, NEAREST)
-    sharp = min(max(mode * (1 - mode) / width**2, SHARP[0]), SHARP[1])
-    return math.log(sharp * mode), math.log(sharp * (1 - mode))
+def lean(last: int, target: int, steps: int, often: float) -> tuple[float, ...]:
+    """What is added to the logits of the moves from `target`, the next step to be computed by the plan (`steps`: none),
+    after step `last` was computed. often: chance that heads which say nothing leave the plan here."""
+    open_ = [last < target + move <= steps for move in MOVES]
+    chances = [often * share if move else 1 - often for move, share in zip(MOVES, ASIDE, strict=True)]
+    return tuple(math.log(chance) if ok else CLOSED for ok, chance in zip(open_, chances, strict=True))
+
+
+def once_in(evaluations: int) -> float:
+    """Chance to leave a plan at one of so many evaluations: once a run, in the mean. Most of what leaves it costs some
+    dB, so that with more in a run none would be told from the others."""
+    return 1 / max(2.5, evaluations)

@@ -11,12 +11,13 @@ from torch import Tensor
 @dataclass(frozen=True)
 class Choice:
     """What was chosen for one image: jump in (0, 1), cache 0 (recompute) or 1 (reuse), sparse 0 (dense) to 3; None: no
-    such head, or a void choice. lean: what was added to the logits of the jump."""
+    such head, or a void choice. move: place in `prior.MOVES`; lean: what was added to its logits."""
 
     jump: float | None = None
     cache: int | None = None
     sparse: int | None = None
-    lean: tuple[float, float] = (0.0, 0.0)
+    move: int | None = None
+    lean: tuple[float, ...] = ()
 
 
 class Tape(Protocol):

@@ -40,6 +40,13 @@ def test_advantages_of_a_group_sum_to_zero_and_equal_rewards_say_nothing(rewards
     assert advantages([1.5] * len(rewards)) is None
 
 
+def test_by_ranks_only_the_order_counts_and_equal_rewards_share_a_place():
+    found = advantages([0.1, 0.5, 0.5, 0.51], ranks=True)
+    assert float(found.sum()) == pytest.approx(0.0, abs=1e-5) and found[1] == found[2]
+    assert torch.equal(found, advantages([-90.0, 0.5, 0.5, 7.0], ranks=True))
+    assert advantages([0.5, 0.5, 0.5], ranks=True) is None
+
+
 def drawn_groups(of, number=2, images=4):
     """Groups of rollouts; the reward is the number of the image."""
     groups = []

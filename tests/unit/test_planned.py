@@ -8,15 +8,14 @@ from hypothesis import strategies as st
 from rapid_core.actions import Level, Look
 from rapid_core.policies.fit import Gram
 from rapid_core.policies.from_file import head_metadata, head_tensors, jumps_policy, plan_tensors, policy_of
-from rapid_core.policies.head_net import beta_mode
 from rapid_core.policies.heads import OUTPUTS, Heads, HeadsPolicy
 from rapid_core.policies.planned import NUMBERS, PlannedPolicy
-from rapid_core.policies.prior import following, offset
+from rapid_core.policies.prior import CLOSED, MOVES, following, lean
 from rapid_core.policies.schedule import Plan, even
 from rapid_core.policy_file import PolicyError, write
 from rapid_testing.actors import METADATA, run_heads, text
 from rapid_testing.runs import bending, products_of, weights_by_hand
-from training.likelihood import TrajectoryTape, log_probability
+from training.likelihood import TrajectoryTape, left_plan, log_probability
 
 CHANNELS, STEPS = 4, 28
 SCHEDULE = tuple(1 - i / STEPS for i in range(STEPS)) + (0.0,)
@@ -25,9 +24,9 @@ GRAM = Gram.of(products_of(bending(SCHEDULE, 4)), STEPS)
 
 def heads(silent=True, **settings):
     torch.manual_seed(0)
-    made = Heads(CHANNELS, 24, ("step",), NUMBERS, 16, **settings)
+    made = Heads(CHANNELS, 24, ("move",), NUMBERS, 16, **settings)
     if silent:
-        made.heads["step"].fc2.weight.data.zero_()
+        made.heads["move"].fc2.weight.data.zero_()
     return made
 
 
@@ -35,24 +34,14 @@ def plan(marks, gram=None):
     return Plan(tuple(marks), SCHEDULE, gram)
 
 
-@st.composite
-def falling(draw):
-    """Noise levels of a run, in steps of at least a two hundredth."""
-    lengths = draw(st.lists(st.floats(0.005, 0.2), min_size=4, max_size=40))
-    total = sum(lengths)
-    levels = [1.0]
-    for length in lengths[:-1]:
-        levels.append(levels[-1] - length / total)
-    return [*levels, 0.0]
-
-
-@given(falling(), st.data())
-def test_a_jump_that_heads_say_nothing_to_lands_between_the_step_that_is_meant_and_the_one_before(schedule, data):
-    steps = len(schedule) - 1
-    step = data.draw(st.integers(0, steps - 2))
-    target = data.draw(st.integers(step + 1, steps))
-    landing = schedule[step] * float(beta_mode(torch.tensor(offset(schedule, schedule[step], target))))
-    assert schedule[target] <= landing < schedule[target - 1]
+@given(st.integers(2, 60), st.data())
+def test_a_move_goes_down_and_not_beyond_the_end(steps, data):
+    last = data.draw(st.integers(0, steps - 1))
+    target = data.draw(st.integers(last + 1, steps))
+    leaning = lean(last, target, steps, data.draw(st.floats(0.01, 0.4)))
+    for move, value in zip(MOVES, leaning, strict=True):
+        assert (value > CLOSED) == (last < target + move <= steps)
+    assert max(range(len(MOVES)), key=leaning.__getitem__) == MOVES.index(0)
 
 
 def test_the_next_step_is_the_plans_as_long_as_it_can_be_paid():
@@ -98,7 +87,7 @@ def test_drawn_jumps_leave_the_plan_a_little_and_never_the_budget(seed):
 
 def test_in_the_mean_mode_an_image_may_spend_half_as_much_again():
     made = heads(silent=False)
-    made.heads["step"].fc2.bias.data.copy_(torch.tensor([8.0, -8.0]))  # every jump is the shortest
+    made.heads["move"].fc2.bias.data.copy_(torch.tensor([30.0, 20.0, 0.0, 0.0, 0.0]))  # all as early as can be
     spent = {}
     for mode in ("cap", "average"):
         actions, _ = run_heads(PlannedPolicy(made, 4.0, plan=plan(even(7, STEPS)), mode=mode), STEPS, CHANNELS)
@@ -106,19 +95,28 @@ def test_in_the_mean_mode_an_image_may_spend_half_as_much_again():
     assert spent == {"cap": 7, "average": 10}
 
 
-def test_the_probability_of_a_jump_is_that_of_the_distribution_it_was_drawn_from():
+def test_the_probability_of_a_move_is_that_of_the_distribution_it_was_drawn_from():
     made, tape = heads(silent=False), TrajectoryTape()
     run_heads(PlannedPolicy(made, 3.0, plan=plan(even(9, STEPS)), tape=tape, seed=5), STEPS, CHANNELS)
     rows = tape.rows[0]
-    assert rows and all(row.choice.lean != (0.0, 0.0) for row in rows if row.choice.jump is not None)
+    assert rows and all(len(row.choice.lean) == len(MOVES) for row in rows if row.choice.move is not None)
     with torch.no_grad():
         found, _ = log_probability(made, rows)
     for row, value in zip(rows, found, strict=True):
-        if row.choice.jump is not None:
-            logits = made({"step": row.inputs["step"][None].float()}, row.numbers[None], row.pooled[None])["step"][0]
-            a, b = (1 + (logits + torch.tensor(row.choice.lean)).exp()).tolist()
-            assert float(value) == pytest.approx(float(torch.distributions.Beta(a, b).log_prob(
-                torch.tensor(row.choice.jump))), rel=1e-4)  # fmt: skip
+        if row.choice.move is not None:
+            seen = {"move": row.inputs["move"][None].float()}
+            logits = made(seen, row.numbers[None], row.pooled[None])["move"][0].detach()
+            chances = (logits + torch.tensor(row.choice.lean)).softmax(0)
+            assert float(value) == pytest.approx(float(chances[row.choice.move].log()), rel=1e-4)
+
+
+def test_how_often_heads_would_leave_the_plan_is_counted():
+    made, tape = heads(), TrajectoryTape()
+    run_heads(PlannedPolicy(made, 3.0, plan=plan(even(9, STEPS)), tape=tape, seed=5), STEPS, CHANNELS)
+    moves = sum(row.choice.move is not None for row in tape.rows[0])
+    assert left_plan(made, tape.rows[0]) == (0, moves) and moves > 3
+    made.heads["move"].fc2.bias.data.copy_(torch.tensor([0.0, 0.0, -50.0, 0.0, 0.0]))
+    assert left_plan(made, tape.rows[0])[0] >= moves - 1
 
 
 @pytest.mark.parametrize("kind", ["rapid3", "rapid+"])
