@@ -61,17 +61,30 @@ class Host:
         return Path(importlib.import_module("folder_paths").models_dir) / "rapid_policies"
 
     def run(self, class_type: str, inputs: dict[str, Any]) -> tuple:
-        """Outputs of a node. Raises ValueError for one that is not installed."""
+        """Outputs of a node, called as the host's executor does: with hidden inputs, dynamic ones nested, values that
+        the page has wrapped unwrapped. Raises ValueError for one that is not installed."""
         node = self.nodes.NODE_CLASS_MAPPINGS.get(class_type)
         if node is None:
             raise ValueError(f"node {class_type} of the workflow is not installed here; install its pack")
-        with torch.inference_mode():
-            instance = node.PREPARE_CLASS_CLONE(None) if hasattr(node, "GET_SCHEMA") else node()
-            found = getattr(instance, node.FUNCTION)(**inputs)
-            found = asyncio.run(found) if inspect.isawaitable(found) else found
-        if isinstance(found, dict):
-            found = found.get("result", ())
-        return tuple(getattr(found, "args", None) or found)
+        return call(node, class_type, inputs)
+
+
+def call(node: Any, class_type: str, inputs: dict[str, Any]) -> tuple:
+    """Outputs of a node class of the host, V1 or V3."""
+    plain = {k: v["__value__"] if isinstance(v, dict) and "__value__" in v else v for k, v in inputs.items()}
+    lists, _, v3 = importlib.import_module("execution").get_input_data(plain, node, class_type)
+    given = lists if getattr(node, "INPUT_IS_LIST", False) else {k: values[-1] for k, values in lists.items()}
+    with torch.inference_mode():
+        if hasattr(node, "GET_SCHEMA"):
+            instance = node.PREPARE_CLASS_CLONE(v3)
+            given = importlib.import_module("comfy_api.latest._io").build_nested_inputs(given, v3)
+        else:
+            instance = node()
+        found = getattr(instance, node.FUNCTION)(**given)
+        found = asyncio.run(found) if inspect.isawaitable(found) else found
+    if isinstance(found, dict):
+        found = found.get("result", ())
+    return tuple(getattr(found, "args", None) or found)
 
 
 def family_of(model: Any) -> Any:

@@ -157,6 +157,9 @@ def main() -> None:
                   "--prompts-per-update a multiple of their number", flush=True)  # fmt: skip
         try:
             graph = Graph.read(args.workflow, host, args.sampler, args.text)
+            if len(graph.site.texts) > 1 and rank() == 0:
+                where = ", ".join(f"{node}.{name}" for node, name in graph.site.texts)
+                print(f"the prompt goes into {where}; --text ID.NAME names others", flush=True)
             command = shlex.join([Path(sys.argv[0]).name, "--workflow", args.workflow.name, *_shown(args)])
             train = {"schedule": train_plans, "threshold": train_thresholds}.get(args.kind, train_heads)
             file, table = train(graph, prompts, args, state, folder / f"{args.out}.safetensors", f"training/{command}")

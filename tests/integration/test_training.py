@@ -17,7 +17,7 @@ from rapid_core.policies.schedule import SchedulePolicy
 from rapid_core.policy_file import read, write
 from rapid_testing.trainings import HEADS, arguments
 from training.graph import Graph, WorkflowError
-from training.host import attach
+from training.host import attach, call
 from training.likelihood import log_probability
 from training.plans import train_plans
 from training.policy_gradient import Trainer, method_of, train_heads
@@ -35,7 +35,7 @@ class InProcess:
         self.comfy_host = comfy_host
 
     def run(self, class_type, inputs):
-        return self.comfy_host.run_node(class_type, **inputs)
+        return call(self.comfy_host.nodes.NODE_CLASS_MAPPINGS[class_type], class_type, inputs)
 
 
 def workflow(steps=6, size=128, **changes):
@@ -311,6 +311,38 @@ def trainer_of(graph, folder, args):
     some, scorer = PROMPTS[:3], scorer_for(graph, PROMPTS, args, folder / "state")
     method = method_of(graph, some, args, folder / "state", folder / "policy.safetensors", "a command")
     return Trainer(graph, some, args, folder / "state", method, scorer, PROMPTS[3:])
+
+
+class Named:
+    """A node of the first kind that wants to know its own id."""
+
+    FUNCTION = "go"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"numbers": ("FLOATS",)}, "hidden": {"node": "UNIQUE_ID", "graph": "PROMPT"}}
+
+    def go(self, numbers, node, graph):
+        return numbers, node
+
+
+def test_nodes_are_called_as_the_host_does(comfy_host):
+    """Hidden inputs are given, wrapped lists unwrapped, dynamic inputs nested; unknown ones are left out."""
+    from comfy_api.latest import io
+
+    class Sized(io.ComfyNode):
+        @classmethod
+        def define_schema(cls):
+            options = [io.DynamicCombo.Option("by hand", [io.Int.Input("width")])]
+            return io.Schema(node_id="Sized", inputs=[io.DynamicCombo.Input("size", options=options)],
+                             outputs=[io.Int.Output()], hidden=[io.Hidden.unique_id])  # fmt: skip
+
+        @classmethod
+        def execute(cls, size):
+            return io.NodeOutput(size["width"], cls.hidden.unique_id)
+
+    assert call(Named, "Named", {"numbers": {"__value__": [1.0, 2.0]}, "unknown": 3}) == ([1.0, 2.0], "Named")
+    assert call(Sized, "Sized", {"size": "by hand", "size.width": 4}) == (4, "Sized")
 
 
 def scalars(folder):
