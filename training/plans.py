@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from rapid_core.policies.fit import Gram
-from rapid_core.policies.from_file import plan_tensors
-from rapid_core.policies.schedule import Plan
-from rapid_core.policy_file import PolicyFile, write
+from rapid_core.policies.from_file import check_family, nearest_plan, plan_tensors
+from rapid_core.policies.schedule import Plan, affordable
+from rapid_core.policy_file import PolicyFile, read, write
 from training.card import Panel, write_card
 from training.graph import Graph
 from training.host import family_of, size_of
@@ -60,7 +60,8 @@ def train_plans(
     schedule = calibration[0].schedule
     gram = Gram.of(torch.stack([r.products for r in calibration]).mean(0), len(schedule) - 1)
     board = Board(state / "tensorboard")
-    found = [plan_for(graph, s, calibration, held_out, gram, args, state, board) for s in args.speedups]
+    begin = {s: Plan(plan.computed, schedule, gram) for s, plan in begun(graph, args, schedule).items()}
+    found = [plan_for(graph, s, calibration, held_out, gram, args, state, board, begin.get(s)) for s in args.speedups]
     board.close()
     about, tensors = metadata(graph, found, args, command), plan_tensors([f.plan for f in found])
     file = from_first(lambda: write(path, "schedule", about, tensors))
@@ -76,15 +77,37 @@ def train_plans(
     return file, text
 
 
+def schedule_file(path: Path, graph: Graph) -> PolicyFile:
+    """A schedule that a training begins with. Raises PolicyError."""
+    file = read(path)
+    if file.kind != "schedule":
+        raise file.wrong("kind", f"= {file.kind!r}; --start is a schedule")
+    check_family(file, family_of(graph.model).family)
+    return file
+
+
+def begun(graph: Graph, args: Namespace, schedule: Sequence[float]) -> dict[float, Plan]:
+    """Plans of an earlier search to begin with, by speed-up. Raises ValueError for those of another workflow."""
+    if args.start is None:
+        return {}
+    file = schedule_file(args.start, graph)
+    plans = {s: nearest_plan(file, s) for s in args.speedups}
+    if not all(plan.fits(schedule) and sum(plan.computed) <= affordable(s, len(schedule) - 1)
+               for s, plan in plans.items()):  # fmt: skip
+        raise ValueError(f"{file.name} (--start) was searched on other noise levels than this workflow's, or for other "
+                         "--speedups")  # fmt: skip
+    return plans
+
+
 def plan_for(
     graph: Graph, speedup: float, calibration: list[Reference], held_out: list[Reference], gram: Gram,
-    args: Namespace, state: Path, board: Board,
+    args: Namespace, state: Path, board: Board, start: Plan | None = None,
 ) -> Found:
-    """The best plan of one speed-up, and what it is worth."""
+    """The best plan of one speed-up, and what it is worth. start: where the search begins; even spacing for None."""
     schedule = calibration[0].schedule
     score = Rollouts(graph, calibration, speedup, state / f"plans-{speedup:g}.json")
     name = f"plans/best_psnr_{speedup:g}x"
-    plan, _ = search(score, schedule, gram, speedup, args.plans, args.seed,
+    plan, _ = search(score, schedule, gram, speedup, args.plans, args.seed, start,
                      report=lambda tried, best: board.add(tried, {name: best}))  # fmt: skip
     judge = Rollouts(graph, held_out, speedup, state / f"held_out-{speedup:g}.json")
     plain = default_plan(schedule, speedup)

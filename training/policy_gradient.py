@@ -14,9 +14,8 @@ from statistics import mean
 import torch
 from tqdm import tqdm
 
-from rapid_core.policies.from_file import check_family
 from rapid_core.policies.heads import INPUTS, Heads
-from rapid_core.policy_file import PolicyFile, read, write
+from rapid_core.policy_file import PolicyFile, write
 from training.card import Panel, write_card
 from training.files import replaced, write_text
 from training.graph import Graph
@@ -25,7 +24,7 @@ from training.host import attach, family_of, last_record, size_of
 from training.likelihood import TrajectoryTape, left_plan
 from training.methods import Method, Planned, Published
 from training.plan_search import latent_psnr
-from training.plans import REFINE, TARGETS, train_plans
+from training.plans import REFINE, TARGETS, schedule_file, train_plans
 from training.processes import from_first, rank, share, together
 from training.references import Reference, reference
 from training.scalars import Board, write_lines
@@ -205,11 +204,7 @@ def method_of(
     if args.kind == "rapid3":
         return Published(args)
     if args.start is not None:
-        file = read(args.start)
-        if file.kind != "schedule":
-            raise file.wrong("kind", f"= {file.kind!r}; heads begin with a schedule (--start)")
-        check_family(file, family_of(graph.model).family)
-        return Planned(args, file)
+        return Planned(args, schedule_file(args.start, graph))
     plan = path.with_stem(f"{path.stem}-plan")
     return Planned(args, train_plans(graph, prompts, args, state / "plan", plan, command)[0])
 

@@ -52,14 +52,14 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--held-out", type=int, default=16, help="prompts that the result is measured on: "
                        "of heads the file's last, else those after --calibration")
     found.add_argument("--plans", type=int, default=120, help="plans that are tried for each speed-up")
+    found.add_argument("--start", type=Path, metavar="FILE", help="schedule file that a search or rapid+ begins with "
+                       "(default: even spacing; rapid+ searches first)")
     found.add_argument("--oracle", type=int, default=4, help="held-out prompts that plans are searched for one by one")
     found.add_argument("--target", choices=("dense", "solution"), default="dense", help="what pictures are to be "
                        "near: the dense picture, or the solution of the model's ODE, as dense sampling is itself")
     heads = found.add_argument_group("heads")
     heads.add_argument("--heads", nargs="+", choices=tuple(OUTPUTS), help="heads to train (default: rapid3 step, "
                        "cache and sparse, rapid+ move)")
-    heads.add_argument("--start", type=Path, metavar="FILE", help="rapid+: schedule file to begin with (default: one "
-                       "is searched first)")
     heads.add_argument("--mode", choices=MODES, default="cap", help="rapid+: no image spends more than its budget, or "
                        "images spend it in the mean (average)")
     heads.add_argument("--advantages", choices=("values", "ranks"), help="what a group's rewards count by (default: "
@@ -171,11 +171,11 @@ def main() -> None:
 
 def _shown(args: argparse.Namespace) -> list[str]:
     """Flags that decide the result."""
-    plan = ["target", "speedups", "calibration", "held_out", "plans", "oracle", "seed", "sampler", "text"]
-    heads = ["kind", "start", "heads", "train_prompts", "iterations", "prompts_per_update", "group", "lr", "reward",
+    plan = ["start", "target", "speedups", "calibration", "held_out", "plans", "oracle", "seed", "sampler", "text"]
+    heads = ["kind", "heads", "train_prompts", "iterations", "prompts_per_update", "group", "lr", "reward",
              "mode", "advantages", "omega", "discriminator_warm_up", "features", "discount", "width"]  # fmt: skip
     if args.kind == "threshold":
-        plan = ["kind", *(name for name in plan if name not in ("plans", "oracle"))]
+        plan = ["kind", *(name for name in plan if name not in ("start", "plans", "oracle"))]
     elif args.kind != "schedule":
         searched = args.kind == PLUS and args.start is None
         plan = heads + [name for name in plan if searched or name not in ("calibration", "plans", "oracle")]

@@ -192,9 +192,9 @@ class Killed(BaseException):
     """The process is gone."""
 
 
-def train(graph, folder, target="dense"):
-    args = Namespace(calibration=2, held_out=2, seed=0, target=target, speedups=[2.0], plans=4, oracle=1,
-                     licence="Apache-2.0")  # fmt: skip
+def train(graph, folder, target="dense", plans=4, start=None, speedup=2.0):
+    args = Namespace(calibration=2, held_out=2, seed=0, target=target, speedups=[speedup], plans=plans, oracle=1,
+                     start=start, licence="Apache-2.0")  # fmt: skip
     return train_plans(graph, PROMPTS, args, folder / "state", folder / "policy.safetensors", "a command")
 
 
@@ -363,6 +363,17 @@ def test_heads_that_learned_nothing_are_the_schedule_that_they_begin_with(graph,
     assert torch.equal(trainer.draw(wanted, 2.0, 1, 0, None, trainer.fresh)[0], alone.cpu())
 
 
+def test_a_search_begins_where_an_earlier_one_ended(graph, done, tmp_path):
+    file, _ = done(tmp_path, train)
+    marks = torch.tensor([1, 0, 0, 1, 1, 0], dtype=torch.uint8)
+    about = {name: value for name, value in file.metadata.items() if name not in ("format", "version", "kind")}
+    other = write(tmp_path / "other.safetensors", "schedule", about, {**file.tensors, "plan.0.computed": marks}).path
+    again, _ = train(graph, tmp_path / "again", plans=1, start=other)
+    assert torch.equal(again.tensors["plan.0.computed"], marks)
+    with pytest.raises(ValueError, match="other noise levels than this workflow's, or for other --speedups"):
+        train(graph, tmp_path / "more", start=other, speedup=3.0)
+
+
 def test_a_schedule_that_does_not_go_with_the_training_is_refused(graph, host, done, tmp_path):
     file, _ = done(tmp_path, train)
     with pytest.raises(ValueError, match="budgets = 2; --speedups must be some of them"):
@@ -371,7 +382,7 @@ def test_a_schedule_that_does_not_go_with_the_training_is_refused(graph, host, d
     with pytest.raises(ValueError, match="searched on other noise levels"):
         trainer_of(Graph(workflow(steps=7), host), tmp_path / "b", arguments(f"{start} {file.path}"))
     learned, _ = done(tmp_path / "other", learn)
-    with pytest.raises(ValueError, match="kind = 'heads'; heads begin with a schedule"):
+    with pytest.raises(ValueError, match="kind = 'heads'; --start is a schedule"):
         trainer_of(graph, tmp_path / "c", arguments(f"{start} {learned.path}"))
     about = {name: value for name, value in file.metadata.items() if name not in ("format", "version", "kind")}
     other = write(tmp_path / "d.safetensors", "schedule", {**about, "architecture": "sd3"}, file.tensors)
