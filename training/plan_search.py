@@ -52,6 +52,11 @@ class Rollouts:
                  for r in (self.references if self.alone else share(self.references))]  # fmt: skip
         return found if self.alone else together(found)
 
+    def best(self) -> tuple[bool, ...]:
+        """Marks of the best plan that was ever scored here, by an earlier search too."""
+        fitted = {key: mean(found) for key, found in self.kept.known.items() if set(key) <= {"#", "."}}
+        return tuple(on == "#" for on in max(fitted, key=fitted.__getitem__))
+
 
 def key_of(plan: Plan) -> str:
     """A plan as text: its marks, and the kind of its weights."""

@@ -107,8 +107,9 @@ def plan_for(
     schedule = calibration[0].schedule
     score = Rollouts(graph, calibration, speedup, state / f"plans-{speedup:g}.json")
     name = f"plans/best_psnr_{speedup:g}x"
-    plan, _ = search(score, schedule, gram, speedup, args.plans, args.seed, start,
-                     report=lambda tried, best: board.add(tried, {name: best}))  # fmt: skip
+    search(score, schedule, gram, speedup, args.plans, args.seed, start,
+           report=lambda tried, best: board.add(tried, {name: best}))  # fmt: skip
+    plan = Plan(score.best(), schedule, gram)
     judge = Rollouts(graph, held_out, speedup, state / f"held_out-{speedup:g}.json")
     plain = default_plan(schedule, speedup)
 
