@@ -9,7 +9,6 @@ from typing import Any
 
 from benchmarks.costs import Decision
 from rapid_core.actions import DENSE, Action, Level, Observation, Sparsity, Window
-from rapid_core.host.chain import attach
 from rapid_core.policies.from_file import heads_policy
 from rapid_core.policies.planned import PlannedPolicy
 from rapid_core.policies.schedule import SchedulePolicy, affordable
@@ -74,6 +73,8 @@ class ReplayActor:
 def replayed(schedule: SchedulePolicy, lists_of: Callable[[int], Sequence[Decision]]) -> Callable:
     """A patch for each group of pictures: the decisions that `lists_of` names for each of them; what is held is
     forecast as `schedule` would."""
+
+    from rapid_core.host.chain import attach  # imports the host, which the command has not started yet
 
     def each(model: Any, numbers: list[int]) -> Any:
         return attach(model, ReplayPolicy(tuple(tuple(lists_of(n)) for n in numbers), schedule))

@@ -252,3 +252,9 @@ def test_hosts_are_tested_beside_each_other_and_the_main_one_closes_the_output(m
     lines = [line for line in capfd.readouterr().out.splitlines() if not line.startswith("==")]
     assert lines == [f"-m pytest tests/integration -m not main_host -q on {trees['1']}",
                      f"-m pytest tests -q on {trees['2']}"]  # fmt: skip
+
+
+def test_suites_of_the_bench_command_begin_without_the_host():
+    """They are imported before ComfyUI is."""
+    code = f"import sys; from benchmarks import {', '.join(cli.SUITES)}; assert 'comfy' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=base_folder.REPOSITORY)
