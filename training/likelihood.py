@@ -11,7 +11,7 @@ from torch.distributions import Beta
 
 from rapid_core.policies.head_net import beta
 from rapid_core.policies.heads import Choice, Heads
-from rapid_core.policies.prior import MOVES
+from rapid_core.policies.prior import MOVES, drawn
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,10 @@ def log_probability(heads: Heads, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
     for name in ("cache", "sparse", "move"):
         if name in logits:
             chosen = [getattr(row.choice, name) for row in rows]
-            leaning = torch.tensor([row.choice.lean or (0.0,) * len(MOVES) for row in rows]) if name == "move" else 0.0
-            logs, mask = (logits[name] + leaning).log_softmax(1), made(chosen)
+            logs, mask = logits[name].log_softmax(1), made(chosen)
+            if name == "move":
+                leaning = torch.tensor([row.choice.lean or (0.0,) * len(MOVES) for row in rows])
+                logs = drawn(logits[name], leaning).clamp_min(1e-30).log()
             picked = torch.tensor([c or 0 for c in chosen])
             total = total + logs.gather(1, picked[:, None])[:, 0] * mask
             entropy = entropy - (logs.exp() * logs).sum(1) * mask

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..actions import DENSE, Action, ImageState, Look, Observation, Window
 from .heads import HeadsActor, HeadsPolicy
-from .prior import MOVES, following, lean, once_in
+from .prior import MOVES, drawn, following, lean, often
 from .schedule import Plan, SchedulePolicy, Weights, affordable
 from .tape import Choice
 
@@ -83,8 +83,9 @@ class PlannedActor(HeadsActor):
         charged, steps = self.charged[number], observation.steps
         last, left = max(charged), self._most(steps) - len(charged)
         target = following(self.marks, last, len(charged), left)
-        leaning = lean(last, target, steps, once_in(self._most(steps)))
-        move = self._pick(logits + torch.tensor(leaning))
+        leaning = lean(last, target, steps, often(self._most(steps)))
+        likely = logits + torch.tensor(leaning)
+        move = self._pick(likely if self.policy.tape is None else drawn(logits, torch.tensor(leaning)).log())
         return observation.schedule[target + MOVES[move]], Choice(move=move, lean=leaning)
 
     def _plan(self, observation: Observation) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from torch import Tensor
+
 from .schedule import even
 
 MOVES = (-2, -1, 0, 1, 2)  # steps from the plan's next evaluation
@@ -31,15 +33,21 @@ def following(marks: Sequence[bool], step: int, computed: int, left: int) -> int
     return step + next(i for i in range(1, len(spread)) if spread[i])
 
 
-def lean(last: int, target: int, steps: int, often: float) -> tuple[float, ...]:
+def lean(last: int, target: int, steps: int, chance: float) -> tuple[float, ...]:
     """What is added to the logits of the moves from `target`, the next step to be computed by the plan (`steps`: none),
-    after step `last` was computed. often: chance that heads which say nothing leave the plan here."""
+    after step `last` was computed. chance: of heads that say nothing to leave the plan here."""
     open_ = [last < target + move <= steps for move in MOVES]
-    chances = [often * share if move else 1 - often for move, share in zip(MOVES, ASIDE, strict=True)]
-    return tuple(math.log(chance) if ok else CLOSED for ok, chance in zip(open_, chances, strict=True))
+    chances = [chance * share if move else 1 - chance for move, share in zip(MOVES, ASIDE, strict=True)]
+    return tuple(math.log(p) if ok else CLOSED for ok, p in zip(open_, chances, strict=True))
 
 
-def once_in(evaluations: int) -> float:
-    """Chance to leave a plan at one of so many evaluations: once a run, in the mean. Most of what leaves it costs some
-    dB, so that with more in a run none would be told from the others."""
-    return 1 / max(2.5, evaluations)
+def often(evaluations: int) -> float:
+    """Chance to leave a plan at one of so many evaluations: one and a half times a run, in the mean. Most of what
+    leaves it costs some dB, so that with more in a run none would be told from the others."""
+    return min(0.4, 1.5 / evaluations)
+
+
+def drawn(logits: Tensor, leaning: Tensor) -> Tensor:
+    """Chances (..., moves) with which training draws moves: half the heads', half those of heads that say nothing. What
+    heads learn first is that leaving the plan costs; without the other half they would never leave it again."""
+    return ((logits + leaning).softmax(-1) + leaning.softmax(-1)) / 2

@@ -10,7 +10,7 @@ from rapid_core.policies.fit import Gram
 from rapid_core.policies.from_file import head_metadata, head_tensors, jumps_policy, plan_tensors, policy_of
 from rapid_core.policies.heads import OUTPUTS, Heads, HeadsPolicy
 from rapid_core.policies.planned import NUMBERS, PlannedPolicy
-from rapid_core.policies.prior import CLOSED, MOVES, following, lean
+from rapid_core.policies.prior import CLOSED, MOVES, drawn, following, lean
 from rapid_core.policies.schedule import Plan, even
 from rapid_core.policy_file import PolicyError, write
 from rapid_testing.actors import METADATA, run_heads, text
@@ -106,8 +106,24 @@ def test_the_probability_of_a_move_is_that_of_the_distribution_it_was_drawn_from
         if row.choice.move is not None:
             seen = {"move": row.inputs["move"][None].float()}
             logits = made(seen, row.numbers[None], row.pooled[None])["move"][0].detach()
-            chances = (logits + torch.tensor(row.choice.lean)).softmax(0)
+            chances = drawn(logits, torch.tensor(row.choice.lean))
             assert float(value) == pytest.approx(float(chances[row.choice.move].log()), rel=1e-4)
+
+
+@given(st.integers(0, 10**6))
+def test_training_goes_on_leaving_the_plan_when_heads_would_never(seed):
+    made = heads()
+    made.heads["move"].fc2.bias.data.copy_(torch.tensor([0.0, 0.0, 50.0, 0.0, 0.0]))
+    seen = []
+    for tape in (TrajectoryTape(), None):
+        policy = PlannedPolicy(made, 3.0, plan=plan(even(9, STEPS)), tape=tape, seed=seed)
+        seen.append(text(run_heads(policy, STEPS, CHANNELS)[0]))
+        if tape is not None:
+            moves = [row.choice.move for row in tape.rows[0] if row.choice.move is not None]
+    marks = "".join("#" if on else "." for on in even(9, STEPS))
+    assert seen[1] == marks and (seen[0] == marks) == all(move == MOVES.index(0) for move in moves)
+    chances = drawn(torch.tensor([0.0, 0.0, 50.0, 0.0, 0.0]), torch.tensor(lean(3, 6, STEPS, 0.2)))
+    assert float(chances[MOVES.index(0)]) == pytest.approx(0.9) and float(chances.sum()) == pytest.approx(1.0)
 
 
 def test_how_often_heads_would_leave_the_plan_is_counted():
