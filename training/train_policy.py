@@ -68,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
     heads.add_argument("--iterations", type=int, default=100, help="updates")
     heads.add_argument("--prompts-per-update", type=int, default=4, help="groups of rollouts an update")
     heads.add_argument("--group", type=int, default=8, help="rollouts of a prompt, from the same noise")
-    heads.add_argument("--lr", type=float, help="learning rate (default: rapid3 .001, rapid+ .002)")
+    heads.add_argument("--lr", type=float, help="learning rate (default: rapid3 .001, rapid+ .0002)")
     heads.add_argument("--reward", nargs="+", default=["psnr"], metavar="NAME[:WEIGHT]", help="quality of a picture: "
                        f"the weighted mean of some of {', '.join(REWARDS)}. psnr is of the latent, the others decode; "
                        "lpips, imagereward and clip need packages and weights, judge prompts of the demo's scenes")
