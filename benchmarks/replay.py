@@ -74,7 +74,7 @@ def replayed(schedule: SchedulePolicy, lists_of: Callable[[int], Sequence[Decisi
     """A patch for each group of pictures: the decisions that `lists_of` names for each of them; what is held is
     forecast as `schedule` would."""
 
-    from rapid_core.host.chain import attach  # imports the host, which the command has not started yet
+    from rapid_core.host.chain import attach  # here: this module is imported before the host is
 
     def each(model: Any, numbers: list[int]) -> Any:
         return attach(model, ReplayPolicy(tuple(tuple(lists_of(n)) for n in numbers), schedule))

@@ -182,7 +182,7 @@ class HeadsActor:
         start, here = self._levels(image, observation)
         paid = observation.step in charged  # a second look at a step costs nothing more
         broke = "step" in self.policy.use and not paid and len(charged) >= self._most(observation.steps)
-        if image.since_computed == 0 and self.leaps in logits and not broke:  # the model has spoken since the last
+        if image.since_computed == 0 and self.leaps in logits and not broke:  # the model has spoken since
             self.target[number], leap = self._leap(number, logits[self.leaps], start, observation)
         if broke:
             self._note_broke(observation)

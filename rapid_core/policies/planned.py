@@ -78,21 +78,20 @@ class PlannedActor(HeadsActor):
         return here, here
 
     def _leap(self, number: int, logits: Tensor, start: float, observation: Observation) -> tuple[float, Choice]:
-        if not self.marks:
-            self._plan(observation)
+        self._plan(observation)
         charged, steps = self.charged[number], observation.steps
         last, left = max(charged), self._most(steps) - len(charged)
         target = following(self.marks, last, len(charged), left)
-        leaning = lean(last, target, steps, often(self._most(steps)))
-        likely = logits + torch.tensor(leaning)
-        move = self._pick(likely if self.policy.tape is None else drawn(logits, torch.tensor(leaning)).log())
-        return observation.schedule[target + MOVES[move]], Choice(move=move, lean=leaning)
+        leaning = torch.tensor(lean(last, target, steps, often(self._most(steps))))
+        move = self._pick(logits + leaning if self.policy.tape is None else drawn(logits, leaning).log())
+        return observation.schedule[target + MOVES[move]], Choice(move=move, lean=tuple(leaning.tolist()))
 
     def _plan(self, observation: Observation) -> None:
-        self.marks = self.schedule.plan(observation)
-        self.notes = sorted({*self.notes, *self.schedule.notes})
+        """Settle the plan, once a run."""
+        if not self.marks:
+            self.marks = self.schedule.plan(observation)
+            self.notes = sorted({*self.notes, *self.schedule.notes})
 
     def _weights(self, number: int, image: ImageState, observation: Observation) -> Weights:
-        if not self.marks:
-            self._plan(observation)
+        self._plan(observation)
         return self.schedule.weights(number, image, observation)

@@ -168,7 +168,9 @@ class ScheduleActor:
         """Of the forecast for a step that is left out: fitted ones where the plan's noise levels are the run's."""
         plan, found = self.policy.plan, None
         if plan is not None and self.courses is not None:
-            found = self.courses.setdefault(number, Course(plan)).weights(observation, image.levels)
+            if number not in self.courses:
+                self.courses[number] = Course(plan)
+            found = self.courses[number].weights(observation, image.levels)
         if found is not None:
             return found
         slope = 1.0 if self.policy.speedup <= FULL_SLOPE else FAR_SLOPE
