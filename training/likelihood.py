@@ -11,7 +11,7 @@ from torch.distributions import Beta
 
 from rapid_core.policies.head_net import beta
 from rapid_core.policies.heads import Choice, Heads
-from rapid_core.policies.prior import MOVES, drawn
+from rapid_core.policies.prior import RUNGS, drawn
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,12 @@ def log_probability(heads: Heads, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
         chosen = [row.choice.jump for row in rows]
         jumps = torch.tensor([0.5 if c is None else c for c in chosen])
         total = total + Beta(*beta(logits["step"])).log_prob(jumps) * made(chosen)
-    for name in ("cache", "sparse", "move"):
+    for name in ("cache", "sparse", "pace"):
         if name in logits:
             chosen = [getattr(row.choice, name) for row in rows]
             logs, mask = logits[name].log_softmax(1), made(chosen)
-            if name == "move":
-                leaning = torch.tensor([row.choice.lean or (0.0,) * len(MOVES) for row in rows])
+            if name == "pace":
+                leaning = torch.tensor([row.choice.lean or (0.0,) * len(RUNGS) for row in rows])
                 logs = drawn(logits[name], leaning).clamp_min(1e-30).log()
             picked = torch.tensor([c or 0 for c in chosen])
             total = total + logs.gather(1, picked[:, None])[:, 0] * mask
@@ -63,15 +63,15 @@ def log_probability(heads: Heads, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
 
 
 def left_plan(heads: Heads, rows: Sequence[Row]) -> tuple[int, int]:
-    """In how many of these decisions the likeliest move is not the plan's, and how many moves there are."""
-    moves = [row for row in rows if row.choice.move is not None] if "move" in heads.heads else []
-    if not moves:
+    """In how many of these decisions the likeliest pace is not the plan's, and how many of them there are."""
+    paces = [row for row in rows if row.choice.pace is not None] if "pace" in heads.heads else []
+    if not paces:
         return 0, 0
     with torch.no_grad():
-        inputs = {"move": torch.stack([row.inputs["move"] for row in moves])}
-        numbers, pooled = (torch.stack([getattr(row, name) for row in moves]) for name in ("numbers", "pooled"))
-        logits = heads(inputs, numbers, pooled)["move"] + torch.tensor([row.choice.lean for row in moves])
-    return int((logits.argmax(1) != MOVES.index(0)).sum()), len(moves)
+        inputs = {"pace": torch.stack([row.inputs["pace"] for row in paces])}
+        numbers, pooled = (torch.stack([getattr(row, name) for row in paces]) for name in ("numbers", "pooled"))
+        logits = heads(inputs, numbers, pooled)["pace"] + torch.tensor([row.choice.lean for row in paces])
+    return int((logits.argmax(1) != RUNGS.index(0)).sum()), len(paces)
 
 
 def made(chosen: Sequence[float | None]) -> Tensor:

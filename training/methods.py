@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from rapid_core.actions import Sparsity
-from rapid_core.policies.from_file import PLUS, head_metadata, head_tensors, nearest_plan, plan_tensors
+from rapid_core.policies.from_file import PLUS, head_metadata, head_tensors, nearest_plan, plan_tensors, plans_of
 from rapid_core.policies.heads import Heads, HeadsPolicy, Tape
 from rapid_core.policies.planned import NUMBERS, PlannedPolicy
 from rapid_core.policies.schedule import affordable
@@ -22,7 +22,7 @@ from training.rewards import discounted
 DENSITIES = (0.5, 0.25, 0.125)
 # Biases with which fresh heads recompute, attend densely and jump by about a fifth: TPDM's, and ours.
 NEAR_DENSE = {"step": (2.5, 1.0), "cache": (2.0, 0.0), "sparse": (2.0, 0.0, 0.0, 0.0)}
-PRICE, RATE = 0.25, 0.5  # of a whole budget at the beginning, and how fast it follows what is spent
+PRICE, RATE = 0.1, 0.5  # of a whole budget at the beginning, and how fast it follows what is spent
 LR = {"rapid3": 1e-3, PLUS: 2e-4}  # learning rate unless given; 2e-3 saturates rapid+ in 5 updates
 OMEGA = {"rapid3": 1.0, PLUS: 0.0}  # weight of the discriminator unless given
 
@@ -114,10 +114,10 @@ class Planned:
         if not set(self.speedups) <= set(file.budgets):
             budgets = ", ".join(f"{budget:g}" for budget in file.budgets)
             raise file.wrong("budgets", f"= {budgets}; --speedups must be some of them")
-        self.plans = [nearest_plan(file, speedup) for speedup in self.speedups]
+        self.plans, self.ladder = [nearest_plan(file, s) for s in self.speedups], plans_of(file)
         self.steps = len(self.plans[0].computed)
         self.prices = dict.fromkeys(self.speedups, PRICE)
-        self.digest = hashlib.blake2b(repr(self.plans).encode(), digest_size=12).hexdigest()
+        self.digest = hashlib.blake2b(repr(self.ladder).encode(), digest_size=12).hexdigest()
 
     def fits(self, schedule: Sequence[float]) -> bool:
         return self.plans[0].fits(schedule)
@@ -127,7 +127,7 @@ class Planned:
             # TPDM's .02 leaves a thirtieth of a signal to fc2, and a hundredth of what the condition says.
             for layer in (head.conv1, head.conv2, head.fc1, head.norm1.linear):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            if name == "move":  # says nothing: the plan as it is
+            if name == "pace":  # says nothing: the plan as it is
                 head.fc2.weight.data.zero_()
             else:
                 head.fc2.bias.data.copy_(torch.tensor(NEAR_DENSE[name]))
@@ -135,7 +135,7 @@ class Planned:
     def policy(self, heads: Heads, speedup: float, tape: Tape | None, seed: int) -> PlannedPolicy:
         plan = self.plans[self.speedups.index(speedup)]
         return PlannedPolicy(heads, speedup, 1, DENSITIES, sparsity_of(heads), "training", tape, seed, plan=plan,
-                             mode=self.mode)  # fmt: skip
+                             ladder=tuple(reversed(self.ladder)), mode=self.mode)  # fmt: skip
 
     def rewards(self, quality: Sequence[float], steps: Sequence[float], speedup: float) -> list[float]:
         price = self.prices[speedup] if self.mode == "average" else 0.0
@@ -153,10 +153,11 @@ class Planned:
         return {f"price/{speedup:g}": price for speedup, price in self.prices.items()}
 
     def tensors(self, heads: Heads) -> dict[str, torch.Tensor]:
-        return {**head_tensors(heads), **plan_tensors(self.plans)}
+        return {**head_tensors(heads), **plan_tensors(self.ladder)}
 
     def about(self, heads: Heads, reward: str) -> dict[str, Any]:
-        return {"reward": reward, "budgets": self.speedups, "structure": PLUS, "mode": self.mode,
+        return {"reward": reward, "budgets": list(self.file.budgets), "learned_at": self.speedups,
+                "structure": PLUS, "mode": self.mode,
                 "plan": f"{self.file.name}: {self.file.metadata.get('reward', '')}",
                 **head_metadata(heads, 1, DENSITIES)}  # fmt: skip
 

@@ -6,6 +6,7 @@ latents that come out."""
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -106,6 +107,17 @@ def neighbours(computed: Sequence[bool], generator: random.Random) -> list[tuple
                 out.append(tuple(marks))
     generator.shuffle(out)
     return out
+
+
+def filled_up(computed: Sequence[bool], count: int) -> tuple[bool, ...]:
+    """A plan of `count` computed evaluations, if it has fewer: one more in the middle of its longest gap at a time."""
+    marks = list(computed)
+    while sum(marks) < min(count, len(marks)):
+        edges = [*(i for i, on in enumerate(marks) if on), len(marks)]
+        gaps = [(b - a, a) for a, b in itertools.pairwise(edges)]
+        length, begin = max(gaps, key=lambda gap: (gap[0], -gap[1]))
+        marks[begin + length // 2] = True
+    return tuple(marks)
 
 
 def default_plan(schedule: Sequence[float], speedup: float) -> Plan:

@@ -20,7 +20,7 @@ from rapid_core.policy_file import PolicyFile, read, write
 from training.card import Panel, write_card
 from training.graph import Graph
 from training.host import family_of, size_of
-from training.plan_search import Rollouts, default_plan, key_of, oracle, search
+from training.plan_search import Rollouts, default_plan, filled_up, key_of, oracle, search
 from training.processes import from_first, rank
 from training.references import Reference, references
 from training.scalars import Board
@@ -87,16 +87,18 @@ def schedule_file(path: Path, graph: Graph) -> PolicyFile:
 
 
 def begun(graph: Graph, args: Namespace, schedule: Sequence[float]) -> dict[float, Plan]:
-    """Plans of an earlier search to begin with, by speed-up. Raises ValueError for those of another workflow."""
+    """Plans of an earlier search to begin with, by speed-up: where it had none for it, the nearest one thinned or
+    filled up. Raises ValueError for those of another workflow."""
     if args.start is None:
         return {}
-    file = schedule_file(args.start, graph)
-    plans = {s: nearest_plan(file, s) for s in args.speedups}
-    if not all(plan.fits(schedule) and sum(plan.computed) <= affordable(s, len(schedule) - 1)
-               for s, plan in plans.items()):  # fmt: skip
-        raise ValueError(f"{file.name} (--start) was searched on other noise levels than this workflow's, or for other "
-                         "--speedups")  # fmt: skip
-    return plans
+    file, steps = schedule_file(args.start, graph), len(schedule) - 1
+    out = {}
+    for speedup in args.speedups:
+        plan, count = nearest_plan(file, speedup), affordable(speedup, steps)
+        if not plan.fits(schedule):
+            raise ValueError(f"{file.name} (--start) was searched on other noise levels than this workflow's")
+        out[speedup] = Plan(filled_up(plan.on(count, steps), count), plan.schedule)
+    return out
 
 
 def plan_for(

@@ -59,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
                        "near: the dense picture, or the solution of the model's ODE, as dense sampling is itself")
     heads = found.add_argument_group("heads")
     heads.add_argument("--heads", nargs="+", choices=tuple(OUTPUTS), help="heads to train (default: rapid3 step, "
-                       "cache and sparse, rapid+ move)")
+                       "cache and sparse, rapid+ pace)")
     heads.add_argument("--mode", choices=MODES, default="cap", help="rapid+: no image spends more than its budget, or "
                        "images spend it in the mean (average)")
     heads.add_argument("--advantages", choices=("values", "ranks"), help="what a group's rewards count by (default: "
@@ -120,13 +120,13 @@ def checked(args: argparse.Namespace) -> argparse.Namespace:
     for name in ("calibration", "held_out", "plans", "iterations", "prompts_per_update", "width"):
         if getattr(args, name) < 1:
             raise SystemExit(f"--{name.replace('_', '-')} {getattr(args, name)}: give 1 or more")
-    args.heads = args.heads or (list(HEADS) if args.kind == "rapid3" else ["move"])
-    if args.kind in METHODS and ("move" in args.heads, "step" in args.heads)[args.kind == PLUS]:
-        raise SystemExit(f"--heads {' '.join(args.heads)}: rapid3 has step, cache and sparse, rapid+ move in place of "
+    args.heads = args.heads or (list(HEADS) if args.kind == "rapid3" else ["pace"])
+    if args.kind in METHODS and ("pace" in args.heads, "step" in args.heads)[args.kind == PLUS]:
+        raise SystemExit(f"--heads {' '.join(args.heads)}: rapid3 has step, cache and sparse, rapid+ pace in place of "
                          "step")  # fmt: skip
-    if args.kind == PLUS and "move" not in args.heads:
-        raise SystemExit(f"--heads {' '.join(args.heads)}: rapid+ begins with a schedule, which the move head leaves; "
-                         "name move, too")  # fmt: skip
+    if args.kind == PLUS and "pace" not in args.heads:
+        raise SystemExit(f"--heads {' '.join(args.heads)}: rapid+ begins with a schedule, which the pace head leaves; "
+                         "name pace, too")  # fmt: skip
     args.advantages = args.advantages or ("ranks" if args.kind == PLUS else "values")
     args.lr = LR.get(args.kind, 1.0) if args.lr is None else args.lr
     if args.omega is None:

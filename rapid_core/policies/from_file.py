@@ -153,18 +153,18 @@ def heads_policy(file: PolicyFile, speedup: float) -> HeadsPolicy:
     if structure_of(file) != PLUS:
         if heads.numbers != 1:
             raise file.wrong("numbers", f"= {heads.numbers}; wanted is 1, the noise level")
-        if "move" in heads.heads:
-            raise file.wrong("heads", f"= {', '.join(heads.heads)}; a move head needs a plan (structure {PLUS})")
+        if "pace" in heads.heads:
+            raise file.wrong("heads", f"= {', '.join(heads.heads)}; a pace head needs plans (structure {PLUS})")
         return HeadsPolicy(heads, speedup, order, tuple(densities), sparsity, file.name)
     mode = file.metadata.get("mode", "cap")
     if mode not in MODES or heads.numbers != NUMBERS:
         raise file.wrong("mode", f"= {mode!r} with {heads.numbers} numbers; wanted is one of {', '.join(MODES)}, with "
                          f"{NUMBERS}")  # fmt: skip
-    if "move" not in heads.heads or "step" in heads.heads:
-        raise file.wrong("heads", f"= {', '.join(heads.heads)}; heads that begin with a plan need the move head in "
+    if "pace" not in heads.heads or "step" in heads.heads:
+        raise file.wrong("heads", f"= {', '.join(heads.heads)}; heads that begin with a plan need the pace head in "
                          "place of the step head")  # fmt: skip
     return PlannedPolicy(heads, speedup, order, tuple(densities), sparsity, file.name, mode=mode,
-                         plan=nearest_plan(file, speedup))  # fmt: skip
+                         plan=nearest_plan(file, speedup), ladder=tuple(reversed(plans_of(file))))  # fmt: skip
 
 
 def nearest_plan(file: PolicyFile, speedup: float) -> Plan:

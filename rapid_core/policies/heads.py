@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 from ..actions import DENSE, Action, ImageState, Level, Look, Observation, Sparsity, Window
 from .head_net import Condition, Head, beta, on_device, packed
-from .prior import MOVES
+from .prior import RUNGS
 from .schedule import MOST_WEIGHTS, Weights, affordable, multistep
 from .tape import Choice, Tape
 
 HEADS = ("step", "cache", "sparse")  # RAPID3's
-# Beta's parameters; recompute, reuse; dense and three densities; where to leave a plan (`planned`)
-OUTPUTS = {"step": 2, "cache": 2, "sparse": 4, "move": len(MOVES)}
-INPUTS = {"step": "derivative", "cache": "moved", "sparse": "latent", "move": "derivative"}
+# Beta's parameters; recompute, reuse; dense and three densities; which plan to follow (`planned`)
+OUTPUTS = {"step": 2, "cache": 2, "sparse": 4, "pace": len(RUNGS)}
+INPUTS = {"step": "derivative", "cache": "moved", "sparse": "latent", "pace": "derivative"}
 CLIP = 1e-3  # jumps lie within CLIP .. 1 - CLIP
 
 

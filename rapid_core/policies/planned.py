@@ -1,4 +1,4 @@
-"""Heads that begin with a plan (`rapid+`): they learn where to leave a searched schedule, for each image.
+"""Heads that begin with a plan (`rapid+`): they learn where an image needs more evaluations than a plan has, or fewer.
 
 Beyond RAPID3: heads know what is left of the budget and how rough the trajectory is, one file serves all speed-ups,
 what is held is forecast with weights fitted to what was computed, and heads that say nothing are the plan."""
@@ -6,14 +6,14 @@ what is held is forecast with weights fitted to what was computed, and heads tha
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from ..actions import DENSE, Action, ImageState, Look, Observation, Window
 from .heads import HeadsActor, HeadsPolicy
-from .prior import MOVES, drawn, following, lean, often
+from .prior import RUNGS, drawn, following, lean, often, onward
 from .schedule import Plan, SchedulePolicy, Weights, affordable
 from .tape import Choice
 
@@ -23,11 +23,13 @@ MODES = {"cap": 1.0, "average": 1.5}  # what an image may spend at most, as a mu
 
 @dataclass(frozen=True)
 class PlannedPolicy(HeadsPolicy):
-    """Heads on top of a plan; None: on even spacing. mode: "cap", no image spends more than the budget, or "average",
-    images of a calibration set spent it in the mean, none more than half as much again."""
+    """Heads on top of a plan; None: on even spacing. ladder: plans from the fewest evaluations to the most, that one
+    among them. mode: "cap", no image spends more than the budget, or "average", images of a calibration set spent it
+    in the mean, none more than half as much again."""
 
     technique: str = "rapid+"
     plan: Plan | None = None
+    ladder: tuple[Plan, ...] = field(default=(), compare=False, repr=False)
     mode: str = "cap"
 
     @property
@@ -39,19 +41,20 @@ class PlannedPolicy(HeadsPolicy):
         return PlannedActor(self, window)
 
     def settings(self) -> dict:
-        return {k: v for k, v in super().settings().items() if k != "plan"}
+        return {k: v for k, v in super().settings().items() if k not in ("plan", "ladder")}
 
 
 class PlannedActor(HeadsActor):
     """The heads in one run."""
 
-    leaps = "move"
+    leaps = "pace"
 
     def __init__(self, policy: PlannedPolicy, window: Window):
         super().__init__(policy)
         self.planned = policy
         self.schedule = policy.schedule.start(window)
         self.marks: list[bool] = []
+        self.rungs: list[Sequence[bool] | None] = []  # marks of the ladder's plans about it
         self.errors: list[Tensor | None] = []
 
     def ask(self, looks: Sequence[Look | None], sigma: Tensor) -> Tensor | None:
@@ -81,16 +84,21 @@ class PlannedActor(HeadsActor):
         self._plan(observation)
         charged, steps = self.charged[number], observation.steps
         last, left = max(charged), self._most(steps) - len(charged)
-        target = following(self.marks, last, len(charged), left)
-        leaning = torch.tensor(lean(last, target, steps, often(self._most(steps))))
-        move = self._pick(logits + leaning if self.policy.tape is None else drawn(logits, leaning).log())
-        return observation.schedule[target + MOVES[move]], Choice(move=move, lean=tuple(leaning.tolist()))
+        targets = [marks and onward(marks, last, left) for marks in self.rungs]
+        targets[RUNGS.index(0)] = following(self.marks, last, len(charged), left)
+        leaning = torch.tensor(lean(targets, often(self._most(steps))))
+        pace = self._pick(logits + leaning if self.policy.tape is None else drawn(logits, leaning).log())
+        return observation.schedule[targets[pace] or steps], Choice(pace=pace, lean=tuple(leaning.tolist()))
 
     def _plan(self, observation: Observation) -> None:
-        """Settle the plan, once a run."""
-        if not self.marks:
-            self.marks = self.schedule.plan(observation)
-            self.notes = sorted({*self.notes, *self.schedule.notes})
+        """Settle the plan and the rungs about it, once a run."""
+        if self.marks:
+            return
+        self.marks, ladder = self.schedule.plan(observation), self.planned.ladder
+        self.notes = sorted({*self.notes, *self.schedule.notes})
+        own = ladder.index(self.planned.plan) if self.planned.plan in ladder else len(ladder)
+        near = [ladder[own + rung] if rung and 0 <= own + rung < len(ladder) else None for rung in RUNGS]
+        self.rungs = [plan and plan.scaled(observation.steps) for plan in near]
 
     def _weights(self, number: int, image: ImageState, observation: Observation) -> Weights:
         self._plan(observation)

@@ -1,7 +1,8 @@
-"""Where heads begin: a plan, and how far they may step aside of it.
+"""Where heads begin: a plan, and the ladder of plans that it is a rung of.
 
-The move head chooses the next evaluation to be computed: the plan's next one, or one of its neighbours. Heads that say
-nothing take the plan's, and in training now and then a neighbour; what they learn is where a plan is left."""
+The pace head says whose next evaluation is computed next: the plan's, or that of a plan with more or fewer evaluations.
+Heads that say nothing follow their plan, and in training now and then another one to its next evaluation; what they
+learn is where an image needs more than others, and where less."""
 
 from __future__ import annotations
 
@@ -12,9 +13,9 @@ from torch import Tensor
 
 from .schedule import even
 
-MOVES = (-2, -1, 0, 1, 2)  # steps from the plan's next evaluation
-ASIDE = (0.1, 0.4, 0.0, 0.4, 0.1)  # chances of the moves where heads that say nothing leave the plan
-CLOSED = -1e4  # added to the logit of a move that cannot be made
+RUNGS = (-2, -1, 0, 1, 2)  # of the ladder, from the plan's own; above it plans compute more
+ASIDE = (0.2, 0.3, 0.0, 0.3, 0.2)  # chances of the rungs where heads that say nothing leave the plan
+CLOSED = -1e4  # added to the logit of a rung that cannot be had
 
 
 def following(marks: Sequence[bool], step: int, computed: int, left: int) -> int:
@@ -33,21 +34,30 @@ def following(marks: Sequence[bool], step: int, computed: int, left: int) -> int
     return step + next(i for i in range(1, len(spread)) if spread[i])
 
 
-def lean(last: int, target: int, steps: int, chance: float) -> tuple[float, ...]:
-    """What is added to the logits of the moves from `target`, the next step to be computed by the plan (`steps`: none),
-    after step `last` was computed. chance: of heads that say nothing to leave the plan here."""
-    open_ = [last < target + move <= steps for move in MOVES]
-    chances = [chance * share if move else 1 - chance for move, share in zip(MOVES, ASIDE, strict=True)]
-    return tuple(math.log(p) if ok else CLOSED for ok, p in zip(open_, chances, strict=True))
+def onward(marks: Sequence[bool], step: int, left: int) -> int:
+    """Next step that a plan computes after `step`; number of steps for none, or where nothing is left to spend."""
+    return next((i for i in range(step + 1, len(marks)) if marks[i] and left > 0), len(marks))
+
+
+def lean(targets: Sequence[int | None], chance: float) -> tuple[float, ...]:
+    """What is added to the logits of the rungs. targets: the next step that each computes, None where the ladder has
+    none; one that a nearer rung has, too, is no choice. chance: of heads that say nothing to leave the plan here."""
+    own, seen, out = RUNGS.index(0), set[int](), [CLOSED] * len(RUNGS)
+    for i in sorted(range(len(RUNGS)), key=lambda i: abs(RUNGS[i])):
+        target = targets[i]
+        if target is not None and target not in seen:
+            seen.add(target)
+            out[i] = math.log(chance * ASIDE[i] if i != own else 1 - chance)
+    return tuple(out)
 
 
 def often(evaluations: int) -> float:
-    """Chance to leave a plan at one of so many evaluations: one and a half times a run, in the mean. Most of what
-    leaves it costs some dB, so that with more in a run none would be told from the others."""
-    return min(0.4, 1.5 / evaluations)
+    """Chance to leave a plan at one of so many evaluations: three times a run, in the mean."""
+    return min(0.4, 3 / evaluations)
 
 
 def drawn(logits: Tensor, leaning: Tensor) -> Tensor:
-    """Chances (..., moves) with which training draws moves: half the heads', half those of heads that say nothing. What
-    heads learn first is that leaving the plan costs; without the other half they would never leave it again."""
+    """Chances (..., rungs) with which training draws rungs: half the heads', half those of heads that say nothing. What
+    heads learn first is that leaving the plan costs in the mean; without the other half they would never leave it
+    again."""
     return ((logits + leaning).softmax(-1) + leaning.softmax(-1)) / 2

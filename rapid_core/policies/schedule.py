@@ -74,6 +74,11 @@ class Plan:
         return tuple(i in chosen for i in range(steps))
 
 
+    def scaled(self, steps: int) -> tuple[bool, ...]:
+        """The same share of another number of steps."""
+        return self.on(max(1, round(sum(self.computed) * steps / len(self.computed))), steps)
+
+
 @dataclass(frozen=True)
 class SchedulePolicy:
     """Even spacing, or a plan, within a budget. speedup: dense over spent evaluations, at least 1; a ceiling on what is

@@ -11,12 +11,12 @@ from torch import Tensor
 @dataclass(frozen=True)
 class Choice:
     """What was chosen for one image: jump in (0, 1), cache 0 (recompute) or 1 (reuse), sparse 0 (dense) to 3; None: no
-    such head, or a void choice. move: place in `prior.MOVES`; lean: what was added to its logits."""
+    such head, or a void choice. pace: place in `prior.RUNGS`; lean: what was added to its logits."""
 
     jump: float | None = None
     cache: int | None = None
     sparse: int | None = None
-    move: int | None = None
+    pace: int | None = None
     lean: tuple[float, ...] = ()
 
 

@@ -236,8 +236,8 @@ def test_heads_that_say_nothing_are_their_plan_with_any_sampler(
     on = tuple(i in (0, 1, 3, 6, 8, 11) for i in range(STEPS))
     gram = pack_module("rapid_core.policies.fit").Gram.of(products_of(bending(sigmas, 4)), STEPS)
     plans = files.plan_tensors([schedule.Plan(on, tuple(sigmas), gram)])
-    heads = module.Heads(16, tiny_sd3.model.diffusion_model.hidden_size, ("move",), planned.NUMBERS, 16)
-    heads.heads["move"].fc2.weight.data.zero_()
+    heads = module.Heads(16, tiny_sd3.model.diffusion_model.hidden_size, ("pace",), planned.NUMBERS, 16)
+    heads.heads["pace"].fc2.weight.data.zero_()
     more = {**files.head_metadata(heads, 1, (0.5, 0.25, 0.125)), "structure": "rapid+"}
     drawn, marks = [], []
     for kind, tensors, said in (("schedule", plans, {}), ("heads", {**files.head_tensors(heads), **plans}, more)):

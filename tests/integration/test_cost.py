@@ -94,7 +94,7 @@ def test_the_demos_heads_cost_less_than_a_hundredth_of_a_dense_evaluation_of_102
     hidden = subject.model.model.diffusion_model.hidden_size
     latent, pooled = torch.randn(1, 64, 32, 32), torch.zeros(1, hidden)
     shares = {}
-    for names, numbers, width in ((HEADS, 1, 32), (("move",), NUMBERS, 32), (HEADS, 1, 128)):
+    for names, numbers, width in ((HEADS, 1, 32), (("pace",), NUMBERS, 32), (HEADS, 1, 128)):
         heads = Heads(16, hidden, names, numbers, width)
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             heads(dict.fromkeys(names, latent), torch.zeros(1, numbers), pooled)

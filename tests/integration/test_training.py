@@ -199,7 +199,7 @@ def train(graph, folder, target="dense", plans=4, start=None, speedup=2.0):
 
 
 def learn(graph, folder, kind="rapid+", iterations=3, groups=2, reward=("psnr",), omega=0.0):
-    leap = "move" if kind == "rapid+" else "step"
+    leap = "pace" if kind == "rapid+" else "step"
     args = Namespace(kind=kind, heads=[leap, "cache", "sparse"], seed=0, held_out=1, speedups=[1.5, 2.0],
                      calibration=2, plans=3, oracle=0, target="dense", mode="average", start=None, train_prompts=None,
                      iterations=iterations, prompts_per_update=groups, group=3, lr=1e-2, reward=list(reward),
@@ -358,7 +358,7 @@ def test_heads_that_learned_nothing_are_the_schedule_that_they_begin_with(graph,
     alone = graph.sample(wanted.prompt, wanted.seed, attach(graph.model, policy))
     assert torch.equal(trainer.draw(wanted, 2.0, 1, 0, None)[0], alone.cpu())
     # What was learned since is not in what is compared with.
-    trainer.heads.heads["move"].fc2.bias.data.copy_(torch.tensor([0.0, 20.0, 0.0, 20.0, 0.0]))
+    trainer.heads.heads["pace"].fc2.bias.data.copy_(torch.tensor([0.0, 20.0, 0.0, 20.0, 0.0]))
     assert not torch.equal(trainer.draw(wanted, 2.0, 1, 0, None)[0], alone.cpu())
     assert torch.equal(trainer.draw(wanted, 2.0, 1, 0, None, trainer.fresh)[0], alone.cpu())
 

@@ -10,7 +10,7 @@ from rapid_core.policies.fit import Gram
 from rapid_core.policies.from_file import head_metadata, head_tensors, jumps_policy, plan_tensors, policy_of
 from rapid_core.policies.heads import OUTPUTS, Heads, HeadsPolicy
 from rapid_core.policies.planned import NUMBERS, PlannedPolicy
-from rapid_core.policies.prior import CLOSED, MOVES, drawn, following, lean
+from rapid_core.policies.prior import CLOSED, RUNGS, drawn, following, lean, onward
 from rapid_core.policies.schedule import Plan, even
 from rapid_core.policy_file import PolicyError, write
 from rapid_testing.actors import METADATA, run_heads, text
@@ -24,9 +24,9 @@ GRAM = Gram.of(products_of(bending(SCHEDULE, 4)), STEPS)
 
 def heads(silent=True, **settings):
     torch.manual_seed(0)
-    made = Heads(CHANNELS, 24, ("move",), NUMBERS, 16, **settings)
+    made = Heads(CHANNELS, 24, ("pace",), NUMBERS, 16, **settings)
     if silent:
-        made.heads["move"].fc2.weight.data.zero_()
+        made.heads["pace"].fc2.weight.data.zero_()
     return made
 
 
@@ -34,14 +34,25 @@ def plan(marks, gram=None):
     return Plan(tuple(marks), SCHEDULE, gram)
 
 
-@given(st.integers(2, 60), st.data())
-def test_a_move_goes_down_and_not_beyond_the_end(steps, data):
-    last = data.draw(st.integers(0, steps - 1))
-    target = data.draw(st.integers(last + 1, steps))
-    leaning = lean(last, target, steps, data.draw(st.floats(0.01, 0.4)))
-    for move, value in zip(MOVES, leaning, strict=True):
-        assert (value > CLOSED) == (last < target + move <= steps)
-    assert max(range(len(MOVES)), key=leaning.__getitem__) == MOVES.index(0)
+def on_ladder(made, speedup=3.0, gram=None, **settings):
+    ladder = tuple(plan(even(count, STEPS), gram) for count in (5, 6, 7, 8, 9, 10, 12, 14))
+    own = next(p for p in ladder if sum(p.computed) == int(STEPS / speedup))
+    return PlannedPolicy(made, speedup, plan=own, ladder=ladder, **settings)
+
+
+@given(st.lists(st.one_of(st.none(), st.integers(1, 9)), min_size=5, max_size=5), st.floats(0.01, 0.4))
+def test_a_rung_is_open_where_it_leads_elsewhere(targets, chance):
+    own = RUNGS.index(0)
+    targets[own] = 4
+    leaning = lean(targets, chance)
+    opened = [target for target, value in zip(targets, leaning, strict=True) if value > CLOSED]
+    assert sorted(opened) == sorted({target for target in targets if target is not None})
+    assert max(range(len(RUNGS)), key=leaning.__getitem__) == own
+
+
+def test_another_plan_is_followed_to_its_next_evaluation():
+    marks = [True, False, True, False, True, False]
+    assert [onward(marks, i, 3) for i in range(6)] == [2, 2, 4, 4, 6, 6] and onward(marks, 0, 0) == 6
 
 
 def test_the_next_step_is_the_plans_as_long_as_it_can_be_paid():
@@ -70,7 +81,7 @@ def test_where_the_plan_is_followed_weights_fitted_to_it_fill_the_gaps():
 
 @given(st.integers(0, 10**6))
 def test_where_it_is_left_weights_are_fitted_to_what_was_computed_instead(seed):
-    policy = PlannedPolicy(heads(), 3.0, plan=plan(even(9, STEPS), GRAM), tape=TrajectoryTape(), seed=seed)
+    policy = on_ladder(heads(), gram=GRAM, tape=TrajectoryTape(), seed=seed)
     actions, _ = run_heads(policy, STEPS, CHANNELS, euler=True)
     on = tuple(a.level is Level.RUN for a in actions)
     assert [a.weights for a in actions] == weights_by_hand(plan(on, GRAM))
@@ -78,7 +89,7 @@ def test_where_it_is_left_weights_are_fitted_to_what_was_computed_instead(seed):
 
 @given(st.integers(0, 10**6))
 def test_drawn_jumps_leave_the_plan_a_little_and_never_the_budget(seed):
-    policy = PlannedPolicy(heads(), 3.0, plan=plan(even(9, STEPS)), tape=TrajectoryTape(), seed=seed)
+    policy = on_ladder(heads(), tape=TrajectoryTape(), seed=seed)
     actions, _ = run_heads(policy, STEPS, CHANNELS)
     computed = [i for i, a in enumerate(actions) if a.level is Level.RUN]
     assert 2 <= len(computed) <= 9
@@ -87,52 +98,52 @@ def test_drawn_jumps_leave_the_plan_a_little_and_never_the_budget(seed):
 
 def test_in_the_mean_mode_an_image_may_spend_half_as_much_again():
     made = heads(silent=False)
-    made.heads["move"].fc2.bias.data.copy_(torch.tensor([30.0, 20.0, 0.0, 0.0, 0.0]))  # all as early as can be
+    made.heads["pace"].fc2.bias.data.copy_(torch.tensor([0.0, 0.0, 0.0, 20.0, 30.0]))  # as dense as can be
     spent = {}
     for mode in ("cap", "average"):
-        actions, _ = run_heads(PlannedPolicy(made, 4.0, plan=plan(even(7, STEPS)), mode=mode), STEPS, CHANNELS)
+        actions, _ = run_heads(on_ladder(made, 4.0, mode=mode), STEPS, CHANNELS)
         spent[mode] = text(actions).count("#")
     assert spent == {"cap": 7, "average": 10}
 
 
-def test_the_probability_of_a_move_is_that_of_the_distribution_it_was_drawn_from():
+def test_the_probability_of_a_pace_is_that_of_the_distribution_it_was_drawn_from():
     made, tape = heads(silent=False), TrajectoryTape()
-    run_heads(PlannedPolicy(made, 3.0, plan=plan(even(9, STEPS)), tape=tape, seed=5), STEPS, CHANNELS)
+    run_heads(on_ladder(made, tape=tape, seed=5), STEPS, CHANNELS)
     rows = tape.rows[0]
-    assert rows and all(len(row.choice.lean) == len(MOVES) for row in rows if row.choice.move is not None)
+    assert rows and all(len(row.choice.lean) == len(RUNGS) for row in rows if row.choice.pace is not None)
     with torch.no_grad():
         found, _ = log_probability(made, rows)
     for row, value in zip(rows, found, strict=True):
-        if row.choice.move is not None:
-            seen = {"move": row.inputs["move"][None].float()}
-            logits = made(seen, row.numbers[None], row.pooled[None])["move"][0].detach()
+        if row.choice.pace is not None:
+            seen = {"pace": row.inputs["pace"][None].float()}
+            logits = made(seen, row.numbers[None], row.pooled[None])["pace"][0].detach()
             chances = drawn(logits, torch.tensor(row.choice.lean))
-            assert float(value) == pytest.approx(float(chances[row.choice.move].log()), rel=1e-4)
+            assert float(value) == pytest.approx(float(chances[row.choice.pace].log()), rel=1e-4)
 
 
 @given(st.integers(0, 10**6))
 def test_training_goes_on_leaving_the_plan_when_heads_would_never(seed):
     made = heads()
-    made.heads["move"].fc2.bias.data.copy_(torch.tensor([0.0, 0.0, 50.0, 0.0, 0.0]))
+    made.heads["pace"].fc2.bias.data.copy_(torch.tensor([0.0, 0.0, 50.0, 0.0, 0.0]))
     seen = []
     for tape in (TrajectoryTape(), None):
-        policy = PlannedPolicy(made, 3.0, plan=plan(even(9, STEPS)), tape=tape, seed=seed)
+        policy = on_ladder(made, tape=tape, seed=seed)
         seen.append(text(run_heads(policy, STEPS, CHANNELS)[0]))
         if tape is not None:
-            moves = [row.choice.move for row in tape.rows[0] if row.choice.move is not None]
+            paces = [row.choice.pace for row in tape.rows[0] if row.choice.pace is not None]
     marks = "".join("#" if on else "." for on in even(9, STEPS))
-    assert seen[1] == marks and (seen[0] == marks) == all(move == MOVES.index(0) for move in moves)
-    chances = drawn(torch.tensor([0.0, 0.0, 50.0, 0.0, 0.0]), torch.tensor(lean(3, 6, STEPS, 0.2)))
-    assert float(chances[MOVES.index(0)]) == pytest.approx(0.9) and float(chances.sum()) == pytest.approx(1.0)
+    assert seen[1] == marks and (seen[0] == marks) == all(pace == RUNGS.index(0) for pace in paces)
+    chances = drawn(torch.tensor([0.0, 0.0, 50.0, 0.0, 0.0]), torch.tensor(lean((5, 6, 7, 8, 9), 0.2)))
+    assert float(chances[RUNGS.index(0)]) == pytest.approx(0.9) and float(chances.sum()) == pytest.approx(1.0)
 
 
 def test_how_often_heads_would_leave_the_plan_is_counted():
     made, tape = heads(), TrajectoryTape()
-    run_heads(PlannedPolicy(made, 3.0, plan=plan(even(9, STEPS)), tape=tape, seed=5), STEPS, CHANNELS)
-    moves = sum(row.choice.move is not None for row in tape.rows[0])
-    assert left_plan(made, tape.rows[0]) == (0, moves) and moves > 3
-    made.heads["move"].fc2.bias.data.copy_(torch.tensor([0.0, 0.0, -50.0, 0.0, 0.0]))
-    assert left_plan(made, tape.rows[0])[0] >= moves - 1
+    run_heads(on_ladder(made, tape=tape, seed=5), STEPS, CHANNELS)
+    paces = sum(row.choice.pace is not None for row in tape.rows[0])
+    assert left_plan(made, tape.rows[0]) == (0, paces) and paces > 3
+    made.heads["pace"].fc2.bias.data.copy_(torch.tensor([0.0, 0.0, -50.0, 0.0, 0.0]))
+    assert left_plan(made, tape.rows[0])[0] >= paces - 2
 
 
 @pytest.mark.parametrize("kind", ["rapid3", "rapid+"])
@@ -161,6 +172,7 @@ def test_a_file_keeps_heads_and_plans(tmp_path):
     file = file_of(tmp_path, mode="average")
     policy = policy_of(file, 3.7, 0.0)
     assert isinstance(policy, PlannedPolicy) and policy.mode == "average" and sum(policy.plan.computed) == 7
+    assert [sum(p.computed) for p in policy.ladder] == [7, 14]
     assert "plan" not in policy.settings() and policy.settings()["technique"] == "rapid+"
     with pytest.raises(PolicyError, match="mode = 'mean'.*cap, average"):
         policy_of(file_of(tmp_path, mode="mean"), 2.0, 0.0)
