@@ -349,16 +349,24 @@ def scalars(folder):
     return [json.loads(line) for line in (folder / "state" / "scalars.jsonl").read_text().splitlines()]
 
 
+def rewritten(file, path, tensors, **changes):
+    """A schedule file with other tensors in it."""
+    about = {name: value for name, value in file.metadata.items() if name not in ("format", "version", "kind")}
+    return write(path, "schedule", {**about, **changes}, {**file.tensors, **tensors}).path
+
+
 def test_heads_that_learned_nothing_are_the_schedule_that_they_begin_with(graph, done, tmp_path):
     file, _ = done(tmp_path, train)
-    start = f"{HEADS.replace('1.5 2', '2')} --start {file.path}"
-    trainer = trainer_of(graph, tmp_path / "heads", arguments(start))
+    denser = {"plan.0.computed": torch.tensor([1, 1, 0, 1, 1, 0], dtype=torch.uint8),
+              "plan.1.computed": file.tensors["plan.0.computed"]}  # fmt: skip
+    ladder = rewritten(file, tmp_path / "ladder.safetensors", denser, budgets=[1.5, 2.0])
+    trainer = trainer_of(graph, tmp_path / "heads", arguments(f"{HEADS.replace('1.5 2', '2')} --start {ladder}"))
     wanted = trainer.reference(0)
     policy = SchedulePolicy(2.0, guard=0.0, plan=plans_of(file)[0])
     alone = graph.sample(wanted.prompt, wanted.seed, attach(graph.model, policy))
     assert torch.equal(trainer.draw(wanted, 2.0, 1, 0, None)[0], alone.cpu())
     # What was learned since is not in what is compared with.
-    trainer.heads.heads["pace"].fc2.bias.data.copy_(torch.tensor([0.0, 20.0, 0.0, 20.0, 0.0]))
+    trainer.heads.heads["pace"].fc2.bias.data.copy_(torch.tensor([0.0, 0.0, 0.0, 20.0, 0.0]))
     assert not torch.equal(trainer.draw(wanted, 2.0, 1, 0, None)[0], alone.cpu())
     assert torch.equal(trainer.draw(wanted, 2.0, 1, 0, None, trainer.fresh)[0], alone.cpu())
 
@@ -366,12 +374,14 @@ def test_heads_that_learned_nothing_are_the_schedule_that_they_begin_with(graph,
 def test_a_search_begins_where_an_earlier_one_ended(graph, done, tmp_path):
     file, _ = done(tmp_path, train)
     marks = torch.tensor([1, 0, 0, 1, 1, 0], dtype=torch.uint8)
-    about = {name: value for name, value in file.metadata.items() if name not in ("format", "version", "kind")}
-    other = write(tmp_path / "other.safetensors", "schedule", about, {**file.tensors, "plan.0.computed": marks}).path
+    other = rewritten(file, tmp_path / "other.safetensors", {"plan.0.computed": marks})
     again, _ = train(graph, tmp_path / "again", plans=1, start=other)
     assert torch.equal(again.tensors["plan.0.computed"], marks)
-    with pytest.raises(ValueError, match="other noise levels than this workflow's, or for other --speedups"):
-        train(graph, tmp_path / "more", start=other, speedup=3.0)
+    # At a speed-up that it has no plan for, the nearest one is thinned or filled up.
+    fewer, _ = train(graph, tmp_path / "fewer", plans=1, start=other, speedup=3.0)
+    more, _ = train(graph, tmp_path / "more", plans=1, start=other, speedup=1.5)
+    assert fewer.tensors["plan.0.computed"].tolist() == [1, 0, 0, 0, 1, 0]
+    assert more.tensors["plan.0.computed"].tolist() == [1, 1, 0, 1, 1, 0]
 
 
 def test_a_schedule_that_does_not_go_with_the_training_is_refused(graph, host, done, tmp_path):

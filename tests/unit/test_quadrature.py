@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rapid_core.policies.fit import Gram
 from rapid_core.policies.schedule import Plan, even
 from rapid_testing.runs import bending, products_of, weights_by_hand
-from training.plan_search import default_plan, key_of, latent_psnr, neighbours, search
+from training.plan_search import default_plan, filled_up, key_of, latent_psnr, neighbours, search
 from training.references import refined
 
 STEPS = 12
@@ -50,6 +50,14 @@ def test_refined_levels_keep_the_schedule():
     levels = refined(torch.tensor(SCHEDULE), 4)
     assert len(levels) == 4 * STEPS + 1 and torch.allclose(levels[::4], torch.tensor(SCHEDULE))
     assert torch.allclose(levels.diff(), torch.full((4 * STEPS,), -1 / STEPS / 4), atol=1e-6)
+
+
+@given(st.integers(1, STEPS), st.integers(1, STEPS))
+def test_a_plan_is_filled_up_in_its_longest_gaps(has, count):
+    marks = even(has, STEPS)
+    found = filled_up(marks, count)
+    assert sum(found) == max(has, count) and all(new for new, old in zip(found, marks, strict=True) if old)
+    assert filled_up((True, False, False, False, True, False), 3) == (True, False, True, False, True, False)
 
 
 @given(st.integers(0, 10**6), st.integers(2, STEPS))
