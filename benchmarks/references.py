@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -10,12 +11,15 @@ from torch import Tensor
 
 from training.files import replaced
 
+KEPT = 64  # pictures
+
 
 class References:
     """Those of one model in a folder, by kind and number of the prompt."""
 
     def __init__(self, folder: Path, model: str):
         self.folder, self.model = folder, model
+        self.pictures: dict[tuple[str, int], Tensor] = {}
         folder.mkdir(parents=True, exist_ok=True)
 
     def _path(self, kind: str, number: int) -> Path:
@@ -34,3 +38,11 @@ class References:
     def read(self, kind: str, numbers: list[int]) -> Tensor:
         """Latents (len(numbers), ...)."""
         return torch.stack([torch.load(self._path(kind, n), weights_only=True) for n in numbers])
+
+    def picture(self, kind: str, number: int, decode: Callable[[Tensor], Tensor]) -> Tensor:
+        """What `decode` makes of a latent (1, ...); kept for a few prompts, which all methods ask for in turn."""
+        if (kind, number) not in self.pictures:
+            if len(self.pictures) >= KEPT:
+                self.pictures.clear()
+            self.pictures[kind, number] = decode(self.read(kind, [number]))
+        return self.pictures[kind, number]

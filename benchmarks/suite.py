@@ -131,6 +131,10 @@ class Suite:
             self.references.keep(kind, missing, self.draw(self.subject.model, missing, steps, sampler)[0])
         return self.references.read(kind, numbers)
 
+    def _shown(self, kind: str, numbers: list[int]) -> list[Tensor]:
+        self.latents(kind, numbers)  # drawn where they are missing
+        return [self.references.picture(kind, n, self.subject.picture) for n in numbers]
+
     def draw(
         self, model: Any, numbers: list[int], steps: int, sampler: str, noise: int = 0
     ) -> tuple[Tensor, float, int]:
@@ -165,8 +169,7 @@ class Suite:
         latents, seconds, computed = self.draw(model, numbers, steps, method.sampler, method.noise)
         if method.key == DENSE:
             self.references.keep("dense", numbers, latents)
-        dense = [self.subject.picture(x[None]) for x in self.latents("dense", numbers)]
-        ode = [self.subject.picture(x[None]) for x in self.latents("ode", numbers)]
+        dense, ode = self._shown("dense", numbers), self._shown("ode", numbers)
         out, comparable = [], method.sampler == "euler" and not method.noise
         for row, n in enumerate(numbers):
             picture = self.subject.picture(latents[row][None])
