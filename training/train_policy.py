@@ -70,8 +70,9 @@ def parser() -> argparse.ArgumentParser:
     heads.add_argument("--group", type=int, default=8, help="rollouts of a prompt, from the same noise")
     heads.add_argument("--lr", type=float, help="learning rate (default: rapid3 .001, rapid+ .0002)")
     heads.add_argument("--reward", nargs="+", default=["psnr"], metavar="NAME[:WEIGHT]", help="quality of a picture: "
-                       f"the weighted mean of some of {', '.join(REWARDS)}. psnr is of the latent, the others decode; "
-                       "lpips, imagereward and clip need packages and weights, judge prompts of the demo's scenes")
+                       f"the weighted mean of some of {', '.join(REWARDS)}. psnr and decibels are of the latent, the "
+                       "others decode; lpips, imagereward and clip need packages and weights, judge prompts of the "
+                       "demo's scenes")
     heads.add_argument("--omega", type=float, help="weight beside --reward of a discriminator, which learns to tell "
                        "dense pictures from the policy's (default: rapid3 1, rapid+ 0, which is none)")
     heads.add_argument("--discriminator-warm-up", type=int, default=100, help="its steps before the first update")

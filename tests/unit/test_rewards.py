@@ -17,7 +17,7 @@ from training.pictures import Drawn, Pictures
 from training.references import Reference
 from training.rewards import REWARDS, Mixture, discount, discounted, parsed
 from training.rewards.judged import Agreement, Judged, Preference
-from training.rewards.likeness import Fidelity, Perceptual, Similarity
+from training.rewards.likeness import Decibels, Fidelity, Perceptual, Similarity
 
 SCENE = "flat red background, big blue plain circle top left, small white plain cross right"
 
@@ -72,7 +72,7 @@ def squeeze(monkeypatch, tmp_path):
     torch.save(squeezenet1_1().state_dict(), path)
 
 
-@pytest.mark.parametrize("make", [Fidelity, Similarity, lambda: Perceptual("squeeze")])
+@pytest.mark.parametrize("make", [Decibels, Fidelity, Similarity, lambda: Perceptual("squeeze")])
 def test_likeness_is_one_for_the_dense_picture_and_falls_with_noise_but_not_below_nothing(make, tmp_path, squeeze):
     latents = worse(picture(), [0.0, 0.01, 0.1, 10.0])
     found = make()(drawn(tmp_path, latents, picture()))

@@ -18,7 +18,7 @@ BACKBONES = {"alex": "AlexNet_Weights", "squeeze": "SqueezeNet1_1_Weights", "vgg
 
 
 class Fidelity(Reward):
-    """PSNR of the latent, through a sigmoid; the only reward that needs no picture."""
+    """PSNR of the latent, through a sigmoid. It needs no picture."""
 
     name = "psnr"
     about = f"sigmoid((PSNR of the latent to the reference's - {MIDDLE:g} dB) / {WIDTH:g})"
@@ -27,6 +27,18 @@ class Fidelity(Reward):
     def __call__(self, drawn: Drawn) -> list[float]:
         found = [latent_psnr(x[None].cpu(), drawn.reference.latent) for x in drawn.latents]
         return [1 / (1 + math.exp((MIDDLE - p) / WIDTH)) for p in found]
+
+
+class Decibels(Reward):
+    """PSNR of the latent as it is: a dB is worth the same on every picture, where `psnr` cares most for pictures about
+    its middle. What a mean over pictures is measured by."""
+
+    name = "decibels"
+    about = "PSNR of the latent to the reference's, as a share of 100 dB"
+    looks = False
+
+    def __call__(self, drawn: Drawn) -> list[float]:
+        return [max(0.0, latent_psnr(x[None].cpu(), drawn.reference.latent)) / 100 for x in drawn.latents]
 
 
 class Similarity(Reward):

@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 
 from training.pictures import Drawn
 from training.rewards.judged import Agreement, Judged, Preference
-from training.rewards.likeness import Fidelity, Perceptual, Similarity
+from training.rewards.likeness import Decibels, Fidelity, Perceptual, Similarity
 from training.rewards.reward import Reward
 
 REWARDS: dict[str, Callable[[], Reward]] = {
-    "psnr": Fidelity, "ssim": Similarity, "lpips": Perceptual, "imagereward": Preference, "clip": Agreement,
-    "judge": Judged,
+    "psnr": Fidelity, "decibels": Decibels, "ssim": Similarity, "lpips": Perceptual,
+    "imagereward": Preference, "clip": Agreement, "judge": Judged,
 }  # fmt: skip
 
 
