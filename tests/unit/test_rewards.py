@@ -193,7 +193,7 @@ def test_a_name_alone_weighs_one():
 
 
 @pytest.mark.parametrize("given, said", [
-    (["beauty"], "reward beauty: give each of psnr, ssim, lpips, imagereward, clip, judge at most once"),
+    (["beauty"], "reward beauty: give each of psnr, decibels, ssim, lpips, imagereward, clip, judge at most once"),
     (["psnr", "psnr:2"], "reward psnr:2: give each of"),
     (["psnr:0"], "reward psnr:0: the weight must be a number above 0"),
     (["psnr:much"], "the weight must be a number above 0, as in psnr:0.5"),
