@@ -13,7 +13,7 @@ from pathlib import Path
 NAMES = {"flux": "FLUX-like", "sd3": "SD3-like", "lumina": "Lumina-like"}
 TARGETS = {
     "region": {"1.0": "-", "0.5": "half", "0.25": "a quarter", "headline": "3/16, 6 dense"},
-    "policy": {"1.0": "-", "2x": "2x", "2.8x": "2.8x", "3x": "3x", "4x": "4x"},
+    "policy": {"1.0": "-", "1x": "no budget", "2x": "2x", "2.8x": "2.8x", "3x": "3x", "4x": "4x"},
     "sparse": {"1.0": "-", "0.5": ".5", "0.25": ".25", "0.125": ".125"},
 }
 METHODS = {
@@ -21,6 +21,9 @@ METHODS = {
     "dense_noise3": "dense, other noise (3)", "dense_dpmpp_2m": "dense, dpmpp_2m",
     "plan_solution": "**searched plan, to the solution**",
     "plan_dense": "searched plan, to dense", "default_plan": "**even, Adams-Bashforth (default)**",
+    "plus": "heads on that plan (rapid+)", "plus_shuffled": "the same, another picture's decisions",
+    "rapid3": "RAPID3's heads", "rapid3_shuffled": "the same, another picture's decisions",
+    "easycache": "EasyCache", "lazycache": "LazyCache", "random": "evaluations anywhere",
     "sparse": "**sparse, difference forecast**", "sparse_hold": "sparse, difference held",
     "sparse_means": "sparse, means", "sparse_dropped": "sparse, dropped", "region_error": "**a clock for every token**",
     "region": "fixed share", "region_rounds": "round-robin, our schedule", "region_random": "random, our schedule",
