@@ -54,6 +54,8 @@ def tensor_files(path: Path) -> dict[str, Path]:
 
 def opened(path: Path) -> safe_open:
     """A safetensors file. Raises ConversionError."""
+    if not path.is_file():
+        raise ConversionError(f"{path.name}: no such file in {path.parent}; give the path of a safetensors file")
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
