@@ -48,9 +48,10 @@ def build_parser() -> argparse.ArgumentParser:
         "--host", choices=list(HOSTS), help=f"ComfyUI release to fetch and use (default {DEFAULT_HOST})"
     )
     parser = argparse.ArgumentParser(prog="dev.py", description=__doc__)
+    # Without abbreviations: --mode of training is not --model, and what is handed on is not ours.
     kinds = parser.add_subparsers(dest="command", required=True)
     test = kinds.add_parser(
-        "test", parents=[shared], help="run the linter and all tests; other flags go to pytest"
+        "test", parents=[shared], allow_abbrev=False, help="run the linter and all tests; other flags go to pytest"
     )
     test.add_argument("--fast", action="store_true", help="unit tests only")
     serve = kinds.add_parser("serve", parents=[shared], help="run ComfyUI with this pack and the demo models")
@@ -63,11 +64,13 @@ def build_parser() -> argparse.ArgumentParser:
         "--out", type=Path, default=Path("demo_output"), metavar="DIR", help="where pictures and report go"
     )
     bench = kinds.add_parser(
-        "bench", parents=[shared], help="run a suite of benchmarks/; other flags go to the suite (--quick, --out ...)"
+        "bench", parents=[shared], allow_abbrev=False,
+        help="run a suite of benchmarks/; other flags go to the suite (--quick, --out ...)",
     )
     bench.add_argument("suite", choices=SUITES, help="what to measure")
     train = kinds.add_parser(
-        "train", parents=[shared], help="train a policy on a demo model; other flags go to training/train_policy.py"
+        "train", parents=[shared], allow_abbrev=False,
+        help="train a policy on a demo model; other flags go to training/train_policy.py",
     )
     train.add_argument("--model", choices=("flux", "sd3"), default="flux", help="demo model (default flux)")
     train.add_argument("--processes", type=int, default=1, metavar="N", help="processes sharing the work (default 1)")

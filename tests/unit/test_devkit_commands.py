@@ -68,6 +68,11 @@ def test_pytest_flags_and_paths_are_told_apart():
     assert paths_for(options, main_host=False) == []
 
 
+def test_what_is_handed_on_is_not_taken_for_an_abbreviation():
+    assert cli.parse(["train", "--mode", "average", "--process", "2"]).rest == ["--mode", "average", "--process", "2"]
+    assert cli.parse(["bench", "policy", "--com", "x"]).rest == ["--com", "x"]
+
+
 def test_without_paths_the_older_host_runs_the_integration_tests():
     options = cli.parse(["test"])
     assert paths_for(options, main_host=True) == ["tests"]
