@@ -56,7 +56,7 @@ def trained(comfy: Any, suite: Suite, speedup: float, folder: Path) -> list[Meth
             raise SystemExit(f"{suite.out} holds pictures of an older {path.name}; use another --out")
         out.append(Method(name, target, accelerate(comfy, speedup, path)))
         if file.kind == "heads":
-            out.append(Method(f"{name}_shuffled", target, each=shuffled(suite, out[-1].key, file, speedup)))
+            out.append(Method(f"{name}_shuffled", target, each=shuffled(suite, out[-1].key, file, speedup), late=True))
     return out
 
 

@@ -2,8 +2,7 @@
 
 Every picture's figures are one line of `<out>/<suite>-<model>.jsonl`; a suite that was stopped goes on where it was.
 What was fitted once, and the weights it all holds for, lie in `<out>/<suite>-<model>.json`, references (the dense and
-the converged latents) in `<out>/references`, what the judge sees in each picture in `<out>/features`.
-"""
+the converged latents) in `<out>/references`, what the judge sees in each picture in `<out>/features`."""
 
 from __future__ import annotations
 
@@ -49,7 +48,7 @@ class Scale:
 class Method:
     """How pictures are drawn: a patch of the model, or `each` of the model and the numbers of pictures drawn together;
     steps (None: the model's) and sampler; batch: pictures a run; noise: added to the seeds, so that pictures are other
-    ones of the same prompts. target: what it is compared at, e.g. "0.5"."""
+    ones of the same prompts; late: drawn when all others are. target: what it is compared at, e.g. "0.5"."""
 
     name: str
     target: str
@@ -59,6 +58,7 @@ class Method:
     each: Callable[[Any, list[int]], Any] | None = None
     batch: int = BATCH
     noise: int = 0
+    late: bool = False
 
     @property
     def key(self) -> str:
@@ -145,11 +145,11 @@ class Suite:
 
     def run(self, methods: list[Method], share: tuple[int, int] = (0, 1)) -> None:
         """Draw every picture that is not in the log yet, a few prompts at a time with all methods, so that a suite that
-        is stopped has them all of the same prompts; methods that follow the pictures of others (`each`) come last.
+        is stopped has them all of the same prompts; those that follow the pictures of others (`late`) come last.
         share: (number, of how many) of the process, where several draw for one log."""
         there = {(p.method, p.seed) for p in self.done()}
         parts = batches(range(len(self.texts)))[share[0] :: share[1]]
-        first, last = ([m for m in methods if bool(m.each) == late] for late in (False, True))
+        first, last = ([m for m in methods if m.late == late] for late in (False, True))
         jobs = [(m, some) for stage in (first, last) for part in parts for m in stage
                 if (some := [n for n in part if (m.key, n) not in there])]  # fmt: skip
         models = {m.key: m.patch(self.subject.model) for m, _ in jobs}
