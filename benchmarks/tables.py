@@ -13,7 +13,7 @@ from pathlib import Path
 NAMES = {"flux": "FLUX-like", "sd3": "SD3-like", "lumina": "Lumina-like"}
 TARGETS = {
     "region": {"1.0": "-", "0.5": "half", "0.25": "a quarter", "headline": "3/16, 6 dense"},
-    "policy": {"1.0": "-", "1x": "no budget", "2x": "2x", "2.8x": "2.8x", "3x": "3x", "4x": "4x"},
+    "policy": {"1.0": "-", "1.1x": "1.1x", "2x": "2x", "2.8x": "2.8x", "3x": "3x", "4x": "4x"},
     "sparse": {"1.0": "-", "0.5": ".5", "0.25": ".25", "0.125": ".125"},
 }
 METHODS = {
