@@ -11,7 +11,7 @@ from torch.distributions import Beta
 
 from rapid_core.policies.head_net import beta
 from rapid_core.policies.heads import Choice, Heads
-from rapid_core.policies.prior import RUNGS, drawn
+from rapid_core.policies.prior import OWN, RUNGS, drawn
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def left_plan(heads: Heads, rows: Sequence[Row]) -> tuple[int, int]:
         inputs = {"pace": torch.stack([row.inputs["pace"] for row in paces])}
         numbers, pooled = (torch.stack([getattr(row, name) for row in paces]) for name in ("numbers", "pooled"))
         logits = heads(inputs, numbers, pooled)["pace"] + torch.tensor([row.choice.lean for row in paces])
-    return int((logits.argmax(1) != RUNGS.index(0)).sum()), len(paces)
+    return int((logits.argmax(1) != OWN).sum()), len(paces)
 
 
 def made(chosen: Sequence[float | None]) -> Tensor:

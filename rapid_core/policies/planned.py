@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..actions import DENSE, Action, ImageState, Look, Observation, Window
 from .heads import HeadsActor, HeadsPolicy
-from .prior import RUNGS, drawn, following, lean, often, onward
+from .prior import OWN, RUNGS, drawn, following, lean, often, onward
 from .schedule import Plan, SchedulePolicy, Weights, affordable
 from .tape import Choice
 
@@ -85,7 +85,7 @@ class PlannedActor(HeadsActor):
         charged, steps = self.charged[number], observation.steps
         last, left = max(charged), self._most(steps) - len(charged)
         targets = [marks and onward(marks, last, left) for marks in self.rungs]
-        targets[RUNGS.index(0)] = following(self.marks, last, len(charged), left)
+        targets[OWN] = following(self.marks, last, len(charged), left)
         leaning = torch.tensor(lean(targets, often(self._most(steps))))
         pace = self._pick(logits + leaning if self.policy.tape is None else drawn(logits, leaning).log())
         return observation.schedule[targets[pace] or steps], Choice(pace=pace, lean=tuple(leaning.tolist()))
@@ -96,8 +96,9 @@ class PlannedActor(HeadsActor):
             return
         self.marks, ladder = self.schedule.plan(observation), self.planned.ladder
         self.notes = sorted({*self.notes, *self.schedule.notes})
-        own = ladder.index(self.planned.plan) if self.planned.plan in ladder else len(ladder)
-        near = [ladder[own + rung] if rung and 0 <= own + rung < len(ladder) else None for rung in RUNGS]
+        own = ladder.index(self.planned.plan) if self.planned.plan in ladder else None
+        near = [ladder[own + rung] if own is not None and rung and 0 <= own + rung < len(ladder) else None
+                for rung in RUNGS]  # fmt: skip
         self.rungs = [plan and plan.scaled(observation.steps) for plan in near]
 
     def _weights(self, number: int, image: ImageState, observation: Observation) -> Weights:

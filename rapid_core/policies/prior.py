@@ -14,6 +14,7 @@ from torch import Tensor
 from .schedule import even
 
 RUNGS = (-2, -1, 0, 1, 2)  # of the ladder, from the plan's own; above it plans compute more
+OWN = RUNGS.index(0)
 ASIDE = (0.2, 0.3, 0.0, 0.3, 0.2)  # chances of the rungs where heads that say nothing leave the plan
 CLOSED = -1e4  # added to the logit of a rung that cannot be had
 
@@ -42,12 +43,12 @@ def onward(marks: Sequence[bool], step: int, left: int) -> int:
 def lean(targets: Sequence[int | None], chance: float) -> tuple[float, ...]:
     """What is added to the logits of the rungs. targets: the next step that each computes, None where the ladder has
     none; one that a nearer rung has, too, is no choice. chance: of heads that say nothing to leave the plan here."""
-    own, seen, out = RUNGS.index(0), set[int](), [CLOSED] * len(RUNGS)
+    seen, out = set[int](), [CLOSED] * len(RUNGS)
     for i in sorted(range(len(RUNGS)), key=lambda i: abs(RUNGS[i])):
         target = targets[i]
         if target is not None and target not in seen:
             seen.add(target)
-            out[i] = math.log(chance * ASIDE[i] if i != own else 1 - chance)
+            out[i] = math.log(chance * ASIDE[i] if i != OWN else 1 - chance)
     return tuple(out)
 
 

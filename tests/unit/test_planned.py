@@ -10,7 +10,7 @@ from rapid_core.policies.fit import Gram
 from rapid_core.policies.from_file import head_metadata, head_tensors, jumps_policy, plan_tensors, policy_of
 from rapid_core.policies.heads import OUTPUTS, Heads, HeadsPolicy
 from rapid_core.policies.planned import NUMBERS, PlannedPolicy
-from rapid_core.policies.prior import CLOSED, RUNGS, drawn, following, lean, onward
+from rapid_core.policies.prior import CLOSED, OWN, RUNGS, drawn, following, lean, onward
 from rapid_core.policies.schedule import Plan, even
 from rapid_core.policy_file import PolicyError, write
 from rapid_testing.actors import METADATA, run_heads, text
@@ -42,17 +42,24 @@ def on_ladder(made, speedup=3.0, gram=None, **settings):
 
 @given(st.lists(st.one_of(st.none(), st.integers(1, 9)), min_size=5, max_size=5), st.floats(0.01, 0.4))
 def test_a_rung_is_open_where_it_leads_elsewhere(targets, chance):
-    own = RUNGS.index(0)
-    targets[own] = 4
+    targets[OWN] = 4
     leaning = lean(targets, chance)
     opened = [target for target, value in zip(targets, leaning, strict=True) if value > CLOSED]
     assert sorted(opened) == sorted({target for target in targets if target is not None})
-    assert max(range(len(RUNGS)), key=leaning.__getitem__) == own
+    assert max(range(len(RUNGS)), key=leaning.__getitem__) == OWN
 
 
 def test_another_plan_is_followed_to_its_next_evaluation():
     marks = [True, False, True, False, True, False]
     assert [onward(marks, i, 3) for i in range(6)] == [2, 2, 4, 4, 6, 6] and onward(marks, 0, 0) == 6
+
+
+def test_a_plan_that_is_not_of_the_ladder_has_no_rungs():
+    made = heads(silent=False)
+    made.heads["pace"].fc2.bias.data.copy_(torch.tensor([30.0, 20.0, 0.0, 20.0, 30.0]))
+    policy = PlannedPolicy(made, 3.0, plan=plan(even(9, STEPS)), ladder=(plan(even(7, STEPS)), plan(even(14, STEPS))))
+    actions, _ = run_heads(policy, STEPS, CHANNELS)
+    assert [a.level is Level.RUN for a in actions] == list(even(9, STEPS))
 
 
 def test_the_next_step_is_the_plans_as_long_as_it_can_be_paid():
@@ -132,9 +139,9 @@ def test_training_goes_on_leaving_the_plan_when_heads_would_never(seed):
         if tape is not None:
             paces = [row.choice.pace for row in tape.rows[0] if row.choice.pace is not None]
     marks = "".join("#" if on else "." for on in even(9, STEPS))
-    assert seen[1] == marks and (seen[0] == marks) == all(pace == RUNGS.index(0) for pace in paces)
+    assert seen[1] == marks and (seen[0] == marks) == all(pace == OWN for pace in paces)
     chances = drawn(torch.tensor([0.0, 0.0, 50.0, 0.0, 0.0]), torch.tensor(lean((5, 6, 7, 8, 9), 0.2)))
-    assert float(chances[RUNGS.index(0)]) == pytest.approx(0.9) and float(chances.sum()) == pytest.approx(1.0)
+    assert float(chances[OWN]) == pytest.approx(0.9) and float(chances.sum()) == pytest.approx(1.0)
 
 
 def test_how_often_heads_would_leave_the_plan_is_counted():
