@@ -183,19 +183,27 @@ async function tellAll(run, node) {
   }
 }
 
-// The workflows that runs are of, by run: asked for when something has to be shown, in the server's queue.
+// The workflows that runs are of, by run: asked for when something has to be shown. A run that nothing was found of, as
+// where a busy server did not answer, is asked for again the next time.
 const workflows = new Map();
 
-function workflowOf(run) {
+async function workflowOf(run) {
   if (!workflows.has(run)) workflows.set(run, asked(run).catch(() => undefined));
-  return workflows.get(run);
+  const found = await workflows.get(run);
+  if (found === undefined) workflows.delete(run);
+  return found;
 }
 
+// Of the history, of the queue while it runs, and of the history again for one that ended in between.
 async function asked(run) {
-  const past = await (await api.fetchApi(`/history/${run}`)).json();
-  const prompt = past[run]?.prompt ?? (await queued()).find((one) => one[1] === run);
-  const { id, definitions, nodes } = prompt?.[3]?.extra_pnginfo?.workflow ?? {};
+  const prompt = (await past(run)) ?? (await queued()).find((one) => one[1] === run) ?? (await past(run));
+  if (!prompt) return undefined;
+  const { id, definitions, nodes } = prompt[3]?.extra_pnginfo?.workflow ?? {};
   return { id, definitions, nodes };
+}
+
+async function past(run) {
+  return (await (await api.fetchApi(`/history/${run}`)).json())[run]?.prompt;
 }
 
 async function queued() {

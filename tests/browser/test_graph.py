@@ -17,6 +17,8 @@ COMPILED = """async sources => { const bare = s => s.replace(/^import .*$/gm, ""
 SAY = """async ([run, node, output]) => { const { api } = await import("/scripts/api.js");
   api.dispatchEvent(new CustomEvent("executed", { detail: { prompt_id: run, node, display_node: node, output } }));
   await new Promise(then => setTimeout(then, 500)) }"""
+RENUMBER = """number => { const n = app.graph._nodes.find(n => n.comfyClass === "RAPID_Report"); n.id = number;
+  app.graph._nodes_by_id[number] = n }"""
 LEVELS = {"run": "computed", "hold": "not computed", "reuse": "blocks reused"}
 
 
@@ -170,12 +172,29 @@ def test_a_report_shows_nothing_of_other_workflows_or_broken_records(graph):
     page.do(SAY, [own, number, output])
     assert shown(page)["totals"] == panel["totals"]
     page.load(opened("demo_accelerate"))  # its report has another number
-    page.do("number => { const n = app.graph._nodes.find(n => n.comfyClass === 'RAPID_Report'); n.id = number; "
-            "app.graph._nodes_by_id[number] = n }", number)  # fmt: skip
+    page.do(RENUMBER, number)
     page.look_at("RAPID_Report", ".rapid-report")
     before = shown(page)
     page.do(SAY, [own, number, output])
     assert before["totals"] == [] and shown(page) == before
+
+
+def test_a_report_finds_its_workflow_where_the_run_ends_between_two_questions(graph):
+    page = graph()
+    page.load(opened("demo_flux"))
+    page.run()
+    page.look_at("RAPID_Report", ".rapid-report .row")
+    output, own, number = page.outputs("RAPID_Report"), page.latest, page.node("RAPID_Report")["id"]
+    page.open()  # what the page knew of the run is gone
+    page.load(opened("demo_flux"))
+    page.look_at("RAPID_Report", ".rapid-report .row")
+    missed = []
+    page.page.route(f"**/history/{own}", lambda route: (missed.append(1), route.fulfill(json={})), times=1)
+    page.load(opened("demo_accelerate"))
+    page.do(RENUMBER, number)
+    page.look_at("RAPID_Report", ".rapid-report")
+    page.do(SAY, [own, number, output])
+    assert missed and shown(page)["totals"] == []
 
 
 @pytest.mark.parametrize("vue", [False, True], ids=["litegraph", "nodes2"])
