@@ -23,17 +23,18 @@ DENSITIES = (0.5, 0.25, 0.125)
 # Biases with which fresh heads recompute, attend densely and jump by about a fifth: TPDM's, and ours.
 NEAR_DENSE = {"step": (2.5, 1.0), "cache": (2.0, 0.0), "sparse": (2.0, 0.0, 0.0, 0.0)}
 PRICE, RATE = 0.1, 0.5  # of a whole budget at the beginning, and how fast it follows what is spent
+SILENT = 64  # rollouts of a speed-up that say what heads spend that say nothing, since leaving a plan at random costs
 LR = {"rapid3": 1e-3, PLUS: 2e-4}  # learning rate unless given; 2e-3 saturates rapid+ in 5 updates
 OMEGA = {"rapid3": 1.0, PLUS: 0.0}  # weight of the discriminator unless given
 
 
 class Method(Protocol):
     """How heads of a kind begin, draw, are paid and are written down. speedups: those of rollouts; numbers: see
-    `Heads`; prices: what `learn` changes."""
+    `Heads`; course: what `learn` changes, by name and speed-up."""
 
     speedups: Sequence[float]
     numbers: int
-    prices: dict[float, float]
+    course: dict[str, dict[float, float]]
     digest: str  # of what it begins with
 
     def fits(self, schedule: Sequence[float]) -> bool:
@@ -77,7 +78,7 @@ class Published:
 
     def __init__(self, args: Namespace):
         self.discount = args.discount
-        self.prices: dict[float, float] = {}
+        self.course: dict[str, dict[float, float]] = {}
 
     def fits(self, schedule: Sequence[float]) -> bool:
         return True
@@ -105,7 +106,8 @@ class Published:
 
 class Planned:
     """rapid+: heads begin as the plans of a schedule file and know what is left of their budget. In the mode "average"
-    an image may spend more than its budget, at a price that follows what is spent in the mean."""
+    an image may spend more than its budget, at a price that follows what is spent in the mean beyond what heads spend
+    that say nothing: their plan's budget in use, and more where drawn departures cost more than they save."""
 
     numbers = NUMBERS
 
@@ -116,7 +118,8 @@ class Planned:
             raise file.wrong("budgets", f"= {budgets}; --speedups must be some of them")
         self.plans, self.ladder = [nearest_plan(file, s) for s in self.speedups], plans_of(file)
         self.steps = len(self.plans[0].computed)
-        self.prices = dict.fromkeys(self.speedups, PRICE)
+        self.course = {name: dict.fromkeys(self.speedups, value) for name, value in
+                       {"price": PRICE, "silent": 0.0, "silent_rollouts": 0}.items()}  # fmt: skip
         self.digest = hashlib.blake2b(repr(self.ladder).encode(), digest_size=12).hexdigest()
 
     def fits(self, schedule: Sequence[float]) -> bool:
@@ -138,19 +141,25 @@ class Planned:
                              ladder=tuple(reversed(self.ladder)), mode=self.mode)  # fmt: skip
 
     def rewards(self, quality: Sequence[float], steps: Sequence[float], speedup: float) -> list[float]:
-        price = self.prices[speedup] if self.mode == "average" else 0.0
+        price = self.course["price"][speedup] if self.mode == "average" else 0.0
         budget = affordable(speedup, self.steps)
         return [q - price * k / budget for q, k in zip(quality, steps, strict=True)]
 
     def learn(self, seen: Sequence[tuple[float, float]]) -> dict[str, float]:
         if self.mode != "average":
             return {}
+        prices, silent, rollouts = (self.course[name] for name in ("price", "silent", "silent_rollouts"))
         for speedup in self.speedups:
             spent = [steps for s, steps in seen if s == speedup]
-            if spent:
-                over = mean(spent) / affordable(speedup, self.steps) - 1
-                self.prices[speedup] = max(0.0, self.prices[speedup] + RATE * over)
-        return {f"price/{speedup:g}": price for speedup, price in self.prices.items()}
+            if not spent:
+                continue
+            if rollouts[speedup] < SILENT:  # heads have hardly learned anything yet; the price stands still
+                total = silent[speedup] * rollouts[speedup] + sum(spent)
+                rollouts[speedup] += len(spent)
+                silent[speedup] = total / rollouts[speedup]
+            else:
+                prices[speedup] = max(0.0, prices[speedup] + RATE * (mean(spent) / silent[speedup] - 1))
+        return {f"{name}/{s:g}": self.course[name][s] for name in ("price", "silent") for s in self.speedups}
 
     def tensors(self, heads: Heads) -> dict[str, torch.Tensor]:
         return {**head_tensors(heads), **plan_tensors(self.ladder)}

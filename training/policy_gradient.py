@@ -144,7 +144,7 @@ class Trainer:
     def _save(self, scalars: dict[str, float]) -> None:
         optimiser = self.learner.optimiser.state_dict()
         body = {"heads": self.heads.state_dict(), "scales": self.heads.scales, "optimiser": optimiser,
-                "scorer": self.scorer.state(), "prices": self.method.prices, "iteration": self.iteration,
+                "scorer": self.scorer.state(), "course": self.method.course, "iteration": self.iteration,
                 "log": [*self.log, {"iteration": self.iteration, "when": time.time(), **scalars}]}  # fmt: skip
         self.log = body["log"]
         if rank() > 0:
@@ -161,7 +161,7 @@ class Trainer:
             self.heads.scales = from_first(self._scales)
         else:
             self.heads.load_state_dict(body["heads"])
-            self.heads.scales, self.method.prices = body["scales"], body["prices"]
+            self.heads.scales, self.method.course = body["scales"], body["course"]
             self.learner.optimiser.load_state_dict(body["optimiser"])
             self.scorer.load(body["scorer"])
             self.iteration, self.log = body["iteration"], body["log"]

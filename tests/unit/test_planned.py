@@ -1,5 +1,7 @@
 """Heads that begin with a plan."""
 
+from argparse import Namespace
+
 import pytest
 import torch
 from hypothesis import given
@@ -16,6 +18,7 @@ from rapid_core.policy_file import PolicyError, write
 from rapid_testing.actors import METADATA, run_heads, text
 from rapid_testing.runs import bending, products_of, weights_by_hand
 from training.likelihood import TrajectoryTape, left_plan, log_probability
+from training.methods import PRICE, SILENT, Planned
 
 CHANNELS, STEPS = 4, 28
 SCHEDULE = tuple(1 - i / STEPS for i in range(STEPS)) + (0.0,)
@@ -185,3 +188,22 @@ def test_a_file_keeps_heads_and_plans(tmp_path):
         policy_of(file_of(tmp_path, mode="mean"), 2.0, 0.0)
     with pytest.raises(PolicyError, match="from step to step of a plan; connect it to RAPID Accelerate"):
         jumps_policy(file, 2.0)
+
+
+def test_a_price_follows_what_is_spent_beyond_what_silent_heads_spend(tmp_path):
+    tensors = plan_tensors([plan(even(14, STEPS)), plan(even(7, STEPS))])
+    about = {**METADATA, "budgets": [2.0, 4.0], "reward": "tested"}
+    file = write(tmp_path / "a.safetensors", "schedule", about, tensors)
+    method = Planned(Namespace(speedups=[2.0, 4.0], mode="average"), file)
+    spent = [(4.0, 7.5), (4.0, 8.5)]  # drawn: more than the plan's 7
+    for _ in range(SILENT // 2):
+        assert method.learn(spent)["price/4"] == PRICE
+    for _ in range(5):
+        assert method.learn(spent)["price/4"] == pytest.approx(PRICE)  # as silent heads do
+    dearer = method.learn([(4.0, 8.4)])["price/4"]
+    assert PRICE < dearer < PRICE + 0.1 and method.learn([(4.0, 7.2)])["price/4"] < dearer
+    assert method.learn([(4.0, 0.1)] * 9)["silent/4"] == 8.0 and method.course["price"][2.0] == PRICE
+    for _ in range(9):
+        assert method.learn([(4.0, 0.1)])["price/4"] >= 0
+    cheap, dear = method.rewards([0.5, 0.5], [6.0, 8.0], 2.0)
+    assert cheap - dear == pytest.approx(PRICE * 2 / 14)
