@@ -83,7 +83,7 @@ def at_cost(comfy: Any, suite: Suite, cache: str, speedup: float, number: int) -
     first, second = longer if speedup >= 4 else {}, longer | {"guard": 0.0}
     for tried, more in enumerate([{}] if alone else [first, second]):
         patch = partial(patcher, comfy, cache, **more)
-        search = partial(threshold_at, suite, goal, number, patch, alone)
+        search = partial(threshold_at, suite, goal, number, patch, alone, 10.0 if tried else 1.0)
         found = suite.once(f"{cache}/{target}{'/unguarded' if tried else ''}", search)
         if found is not None:
             return Method(cache, target, patch(found), batch=1 if alone else BATCH)

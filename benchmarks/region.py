@@ -84,11 +84,12 @@ def cost_on_dev(
 
 
 def threshold_at(
-    suite: Suite, goal: float, number: int, patch: Callable[[float], Callable[[Any], Any]], alone: bool = False
+    suite: Suite, goal: float, number: int, patch: Callable[[float], Callable[[Any], Any]], alone: bool = False,
+    high: float = 1.0,
 ) -> float | None:
-    """Smallest threshold at which `patch` costs at most `goal` on development prompts, within 3 %; None where that of 1
-    costs more."""
-    low, high = 0.001, 1.0
+    """Smallest threshold at which `patch` costs at most `goal` on development prompts, within 3 %; None where even that
+    of `high` costs more."""
+    low = 0.001
     if cost_on_dev(suite, patch(high), number, alone=alone) > goal:
         return None
     for _ in range(8):
