@@ -6,7 +6,8 @@
 Every policy file demo-<model>-<name> of the folder is a method: "plan_<name>" of a schedule, "<name>" of heads. Of
 heads there is "<name>_shuffled", too: each picture is drawn with the decisions that were made for another one. "random"
 are as many evaluations as the budget allows, anywhere; "dense_noise<k>" are dense pictures from other noise. Thresholds
-of caches are the smallest that cost no more on 8 development prompts.
+of caches are the smallest that cost no more on 8 development prompts; "cache_reuse_unguarded" stands for "cache_reuse"
+where its guard computes more than that.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from demo.measure import prompts
 from devkit.comfy_process import load_everything
 from rapid_core.policies.schedule import SchedulePolicy, affordable
 from rapid_core.policy_file import PolicyFile, read
+from training.files import write_text
 
 SHIPPED = Path(__file__).parent.parent / "policies"
 CACHES = ("cache_reuse", "easycache", "lazycache")
@@ -74,19 +76,20 @@ def shuffled(suite: Suite, key: str, file: PolicyFile, speedup: float) -> Callab
 
 
 def at_cost(comfy: Any, suite: Suite, cache: str, speedup: float, number: int) -> Method | None:
-    """A cache at the smallest threshold that costs no more than a speed-up allows, on so many development prompts."""
+    """A cache at the smallest threshold that costs no more than a speed-up allows, on so many development prompts;
+    Cache Reuse "_unguarded" and for longer in a row where it cannot be had otherwise."""
     target, goal = f"{speedup:g}x", affordable(speedup, suite.steps) / suite.steps
     alone = cache != "cache_reuse"  # the host's decide for a whole batch
     # Of 28 evaluations 3 in a row left out are too few for a quarter of the cost; where guidance makes forecasts rough,
     # the guard computes more than a third.
     longer = {"max_consecutive": 2 * round(speedup)}
-    first, second = longer if speedup >= 4 else {}, longer | {"guard": 0.0}
-    for tried, more in enumerate([{}] if alone else [first, second]):
+    tries = [("", longer if speedup >= 4 else {}, 1.0), ("_unguarded", longer | {"guard": 0.0}, 10.0)]
+    for more_of_name, more, high in [("", {}, 1.0), ("", {}, 3.0)] if alone else tries:
         patch = partial(patcher, comfy, cache, **more)
-        search = partial(threshold_at, suite, goal, number, patch, alone, 10.0 if tried else 1.0)
-        found = suite.once(f"{cache}/{target}{'/unguarded' if tried else ''}", search)
+        search = partial(threshold_at, suite, goal, number, patch, alone, high)
+        found = suite.once(f"{cache}/{target}" + (f"/{high:g}" if high > 1 else ""), search)
         if found is not None:
-            return Method(cache, target, patch(found), batch=1 if alone else BATCH)
+            return Method(cache + more_of_name, target, patch(found), batch=1 if alone else BATCH)
     print(f"{suite.kind}: {cache} cannot be had at {target}")
     return None
 
@@ -100,9 +103,9 @@ def methods(
     for speedup in speedups:
         target = f"{speedup:g}x"
         out += [*trained(comfy, suite, speedup, folder), Method("default_plan", target, accelerate(comfy, speedup))]
-        caches = [cache for cache in CACHES if not names or cache in names]
+        caches = [cache for cache in CACHES if not names or cache in names or f"{cache}_unguarded" in names]
         out += [m for m in (at_cost(comfy, suite, cache, speedup, number) for cache in caches) if m is not None]
-        anywhere = replayed(SchedulePolicy(speedup, guard=0.0), partial(at_random, suite.steps, speedup))
+        anywhere = replayed(SchedulePolicy(speedup), partial(at_random, suite.steps, speedup))
         out.append(Method("random", target, each=anywhere))
         for sampler, evaluations in SAMPLERS.items():  # of those with two evaluations a step, one in the last
             steps = max(2, math.ceil(affordable(speedup, suite.steps) / evaluations))
@@ -114,6 +117,8 @@ def spent(suite: Suite) -> list[str]:
     """Evaluations that methods compute, by the number of objects in the scene, where that differs."""
     counts, found = suite.chosen.count.tolist(), dict[str, dict[int, list[int]]]()
     for picture in suite.done():
+        if picture.seed >= len(counts):  # of a run with more prompts
+            continue
         computed = sum(level == "run" for level, *_ in picture.decisions)
         found.setdefault(picture.method, {}).setdefault(counts[picture.seed], []).append(computed)
     out = []
@@ -125,8 +130,8 @@ def spent(suite: Suite) -> list[str]:
 
 
 def run(comfy: Any, args: argparse.Namespace) -> str:
-    """The suite: `<out>/policy.json`, and the table and verdicts as Markdown."""
-    rows, lines, scale = [], [], Scale(128, 10) if args.quick else Scale()
+    """The suite: `<out>/policy_<model>.json`, and the table and verdicts as Markdown."""
+    texts, scale = [], Scale(128, 10) if args.quick else Scale()
     with torch.inference_mode():
         for kind in args.models:
             number = 2 if args.quick else args.prompts
@@ -135,15 +140,14 @@ def run(comfy: Any, args: argparse.Namespace) -> str:
             found = methods(comfy, suite, dev, args.speedups, args.policies, args.methods)
             suite.run(picked(found, args.methods), args.share)
             own = own_cost(suite.subject, scale.size)
-            rows += suite.rows(own if args.cost_of == "demo" else published(args.cost_of))
-            ours = sorted({p.method.split("/")[0] for p in suite.done()} - {"dense", "random", *CACHES})
-            ours = [n for n in ours if not n.startswith(("fewer_", "dense_")) and not n.endswith("_shuffled")]
-            lines += suite.verdicts(ours, [f"{s:g}x" for s in args.speedups])
-            lines += spent(suite)
-    write(args.out / "policy.json", rows, {"torch": torch.__version__, "cost_of": args.cost_of})
-    text = markdown(rows, COLUMNS) + "\n\n" + "\n".join(lines) + "\n"
-    (args.out / "policy.md").write_text(text, encoding="utf-8")
-    return text
+            rows = suite.rows(own if args.cost_of == "demo" else published(args.cost_of))
+            ours = sorted({p.method.split("/")[0] for p in suite.done()} - {"dense", "random"})
+            ours = [n for n in ours if not n.startswith(("fewer_", "dense_", *CACHES)) and not n.endswith("_shuffled")]
+            lines = suite.verdicts(ours, [f"{s:g}x" for s in args.speedups]) + spent(suite)
+            write(args.out / f"policy_{kind}.json", rows, {"torch": torch.__version__, "cost_of": args.cost_of})
+            texts.append(markdown(rows, COLUMNS) + "\n\n" + "\n".join(lines) + "\n")
+            write_text(args.out / f"policy_{kind}.md", texts[-1])
+    return "\n".join(texts)
 
 
 def parser() -> argparse.ArgumentParser:

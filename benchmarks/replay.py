@@ -87,7 +87,7 @@ def forecasts_of(file: PolicyFile, speedup: float) -> SchedulePolicy:
     policy = heads_policy(file, speedup)
     if isinstance(policy, PlannedPolicy):
         return policy.schedule
-    return SchedulePolicy(speedup, forecast_order=policy.forecast_order, guard=0.0)
+    return SchedulePolicy(speedup, forecast_order=policy.forecast_order)
 
 
 def at_random(steps: int, speedup: float, number: int) -> list[Decision]:

@@ -99,8 +99,7 @@ class Suite:
         self.references = References(out / "references", self.kind)
         (out / "features").mkdir(parents=True, exist_ok=True)
         self.log = out / f"{name}-{self.kind}.jsonl"
-        if self.log.exists():  # a line that was being written when the suite was stopped
-            whole = self.log.read_bytes()
+        if self.log.exists() and not (whole := self.log.read_bytes()).endswith(b"\n"):  # stopped while it wrote a line
             self.log.write_bytes(whole[: whole.rfind(b"\n") + 1])
         weights = hashlib.sha256((MODELS / f"{self.kind}.safetensors").read_bytes()).hexdigest()
         if self.once("weights", lambda: weights) != weights:
@@ -113,7 +112,8 @@ class Suite:
         path = self.log.with_suffix(".json")
         kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         if name not in kept:
-            kept[name] = find()
+            found, again = find(), path.exists()  # another process may have found something in the meantime
+            kept = {**(json.loads(path.read_text(encoding="utf-8")) if again else {}), name: found}
             write_text(path, json.dumps(kept, indent=1) + "\n")
         return kept[name]
 

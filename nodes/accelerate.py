@@ -30,11 +30,6 @@ class Accelerate(io.ComfyNode):
                 Policy.Input("policy", optional=True,
                              tooltip="From RAPID Load Policy, made for this model: which steps are computed and how "
                              "the others are forecast from them. Without one they are evenly spaced."),
-                io.Float.Input("guard", default=0.5, min=0.0, max=10.0, step=0.05, optional=True,
-                               tooltip="Where a computed step shows that its forecast would have been worse than this "
-                               "relative error (0.5 is 50 %), the next one is computed and a later one is not. Lower "
-                               "reacts to smaller errors, within the same budget. 0 turns it off; trained heads "
-                               "decide without it."),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The patched model, for the sampler and RAPID Report. "
@@ -44,11 +39,11 @@ class Accelerate(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, model, speedup, policy=None, guard=0.5) -> io.NodeOutput:
-        Checks("RAPID Accelerate").ranges(speedup=(speedup, 1.0, 6.0), guard=(guard, 0.0, 10.0))
+    def execute(cls, model, speedup, policy=None) -> io.NodeOutput:
+        Checks("RAPID Accelerate").ranges(speedup=(speedup, 1.0, 6.0))
         if speedup == 1.0:
             return io.NodeOutput(model)
         if policy is None:
-            return io.NodeOutput(attach(model, SchedulePolicy(speedup, guard=guard), cls.hidden))
+            return io.NodeOutput(attach(model, SchedulePolicy(speedup), cls.hidden))
         check_base(policy, model.model)
-        return io.NodeOutput(attach(model, policy_of(policy, speedup, guard), cls.hidden))
+        return io.NodeOutput(attach(model, policy_of(policy, speedup), cls.hidden))

@@ -123,7 +123,9 @@ class ImageState:
     `measured` the true one of the last evaluation that was computed although it could have been forecast.
     `since_dense`: evaluations that were not dense since the last that was; -1 before the first. `since_measured`:
     computed evaluations since the last that measured what sparse attention leaves out; -1 before the first. `levels`:
-    noise levels of the computed derivatives that a forecast can be made from, oldest first (see `Policy.history`)."""
+    noise levels of the computed derivatives that a forecast can be made from, oldest first (see `Policy.history`).
+    `moved`: relative L1 change of the latest computed derivative from the one before it, `slope`: the multiple of the
+    movement of the line through the two before it that was nearest to this change; None where there are too few."""
 
     computed: int
     since_computed: int
@@ -133,6 +135,8 @@ class ImageState:
     tokens: TokenState | None = None
     since_measured: int = -1
     levels: tuple[float, ...] = ()
+    moved: float | None = None
+    slope: float | None = None
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ class Rollouts:
         return self.kept.get(key_of(plan), lambda: self._scores(plan))
 
     def _scores(self, plan: Plan) -> list[float]:
-        model = attach(self.graph.model, SchedulePolicy(self.speedup, guard=0.0, plan=plan, source="search"))
+        model = attach(self.graph.model, SchedulePolicy(self.speedup, plan=plan, source="search"))
         found = [latent_psnr(self.graph.sample(r.prompt, r.seed, model).cpu(), r.latent)
                  for r in (self.references if self.alone else share(self.references))]  # fmt: skip
         return found if self.alone else together(found)

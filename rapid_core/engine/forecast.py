@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -154,6 +155,18 @@ def relative_l1(value: Tensor, reference: Tensor, where: Tensor | None = None) -
     if where is None:
         return difference.mean() / reference.abs().mean().clamp_min(1e-12)
     return (difference * where).sum() / (reference.abs() * where).sum().clamp_min(1e-12)
+
+
+def turn(points: Sequence[Point], sigma: float, value: Tensor) -> tuple[Tensor, Tensor]:
+    """What became of the latest forecasts when `value` was computed at `sigma`, two 0-d float32 tensors: its relative
+    L1 change from the latest point; and the slope, the multiple of the movement of the line through the latest two
+    points that is nearest to this change, nan where they are too few or parts of them have levels of their own."""
+    latest, change = points[-1], value.float() - points[-1].value.float()
+    moved, slope = relative_l1(latest.value, value), torch.full_like(change.flatten()[0], math.nan)
+    if len(points) > 1 and not any(isinstance(p.sigma, Tensor) for p in points[-2:]):
+        line = forecast(points, sigma, 1).float() - latest.value.float()
+        slope = (change * line).sum() / line.square().sum().clamp_min(1e-20)
+    return moved, slope
 
 
 def estimate_errors(points: Sequence[Point], sigma, order: int, reach: float | None = None) -> Tensor | None:

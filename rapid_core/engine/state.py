@@ -13,7 +13,7 @@ from torch import Tensor
 from ..actions import Actor, ImageState, Level, Look, Observation
 from .evaluation import Evaluation
 from .features import FeatureStore
-from .forecast import Track, estimate_error, forecast, relative_l1, weighted
+from .forecast import Track, estimate_error, forecast, relative_l1, turn, weighted
 from .regions import Regions
 
 
@@ -42,6 +42,8 @@ class RunState:
         self.features: FeatureStore | None = None  # where a policy looks at the model's own tokens
         self.last_x: Tensor | None = None
         self.pending: list[tuple[int, int, Tensor]] = []  # (evaluation, image, measured error), not yet fetched
+        self.turns: list[tuple[int, Tensor]] = []  # (image, moved and slope), not yet fetched
+        self.trends: dict[int, tuple[float, float | None]] = {}  # moved and slope of images, see `ImageState`
         self.measured: list[float | None] = [None] * batch
         self.measured_log: dict[tuple[int, int], float] = {}
         self.evaluations = 0
@@ -74,7 +76,7 @@ class RunState:
     def begin(self, x: Tensor, sigma: Tensor) -> Evaluation:
         """Observe and decide. x (B, ...), sigma a 0-d tensor; the run's only host synchronisation is here."""
         errors = [self._error(i, x, sigma) for i in range(self.batch)]
-        flat = [sigma.float()] + [e for pair in errors for e in pair] + [m for _, _, m in self.pending]
+        flat = [sigma.float()] + [e for pair in errors for e in pair] + self._waiting()
         expected = self._expect(x, sigma)
         asked = self.actor.ask(self._looks(x, errors), sigma) if getattr(self.actor, "asks", False) else None
         wanted = torch.stack(flat + expected)
@@ -139,7 +141,7 @@ class RunState:
         points = self.guided.points(image)
         levels = () if any(isinstance(p.sigma, Tensor) for p in points) else tuple(float(p.sigma) for p in points)
         return ImageState(self.computed[image], self.since[image], error, self.measured[image], since_dense, tokens,
-                          self.since_measured[image], levels)  # fmt: skip
+                          self.since_measured[image], levels, *self.trends.get(image, (None, None)))  # fmt: skip
 
     def _error(self, image: int, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """Estimated forecast error: as the noise level has moved on, and for a second look at the same level."""
@@ -152,11 +154,18 @@ class RunState:
         moved = (x[image] - self.last_x[image]).abs().mean() / (sigma * points[-1].value.abs().mean()).clamp_min(1e-12)
         return (unknown if estimate is None else estimate), moved.float()
 
+    def _waiting(self) -> list[Tensor]:
+        """What was measured and is not yet fetched, 0-d."""
+        return [m for _, _, m in self.pending] + [number for _, pair in self.turns for number in pair]
+
     def _fetched(self, values: list[float]) -> None:
-        for (evaluation, image, _), value in zip(self.pending, values, strict=True):
+        for (evaluation, image, _), value in zip(self.pending, values, strict=False):
             self.measured[image] = value
             self.measured_log[evaluation, image] = value
-        self.pending = []
+        pairs = zip(*[iter(values[len(self.pending) :])] * 2, strict=True)
+        for (image, _), (moved, slope) in zip(self.turns, pairs, strict=True):
+            self.trends[image] = moved, None if math.isnan(slope) else slope
+        self.pending, self.turns = [], []
 
     def end(self, evaluation: Evaluation, x: Tensor, denoised: Tensor) -> None:
         """Remember what was computed: the guided derivative (x - denoised) / sigma of each image that ran."""
@@ -191,20 +200,22 @@ class RunState:
         if len(points) > self.order and self.guided.last_sigma(image) != evaluation.sigma:
             guess = self.guided.forecast([image], evaluation.sigma, self.order, self.reach)[0]
             self.pending.append((evaluation.index, image, relative_l1(guess, derivative, where)))
+        if points and where is None and self.guided.last_sigma(image) != evaluation.sigma:
+            self.turns.append((image, turn(points, evaluation.sigma, derivative)))
         if self.regions:
             self.regions.remember(image, action, derivative, points[-1].value if points else None)
         self.guided.add(image, evaluation.sigma, derivative, where)
 
     def finish(self) -> None:
         """Fetch what was measured last; called once when the run has ended."""
-        if self.pending:
-            self._fetched(torch.stack([m for _, _, m in self.pending]).tolist())
+        if self.pending or self.turns:
+            self._fetched(torch.stack(self._waiting()).tolist())
 
     def drop(self) -> None:
         """Let go of all tensors; what was counted and measured stays."""
         for track in (self.guided, *self.slots.values(), *self.residuals.values()):
             track.drop()
-        self.slots, self.residuals, self.pooled, self.pending = {}, {}, {}, []
+        self.slots, self.residuals, self.pooled, self.pending, self.turns = {}, {}, {}, [], []
         self.features = self.last_x = self._on_device = None
         if self.regions:
             self.regions.drop()

@@ -217,20 +217,20 @@ def check_model(file: PolicyFile, channels: int | None, hidden: int) -> None:
             raise file.wrong(field, f"= {wanted}, trained on {file.base_model}; this model has {there}")
 
 
-def policy_of(file: PolicyFile, speedup: float, guard: float) -> SchedulePolicy | ThresholdPolicy | HeadsPolicy:
+def policy_of(file: PolicyFile, speedup: float) -> SchedulePolicy | ThresholdPolicy | HeadsPolicy:
     """The file's policy at a speed-up. Between the budgets it was made for, the nearest plan is moved, thresholds are
     interpolated; to heads it is a ceiling. Raises PolicyError."""
     if file.kind == "schedule":
-        return SchedulePolicy(speedup, guard=guard, plan=nearest_plan(file, speedup), source=file.name)
+        return SchedulePolicy(speedup, plan=nearest_plan(file, speedup), source=file.name)
     if file.kind == "threshold":
-        return threshold_policy(file, speedup, guard)
+        return threshold_policy(file, speedup)
     return heads_policy(file, speedup)
 
 
-def threshold_policy(file: PolicyFile, speedup: float, guard: float) -> ThresholdPolicy:
+def threshold_policy(file: PolicyFile, speedup: float) -> ThresholdPolicy:
     """Cache Reuse with the file's threshold. Raises PolicyError."""
     longest = _whole(file, "max_consecutive", 1, 100) if "max_consecutive" in file.metadata else IN_A_ROW
-    return ThresholdPolicy(threshold_of(file, speedup), max_consecutive=longest, guard=guard, source=file.name)
+    return ThresholdPolicy(threshold_of(file, speedup), max_consecutive=longest, source=file.name)
 
 
 def threshold_of(file: PolicyFile, speedup: float) -> float:

@@ -15,16 +15,21 @@ from .fit import TERMS, Fit, Gram, adams_bashforth
 
 Weights = tuple[tuple[float, float], ...] | None  # see `Action.weights`
 MOST_WEIGHTS = 4  # computed derivatives that a forecast may be the sum of
-# Beyond this speed-up the polynomial moves on by a part of its slope only: over gaps of three steps and more all of it
-# overshoots where guidance makes trajectories rough. At 9 and 7 of 28, 8 development prompts: SD3-like 2 to 3 dB nearer
-# to the ODE and 3 to 4 to dense, FLUX-like 1 to 2 dB farther from the ODE and 2 to 4 nearer to dense.
-FULL_SLOPE, FAR_SLOPE = 2.5, 0.75
+# The share of its slope by which the polynomial moves on. At every computed evaluation the share is measured that would
+# have been best to get there (0 and less where guidance makes the beginning of a run rough, near 1 at its end); three
+# fifths of it and two fifths are best for what comes next. Before there is such a measurement the latest derivative is
+# held, as in a step of Euler's, if the first two differ by much (SD3-like .7 to 2.5, FLUX-like .04 to .13).
+KEPT, FOLLOWED = 0.4, 0.6
+USUAL, ROUGH = 0.75, 0.3
+FEW = 3  # evaluations of a run, too few to have one at its very end
 
 
-def even(count: int, steps: int) -> tuple[bool, ...]:
-    """`count` of `steps` evaluations, evenly spaced, the first and the last among them."""
+def even(count: int, steps: int, few: bool = False) -> tuple[bool, ...]:
+    """`count` of `steps` evaluations, evenly spaced, the first and the last among them; few: of a whole run, in which
+    the last one comes earlier where there are no more than `FEW`."""
     count = min(max(count, 1), steps)
-    chosen = {round(i * (steps - 1) / (count - 1)) for i in range(count)} if count > 1 else {0}
+    back = 0.5 if few and count <= FEW and 2 * count < steps else 1.0
+    chosen = {round(i * (steps - back) / (count - back)) for i in range(count)} if count > 1 else {0}
     return tuple(i in chosen for i in range(steps))
 
 
@@ -33,11 +38,18 @@ def affordable(speedup: float, steps: int) -> int:
     return max(1, math.floor(steps / speedup + 1e-9))
 
 
-def multistep(image: ImageState, observation: Observation, order: int, slope: float = 1.0) -> Weights:
+def slope_of(image: ImageState) -> float:
+    """Share of the polynomial's slope by which a forecast moves on, 0 to 1."""
+    if image.slope is not None:
+        return min(1.0, max(0.0, KEPT + FOLLOWED * image.slope))
+    return 0.0 if image.moved is not None and image.moved > ROUGH else USUAL
+
+
+def multistep(image: ImageState, observation: Observation, order: int) -> Weights:
     """Weights of the latest computed derivatives for what an evaluation is left out for: their polynomial's mean over
-    the step under Euler, its value otherwise; slope: share of the way to be moved on. None where no noise levels are
+    the step under Euler, its value otherwise, as far as its slope was found to hold. None where no noise levels are
     known."""
-    used = image.levels[-(order + 1) :]
+    slope, used = slope_of(image), image.levels[-(order + 1) :]
     if not used:
         return None
     stop = observation.schedule[observation.step + 1] if observation.euler else None
@@ -65,14 +77,17 @@ class Plan:
         if steps == len(self.computed) and sum(self.computed) <= count:
             return self.computed
         places = [i / max(1, len(self.computed) - 1) for i, on in enumerate(self.computed) if on]
-        wanted = [places[round(i * (len(places) - 1) / max(1, count - 1))] for i in range(count)]
+        wanted = []
+        for i in range(count):  # between two of the plan's where there are more than it has
+            lower, part = divmod(i * (len(places) - 1) / max(1, count - 1), 1)
+            upper = places[min(int(lower) + 1, len(places) - 1)]
+            wanted.append((1 - part) * places[int(lower)] + part * upper)
         free, chosen = list(range(steps)), set()
         for place in wanted:
             nearest = min(free, key=lambda i: abs(i - place * (steps - 1)))
             free.remove(nearest)
             chosen.add(nearest)
         return tuple(i in chosen for i in range(steps))
-
 
     def scaled(self, steps: int) -> tuple[bool, ...]:
         """The same share of another number of steps."""
@@ -84,15 +99,12 @@ class SchedulePolicy:
     """Even spacing, or a plan, within a budget. speedup: dense over spent evaluations, at least 1; a ceiling on what is
     spent.
 
-    forecast_order: of the polynomial that stands for what is left out. guard: after a forecast that was measured worse
-    than this relative L1 error the next evaluation is computed, and the rest of the budget spread evenly over the rest
-    of the run, as long as that is left at least half of its share; 0 = off."""
+    forecast_order: of the polynomial that stands for what is left out."""
 
     speedup: float
     start_percent: float = 0.0
     end_percent: float = 1.0
     forecast_order: int = 1
-    guard: float = 0.5
     technique: str = "schedule"
     regional: bool = False
     history: int = MOST_WEIGHTS
@@ -112,7 +124,7 @@ class SchedulePolicy:
 
 
 class ScheduleActor:
-    """One plan an image, made at the first evaluation and again where the guard changed it."""
+    """One plan an image, made at the first evaluation."""
 
     asks = False
 
@@ -120,7 +132,6 @@ class ScheduleActor:
         self.policy = policy
         self.plans: dict[int, list[bool]] = {}
         self.held: dict[int, int] = {}  # step at which an image was last to be held
-        self.guarded: dict[int, float] = {}  # the measurement that the guard has answered
         self.notes: list[str] = []
         self.courses: dict[int, Course] | None = None  # where the plan's weights hold
 
@@ -135,10 +146,6 @@ class ScheduleActor:
         if self.held.get(number, step) < step and image.since_computed == 0:  # what was to be held had to be computed
             left = max(0, sum(plan[step:]) - 1)
             plan[step:] = even(left + 1, steps - step + 1)[1:]
-        if not plan[step] and self._alarmed(number, image):
-            left, share = sum(plan[step:]), sum(plan) / steps
-            if left - 1 >= share / 2 * (steps - step - 1):
-                plan[step:] = even(left, steps - step)
         self.held.pop(number, None)
         if plan[step] or not image.computed:
             return DENSE
@@ -152,7 +159,7 @@ class ScheduleActor:
         if steps > 1 and count < 2:
             self.notes = [f"{steps} steps at {self.policy.speedup:g} times the speed: one evaluation is computed"]
         if plan is None or count < 2:
-            return list(even(count, steps))
+            return list(even(count, steps, few=True))
         fits = observation.euler and plan.fits(observation.schedule)
         if fits and plan.gram is not None and self.courses is None:
             self.courses = {}
@@ -160,14 +167,6 @@ class ScheduleActor:
             self.notes = [f"{self.policy.source} was searched for euler on other noise levels: its plan is moved to "
                           "this run's steps, forecasts are Adams-Bashforth's"]  # fmt: skip
         return list(plan.on(count, steps))
-
-    def _alarmed(self, number: int, image: ImageState) -> bool:
-        """Whether the latest measurement is worse than the guard allows, and new."""
-        bad = bool(self.policy.guard) and image.measured is not None and image.measured > self.policy.guard
-        if not bad or self.guarded.get(number) == image.measured:
-            return False
-        self.guarded[number] = image.measured or 0.0
-        return True
 
     def weights(self, number: int, image: ImageState, observation: Observation) -> Weights:
         """Of the forecast for a step that is left out: fitted ones where the plan's noise levels are the run's."""
@@ -178,8 +177,7 @@ class ScheduleActor:
             found = self.courses[number].weights(observation, image.levels)
         if found is not None:
             return found
-        slope = 1.0 if self.policy.speedup <= FULL_SLOPE else FAR_SLOPE
-        return multistep(image, observation, self.policy.forecast_order, slope)
+        return multistep(image, observation, self.policy.forecast_order)
 
 
 class Course:

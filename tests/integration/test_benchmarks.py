@@ -92,7 +92,7 @@ def test_the_policy_suite_compares_policies_at_the_cost_of_a_speed_up(ready, tmp
              "--methods", "default_plan", "cache_reuse", "easycache", "fewer_euler", "plan_solution", "random",
              "some_heads", "some_heads_shuffled", "dense_noise1"]  # fmt: skip
     text = policy.run(ready, policy.parser().parse_args(flags))
-    rows = {(r["method"], r["target"]): r for r in json.loads((tmp_path / "policy.json").read_text())["rows"]}
+    rows = {(r["method"], r["target"]): r for r in json.loads((tmp_path / "policy_flux.json").read_text())["rows"]}
     assert rows["default_plan", "2x"]["computed"] == 14 and rows["default_plan", "2x"]["cost"] == pytest.approx(0.5)
     assert rows["fewer_euler", "2x"]["cost"] == pytest.approx(0.5) and rows["cache_reuse", "2x"]["cost"] <= 0.55
     assert rows["random", "2x"]["computed"] == 14 and rows["random", "2x"]["psnr"] < rows["default_plan", "2x"]["psnr"]

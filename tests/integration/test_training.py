@@ -301,7 +301,7 @@ def test_the_policy_runs_in_accelerate_and_beats_even_spacing(graph, host, done,
     run = host.comfy_host.run_node
     errors = []
     for given in ({"policy": policy}, {}):
-        patch = lambda model, given=given: run("RAPID_Accelerate", model=model, speedup=2.0, guard=0.0, **given)[0]  # noqa: E731
+        patch = lambda model, given=given: run("RAPID_Accelerate", model=model, speedup=2.0, **given)[0]  # noqa: E731
         errors.append(sum((graph.sample(p, i, patch=patch) - graph.sample(p, i)).norm() for i, p in
                           enumerate(PROMPTS[:2])))  # fmt: skip
     assert errors[0] < errors[1]
@@ -363,7 +363,7 @@ def test_heads_that_learned_nothing_are_the_schedule_that_they_begin_with(graph,
     ladder = rewritten(file, tmp_path / "ladder.safetensors", denser, budgets=[1.5, 2.0])
     trainer = trainer_of(graph, tmp_path / "heads", arguments(f"{HEADS.replace('1.5 2', '2')} --start {ladder}"))
     wanted = trainer.reference(0)
-    policy = SchedulePolicy(2.0, guard=0.0, plan=plans_of(file)[0])
+    policy = SchedulePolicy(2.0, plan=plans_of(file)[0])
     alone = graph.sample(wanted.prompt, wanted.seed, attach(graph.model, policy))
     assert torch.equal(trainer.draw(wanted, 2.0, 1, 0, None)[0], alone.cpu())
     # What was learned since is not in what is compared with.

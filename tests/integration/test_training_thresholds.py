@@ -38,7 +38,7 @@ def test_thresholds_cost_what_was_asked_for_within_a_step(graph, tmp_path):
     low, high = file.tensors["thresholds"].tolist()
     assert 0 < low < high
     for speedup in (1.5, 2.0):
-        policy = policy_of(file, speedup, 0.5)
+        policy = policy_of(file, speedup)
         assert policy.source == "policy.safetensors" and policy.max_consecutive == 8
         assert 1 / speedup - 1 / 6 < cost(graph, policy) <= 1 / speedup  # within one of its six steps
     assert "| 2 |" in table and table in (tmp_path / "policy.md").read_text()

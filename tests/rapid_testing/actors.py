@@ -5,13 +5,13 @@ import torch
 from rapid_core.actions import ImageState, Level, Look, Observation, Window
 
 
-def marks_of(policy, steps, measured=(), euler=True, forced=(), blind=False):
-    """Run the actor on a schedule of equal steps; measured: number of an evaluation, what was measured before it;
-    forced: evaluations that are computed whatever the answer; blind: whether levels are not told."""
+def marks_of(policy, steps, euler=True, forced=(), blind=False, **known):
+    """Run the actor on a schedule of equal steps; forced: evaluations that are computed whatever the answer; blind:
+    whether levels are not told; known: of the image."""
     schedule = tuple(1 - i / steps for i in range(steps)) + (0.0,)
     actor, levels, out, since = policy.start(Window(1.0, 0.0)), (), [], 0
     for i in range(steps):
-        image = ImageState(len(levels), since, 0.1, dict(measured).get(i), levels=() if blind else levels[-4:])
+        image = ImageState(len(levels), since, 0.1, levels=() if blind else levels[-4:], **known)
         (action,) = actor.act(Observation(i, schedule[i], (image,), i, steps, schedule=schedule, euler=euler))
         since += 1
         if action.level is Level.RUN or i in forced:

@@ -92,7 +92,7 @@ def by_description(w, before, after, temb, scale):
 
 def test_a_converted_policy_decides_as_the_published_head_does(source, converted):
     tensors = checkpoint()
-    policy = policy_of(converted(source(tensors)), 1.5, 0.0)
+    policy = policy_of(converted(source(tensors)), 1.5)
     assert isinstance(policy, TPDMPolicy) and policy.source == "tpdm.safetensors"
     make = torch.Generator().manual_seed(1)
     before, after = (scale * torch.randn(2, 4096, 1536, generator=make) for scale in (1, 2))

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rapid_core.engine.forecast import Point, Track, estimate_error, forecast, relative_l1, weights
+from rapid_core.engine.forecast import Point, Track, estimate_error, forecast, relative_l1, turn, weights
 
 
 def points(function, sigmas):
@@ -81,6 +81,25 @@ def test_the_error_is_unknown_until_there_are_points_enough():
 
 def test_relative_l1_of_a_value_to_itself_is_zero():
     assert relative_l1(torch.ones(3), torch.ones(3)).item() == 0.0
+
+
+@pytest.mark.parametrize("share", [-0.5, 0.0, 0.4, 1.0])
+def test_a_turn_is_the_share_of_the_line_that_came_true(share):
+    torch.manual_seed(0)
+    before, latest = torch.randn(4, 8), torch.randn(4, 8)
+    line, aside = (latest - before) * 2, torch.randn(4, 8)  # from 1.0 over .9 to .7
+    aside -= line * (aside * line).sum() / line.square().sum()  # nothing of it along the line
+    value = latest + share * line + 0.1 * aside
+    moved, slope = turn([Point(1.0, before), Point(0.9, latest)], 0.7, value)
+    assert slope.item() == pytest.approx(share, abs=1e-5)
+    assert moved.item() == pytest.approx(relative_l1(latest, value).item())
+
+
+def test_a_turn_is_not_known_of_one_point_or_of_places_with_levels_of_their_own():
+    value, levels = torch.ones(4), torch.tensor([0.9, 0.9, 0.8, 0.8])
+    for points in ([Point(0.9, value)], [Point(1.0, value), Point(levels, value)]):
+        moved, slope = turn(points, 0.5, 2 * value)
+        assert moved.item() == 0.5 and slope.isnan()
 
 
 def test_each_place_forecasts_from_the_levels_at_which_it_was_computed():

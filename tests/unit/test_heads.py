@@ -117,7 +117,7 @@ def test_heads_are_written_and_read(tmp_path):
     numbers, pooled = torch.rand(2, 1), torch.randn(2, HIDDEN)
     for name, logits in found(x, numbers, pooled).items():
         assert torch.equal(logits, ours(x, numbers, pooled)[name])
-    policy = policy_of(file, 2.5, 0.5)
+    policy = policy_of(file, 2.5)
     assert policy.speedup == 2.5 and policy.forecast_order == 1 and policy.levels >= {Level.REUSE, Level.HOLD}
 
 
@@ -135,7 +135,7 @@ def test_wrong_heads_are_named(tmp_path, field, value, said):
     more = {**head_metadata(ours, 1, (0.5, 0.25, 0.125)), field: value}
     file = write(tmp_path / "heads.safetensors", "heads", {**METADATA, **more}, head_tensors(ours))
     with pytest.raises(PolicyError) as error:
-        policy_of(file, 2.0, 0.5)
+        policy_of(file, 2.0)
     assert said in str(error.value)
 
 

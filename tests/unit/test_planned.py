@@ -180,12 +180,12 @@ def file_of(path, **changes):
 
 def test_a_file_keeps_heads_and_plans(tmp_path):
     file = file_of(tmp_path, mode="average")
-    policy = policy_of(file, 3.7, 0.0)
+    policy = policy_of(file, 3.7)
     assert isinstance(policy, PlannedPolicy) and policy.mode == "average" and sum(policy.plan.computed) == 7
     assert [sum(p.computed) for p in policy.ladder] == [7, 14]
     assert "plan" not in policy.settings() and policy.settings()["technique"] == "rapid+"
     with pytest.raises(PolicyError, match="mode = 'mean'.*cap, average"):
-        policy_of(file_of(tmp_path, mode="mean"), 2.0, 0.0)
+        policy_of(file_of(tmp_path, mode="mean"), 2.0)
     with pytest.raises(PolicyError, match="from step to step of a plan; connect it to RAPID Accelerate"):
         jumps_policy(file, 2.0)
 

@@ -40,39 +40,40 @@ def test_a_schedule_is_read_as_it_was_written(schedule):
 
 
 def test_the_plan_of_a_budget_runs_with_weights_fitted_to_its_marks(schedule):
-    actions, actor = marks_of(policy_of(schedule, 2.0, 0.5), 8)
+    actions, actor = marks_of(policy_of(schedule, 2.0), 8)
     assert text(actions) == "".join("#" if on else "." for on in plan(4).computed) and not actor.notes
     assert [a.weights for a in actions] == weights_by_hand(plan(4))
 
 
 def test_weights_are_fitted_to_what_is_computed_whatever_that_is(schedule):
     """Between budgets, where the plan is thinned out; and where others had a step computed that was to be left out."""
-    fewer, _ = marks_of(policy_of(schedule, 2.5, 0.5), 8)
+    fewer, _ = marks_of(policy_of(schedule, 2.5), 8)
     on = tuple(a.level is Level.RUN for a in fewer)
     assert sum(on) == 3 and [a.weights for a in fewer] == weights_by_hand(Plan(on, SCHEDULE, GRAM))
-    forced, _ = marks_of(policy_of(schedule, 2.0, 0.5), 8, forced=(1,))
+    forced, _ = marks_of(policy_of(schedule, 2.0), 8, forced=(1,))
     on = tuple(a.level is Level.RUN or i == 1 for i, a in enumerate(forced))
     assert [a.weights for a in forced][2:] == weights_by_hand(Plan(on, SCHEDULE, GRAM))[2:]
 
 
 def test_a_plan_without_inner_products_leaves_weights_to_adams_bashforth(path):
     bare = [Plan(even(n, 8), SCHEDULE) for n in (4, 2)]
-    policy = policy_of(write(path, "schedule", METADATA, plan_tensors(bare)), 2.0, 0.5)
+    policy = policy_of(write(path, "schedule", METADATA, plan_tensors(bare)), 2.0)
     assert policy.plan.gram is None
     plain = marks_of(SchedulePolicy(2.0), 8)[0]
     assert [a.weights for a in marks_of(policy, 8)[0]] == [a.weights for a in plain]
 
 
 def test_on_other_steps_or_samplers_the_plan_is_moved_and_says_so(schedule):
-    policy = policy_of(schedule, 2.0, 0.5)
+    policy = policy_of(schedule, 2.0)
     for steps, euler in ((16, True), (8, False)):
         actions, actor = marks_of(policy, steps, euler=euler)
         assert text(actions).count("#") == steps // 2 and "moved to this run's steps" in actor.notes[0]
         assert not any(len(a.weights) > 2 for a in actions if a.weights)
+        assert max(map(len, text(actions).split("#"))) <= 2 and "##" not in text(actions)
 
 
 def test_between_budgets_the_nearest_plan_is_thinned_out(schedule):
-    policy = policy_of(schedule, 2.5, 0.5)
+    policy = policy_of(schedule, 2.5)
     assert isinstance(policy, SchedulePolicy) and policy.plan == plan(4)
     assert text(marks_of(policy, 8)[0]).count("#") == 3
 
@@ -81,7 +82,7 @@ def test_thresholds_are_interpolated(path):
     file = write(path, "threshold", METADATA, {"thresholds": torch.tensor([0.1, 0.4])})
     assert threshold_of(file, 1.5) == pytest.approx(0.1) and threshold_of(file, 4.0) == pytest.approx(0.4)
     assert threshold_of(file, 3.0) == pytest.approx(0.2) and threshold_of(file, 6.0) == pytest.approx(0.4)
-    assert isinstance(policy_of(file, 3.0, 0.5), ThresholdPolicy)
+    assert isinstance(policy_of(file, 3.0), ThresholdPolicy)
 
 
 def test_a_policy_of_another_family_is_refused(schedule):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from rapid_core.actions import Level
 from rapid_core.policies.fit import adams_bashforth
-from rapid_core.policies.schedule import SchedulePolicy, affordable, even
+from rapid_core.policies.schedule import FOLLOWED, KEPT, USUAL, SchedulePolicy, affordable, even
 from rapid_testing.actors import marks_of, text
 
 LEVELS = st.lists(st.floats(0.01, 1.0), min_size=3, max_size=3, unique=True).filter(
@@ -55,18 +55,6 @@ def test_what_is_left_out_is_forecast_from_the_latest_computed_ones():
     assert actions[1].weights == ((1.0, 1.0),)
 
 
-@given(st.dictionaries(st.integers(2, 27), st.floats(0.6, 2.0)), st.floats(1.0, 6.0))
-def test_the_guard_moves_computations_forward_and_spends_no_more_than_the_budget(measured, speedup):
-    actions, _ = marks_of(SchedulePolicy(speedup), 28, measured.items())
-    assert text(actions).count("#") <= affordable(speedup, 28)
-
-
-def test_after_a_bad_forecast_the_next_evaluation_is_computed():
-    plain, guarded = (text(marks_of(SchedulePolicy(4.0), 28, m)[0]) for m in ((), ((5, 0.9),)))
-    assert plain[5] == "." and guarded[5] == "#" and plain.count("#") == guarded.count("#")
-    assert guarded[6:].count("#") == plain[6:].count("#") - 1
-
-
 def test_a_budget_below_two_evaluations_says_so():
     actions, actor = marks_of(SchedulePolicy(6.0), 4)
     assert text(actions) == "#..." and "one evaluation is computed" in actor.notes[0]
@@ -87,10 +75,18 @@ def test_without_known_levels_what_is_held_is_held_by_the_polynomial():
     assert text(blind) == text(seen) and all(a.weights is None for a in blind)
 
 
-def test_far_forecasts_move_on_by_a_part_of_the_slope():
-    near, far = (marks_of(SchedulePolicy(s), 24)[0] for s in (2.5, 3.0))
-    for actions, slope in ((near, 1.0), (far, 0.75)):
-        i = max(i for i, a in enumerate(actions) if a.level is Level.HOLD)
-        used, weights = zip(*actions[i].weights, strict=True)
-        full = adams_bashforth(used, 1 - i / 24, 1 - (i + 1) / 24)
-        assert weights[0] == pytest.approx(slope * full[0]) and sum(weights) == pytest.approx(1.0)
+@pytest.mark.parametrize("known, share", [
+    ({}, USUAL), ({"moved": 0.1}, USUAL), ({"moved": 0.7}, 0.0), ({"moved": 0.7, "slope": 1.0}, KEPT + FOLLOWED),
+    ({"slope": 0.0}, KEPT), ({"slope": -5.0}, 0.0), ({"slope": 5.0}, 1.0),
+])  # fmt: skip
+def test_forecasts_move_on_by_as_much_of_the_slope_as_was_measured(known, share):
+    actions = marks_of(SchedulePolicy(3.0), 24, **known)[0]
+    i = max(i for i, a in enumerate(actions) if a.level is Level.HOLD)
+    used, weights = zip(*actions[i].weights, strict=True)
+    full = adams_bashforth(used, 1 - i / 24, 1 - (i + 1) / 24)
+    assert weights[0] == pytest.approx(share * full[0]) and sum(weights) == pytest.approx(1.0)
+
+
+def test_of_few_evaluations_the_last_comes_earlier():
+    found = {speedup: text(marks_of(SchedulePolicy(speedup), 8)[0]) for speedup in (2.0, 2.5, 4.0)}
+    assert found == {2.0: "#.#..#.#", 2.5: "#..#..#.", 4.0: "#....#.."}

@@ -142,7 +142,7 @@ def saved(tmp_path, ours, **changes):
 
 def test_heads_are_written_and_read(tmp_path):
     file = saved(tmp_path, heads())
-    policy = policy_of(file, 2.0, 0.0)
+    policy = policy_of(file, 2.0)
     assert policy.levels == {Level.HOLD, Level.RUN} and policy.sparsity is None and policy.forecast_order == 0
     tokens, modulation = torch.randn(2, SIDE**2, 2 * HIDDEN), torch.randn(2, HIDDEN)
     assert torch.equal(policy.heads(tokens, modulation)["step"], heads()(tokens, modulation)["step"])
@@ -162,7 +162,7 @@ def test_heads_are_written_and_read(tmp_path):
 ])  # fmt: skip
 def test_wrong_heads_are_named(tmp_path, changes, said):
     with pytest.raises(PolicyError) as error:
-        policy_of(saved(tmp_path, heads(), **changes), 2.0, 0.0)
+        policy_of(saved(tmp_path, heads(), **changes), 2.0)
     assert "tpdm.safetensors" in str(error.value) and said in str(error.value)
 
 
@@ -172,4 +172,4 @@ def test_heads_of_the_other_structure_are_told_apart(tmp_path):
     metadata = {**METADATA, "architecture": "sd3", **head_metadata(ours, 0, (0.5, 0.25, 0.125)),
                 **tpdm_metadata(heads())}  # fmt: skip
     with pytest.raises(PolicyError, match="heads.step.conv1.weight has shape"):
-        policy_of(write(tmp_path / "x.safetensors", "heads", metadata, body), 2.0, 0.0)
+        policy_of(write(tmp_path / "x.safetensors", "heads", metadata, body), 2.0)
