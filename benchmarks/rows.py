@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -54,8 +55,10 @@ class Row:
 
 
 def psnr(picture: Tensor, reference: Tensor) -> float:
-    """PSNR in dB of float pictures (C, H, W) in 0 .. 1, capped at 100."""
+    """PSNR in dB of float pictures (C, H, W) in 0 .. 1, capped at 100. Raises ValueError where they are not finite."""
     error = (picture.float() - reference.float()).square().mean().item()
+    if not math.isfinite(error):
+        raise ValueError("a picture has values that are not finite")
     return PSNR_CAP if error <= 10 ** (-PSNR_CAP / 10) else min(PSNR_CAP, -10 * torch.tensor(error).log10().item())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from argparse import Namespace
 from collections.abc import Sequence
 from statistics import mean
@@ -154,7 +155,7 @@ class Planned:
             if not spent:
                 continue
             if rollouts[speedup] < SILENT:  # heads have hardly learned anything yet; the price stands still
-                total = silent[speedup] * rollouts[speedup] + sum(spent)
+                total = math.fsum((silent[speedup] * rollouts[speedup], *spent))  # in whatever order
                 rollouts[speedup] += len(spent)
                 silent[speedup] = total / rollouts[speedup]
             else:

@@ -7,6 +7,7 @@ latents that come out."""
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,10 +29,11 @@ Score = Callable[[Plan], list[float]]
 
 
 def latent_psnr(found: Tensor, wanted: Tensor) -> float:
-    """PSNR in dB of latents, their peak being the range of `wanted`; at most 100."""
+    """PSNR in dB of latents, their peak being the range of `wanted`; -100 to 100, -100 where they are not finite."""
     error = (found.float() - wanted.float()).square().mean()
     peak = wanted.float().max() - wanted.float().min()
-    return min(100.0, float(20 * peak.log10() - 10 * error.clamp_min(1e-20).log10()))
+    near = float(20 * peak.log10() - 10 * error.clamp_min(1e-20).log10())
+    return max(-100.0, min(100.0, near)) if math.isfinite(near) else -100.0
 
 
 class Rollouts:

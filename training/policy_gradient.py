@@ -161,7 +161,7 @@ class Trainer:
             self.heads.scales = from_first(self._scales)
         else:
             self.heads.load_state_dict(body["heads"])
-            self.heads.scales, self.method.course = body["scales"], body["course"]
+            self.heads.scales, self.method.course = body["scales"], body.get("course", self.method.course)
             self.learner.optimiser.load_state_dict(body["optimiser"])
             self.scorer.load(body["scorer"])
             self.iteration, self.log = body["iteration"], body["log"]

@@ -9,6 +9,7 @@ import { sentence, speak, word } from "./words.js";
 const NODE = "RAPID_Report";
 const HEIGHT = 190; // pixels of the panel at least
 const SIZE = [380, 560]; // of a new node
+const LATEST = 8; // runs whose workflows are remembered: events of one run come close together
 const WAITING = "Queue the workflow: what its run computed and left out is shown here.";
 const MAP = "How often each token was computed (yellow: always); below, one cell an evaluation";
 const FAILED = ["The latest run failed in {0}.", "The latest run failed in {0}; below is what was known before."];
@@ -172,7 +173,8 @@ async function tellAll(run, node) {
   const workflow = await workflowOf(run);
   if (workflow?.id === undefined) return;
   if (workflow.id !== root().id) {
-    failed(workflow.id, run, { node });
+    const inner = workflow.definitions?.subgraphs ?? [];
+    for (const graph of [workflow, ...inner]) failed(graph.id, run, { node });
     return;
   }
   for (const one of nodesOf(root())) {
@@ -191,6 +193,7 @@ async function workflowOf(run) {
   if (!workflows.has(run)) workflows.set(run, asked(run).catch(() => undefined));
   const found = await workflows.get(run);
   if (found === undefined) workflows.delete(run);
+  for (const older of [...workflows.keys()].slice(0, -LATEST)) workflows.delete(older);
   return found;
 }
 

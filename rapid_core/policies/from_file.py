@@ -46,7 +46,7 @@ def plans_of(file: PolicyFile) -> list[Plan]:
     gram, out = _gram(file, steps), []
     for i, budget in enumerate(file.budgets):
         on = file.tensor(f"plan.{i}.computed", (steps,), torch.uint8).bool().tolist()
-        if not on[0] or sum(on) > steps / budget * (1 + SAME):
+        if not on[0] or sum(on) > max(1, steps / budget * (1 + SAME)):
             raise file.wrong(f"plan.{i}.computed", f"computes {sum(on)} of {steps} steps; the first must be among "
                              f"them, and {budget:g} times the speed allows {steps / budget:.1f}")  # fmt: skip
         out.append(Plan(tuple(on), schedule, gram))

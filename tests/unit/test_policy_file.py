@@ -156,3 +156,9 @@ def test_a_policy_for_a_model_of_another_size_is_refused(path, schedule):
     check_model(sized, 16, 128)
     with pytest.raises(PolicyError, match="hidden = 128, trained on demo flux; this model has 3072"):
         check_model(sized, 16, 3072)
+
+
+def test_a_run_so_short_that_one_evaluation_exceeds_the_budget_computes_one(path):
+    tensors = plan_tensors([Plan((True, False, False), (1.0, 0.7, 0.4, 0.0))] * 2)
+    file = write(path, "schedule", METADATA, tensors)
+    assert text(marks_of(policy_of(file, 4.0), 3)[0]) == "#.."

@@ -86,5 +86,7 @@ def test_figures_and_names_of_plans():
     wanted = torch.tensor([0.0, 1.0])
     assert latent_psnr(wanted + 0.1, wanted) == pytest.approx(20.0, abs=1e-3)
     assert latent_psnr(wanted, wanted) == 100.0
+    for bad in (float("nan"), float("inf")):
+        assert latent_psnr(torch.full_like(wanted, bad), wanted) == -100.0
     marks, kind = key_of(default_plan(SCHEDULE, 2.0)).split()
     assert marks.count("#") == 6 and len(marks) == STEPS and kind == "adams-bashforth"
