@@ -66,11 +66,12 @@ def shuffled(suite: Suite, key: str, file: PolicyFile, speedup: float) -> Callab
     """The decisions that a method made for the next picture."""
 
     def lists_of(number: int) -> list[Decision]:
-        found = {p.seed: p.decisions for p in suite.done() if p.method == key}
-        if number not in found:
+        found, other = {p.seed: p.decisions for p in suite.done() if p.method == key}, (number + 1) % len(suite.texts)
+        if other == number:
+            raise SystemExit(f"{key}: decisions of another picture need two prompts at least")
+        if other not in found:
             raise SystemExit(f"{key} has to be drawn before its decisions are given to other pictures: name it, too")
-        there = sorted(found)
-        return [Decision(*d) for d in found[there[(there.index(number) + 1) % len(there)]]]
+        return [Decision(*d) for d in found[other]]
 
     return replayed(forecasts_of(file, speedup), lists_of)
 

@@ -72,13 +72,14 @@ class Plan:
             return False
         return max(abs(a - b) for a, b in zip(schedule, self.schedule, strict=True)) <= 1e-3 * self.schedule[0]
 
-    def on(self, count: int, steps: int) -> tuple[bool, ...]:
-        """`count` evaluations of another number of steps, where the plan's lie."""
-        if steps == len(self.computed) and sum(self.computed) <= count:
+    def on(self, most: int, steps: int) -> tuple[bool, ...]:
+        """The same share of another number of steps, where the plan's evaluations lie; thinned out to `most`."""
+        count = min(most, max(1, round(sum(self.computed) * steps / len(self.computed))))
+        if steps == len(self.computed) and count == sum(self.computed):
             return self.computed
         places = [i / max(1, len(self.computed) - 1) for i, on in enumerate(self.computed) if on]
         wanted = []
-        for i in range(count):  # between two of the plan's where there are more than it has
+        for i in range(count):  # between two of the plan's where they are not as many
             lower, part = divmod(i * (len(places) - 1) / max(1, count - 1), 1)
             upper = places[min(int(lower) + 1, len(places) - 1)]
             wanted.append((1 - part) * places[int(lower)] + part * upper)
@@ -91,7 +92,7 @@ class Plan:
 
     def scaled(self, steps: int) -> tuple[bool, ...]:
         """The same share of another number of steps."""
-        return self.on(max(1, round(sum(self.computed) * steps / len(self.computed))), steps)
+        return self.on(steps, steps)
 
 
 @dataclass(frozen=True)

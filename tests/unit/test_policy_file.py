@@ -72,6 +72,11 @@ def test_on_other_steps_or_samplers_the_plan_is_moved_and_says_so(schedule):
         assert max(map(len, text(actions).split("#"))) <= 2 and "##" not in text(actions)
 
 
+def test_below_the_lowest_budget_its_plan_is_taken_whatever_the_steps(schedule):
+    for steps in (8, 16, 20):
+        assert text(marks_of(policy_of(schedule, 1.3), steps)[0]).count("#") == steps // 2
+
+
 def test_between_budgets_the_nearest_plan_is_thinned_out(schedule):
     policy = policy_of(schedule, 2.5)
     assert isinstance(policy, SchedulePolicy) and policy.plan == plan(4)
