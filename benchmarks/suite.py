@@ -118,10 +118,9 @@ class Suite:
         return kept[name]
 
     def done(self) -> list[Picture]:
-        """Pictures in the log."""
-        if not self.log.exists():
-            return []
-        return [Picture(**json.loads(line)) for line in self.log.read_text(encoding="utf-8").splitlines()]
+        """Pictures in the log; of one that two processes drew the latter."""
+        lines = self.log.read_text(encoding="utf-8").splitlines() if self.log.exists() else []
+        return list({(p.method, p.seed): p for p in (Picture(**json.loads(line)) for line in lines)}.values())
 
     def latents(self, kind: str, numbers: list[int]) -> Tensor:
         """Reference latents, drawn once: "dense" or "ode"."""
