@@ -1,5 +1,6 @@
 """RAPID Accelerate in the real ComfyUI: the budget, the forecasts, any sampler."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -140,12 +141,18 @@ def load(comfy_host, name):
     return comfy_host.run_node("RAPID_LoadPolicy", policy=name)[0]
 
 
-def test_a_threshold_policy_samples_as_cache_reuse_does(comfy_host, pack, saved, tiny_sd3):
+def test_a_threshold_policy_samples_as_cache_reuse_does(comfy_host, pack, pack_module, saved, tiny_sd3):
+    """guard 0: on random weights every forecast is bad, and with the guard on nothing would be left out."""
     policy = load(comfy_host, saved("threshold", {"thresholds": torch.tensor([0.7])}))
-    by_policy = comfy_host.run_node("RAPID_Accelerate", model=tiny_sd3, speedup=2.0, policy=policy)[0]
-    by_hand = comfy_host.run_node("RAPID_CacheReuse", model=tiny_sd3, reuse_threshold=0.7, start_percent=0.0,
-                                  end_percent=1.0, max_consecutive=3, forecast_order=1, level="hold")[0]  # fmt: skip
-    assert torch.allclose(*(sample(m, steps=STEPS, cfg=2.0) for m in (by_policy, by_hand)))
+    by_node = comfy_host.run_node("RAPID_Accelerate", model=tiny_sd3, speedup=2.0, policy=policy)[0]
+    unguarded = replace(pack_module("rapid_core.policies.from_file").policy_of(policy, 2.0), guard=0.0)
+    settings = dict(model=tiny_sd3, reuse_threshold=0.7, start_percent=0.0, end_percent=1.0, max_consecutive=3,
+                    forecast_order=1, level="hold")  # fmt: skip
+    by_hand = [comfy_host.run_node("RAPID_CacheReuse", **settings, guard=guard)[0] for guard in (0.5, 0.0)]
+    by_policy = [by_node, pack_module("rapid_core.host.chain").attach(tiny_sd3, unguarded)]
+    wanted, found = ([sample(m, steps=STEPS, cfg=2.0) for m in models] for models in (by_hand, by_policy))
+    assert all(torch.allclose(*pair) for pair in zip(found, wanted, strict=True))
+    assert not torch.allclose(found[1], sample(tiny_sd3, steps=STEPS, cfg=2.0))
 
 
 def test_a_schedule_policy_computes_its_steps(comfy_host, pack, pack_module, saved, tiny_sd3, record_of):
