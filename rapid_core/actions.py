@@ -125,7 +125,8 @@ class ImageState:
     computed evaluations since the last that measured what sparse attention leaves out; -1 before the first. `levels`:
     noise levels of the computed derivatives that a forecast can be made from, oldest first (see `Policy.history`).
     `moved`: relative L1 change of the latest computed derivative from the one before it, `slope`: the multiple of the
-    movement of the line through the two before it that was nearest to this change; None where there are too few."""
+    movement of the line through the two before it that was nearest to this change; None where there are too few, or
+    where no policy wants a history."""
 
     computed: int
     since_computed: int

@@ -27,7 +27,7 @@ class RunState:
         self, batch: int, order: int, actor: Actor, schedule: Sequence[float] = (), regions: Regions | None = None,
         reach: float | None = None, history: int = 0, euler: bool = False,
     ):
-        self.keep, self.euler = max(order + 1, history), euler
+        self.keep, self.history, self.euler = max(order + 1, history), history, euler
         self.batch, self.order, self.actor, self.reach = batch, order, actor, reach
         self.schedule, self.regions = tuple(schedule), regions
         self.weights = step_weights(self.schedule)
@@ -159,11 +159,11 @@ class RunState:
         return [m for _, _, m in self.pending] + [number for _, pair in self.turns for number in pair]
 
     def _fetched(self, values: list[float]) -> None:
-        for (evaluation, image, _), value in zip(self.pending, values, strict=False):
+        errors, turned = values[: len(self.pending)], values[len(self.pending) :]
+        for (evaluation, image, _), value in zip(self.pending, errors, strict=True):
             self.measured[image] = value
             self.measured_log[evaluation, image] = value
-        pairs = zip(*[iter(values[len(self.pending) :])] * 2, strict=True)
-        for (image, _), (moved, slope) in zip(self.turns, pairs, strict=True):
+        for (image, _), moved, slope in zip(self.turns, turned[::2], turned[1::2], strict=True):
             self.trends[image] = moved, None if math.isnan(slope) else slope
         self.pending, self.turns = [], []
 
@@ -200,7 +200,7 @@ class RunState:
         if len(points) > self.order and self.guided.last_sigma(image) != evaluation.sigma:
             guess = self.guided.forecast([image], evaluation.sigma, self.order, self.reach)[0]
             self.pending.append((evaluation.index, image, relative_l1(guess, derivative, where)))
-        if points and where is None and self.guided.last_sigma(image) != evaluation.sigma:
+        if self.history and points and where is None and self.guided.last_sigma(image) != evaluation.sigma:
             self.turns.append((image, turn(points, evaluation.sigma, derivative)))
         if self.regions:
             self.regions.remember(image, action, derivative, points[-1].value if points else None)
