@@ -59,7 +59,7 @@ class PolicyFile:
             return json.loads(self.metadata[field])
         except KeyError:
             raise self.wrong(field, "is missing from the metadata") from None
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # not JSON, or an integer of thousands of digits
             raise self.wrong(field, f"= {self.metadata[field][:80]!r} is not JSON ({error})") from None
 
     def tensor(self, field: str, shape: tuple[int | None, ...], dtype: torch.dtype | None = None) -> Tensor:
@@ -112,7 +112,8 @@ def _checked(file: PolicyFile) -> PolicyFile:
     if file.architecture not in FAMILIES:
         raise file.wrong("architecture", f"= {file.architecture!r}; known are {', '.join(FAMILIES)}")
     budgets = file.number("budgets")
-    if not isinstance(budgets, list) or not budgets or not all(map(_speed, budgets)) or sorted(budgets) != budgets:
+    fine = isinstance(budgets, list) and budgets and all(map(_speed, budgets))
+    if not fine or sorted(set(budgets)) != budgets:
         raise file.wrong("budgets", f"= {budgets!r}; wanted is a rising list of speed-ups from 1 to 20")
     return PolicyFile(file.path, file.kind, file.architecture, tuple(map(float, budgets)), file.metadata, file.tensors)
 
@@ -123,11 +124,16 @@ def _speed(value: Any) -> bool:
 
 def write(path: Path, kind: str, metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> PolicyFile:
     """Write a policy file and read it back. metadata: strings as they are, everything else as JSON. Raises PolicyError
-    for what could not be read again."""
+    for what could not be read again; a file that was there before is then left as it is."""
     texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
     body = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     save_file(body, part, {"format": FORMAT, "version": VERSION, "kind": kind, **texts})
+    try:
+        read(part)
+    except PolicyError as error:
+        part.unlink()
+        raise PolicyError(str(error).replace(part.name, path.name)) from None
     part.replace(path)
     return read(path)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 FORMAT, VERSION = "rapid-record", 1
@@ -188,13 +189,16 @@ class RunLog:
     def find(self, fingerprint: str, other: bool = True) -> RunRecord | None:
         """The latest run that made this latent; else, where `other` ones may be meant, the latest of all; or None."""
         for record in reversed(self.records):
-            if record.fingerprint == fingerprint:
+            if fingerprint and record.fingerprint == fingerprint:
                 return record
         return self.records[-1] if self.records and other else None
 
 
 def fingerprint(latent: Any) -> str:
-    """Short hash of a latent, so that a report can tell which run made it; empty for anything but a tensor."""
+    """Short hash of a latent, so that a report can tell which run made it; empty for anything but tensors. In half
+    precision, in which the host may hand it on; latents of several parts (audio beside video) are packed as it does."""
+    if getattr(latent, "is_nested", False) and hasattr(latent, "tensors"):
+        latent = torch.cat([part.flatten(1) for part in latent.tensors], 1)
     if not isinstance(latent, Tensor):
         return ""
-    return hashlib.blake2b(latent.detach().float().cpu().contiguous().numpy().tobytes(), digest_size=12).hexdigest()
+    return hashlib.blake2b(latent.detach().half().cpu().contiguous().numpy().tobytes(), digest_size=12).hexdigest()

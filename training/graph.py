@@ -53,7 +53,7 @@ class Graph:
         """From a file. Raises WorkflowError."""
         try:
             workflow = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError) as error:
+        except (OSError, ValueError) as error:  # not there, not UTF-8, not JSON
             raise WorkflowError(f"{path}: {error}") from None
         return cls(workflow if isinstance(workflow, dict) else {}, host, sampler, texts)
 

@@ -53,7 +53,8 @@ def advantages(rewards: Sequence[float], ranks: bool = False) -> Tensor | None:
     spread = values.std(unbiased=False)
     if len(values) < 2 or not spread > LEAST_SPREAD:
         return None
-    return ((values - values.mean()) / spread).clamp(-MOST_ADVANTAGE, MOST_ADVANTAGE).float()
+    found = ((values - values.mean()) / spread).clamp(-MOST_ADVANTAGE, MOST_ADVANTAGE)
+    return (found - found.mean()).float()  # in a large group one that was cut would leave a sum
 
 
 def trajectory_log_p(heads: Heads, trajectories: Sequence[Sequence[Row]]) -> tuple[Tensor, Tensor]:

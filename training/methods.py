@@ -17,7 +17,11 @@ from rapid_core.policies.from_file import PLUS, head_metadata, head_tensors, nea
 from rapid_core.policies.heads import Heads, HeadsPolicy, Tape
 from rapid_core.policies.planned import NUMBERS, PlannedPolicy
 from rapid_core.policies.schedule import affordable
+from rapid_core.policies.sparse import SparsePolicy
 from rapid_core.policy_file import PolicyFile
+from training.graph import Graph
+from training.host import attach, last_record
+from training.processes import rank
 from training.rewards import discounted
 
 DENSITIES = (0.5, 0.25, 0.125)
@@ -67,9 +71,29 @@ class Method(Protocol):
         ...
 
 
-def sparsity_of(heads: Heads) -> Sparsity | None:
+def sparsity_of(heads: Heads, backend: str) -> Sparsity | None:
     """Sparse attention, where a head chooses its density."""
-    return Sparsity(left_out="means") if "sparse" in heads.heads else None
+    return Sparsity(backend) if "sparse" in heads.heads else None
+
+
+def acting(graph: Graph, prompt: str, args: Namespace) -> list[str]:
+    """The heads to train: without the sparse one where attention stays dense whatever it says, since what is void is no
+    choice. Raises ValueError where none is left."""
+    if "sparse" not in args.heads:
+        return args.heads
+    model = attach(graph.model, SparsePolicy(min(DENSITIES), Sparsity(args.sparse_backend)))
+    graph.sample(prompt, args.seed, model, 1)
+    record = last_record(model)
+    if any(e.cost[0] < e.dense_cost[0] for e in record.evaluations):
+        return args.heads
+    left = [name for name in args.heads if name != "sparse"]
+    said = f"the sparse head has nothing to choose on this machine: {'; '.join(record.notes)}"
+    more = "; --sparse-backend gather computes it all the same" if args.sparse_backend == "auto" else ""
+    if not left:
+        raise ValueError(f"{said}{more}")
+    if rank() == 0:
+        print(f"{said}. Trained are {', '.join(left)}{more}", flush=True)
+    return left
 
 
 class Published:
@@ -78,7 +102,7 @@ class Published:
     speedups, numbers, digest = (1.0,), 1, ""
 
     def __init__(self, args: Namespace):
-        self.discount = args.discount
+        self.discount, self.backend = args.discount, args.sparse_backend
         self.course: dict[str, dict[float, float]] = {}
 
     def fits(self, schedule: Sequence[float]) -> bool:
@@ -89,7 +113,8 @@ class Published:
             head.fc2.bias.data.copy_(torch.tensor(NEAR_DENSE[name]))
 
     def policy(self, heads: Heads, speedup: float, tape: Tape | None, seed: int) -> HeadsPolicy:
-        return HeadsPolicy(heads, speedup, 0, DENSITIES, sparsity_of(heads), "training", tape, seed)
+        return HeadsPolicy(heads, speedup, 0, DENSITIES, sparsity_of(heads, self.backend), "training", tape,
+                           seed)  # fmt: skip
 
     def rewards(self, quality: Sequence[float], steps: Sequence[float], speedup: float) -> list[float]:
         return discounted(quality, steps, self.discount)
@@ -102,7 +127,7 @@ class Published:
 
     def about(self, heads: Heads, reward: str) -> dict[str, Any]:
         return {"reward": f"{reward}, discounted by {self.discount:g} an equivalent step", "budgets": [1.0],
-                **head_metadata(heads, 0, DENSITIES)}  # fmt: skip
+                **head_metadata(heads, 0, DENSITIES, self.backend)}  # fmt: skip
 
 
 class Planned:
@@ -113,7 +138,7 @@ class Planned:
     numbers = NUMBERS
 
     def __init__(self, args: Namespace, file: PolicyFile):
-        self.file, self.speedups, self.mode = file, list(args.speedups), args.mode
+        self.file, self.speedups, self.mode, self.backend = file, list(args.speedups), args.mode, args.sparse_backend
         if not set(self.speedups) <= set(file.budgets):
             budgets = ", ".join(f"{budget:g}" for budget in file.budgets)
             raise file.wrong("budgets", f"= {budgets}; --speedups must be some of them")
@@ -121,7 +146,8 @@ class Planned:
         self.steps = len(self.plans[0].computed)
         self.course = {name: dict.fromkeys(self.speedups, value) for name, value in
                        {"price": PRICE, "silent": 0.0, "silent_rollouts": 0}.items()}  # fmt: skip
-        self.digest = hashlib.blake2b(repr(self.ladder).encode(), digest_size=12).hexdigest()
+        grams = [tensor.numpy().tobytes() for _, tensor in sorted(plan_tensors(self.ladder).items())]
+        self.digest = hashlib.blake2b(b"".join((repr(self.ladder).encode(), *grams)), digest_size=12).hexdigest()
 
     def fits(self, schedule: Sequence[float]) -> bool:
         return self.plans[0].fits(schedule)
@@ -138,8 +164,8 @@ class Planned:
 
     def policy(self, heads: Heads, speedup: float, tape: Tape | None, seed: int) -> PlannedPolicy:
         plan = self.plans[self.speedups.index(speedup)]
-        return PlannedPolicy(heads, speedup, 1, DENSITIES, sparsity_of(heads), "training", tape, seed, plan=plan,
-                             ladder=tuple(reversed(self.ladder)), mode=self.mode)  # fmt: skip
+        return PlannedPolicy(heads, speedup, 1, DENSITIES, sparsity_of(heads, self.backend), "training", tape, seed,
+                             plan=plan, ladder=tuple(reversed(self.ladder)), mode=self.mode)  # fmt: skip
 
     def rewards(self, quality: Sequence[float], steps: Sequence[float], speedup: float) -> list[float]:
         price = self.course["price"][speedup] if self.mode == "average" else 0.0
@@ -169,7 +195,7 @@ class Planned:
         return {"reward": reward, "budgets": list(self.file.budgets), "learned_at": self.speedups,
                 "structure": PLUS, "mode": self.mode,
                 "plan": f"{self.file.name}: {self.file.metadata.get('reward', '')}",
-                **head_metadata(heads, 1, DENSITIES)}  # fmt: skip
+                **head_metadata(heads, 1, DENSITIES, self.backend)}  # fmt: skip
 
 
 METHODS = ("rapid3", PLUS)

@@ -22,7 +22,7 @@ from training.graph import Graph
 from training.grpo import Learner, Settings, Trajectory, trajectory_log_p
 from training.host import attach, family_of, last_record, size_of
 from training.likelihood import TrajectoryTape, left_plan
-from training.methods import Method, Planned, Published
+from training.methods import Method, Planned, Published, acting
 from training.plan_search import latent_psnr
 from training.plans import REFINE, TARGETS, schedule_file, train_plans
 from training.processes import from_first, rank, share, together
@@ -45,7 +45,7 @@ class Trainer:
         self.refine = REFINE if args.target == "solution" else 1
         self.references = state / "plan" / "references" if (state / "plan").is_dir() else state / "references"
         names = ("kind", "heads", "speedups", "prompts_per_update", "group", "lr", "discount", "width", "seed",
-                 "target", "mode", "advantages")  # fmt: skip
+                 "target", "mode", "advantages", "sparse_backend")  # fmt: skip
         settings = {name: getattr(args, name) for name in names}
         known = {"reward": scorer.about, "plan": method.digest, "held out": self.held_out}
         claim(state, graph.own_nodes(scorer.decodes), prompts, {**settings, **known})
@@ -119,7 +119,11 @@ class Trainer:
     def train(self) -> None:
         """All iterations that are left."""
         if self.iteration == 0:
-            self.scorer.warm_up(self.beginning, len(self.prompts), self.state / "warm_up")
+            board = Board(self.state / "tensorboard" / "warm_up")  # a run of its own, which a later start leaves alone
+            steps = self.scorer.warm_up(self.beginning, len(self.prompts), self.state / "warm_up")
+            for step, scalars in enumerate(steps):
+                board.add(step, scalars)
+            board.close()
         with tqdm(total=self.args.iterations, initial=self.iteration, desc="policy", unit="update",
                   disable=rank() > 0) as bar:  # fmt: skip
             while self.iteration < self.args.iterations:
@@ -179,6 +183,7 @@ def train_heads(
 ) -> tuple[PolicyFile, str]:
     """Train heads on the first prompts, measure them on the last `args.held_out`, and write them."""
     split, scorer = len(prompts) - args.held_out, scorer_for(graph, prompts, args, state)
+    args.heads = from_first(lambda: acting(graph, prompts[0], args))
     method = method_of(graph, prompts[:split], args, state, path, command)
     trainer = Trainer(graph, prompts[:split][: args.train_prompts], args, state, method, scorer, prompts[split:])
     trainer.train()

@@ -79,11 +79,11 @@ class Scorer:
             self.discriminator.remember(*looked)
         return scalars | self.discriminator.step(str(iteration))
 
-    def warm_up(self, draw: Draw, prompts: int, folder: Path) -> None:
+    def warm_up(self, draw: Draw, prompts: int, folder: Path) -> list[dict[str, float]]:
         """RAPID3's phase 3, before the first update: dense pictures against those of the initial policy. draw: rollouts
-        and reference of a prompt by its number, kept as features in `folder`."""
+        and reference of a prompt by its number, kept as features in `folder`. Returns scalars of its steps."""
         if self.discriminator is None or not self.warm_up_steps:
-            return
+            return []
         own, work = [], share(range(min(prompts, WARM_UP_PROMPTS)))
         for number in tqdm(work, desc="discriminator: pictures", unit="prompt", disable=rank() > 0):
             path = folder / f"{number}.safetensors"
@@ -93,10 +93,12 @@ class Scorer:
             own.append(load_file(path))
         for found in together(own):
             self.discriminator.remember(found["dense"], found["drawn"])
-        steps = [self.discriminator.step(f"warm-up/{step}") for step in range(self.warm_up_steps)]
+        bar = tqdm(range(self.warm_up_steps), desc="discriminator: warm-up", unit="step", disable=rank() > 0)
+        steps = [self.discriminator.step(f"warm-up/{step}") for step in bar]
         last = mean(step["discriminator/accuracy"] for step in steps[-10:])
         if rank() == 0:
             print(f"discriminator after {len(steps)} steps of warm-up: accuracy {last:.2f}")
+        return steps
 
     def state(self) -> dict[str, Any]:
         """All that `load` needs to go on after an iteration."""

@@ -17,6 +17,7 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # not first: ComfyUI has a module `nodes`, too
 
+from rapid_core.engine.sparse import NAMES  # noqa: E402
 from rapid_core.policies.from_file import PLUS  # noqa: E402
 from rapid_core.policies.heads import HEADS, OUTPUTS  # noqa: E402
 from rapid_core.policies.planned import MODES  # noqa: E402
@@ -60,6 +61,9 @@ def parser() -> argparse.ArgumentParser:
     heads = found.add_argument_group("heads")
     heads.add_argument("--heads", nargs="+", choices=tuple(OUTPUTS), help="heads to train (default: rapid3 step, "
                        "cache and sparse, rapid+ pace)")
+    heads.add_argument("--sparse-backend", choices=NAMES, default="auto", help="what computes the attention that the "
+                       "sparse head thins out, in training and in use (default: what was measured faster than dense "
+                       "attention; where nothing was, that head is not trained)")
     heads.add_argument("--mode", choices=MODES, default="cap", help="rapid+: no image spends more than its budget, or "
                        "images spend it in the mean (average)")
     heads.add_argument("--advantages", choices=("values", "ranks"), help="what a group's rewards count by (default: "
@@ -114,9 +118,9 @@ def checked(args: argparse.Namespace) -> argparse.Namespace:
     if args.quick:
         args.calibration, args.held_out, args.plans, args.oracle = 2, 2, 4, 1
         args.iterations, args.prompts_per_update, args.group, args.width, args.discriminator_warm_up = 2, 1, 4, 16, 4
-        args.speedups = args.speedups[:1]
+        args.speedups, args.train_prompts = args.speedups[:1], 2
     bad = [s for s in args.speedups if not 1 < s <= 20]
-    if bad or sorted(args.speedups) != args.speedups:
+    if bad or sorted(set(args.speedups)) != args.speedups:
         raise SystemExit(f"--speedups {args.speedups}: give rising numbers above 1 and at most 20")
     for name in ("calibration", "held_out", "plans", "iterations", "prompts_per_update", "width"):
         if getattr(args, name) < 1:
@@ -173,8 +177,9 @@ def main() -> None:
 def _shown(args: argparse.Namespace) -> list[str]:
     """Flags that decide the result."""
     plan = ["start", "target", "speedups", "calibration", "held_out", "plans", "oracle", "seed", "sampler", "text"]
-    heads = ["kind", "heads", "train_prompts", "iterations", "prompts_per_update", "group", "lr", "reward",
-             "mode", "advantages", "omega", "discriminator_warm_up", "features", "discount", "width"]  # fmt: skip
+    heads = ["kind", "heads", "sparse_backend", "train_prompts", "iterations", "prompts_per_update", "group", "lr",
+             "reward", "mode", "advantages", "omega", "discriminator_warm_up", "features", "discount",
+             "width"]  # fmt: skip
     if args.kind == "threshold":
         plan = ["kind", *(name for name in plan if name not in ("start", "plans", "oracle"))]
     elif args.kind != "schedule":

@@ -18,6 +18,10 @@ const SENTENCES = {
   "mask of {0} scaled to the latent's {1}": "{0} 的遮罩已缩放到 Latent 的 {1}",
   "dense throughout: the sampler evaluates {0} latents at once, not {1}":
     "全程完整计算：采样器一次推理 {0} 个 Latent，而不是 {1} 个",
+  "dense from there on: the sampler changed the latent's size": "从那里开始完整计算：采样器改变了 Latent 的尺寸",
+  "noise levels that rise are computed densely": "噪声水平上升的采样会完整计算",
+  "the sampler ar_video keeps keys and values of every call: all are computed":
+    "采样器 ar_video 会保存每次调用的键和值：全部计算",
   "another node computes the conditions (sampler_calc_cond_batch_function)":
     "由其他节点计算条件（sampler_calc_cond_batch_function）",
   "context windows are computed densely": "上下文窗口会完整计算",
@@ -77,6 +81,8 @@ const SENTENCES = {
   "{0}: the budget was spent {1} steps before the end, which are forecast; a lower speedup leaves more":
     "{0}：预算在结束前 {1} 步用完，其余由预测得到；降低加速倍数可以多计算",
   "{0} steps at {1} times the speed: one evaluation is computed": "{0} 步、{1} 倍：只计算一次推理",
+  ["{0} was searched for euler on other noise levels: so few evaluations are spaced evenly instead"]:
+    "{0} 是为其他噪声水平上的 euler 搜索的：推理次数这么少时改为均匀分布",
   ["{0} was searched for euler on other noise levels: its plan is moved to this run's steps, forecasts are "
   + "Adams-Bashforth's"]:
     "{0} 是为 euler 在其他噪声水平下搜索的：其步骤计划移到本次采样的各步，预测用 Adams-Bashforth",

@@ -157,12 +157,15 @@ def relative_l1(value: Tensor, reference: Tensor, where: Tensor | None = None) -
     return (difference * where).sum() / (reference.abs() * where).sum().clamp_min(1e-12)
 
 
-def turn(points: Sequence[Point], sigma: float, value: Tensor) -> tuple[Tensor, Tensor]:
+def turn(
+    points: Sequence[Point], sigma: float, value: Tensor, where: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """What became of the latest forecasts when `value` was computed at `sigma`, two 0-d float32 tensors: its relative
-    L1 change from the latest point; and the slope, the multiple of the movement of the line through the latest two
-    points that is nearest to this change, nan where they are too few or parts of them have levels of their own."""
+    L1 change from the latest point (`where`: in this part); and the slope, the multiple of the movement of the line
+    through the latest two points that is nearest to this change, nan where they are too few or parts of them have
+    levels of their own."""
     latest, change = points[-1], value.float() - points[-1].value.float()
-    moved, slope = relative_l1(latest.value, value), torch.full_like(change.flatten()[0], math.nan)
+    moved, slope = relative_l1(latest.value, value, where), torch.full_like(change.flatten()[0], math.nan)
     if len(points) > 1 and not any(isinstance(p.sigma, Tensor) for p in points[-2:]):
         line = forecast(points, sigma, 1).float() - latest.value.float()
         slope = (change * line).sum() / line.square().sum().clamp_min(1e-20)

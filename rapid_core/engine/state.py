@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import itertools
 import math
 from collections.abc import Hashable, Sequence
 
@@ -14,6 +13,7 @@ from ..actions import Actor, ImageState, Level, Look, Observation
 from .evaluation import Evaluation
 from .features import FeatureStore
 from .forecast import Track, estimate_error, forecast, relative_l1, turn, weighted
+from .levels import meant, step_weights
 from .regions import Regions
 
 
@@ -21,15 +21,16 @@ class RunState:
     """Histories of one run: the guided derivative, each condition's derivative and each stream's residual.
 
     order, reach: of forecasts (`forecast.forecast`). schedule: the run's noise levels, for policies that count steps.
-    regions: what is known of tokens, where a policy chooses among them. history, euler: see `Policy`, `Observation`."""
+    regions: what is known of tokens, where a policy chooses among them. history, euler: see `Policy`, `Observation`.
+    mask (B, ...): what is sampled, where the rest of the latent is given (inpainting)."""
 
     def __init__(
         self, batch: int, order: int, actor: Actor, schedule: Sequence[float] = (), regions: Regions | None = None,
-        reach: float | None = None, history: int = 0, euler: bool = False,
+        reach: float | None = None, history: int = 0, euler: bool = False, mask: Tensor | None = None,
     ):
         self.keep, self.history, self.euler = max(order + 1, history), history, euler
         self.batch, self.order, self.actor, self.reach = batch, order, actor, reach
-        self.schedule, self.regions = tuple(schedule), regions
+        self.schedule, self.regions, self.mask = tuple(schedule), regions, mask
         self.weights = step_weights(self.schedule)
         self._on_device: tuple[Tensor, Tensor] | None = None  # noise levels and weights
         self.guided = Track(max(order + 2, history))
@@ -82,7 +83,8 @@ class RunState:
         wanted = torch.stack(flat + expected)
         wanted = wanted if asked is None else torch.cat((wanted, asked.float()))
         numbers = wanted.tolist()  # the one synchronisation of an evaluation
-        level, rest, due = numbers[0], numbers[1 : len(flat)], numbers[len(flat) : len(flat) + len(expected)]
+        level = meant(numbers[0], self.schedule, self.last_sigma)
+        rest, due = numbers[1 : len(flat)], numbers[len(flat) : len(flat) + len(expected)]
         answers = tuple(numbers[len(flat) + len(expected) :])
         self._fetched(rest[2 * self.batch :])
         estimates = [
@@ -201,7 +203,8 @@ class RunState:
             guess = self.guided.forecast([image], evaluation.sigma, self.order, self.reach)[0]
             self.pending.append((evaluation.index, image, relative_l1(guess, derivative, where)))
         if self.history and points and where is None and self.guided.last_sigma(image) != evaluation.sigma:
-            self.turns.append((image, turn(points, evaluation.sigma, derivative)))
+            part = None if self.mask is None else self.mask[image % len(self.mask)].to(derivative.device)
+            self.turns.append((image, turn(points, evaluation.sigma, derivative, part)))
         if self.regions:
             self.regions.remember(image, action, derivative, points[-1].value if points else None)
         self.guided.add(image, evaluation.sigma, derivative, where)
@@ -216,7 +219,7 @@ class RunState:
         for track in (self.guided, *self.slots.values(), *self.residuals.values()):
             track.drop()
         self.slots, self.residuals, self.pooled, self.pending, self.turns = {}, {}, {}, [], []
-        self.features = self.last_x = self._on_device = None
+        self.features = self.last_x = self.mask = self._on_device = None
         if self.regions:
             self.regions.drop()
 
@@ -227,17 +230,3 @@ class RunState:
         own = 0 if self.last_x is None else self.last_x.numel() * self.last_x.element_size()
         shown = self.features.bytes if self.features else 0
         return own + shown + sum(track.bytes for track in tracks)
-
-
-def step_weights(schedule: Sequence[float]) -> tuple[float, ...]:
-    """What an error of the derivative counts in each step of a schedule of noise levels: the square root of the step's
-    length over the mean length, within 3/4 .. 2.
-
-    An error enters the latent times the step's length; early errors grow afterwards. The root was better than either
-    extreme on the development prompts of both demo models that are tuned on (by 1.5 to 3 dB at equal cost); without
-    the lower limit a few pictures in a hundred suffered from early forecasts."""
-    lengths = [abs(a - b) for a, b in itertools.pairwise(schedule)]
-    mean = sum(lengths) / max(1, len(lengths))
-    if mean == 0:
-        return (1.0,) * max(1, len(lengths))
-    return tuple(min(2.0, max(0.75, math.sqrt(n / mean))) for n in lengths)

@@ -61,11 +61,10 @@ def attach(model: Any, policy: Policy, hidden: Any = None) -> Any:
     clone = model.clone()
     before = chain_of(clone)
     policies = before.policies if before else ()
-    same = PLANS if policy.technique in PLANS else (policy.technique,)
-    kept = tuple(p for p in policies if p.technique not in same)
+    kept = tuple(p for p in policies if not _same(p, policy))
     notes = before.notes if before else ()
     if len(kept) < len(policies):
-        gone = next(p.technique for p in policies if p.technique in same)
+        gone = next(p.technique for p in policies if _same(p, policy))
         twice = f"{gone} was set twice" if gone == policy.technique else f"{gone} and {policy.technique} were set"
         notes += (f"{twice} on this model: the later node wins",)
     options = clone.model_options.setdefault("transformer_options", {})
@@ -78,6 +77,13 @@ def attach(model: Any, policy: Policy, hidden: Any = None) -> Any:
     if not clone.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY):
         clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, outer_sample)
     return clone
+
+
+def _same(one: Policy, other: Policy) -> bool:
+    """Whether two policies are the same technique, or both settle which evaluations are computed: thresholds out of a
+    file stand in RAPID Accelerate, too."""
+    settle = [p.technique in PLANS or bool(getattr(p, "source", "")) for p in (one, other)]
+    return all(settle) or one.technique == other.technique
 
 
 def rebind(patcher: Any, clone: Any) -> None:

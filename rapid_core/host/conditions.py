@@ -32,11 +32,19 @@ def control_state(cond: dict, sigma: float) -> tuple[bool, ...]:
     return tuple(states)
 
 
+def hook_state(cond: dict, sigma: float) -> tuple[int, ...]:
+    """Keyframes that the condition's hooks (LoRA schedules) are at: a forecast must not cross from one to the next."""
+    groups = (getattr(hook, "hook_keyframe", None) for hook in getattr(cond.get("hooks"), "hooks", ()))
+    frames = (getattr(group, "keyframes", ()) for group in groups)
+    return tuple(sum(frame.start_t >= sigma for frame in some[1:]) for some in frames)
+
+
 def slot_key(slot: int, conds: list | None, sigma: float, x: Tensor) -> tuple | None:
     """Cache key of one slot (cond, uncond ...): what is active in it, shape and device; None for an unused slot."""
     if conds is None:
         return None
-    active = tuple((c.get("uuid"), control_state(c, sigma)) for c in conds if is_active(c, sigma))
+    some = (c for c in conds if is_active(c, sigma))
+    active = tuple((c.get("uuid"), (control_state(c, sigma), hook_state(c, sigma))) for c in some)
     return slot, active, tuple(x.shape[1:]), str(x.device)
 
 

@@ -20,6 +20,7 @@ from ..policies.idle import idle
 from ..record import RunRecord
 from . import attention, blocks, features, progress
 from .conditions import Conditions
+from .fallbacks import check_host
 from .memory import Room, key_store, with_left_out
 from .model_call import ModelCalls, call_model
 from .places import places
@@ -50,7 +51,7 @@ class HostRun:
         self.blocked: str | None = None  # why tokens cannot be chosen
         function = getattr(sampler, "sampler_function", sampler)
         self.sampler = getattr(function, "__name__", type(function).__name__).removeprefix("sample_")
-        self.shape = tuple(noise.shape)
+        self.shape, self.resized = tuple(noise.shape), False
         self.sigmas = tuple(sigmas.tolist())
         room, cost = Room(guider, self.shape[0], self.sampler), None
         self.policies, left_out = chain.policies, None
@@ -101,8 +102,9 @@ class HostRun:
         order = max((p.forecast_order for p in policies), default=0)
         reach = regional[-1].reach if regions else None
         history = max((p.history for p in policies), default=0)
+        part = mask if mask is not None and mask.shape[1:] == noise.shape[1:] else None
         self.together, euler = Together(tuple(actors)), self.sampler == "euler"
-        return RunState(noise.shape[0], order, self.together, self.sigmas, regions, reach, history, euler)
+        return RunState(noise.shape[0], order, self.together, self.sigmas, regions, reach, history, euler, part)
 
     def install(self, options: dict) -> dict:
         """A copy of the guider's model_options with this run's wrappers and hooks in it."""
@@ -153,8 +155,12 @@ class HostRun:
             latents = f"{x.shape[0]} latents at once, not {self.state.batch}"
             self.diary.note(f"dense throughout: the sampler evaluates {latents}")
             return executor(x, timestep, model_options, seed)
+        if self.resized or tuple(x.shape) != self.shape:  # what is known is of other latents
+            self.resized = True
+            self.diary.note("dense from there on: the sampler changed the latent's size")
+            return executor(x, timestep, model_options, seed)
         evaluation = self.current = self.state.begin(x, timestep.flatten()[0])
-        self._check_host(evaluation, model_options)
+        check_host(self, evaluation, model_options)
         try:
             denoised = executor(x, timestep, model_options, seed)
         finally:
@@ -171,27 +177,6 @@ class HostRun:
         reason = shown.end(evaluation.index, evaluation.images(Level.RUN), float(scale)) if shown else None
         if shown and reason:
             self.diary.note(features.blind(shown.kind, reason))
-
-    def _check_host(self, evaluation: Evaluation, model_options: dict) -> None:
-        """Fall back where the host is set up in a way that decisions cannot follow."""
-        if "sampler_calc_cond_batch_function" in model_options:
-            evaluation.fall_back("another node computes the conditions (sampler_calc_cond_batch_function)")
-        if model_options.get("context_handler") is not None:
-            evaluation.fall_back("context windows are computed densely")
-        if "multigpu_clones" in model_options:
-            evaluation.fall_back("several GPUs share this run")
-        foreign = blocks.foreign(model_options.get("transformer_options", {}))
-        if foreign:
-            evaluation.fall_back(foreign, [*evaluation.images(Level.REUSE), *evaluation.partial()])
-        if self.reuse_blocked:
-            evaluation.fall_back(self.reuse_blocked, evaluation.images(Level.REUSE))
-            evaluation.fall_back(self.reuse_blocked, evaluation.sparse(), attention=True)
-        blocked = self.blocked or self.calls.unsplit
-        if blocked:
-            evaluation.fall_back(blocked, evaluation.partial())
-        if get_wrappers_with_key(WrappersMP.DIFFUSION_MODEL, "easycache", model_options, is_model_options=True):
-            inside = "EasyCache, which is on this model, too, would keep what was computed in part"
-            evaluation.fall_back(inside, [*evaluation.images(Level.REUSE), *evaluation.partial()])
 
     def calc_cond_batch(self, executor: Any, *arguments: Any) -> list:
         """Host arguments: model, conds, x, timestep, model_options."""

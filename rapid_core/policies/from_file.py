@@ -10,6 +10,7 @@ import torch
 
 from ..actions import Sparsity
 from ..architectures import describe
+from ..engine.sparse import NAMES
 from ..policy_file import PolicyError, PolicyFile
 from .fit import Gram
 from .head_net import Module
@@ -68,17 +69,18 @@ def head_tensors(heads: Heads) -> dict[str, torch.Tensor]:
     return {name: value.float() for name, value in heads.state_dict().items()}
 
 
-def head_metadata(heads: Heads, forecast_order: int, densities: Sequence[float]) -> dict:
-    """Metadata of a heads file beside what all files have."""
+def head_metadata(heads: Heads, forecast_order: int, densities: Sequence[float], backend: str = "auto") -> dict:
+    """Metadata of a heads file beside what all files have. backend: of the sparse attention, if a head chooses it."""
+    sparse = {"sparse_backend": backend} if "sparse" in heads.heads else {}
     return {"heads": list(heads.heads), "channels": heads.channels, "hidden": heads.hidden, "numbers": heads.numbers,
             "width": heads.width, "scales": heads.scales, "forecast_order": forecast_order,
-            "densities": list(densities)}  # fmt: skip
+            "densities": list(densities), **sparse}  # fmt: skip
 
 
 def heads_of(file: PolicyFile) -> Heads:
     """The heads of a heads file, for use only. Raises PolicyError."""
     names = file.number("heads")
-    if not isinstance(names, list) or not names or any(name not in OUTPUTS for name in names):
+    if not isinstance(names, list) or not names or any(name not in tuple(OUTPUTS) for name in names):
         raise file.wrong("heads", f"= {names!r}; wanted are some of {', '.join(OUTPUTS)}")
     sizes = {field: _whole(file, field, 1, 65536) for field in ("channels", "hidden", "numbers", "width")}
     scales = file.number("scales")
@@ -149,7 +151,7 @@ def heads_policy(file: PolicyFile, speedup: float) -> HeadsPolicy:
     if not isinstance(densities, list) or len(densities) != 3 or not all(_positive(d) and d < 1 for d in densities):
         raise file.wrong("densities", f"= {densities!r}; wanted are three numbers between 0 and 1")
     order = _whole(file, "forecast_order", 0, 2)
-    sparsity = Sparsity() if "sparse" in heads.heads else None
+    sparsity = Sparsity(_backend(file)) if "sparse" in heads.heads else None
     if structure_of(file) != PLUS:
         if heads.numbers != 1:
             raise file.wrong("numbers", f"= {heads.numbers}; wanted is 1, the noise level")
@@ -165,6 +167,14 @@ def heads_policy(file: PolicyFile, speedup: float) -> HeadsPolicy:
                          "place of the step head")  # fmt: skip
     return PlannedPolicy(heads, speedup, order, tuple(densities), sparsity, file.name, mode=mode,
                          plan=nearest_plan(file, speedup), ladder=tuple(reversed(plans_of(file))))  # fmt: skip
+
+
+def _backend(file: PolicyFile) -> str:
+    """What computes the sparse attention that heads choose."""
+    found = file.metadata.get("sparse_backend", "auto")
+    if found not in NAMES:
+        raise file.wrong("sparse_backend", f"= {found!r}; wanted is one of {', '.join(NAMES)}")
+    return found
 
 
 def nearest_plan(file: PolicyFile, speedup: float) -> Plan:

@@ -162,6 +162,10 @@ class ScheduleActor:
         if plan is None or count < 2:
             return list(even(count, steps, few=True))
         fits = observation.euler and plan.fits(observation.schedule)
+        if count <= FEW and not plan.fits(observation.schedule):  # where the last one lies decides the picture
+            self.notes = [f"{self.policy.source} was searched for euler on other noise levels: so few evaluations are "
+                          "spaced evenly instead"]  # fmt: skip
+            return list(even(count, steps, few=True))
         if fits and plan.gram is not None and self.courses is None:
             self.courses = {}
         if not fits:

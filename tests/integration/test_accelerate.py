@@ -190,12 +190,12 @@ def heads_file(pack_module, saved):
     logits name some."""
     files, module = pack_module("rapid_core.policies.from_file"), pack_module("rapid_core.policies.heads")
 
-    def save(kind, hidden, channels=16, **logits):
+    def save(kind, hidden, channels=16, sparse_backend="auto", **logits):
         heads = module.Heads(channels, hidden, tuple(logits) or module.HEADS, width=16)
         for name, values in logits.items():
             heads.heads[name].fc2.weight.data.zero_()
             heads.heads[name].fc2.bias.data.copy_(torch.tensor(values))
-        more = files.head_metadata(heads, 0, (0.5, 0.25, 0.125))
+        more = files.head_metadata(heads, 0, (0.5, 0.25, 0.125), sparse_backend)
         return saved("heads", files.head_tensors(heads), **{**more, "architecture": kind})
 
     return save
@@ -212,6 +212,36 @@ def test_heads_decide_in_the_host(comfy_host, pack, heads_file, load_tiny, recor
     assert torch.isfinite(result).all() and record.policies[0]["technique"] == "rapid3"
     for image in range(batch):
         assert sum(e.levels[image] == "run" for e in record.evaluations) <= STEPS // 2
+
+
+def test_heads_decide_for_an_image_in_a_batch_as_they_do_for_it_alone(
+    comfy_host, pack, heads_file, load_tiny, record_of
+):
+    """Fresh heads on two noises; what they see of an image is its own."""
+    model = load_tiny("flux")
+    policy = load(comfy_host, heads_file("flux", model.model.diffusion_model.hidden_size))
+    patched = comfy_host.run_node("RAPID_Accelerate", model=model, speedup=1.5, policy=policy)[0]
+    both = sample(patched, steps=STEPS, latent=empty_latent(batch=2, height=32, width=32))
+    levels = [[e.levels[image] for e in record_of(patched).evaluations] for image in range(2)]
+    alone = sample(patched, steps=STEPS, latent=empty_latent(height=32, width=32))
+    assert [e.levels[0] for e in record_of(patched).evaluations] == levels[0]
+    assert torch.allclose(alone[0], both[0], atol=2e-3) and "hold" in levels[0]
+
+
+@pytest.mark.parametrize("backend, thin", [("gather", True), ("auto", False)])
+def test_a_sparse_head_acts_with_the_backend_of_its_file(
+    comfy_host, pack, heads_file, load_tiny, record_of, backend, thin
+):
+    """256 tokens: too few for any backend that was measured faster than dense attention."""
+    model = load_tiny("flux")
+    hidden, answers = model.model.diffusion_model.hidden_size, [0.0, 0.0, 9.0, 0.0]
+    name = heads_file("flux", hidden, sparse_backend=backend, sparse=answers)
+    patched = comfy_host.run_node("RAPID_Accelerate", model=model, speedup=1.1, policy=load(comfy_host, name))[0]
+    found = sample(patched, steps=STEPS, latent=empty_latent(height=32, width=32))
+    evaluations = record_of(patched).evaluations
+    assert any(e.cost[0] < e.dense_cost[0] for e in evaluations if e.levels[0] == "run") == thin
+    assert thin == ("no sparse attention was measured faster" not in record_of(patched).text())
+    assert torch.isfinite(found).all()
 
 
 def test_with_recompute_everywhere_and_jumps_of_one_step_heads_are_stock_euler(
@@ -259,6 +289,24 @@ def test_two_plans_on_one_model_are_not_both_followed(accelerate, comfy_host, pa
     record = record_of(patched)
     assert [p["technique"] for p in record.policies] == ["rapid3"]
     assert "schedule and rapid3 were set on this model: the later node wins" in record.notes
+
+
+def test_thresholds_out_of_a_file_are_a_plan_among_others_and_cache_reuse_is_none(
+    accelerate, comfy_host, pack, pack_module, saved, tiny_sd3
+):
+    policy = load(comfy_host, saved("threshold", {"thresholds": torch.tensor([0.7])}))
+    thresholds = lambda model: comfy_host.run_node("RAPID_Accelerate", model=model, speedup=2.0, policy=policy)[0]  # noqa: E731
+    reuse = comfy_host.run_node("RAPID_CacheReuse", model=tiny_sd3, reuse_threshold=0.7, start_percent=0.0,
+                                end_percent=1.0, max_consecutive=3, forecast_order=1, level="hold", guard=0.5)[0]
+    chain_of = pack_module("rapid_core.host.chain").chain_of
+    for patched, kept, said in (
+        (thresholds(accelerate(tiny_sd3, 2.0)), ["cache_reuse"], ["schedule and cache_reuse were set"]),
+        (accelerate(thresholds(tiny_sd3), 2.0), ["schedule"], ["cache_reuse and schedule were set"]),
+        (accelerate(reuse, 2.0), ["cache_reuse", "schedule"], []),
+    ):
+        chain = chain_of(patched)
+        assert [p.technique for p in chain.policies] == kept
+        assert [note.split(" on this")[0] for note in chain.notes] == said
 
 
 def test_heads_see_the_models_pooled_vector(comfy_host, pack, heads_file, pack_module, tiny_sd3, monkeypatch):

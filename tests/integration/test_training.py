@@ -205,7 +205,7 @@ def learn(graph, folder, kind="rapid+", iterations=3, groups=2, reward=("psnr",)
                      calibration=2, plans=3, oracle=0, target="dense", mode="average", start=None, train_prompts=None,
                      iterations=iterations, prompts_per_update=groups, group=3, lr=1e-2, reward=list(reward),
                      omega=omega, features="judge", advantages="values", discriminator_warm_up=3, discount=0.9,
-                     width=16, licence="Apache-2.0")  # fmt: skip
+                     sparse_backend="gather", width=16, licence="Apache-2.0")  # fmt: skip
     return train_heads(graph, PROMPTS, args, folder / "state", folder / "policy.safetensors", "a command")
 
 

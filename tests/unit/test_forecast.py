@@ -123,3 +123,11 @@ def test_a_forecast_stops_at_its_reach():
     track = points(lambda s: 3 * s, [1.0, 0.9])
     assert forecast(track, 0.1, 1, reach=2.0)[0] == pytest.approx(3 * 0.7)
     assert forecast(track, 0.8, 1, reach=2.0)[0] == pytest.approx(3 * 0.8)
+
+
+def test_a_turn_is_that_of_what_is_sampled():
+    """Where the latent is given (inpainting) the derivative hardly changes."""
+    known = [Point(1.0, torch.ones(4)), Point(0.8, torch.ones(4))]
+    new, mask = torch.tensor([3.0, 1.0, 1.0, 1.0]), torch.tensor([1.0, 0.0, 0.0, 0.0])
+    assert float(turn(known, 0.6, new)[0]) == pytest.approx(2 / 6)
+    assert float(turn(known, 0.6, new, mask)[0]) == pytest.approx(2 / 3)

@@ -47,6 +47,10 @@ def test_by_ranks_only_the_order_counts_and_equal_rewards_share_a_place():
     assert advantages([0.5, 0.5, 0.5], ranks=True) is None
 
 
+def test_advantages_of_a_large_group_that_are_cut_add_up_to_nothing_as_well():
+    assert float(advantages([0.0] * 31 + [1.0]).sum()) == pytest.approx(0.0, abs=1e-5)
+
+
 def drawn_groups(of, number=2, images=4):
     """Groups of rollouts; the reward is the number of the image."""
     groups = []
@@ -61,10 +65,9 @@ def drawn_groups(of, number=2, images=4):
 def test_stored_and_recomputed_log_probabilities_are_equal_and_the_first_ratio_is_one():
     ours = heads()
     groups = drawn_groups(ours)
-    again, _ = trajectory_log_p(ours, [t.rows for t in groups[0]])
-    assert torch.equal(again.detach(), torch.stack([t.log_p for t in groups[0]]))
-    alone = torch.stack([trajectory_log_p(ours, [t.rows])[0][0] for t in groups[0]])
-    assert torch.allclose(alone.detach(), again.detach(), atol=1e-3)
+    for trajectory in groups[0]:  # row by row, as they were drawn, from what the tape kept in half precision
+        one_by_one = sum(trajectory_log_p(ours, [[row]])[0][0].detach() for row in trajectory.rows)
+        assert float(trajectory.log_p) == pytest.approx(float(one_by_one), abs=1e-3)
     scalars = Learner(ours, Settings(epochs=2)).update(groups)
     assert scalars["first_ratio"] == 1.0
     assert scalars["ratio"] != pytest.approx(1.0, abs=1e-6) and scalars["dropped_groups"] == 0

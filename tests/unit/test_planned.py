@@ -89,12 +89,15 @@ def test_where_the_plan_is_followed_weights_fitted_to_it_fill_the_gaps():
     assert [a.weights for a in actions] == weights_by_hand(wanted)
 
 
-@given(st.integers(0, 10**6))
-def test_where_it_is_left_weights_are_fitted_to_what_was_computed_instead(seed):
-    policy = on_ladder(heads(), gram=GRAM, tape=TrajectoryTape(), seed=seed)
-    actions, _ = run_heads(policy, STEPS, CHANNELS, euler=True)
-    on = tuple(a.level is Level.RUN for a in actions)
-    assert [a.weights for a in actions] == weights_by_hand(plan(on, GRAM))
+def test_where_it_is_left_weights_are_fitted_to_what_was_computed_instead():
+    left = 0
+    for seed in range(20):
+        policy = on_ladder(heads(), gram=GRAM, tape=TrajectoryTape(), seed=seed)
+        actions, _ = run_heads(policy, STEPS, CHANNELS, euler=True)
+        on = tuple(a.level is Level.RUN for a in actions)
+        assert [a.weights for a in actions] == weights_by_hand(plan(on, GRAM))
+        left += on != tuple(even(9, STEPS))
+    assert left > 5
 
 
 @given(st.integers(0, 10**6))
@@ -131,18 +134,18 @@ def test_the_probability_of_a_pace_is_that_of_the_distribution_it_was_drawn_from
             assert float(value) == pytest.approx(float(chances[row.choice.pace].log()), rel=1e-4)
 
 
-@given(st.integers(0, 10**6))
-def test_training_goes_on_leaving_the_plan_when_heads_would_never(seed):
+def test_training_goes_on_leaving_the_plan_when_heads_would_never():
     made = heads()
     made.heads["pace"].fc2.bias.data.copy_(torch.tensor([0.0, 0.0, 50.0, 0.0, 0.0]))
-    seen = []
-    for tape in (TrajectoryTape(), None):
-        policy = on_ladder(made, tape=tape, seed=seed)
-        seen.append(text(run_heads(policy, STEPS, CHANNELS)[0]))
-        if tape is not None:
-            paces = [row.choice.pace for row in tape.rows[0] if row.choice.pace is not None]
-    marks = "".join("#" if on else "." for on in even(9, STEPS))
-    assert seen[1] == marks and (seen[0] == marks) == all(pace == OWN for pace in paces)
+    marks, runs = "".join("#" if on else "." for on in even(9, STEPS)), []
+    for seed in range(30):
+        tape = TrajectoryTape()
+        found = text(run_heads(on_ladder(made, tape=tape, seed=seed), STEPS, CHANNELS)[0])
+        paces = [row.choice.pace for row in tape.rows[0] if row.choice.pace is not None]
+        assert found == marks or any(pace != OWN for pace in paces)
+        runs.append((found != marks, sum(pace != OWN for pace in paces)))
+    assert text(run_heads(on_ladder(made), STEPS, CHANNELS)[0]) == marks
+    assert sum(left for left, _ in runs) > 15 and 0.5 < sum(paces for _, paces in runs) / len(runs) < 6
     chances = drawn(torch.tensor([0.0, 0.0, 50.0, 0.0, 0.0]), torch.tensor(lean((5, 6, 7, 8, 9), 0.2)))
     assert float(chances[OWN]) == pytest.approx(0.9) and float(chances.sum()) == pytest.approx(1.0)
 
@@ -194,7 +197,7 @@ def test_a_price_follows_what_is_spent_beyond_what_silent_heads_spend(tmp_path):
     tensors = plan_tensors([plan(even(14, STEPS)), plan(even(7, STEPS))])
     about = {**METADATA, "budgets": [2.0, 4.0], "reward": "tested"}
     file = write(tmp_path / "a.safetensors", "schedule", about, tensors)
-    method = Planned(Namespace(speedups=[2.0, 4.0], mode="average"), file)
+    method = Planned(Namespace(speedups=[2.0, 4.0], mode="average", sparse_backend="auto"), file)
     spent = [(4.0, 7.5), (4.0, 8.5)]  # drawn: more than the plan's 7
     for _ in range(SILENT // 2):
         assert method.learn(spent)["price/4"] == PRICE

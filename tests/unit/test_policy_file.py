@@ -167,3 +167,28 @@ def test_a_run_so_short_that_one_evaluation_exceeds_the_budget_computes_one(path
     tensors = plan_tensors([Plan((True, False, False), (1.0, 0.7, 0.4, 0.0))] * 2)
     file = write(path, "schedule", METADATA, tensors)
     assert text(marks_of(policy_of(file, 4.0), 3)[0]) == "#.."
+
+
+def test_equal_budgets_are_no_rising_list(path):
+    with pytest.raises(PolicyError, match="budgets = \\[2, 2\\]; wanted is a rising list"):
+        write(path, "threshold", {**METADATA, "budgets": [2, 2]}, {"thresholds": torch.ones(2)})
+
+
+def test_numbers_that_python_does_not_read_are_named(path, schedule):
+    save_file(dict(schedule.tensors), path, {**schedule.metadata, "budgets": "9" * 5000})
+    with pytest.raises(PolicyError, match=r"policy\.safetensors: budgets"):
+        read(path)
+
+
+def test_a_file_that_could_not_be_read_again_leaves_the_one_before(path, schedule):
+    with pytest.raises(PolicyError, match=r"policy\.safetensors: licence"):
+        write(path, "schedule", {**METADATA, "licence": ""}, dict(schedule.tensors))
+    assert plans_of(read(path)) == plans_of(schedule) and not path.with_suffix(".part").exists()
+
+
+@pytest.mark.parametrize("speedup, steps, marks", [(3.0, 6, "#...#."), (2.4, 7, "#...#..")])
+def test_of_few_evaluations_on_other_steps_the_last_comes_earlier(path, speedup, steps, marks):
+    found = write(path, "schedule", METADATA, plan_tensors([plan(4), plan(2)]))
+    actions, actor = marks_of(policy_of(found, speedup), steps)
+    assert text(actions) == marks and "spaced evenly instead" in actor.notes[0]
+    assert actor.policy.plan is not None

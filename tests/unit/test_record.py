@@ -1,6 +1,7 @@
 """The record, its JSON form, the log, and row slicing."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rapid_core.host.slicing import NotSliceable, rows_of, take_rows
-from rapid_core.record import KEPT, EvaluationRecord, RunLog, RunRecord, side_by_side
+from rapid_core.record import KEPT, EvaluationRecord, RunLog, RunRecord, fingerprint, side_by_side
 
 
 def evaluation(index, *levels, reasons=()):
@@ -83,3 +84,17 @@ def test_images_sampled_one_after_another_stand_side_by_side():
     assert both.totals["dense_flops"] == pytest.approx(2 * 6 * 10.0)
     assert "\n#r.#\n#.#.\n" in both.text() and "a reason" in both.text()
     assert json.loads(json.dumps(both.as_json()))["evaluations"][1]["cost"] == [1.0, 0.0]
+
+
+def test_a_latent_without_a_fingerprint_is_that_of_no_run_in_particular():
+    log = RunLog()
+    log.add(record(fingerprint=""))
+    log.add(record(fingerprint="b"))
+    assert log.find("").fingerprint == "b" and log.find("", other=False) is None
+
+
+def test_fingerprints_are_of_parts_as_the_host_packs_them_and_of_what_it_hands_on_in_half_precision():
+    nested = SimpleNamespace(is_nested=True, tensors=[torch.arange(8.0).reshape(2, 1, 4), torch.ones(2, 3)])
+    packed = torch.cat([part.flatten(1)[:, None] for part in nested.tensors], 2)
+    assert fingerprint(nested) == fingerprint(packed) == fingerprint(packed.half()) != ""
+    assert fingerprint(packed + 1) != fingerprint(packed) and fingerprint("latent") == ""

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from rapid_core.actions import Action, Level
-from rapid_core.engine.state import RunState, step_weights
+from rapid_core.engine.levels import meant, step_weights
+from rapid_core.engine.state import RunState
 
 
 class Always:
@@ -87,3 +88,10 @@ def test_step_weights_are_roots_of_the_steps_lengths_within_limits():
     assert step_weights((100.0, 1.0, 0.5, 0.4)) == pytest.approx((3**0.5 * (99 / 99.6) ** 0.5, 0.75, 0.75))
     assert step_weights(()) == step_weights((1.0,)) == (1.0,)
     assert step_weights((0.5, 0.5)) == (1.0,)
+
+
+def test_a_level_that_was_reckoned_anew_is_the_one_that_was_meant():
+    schedule = (1.0, 0.75, 0.5, 0.0)
+    assert meant(0.75 * (1 + 5e-7), schedule, None) == meant(0.75 * (1 - 5e-7), schedule, 0.6) == 0.75
+    assert meant(0.6 + 1e-8, schedule, 0.6) == 0.6 and meant(0.0, schedule, 0.5) == 0.0
+    assert meant(0.7499, schedule, 0.75) == 0.7499 and meant(1.2, (), None) == 1.2

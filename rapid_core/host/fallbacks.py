@@ -1,0 +1,41 @@
+"""Set-ups of the host in which decisions cannot be followed."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING
+
+from comfy.patcher_extension import WrappersMP, get_wrappers_with_key
+
+from ..actions import Level
+from ..engine.evaluation import Evaluation
+from . import blocks
+
+if TYPE_CHECKING:
+    from .run import HostRun
+
+
+def check_host(run: HostRun, evaluation: Evaluation, model_options: dict) -> None:
+    """Fall back where the host is set up in a way that decisions cannot follow."""
+    if any(a < b for a, b in itertools.pairwise(run.sigmas)):
+        evaluation.fall_back("noise levels that rise are computed densely")
+    if run.sampler == "ar_video":
+        evaluation.fall_back("the sampler ar_video keeps keys and values of every call: all are computed")
+    if "sampler_calc_cond_batch_function" in model_options:
+        evaluation.fall_back("another node computes the conditions (sampler_calc_cond_batch_function)")
+    if model_options.get("context_handler") is not None:
+        evaluation.fall_back("context windows are computed densely")
+    if "multigpu_clones" in model_options:
+        evaluation.fall_back("several GPUs share this run")
+    foreign = blocks.foreign(model_options.get("transformer_options", {}))
+    if foreign:
+        evaluation.fall_back(foreign, [*evaluation.images(Level.REUSE), *evaluation.partial()])
+    if run.reuse_blocked:
+        evaluation.fall_back(run.reuse_blocked, evaluation.images(Level.REUSE))
+        evaluation.fall_back(run.reuse_blocked, evaluation.sparse(), attention=True)
+    blocked = run.blocked or run.calls.unsplit
+    if blocked:
+        evaluation.fall_back(blocked, evaluation.partial())
+    if get_wrappers_with_key(WrappersMP.DIFFUSION_MODEL, "easycache", model_options, is_model_options=True):
+        inside = "EasyCache, which is on this model, too, would keep what was computed in part"
+        evaluation.fall_back(inside, [*evaluation.images(Level.REUSE), *evaluation.partial()])

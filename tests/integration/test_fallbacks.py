@@ -1,0 +1,114 @@
+"""Samplers and set-ups that do what a forecast cannot follow: nothing is left out there, and the report says why."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from rapid_testing.sampling import empty_latent, make_conditioning, sample
+
+STEPS = 12
+
+
+@pytest.fixture
+def accelerate(comfy_host, pack):
+    return lambda model, speedup=2.0: comfy_host.run_node("RAPID_Accelerate", model=model, speedup=speedup)[0]
+
+
+def custom(model, function, sigmas, latent=None):
+    """A run of a sampler function of one's own."""
+    import comfy.sample
+    import comfy.samplers
+
+    latent = empty_latent() if latent is None else latent
+    sampler = function if hasattr(function, "sample") else comfy.samplers.KSAMPLER(function)
+    with torch.inference_mode():
+        return comfy.sample.sample_custom(model, comfy.sample.prepare_noise(latent, 0), 2.0, sampler, sigmas,
+                                          make_conditioning(0), make_conditioning(1), latent, disable_pbar=True,
+                                          seed=0).clone()  # fmt: skip
+
+
+def sigmas_of(model):
+    import comfy.samplers
+
+    return comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", STEPS)
+
+
+def test_noise_levels_that_rise_are_computed_densely(accelerate, tiny_sd3, record_of):
+    """Unsampling: euler on flipped levels."""
+    import comfy.samplers
+
+    up = sigmas_of(tiny_sd3).flip(0)
+    up[0] = 1e-4
+    patched, euler = accelerate(tiny_sd3, 4.0), comfy.samplers.sampler_object("euler")
+    found, wanted = (custom(m, euler, up) for m in (patched, tiny_sd3))
+    assert torch.equal(found, wanted) and record_of(patched).totals["computed"] == STEPS
+    assert "noise levels that rise are computed densely" in record_of(patched).text()
+
+
+def test_a_latent_that_changes_its_size_is_computed_densely_from_there_on(accelerate, tiny_sd3, record_of):
+    def shrinking(model, x, sigmas, extra_args=None, callback=None, disable=None):
+        for i in range(len(sigmas) - 1):
+            if i == 6:
+                x = x[..., :-2]
+            d = (x - model(x, sigmas[i] * x.new_ones(x.shape[0]), **extra_args)) / sigmas[i]
+            x = x + d * (sigmas[i + 1] - sigmas[i])
+        return x
+
+    patched = accelerate(tiny_sd3)
+    found = custom(patched, shrinking, sigmas_of(tiny_sd3))
+    assert torch.isfinite(found).all() and found.shape[-1] == 14
+    assert "dense from there on: the sampler changed the latent's size" in record_of(patched).text()
+    assert len(record_of(patched).evaluations) == 6
+
+
+def test_a_sampler_that_keeps_keys_and_values_has_every_call_computed(accelerate, tiny_sd3, record_of):
+    calls = []
+
+    def sample_ar_video(model, x, sigmas, extra_args=None, callback=None, disable=None):
+        for i in range(len(sigmas) - 1):
+            x = model(x, sigmas[i] * x.new_ones(x.shape[0]), **extra_args)
+            calls.append(i)
+        return x
+
+    patched = accelerate(tiny_sd3)
+    custom(patched, sample_ar_video, sigmas_of(tiny_sd3))
+    assert record_of(patched).totals["computed"] == len(calls) == STEPS
+    assert "ar_video keeps keys and values" in record_of(patched).text()
+
+
+@pytest.mark.parametrize("sampler", ["exp_heun_2_x0", "exp_heun_2_x0_sde"])
+@pytest.mark.parametrize("node", ["accelerate", "cache_reuse"])
+def test_levels_that_a_sampler_reckons_anew_are_those_of_the_schedule(
+    accelerate, comfy_host, tiny_sd3, record_of, sampler, node
+):
+    """Both looks at a step are at one level, and no line goes through two points a rounding apart."""
+    reuse = dict(reuse_threshold=9.0, start_percent=0.0, end_percent=1.0, max_consecutive=2, forecast_order=1,
+                 level="hold", guard=0.0)  # fmt: skip
+    patched = (accelerate(tiny_sd3) if node == "accelerate"
+               else comfy_host.run_node("RAPID_CacheReuse", model=tiny_sd3, **reuse)[0])  # fmt: skip
+    found = sample(patched, steps=STEPS, cfg=2.0, sampler=sampler)
+    levels = {e.sigma for e in record_of(patched).evaluations}
+    first = max(levels)  # the sampler moves it a little off 1
+    assert levels - {first} <= set(record_of(patched).sigmas)
+    assert any(e.levels[0] == "hold" for e in record_of(patched).evaluations)
+    wanted = sample(tiny_sd3, steps=STEPS, cfg=2.0, sampler=sampler)
+    assert float((found - wanted).square().mean() / wanted.square().mean()) < 1
+
+
+def test_a_forecast_does_not_cross_keyframes_of_a_hook(comfy_host, pack_module):
+    import comfy.hooks
+
+    hook_state = pack_module("rapid_core.host.conditions").hook_state
+    group = comfy.hooks.HookKeyframeGroup()
+    for strength, start in ((1.0, 0.0), (0.5, 0.4), (0.2, 0.7)):
+        group.add(comfy.hooks.HookKeyframe(strength, start))
+    group.initialize_timesteps(SimpleNamespace(model_sampling=SimpleNamespace(percent_to_sigma=lambda p: 1 - p)))
+    hook, hooks = comfy.hooks.Hook(), comfy.hooks.HookGroup()
+    hook.hook_keyframe = group
+    hooks.add(hook)
+    seen = [hook_state({"hooks": hooks}, sigma) for sigma in (1.0, 0.61, 0.6, 0.4, 0.3, 0.1)]
+    assert seen == [(0,), (0,), (1,), (1,), (2,), (2,)] and hook_state({}, 0.5) == ()
+    for sigma, place in zip((1.0, 0.61, 0.6, 0.4, 0.3, 0.1), seen, strict=True):  # as the host counts them
+        group.prepare_current_keyframe(sigma, {"sample_sigmas": torch.tensor([1.0, 0.0])})
+        assert group._current_index == place[0]
