@@ -5,6 +5,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from argparse import Namespace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from rapid_testing.trainings import HEADS, arguments
 from training.graph import Graph, WorkflowError
 from training.host import attach, call
 from training.likelihood import log_probability
-from training.methods import PRICE
+from training.methods import PRICE, Planned
 from training.plans import train_plans
 from training.policy_gradient import Trainer, method_of, train_heads
 from training.references import reference
@@ -411,6 +412,16 @@ def test_state_of_another_training_is_not_gone_on_with(graph, done, tmp_path):
         learn(graph, tmp_path)
 
 
+def test_plans_differ_by_what_their_weights_are_fitted_to_as_well(graph, done, tmp_path):
+    file, _ = done(tmp_path, train)
+    about = {name: value for name, value in file.metadata.items() if name not in ("format", "version", "kind")}
+    scaled = {name: value * 2 if "gram" in name else value for name, value in file.tensors.items()}
+    other = write(tmp_path / "other.safetensors", "schedule", about, scaled)
+    args = arguments(f"{HEADS.replace('1.5 2', '2')} --start {file.path}")
+    digests = [Planned(args, found).digest for found in (file, read(file.path), other)]
+    assert digests[0] == digests[1] != digests[2] and plans_of(file) == plans_of(other)
+
+
 @pytest.mark.parametrize("kind", ["rapid3", "rapid+"])
 def test_trained_heads_run_in_accelerate(graph, host, done, tmp_path, pack_module, kind):
     file, table = done(tmp_path, learn) if kind == "rapid+" else learn(graph, tmp_path, kind)
@@ -453,7 +464,8 @@ def test_no_gradient_reaches_the_transformer(graph, tmp_path):
     assert any(not torch.equal(value, heads[name]) for name, value in trainer.heads.state_dict().items())
 
 
-def test_the_command_trains_in_a_comfyui_of_its_own(comfy_host, tmp_path):
+@pytest.mark.parametrize("kind, said", [("schedule", "| 2 | 3 of 6 |"), ("rapid3", "| 1 | ")])
+def test_the_command_trains_in_a_comfyui_of_its_own_and_quickly(comfy_host, tmp_path, kind, said):
     from devkit.device import has_gpu
     from devkit.server import child_environment, host_arguments
 
@@ -465,8 +477,14 @@ def test_the_command_trains_in_a_comfyui_of_its_own(comfy_host, tmp_path):
     command = [sys.executable, str(REPOSITORY / "training" / "train_policy.py"), "--quick", "--comfyui",
                str(comfy_host.tree), "--workflow", str(tmp_path / "graph.json"), "--prompts",
                str(tmp_path / "prompts.txt"), "--out", "ours", "--state", str(tmp_path / "state"), "--policies",
-               str(tmp_path / "policies"), f"--host-arguments={arguments}"]  # fmt: skip
+               str(tmp_path / "policies"), f"--host-arguments={arguments}", "--kind", kind]  # fmt: skip
+    began = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True, env=child_environment(1), cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "| 2 | 3 of 6 |" in done.stdout and (tmp_path / "policies" / "ours.safetensors").is_file()
+    assert said in done.stdout and (tmp_path / "policies" / "ours.safetensors").is_file()
+    assert time.monotonic() - began < 180
+    if kind == "rapid3":  # 64 tokens are one tile: nothing to choose
+        assert "the sparse head has nothing to choose on this machine" in done.stdout
+        assert json.loads(read(tmp_path / "policies" / "ours.safetensors").metadata["heads"]) == ["step", "cache"]
+        assert list((tmp_path / "state" / "tensorboard" / "warm_up").iterdir())
     remove_base_folder(base)
