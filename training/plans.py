@@ -97,7 +97,7 @@ def begun(graph: Graph, args: Namespace, schedule: Sequence[float]) -> dict[floa
         plan, count = nearest_plan(file, speedup), affordable(speedup, steps)
         if not plan.fits(schedule):
             raise ValueError(f"{file.name} (--start) was searched on other noise levels than this workflow's")
-        out[speedup] = Plan(filled_up(plan.on(count, steps), count), plan.schedule)
+        out[speedup] = Plan(filled_up(plan.on(count, schedule), count), plan.schedule)
     return out
 
 

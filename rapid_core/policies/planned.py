@@ -99,7 +99,7 @@ class PlannedActor(HeadsActor):
         own = ladder.index(self.planned.plan) if self.planned.plan in ladder else None
         near = [ladder[own + rung] if own is not None and rung and 0 <= own + rung < len(ladder) else None
                 for rung in RUNGS]  # fmt: skip
-        self.rungs = [plan and plan.scaled(observation.steps) for plan in near]
+        self.rungs = [plan and plan.on(observation.steps, observation.schedule) for plan in near]
 
     def _weights(self, number: int, image: ImageState, observation: Observation) -> Weights:
         self._plan(observation)

@@ -6,6 +6,8 @@ the mean derivative over its step, and the polynomial through the computed ones 
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -72,27 +74,38 @@ class Plan:
             return False
         return max(abs(a - b) for a, b in zip(schedule, self.schedule, strict=True)) <= 1e-3 * self.schedule[0]
 
-    def on(self, most: int, steps: int) -> tuple[bool, ...]:
-        """The same share of another number of steps, where the plan's evaluations lie; thinned out to `most`."""
-        count = min(most, max(1, round(sum(self.computed) * steps / len(self.computed))))
-        if steps == len(self.computed) and count == sum(self.computed):
+    def on(self, most: int, schedule: Sequence[float]) -> tuple[bool, ...]:
+        """The same share of the steps of a run, at the noise levels where the plan's evaluations lie; thinned out to
+        `most`. Placed by step instead, a plan loses up to 4 dB to even spacing on another scheduler."""
+        own, fits = len(self.computed), self.fits(schedule)
+        at = [float(i) if fits else self._place(level) for i, level in enumerate(schedule[:-1])]
+        count = min(most, max(1, round(sum(self.computed) * len(at) / own)))
+        if fits and count == sum(self.computed):
             return self.computed
-        places = [i / max(1, len(self.computed) - 1) for i, on in enumerate(self.computed) if on]
-        wanted = []
+        marks = [i for i, on in enumerate(self.computed) if on]
+        first, last = (bent(place, marks, range(len(marks))) for place in (at[0], at[-1]))
+        if count < 2 or last - first < 1:  # hardly any of the plan's lie within the run
+            return even(count, len(at), few=True)
+        pairs = any(a and b for a, b in itertools.pairwise(self.computed)) or 2 * count > len(at) + 1
+        gap, chosen = 1 if pairs else 2, list[int]()
         for i in range(count):  # between two of the plan's where they are not as many
-            lower, part = divmod(i * (len(places) - 1) / max(1, count - 1), 1)
-            upper = places[min(int(lower) + 1, len(places) - 1)]
-            wanted.append((1 - part) * places[int(lower)] + part * upper)
-        free, chosen = list(range(steps)), set()
-        for place in wanted:
-            nearest = min(free, key=lambda i: abs(i - place * (steps - 1)))
-            free.remove(nearest)
-            chosen.add(nearest)
-        return tuple(i in chosen for i in range(steps))
+            wanted = bent(first + i * (last - first) / (count - 1), range(len(marks)), marks)
+            there = range(chosen[-1] + gap if chosen else 0, len(at) - gap * (count - 1 - i))
+            chosen.append(min(there, key=lambda step: abs(at[step] - wanted)))
+        return tuple(i in chosen for i in range(len(at)))
 
-    def scaled(self, steps: int) -> tuple[bool, ...]:
-        """The same share of another number of steps."""
-        return self.on(steps, steps)
+    def _place(self, level: float) -> float:
+        """Where a noise level lies among the plan's, in its steps."""
+        return bent(-level, [-known for known in self.schedule], range(len(self.schedule)))
+
+
+def bent(x: float, xs: Sequence[float], ys: Sequence[float]) -> float:
+    """The line through points of rising xs, at x; beyond the ends it is level."""
+    after = bisect.bisect_right(xs, x)
+    if after in (0, len(xs)):
+        return float(ys[0 if after == 0 else -1])
+    part = (x - xs[after - 1]) / (xs[after] - xs[after - 1])
+    return ys[after - 1] + part * (ys[after] - ys[after - 1])
 
 
 @dataclass(frozen=True)
@@ -171,7 +184,7 @@ class ScheduleActor:
         if not fits:
             self.notes = [f"{self.policy.source} was searched for euler on other noise levels: its plan is moved to "
                           "this run's steps, forecasts are Adams-Bashforth's"]  # fmt: skip
-        return list(plan.on(count, steps))
+        return list(plan.on(count, observation.schedule))
 
     def weights(self, number: int, image: ImageState, observation: Observation) -> Weights:
         """Of the forecast for a step that is left out: fitted ones where the plan's noise levels are the run's."""

@@ -1,7 +1,12 @@
 """Policy files: what is written is read back, and everything that is wrong is named."""
 
+import itertools
+import random
+
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from rapid_core.actions import Level
@@ -192,3 +197,29 @@ def test_of_few_evaluations_on_other_steps_the_last_comes_earlier(path, speedup,
     actions, actor = marks_of(policy_of(found, speedup), steps)
     assert text(actions) == marks and "spaced evenly instead" in actor.notes[0]
     assert actor.policy.plan is not None
+
+
+def test_a_plan_is_moved_to_the_noise_levels_that_it_computes():
+    """Not to the same shares of the steps, of which another scheduler puts more where the plan hardly looks."""
+    marks = (0, 1, 5, 8, 10, 12)
+    sparse = Plan(tuple(i in marks for i in range(16)), tuple(1 - i / 16 for i in range(17)))
+    bowed = tuple((1 - i / 24) ** 2 for i in range(25))
+    found = [bowed[i] for i, on in enumerate(sparse.on(6, bowed)) if on]
+    assert found == pytest.approx([sparse.schedule[i] for i in marks], abs=0.05)
+    half = tuple(0.5 - i / 32 for i in range(17))  # an image to begin with: the second half of the plan's levels
+    lower = [half[i] for i, on in enumerate(sparse.on(4, half)) if on]
+    assert lower[0] == 0.5 and lower[-1] == pytest.approx(sparse.schedule[12], abs=0.04) and len(lower) == 4
+    above = tuple(0.04 - i / 400 for i in range(17))  # below all that it computes: spaced evenly
+    assert sparse.on(4, above) == even(4, 16, few=True)
+
+
+@given(st.integers(0, 10**6), st.integers(4, 40), st.floats(0.3, 3.0), st.floats(0.2, 1.0), st.floats(1.0, 6.0))
+def test_a_moved_plan_keeps_its_budget_and_its_distances(seed, steps, bend, start, speedup):
+    marks = {0, *random.Random(seed).sample(range(2, 28), 9)}
+    searched = Plan(tuple(i in marks for i in range(28)), tuple(1 - i / 28 for i in range(29)))
+    schedule = tuple(start * (1 - i / steps) ** bend for i in range(steps + 1))
+    most = max(1, int(steps / speedup))
+    on = searched.on(most, schedule)
+    assert len(on) == steps and on[0] and sum(on) <= most
+    if not any(i + 1 in marks for i in marks) and 2 * sum(on) <= steps:
+        assert not any(a and b for a, b in itertools.pairwise(on))
