@@ -97,6 +97,9 @@ class ComfyServer:
             *("--disable-auto-launch", *host_arguments(self.base, has_gpu(self.python)), *self.extra),
         ]
         environment = keep_tree_clean(child_environment(self.threads), self.tree)
+        with socket.socket() as probe:  # another server there would answer in place of ours
+            if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                raise SetupError(f"port {self.port} is in use, perhaps by a ComfyUI of yours; choose another: --port N")
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(
                 command, cwd=self.base, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment

@@ -1,5 +1,7 @@
 """RAPID's nodes. One feature a file; this module only lists them."""
 
+import logging
+
 from comfy_api.latest import ComfyExtension, io
 
 from .accelerate import Accelerate
@@ -21,7 +23,10 @@ class RapidExtension(ComfyExtension):
 
     async def on_load(self) -> None:
         """ComfyUI calls it before it asks for the nodes."""
-        await adopt()
+        try:
+            await adopt()
+        except Exception as error:  # an offer that the pack works without
+            logging.warning("RAPID: nodes of other packs are not replaced (%s)", error)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """The nodes that ComfyUI registers."""

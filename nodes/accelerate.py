@@ -5,6 +5,7 @@ from comfy_api.latest import io
 from ..rapid_core.host.chain import attach
 from ..rapid_core.policies.from_file import check_base, policy_of
 from ..rapid_core.policies.schedule import SchedulePolicy
+from ..rapid_core.policy_file import MOST_SPEEDUP
 from .checks import Checks
 from .load_policy import Policy
 
@@ -24,7 +25,7 @@ class Accelerate(io.ComfyNode):
                             "skip steps", "rapid3", "加速", "跳步"],
             inputs=[
                 io.Model.Input("model", tooltip="The diffusion model to speed up, with its LoRAs already on it."),
-                io.Float.Input("speedup", default=2.0, min=1.0, max=6.0, step=0.1,
+                io.Float.Input("speedup", default=2.0, min=1.0, max=MOST_SPEEDUP, step=0.1,
                                tooltip="Times faster than computing every step. 20 steps at 2.0 compute 10 of them. "
                                "Higher is faster and less exact; 1 turns the node off."),
                 Policy.Input("policy", optional=True,
@@ -40,7 +41,7 @@ class Accelerate(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, speedup, policy=None) -> io.NodeOutput:
-        Checks("RAPID Accelerate").ranges(speedup=(speedup, 1.0, 6.0))
+        Checks("RAPID Accelerate").ranges(speedup=(speedup, 1.0, MOST_SPEEDUP))
         if speedup == 1.0:
             return io.NodeOutput(model)
         if policy is None:

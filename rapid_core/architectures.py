@@ -117,7 +117,7 @@ LUMINA2 = Architecture(
     "lumina2", "Lumina Image 2.0", ((Group("", "noise_refiner", ALONE, (IMAGE,)),), (Group("", "layers", JOINT),)),
     (("adaLN", ONCE), ("noise_refiner", IMAGE), ("context_refiner", TEXT), ("layers", BOTH), ("final_layer", BOTH),
      ("x_embedder", IMAGE), ("cap_embedder", TEXT)),
-    hidden="dim", whole=("ref_latents", "ref_contexts", "siglip_feats"),
+    hidden="dim", whole=("ref_latents", "ref_contexts", "siglip_feats"), measured=True,
 )  # fmt: skip
 Z_IMAGE = Architecture("z_image", "Z-Image", LUMINA2.stacks, LUMINA2.weights, LUMINA2.hidden, LUMINA2.whole)
 

@@ -12,6 +12,7 @@ STRIP = 24  # height of the strip in pixels
 # Colours from never to always.
 SCALE = torch.tensor([[0.10, 0.10, 0.35], [0.15, 0.45, 0.65], [0.35, 0.75, 0.45], [0.98, 0.90, 0.25]])
 SMALLEST = 256  # pixels of the shorter side, where there is no picture to lie over
+NARROW = 4  # pixels of a cell of the strip that has a line beside it
 
 
 def often(record: RunRecord, image: int) -> Tensor:
@@ -43,7 +44,8 @@ def strip(record: RunRecord, image: int, width: int) -> Tensor:
     cells = torch.arange(width) * len(shares) // width
     out = colours[cells].expand(STRIP, -1, -1).clone()
     edges = torch.cat((torch.tensor([False]), cells[1:] != cells[:-1]))
-    out[:, edges] = 1.0
+    if len(shares) * NARROW <= width:  # else the lines would hide the cells
+        out[:, edges] = 1.0
     return out
 
 

@@ -20,6 +20,7 @@ from .architectures import FAMILIES
 
 FORMAT, VERSION = "rapid-policy", "1"
 KINDS = ("schedule", "threshold", "heads")
+MOST_SPEEDUP = 6.0  # that RAPID Accelerate offers
 LARGEST = 64 * 2**20  # bytes; heads of real models are 3 to 16 MiB
 REQUIRED = ("architecture", "base_model", "budgets", "reward", "training_command", "licence")
 
@@ -90,7 +91,8 @@ def read(path: Path) -> PolicyFile:
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
             _check_format(path, metadata)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            # Copies: on Windows a file that is still mapped cannot be replaced.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
     except (SafetensorError, OSError) as error:
         raise PolicyError(f"policy {path.name}: not a whole safetensors file ({error}); fetch it again") from None
     return _checked(PolicyFile(path, metadata.get("kind", ""), metadata.get("architecture", ""), (), metadata, tensors))

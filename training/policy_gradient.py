@@ -14,6 +14,7 @@ from statistics import mean
 import torch
 from tqdm import tqdm
 
+from rapid_core.policies.from_file import PLUS
 from rapid_core.policies.heads import INPUTS, Heads
 from rapid_core.policy_file import PolicyFile, write
 from training.card import Panel, write_card
@@ -43,7 +44,8 @@ class Trainer:
         self.graph, self.prompts, self.args, self.state = graph, list(prompts), args, state
         self.method, self.scorer, self.held_out = method, scorer, list(held_out)
         self.refine = REFINE if args.target == "solution" else 1
-        self.references = state / "plan" / "references" if (state / "plan").is_dir() else state / "references"
+        searched = args.kind == PLUS and args.start is None  # with a folder of its own, which is sure of its settings
+        self.references = state / "plan" / "references" if searched else state / "references"
         names = ("kind", "heads", "speedups", "prompts_per_update", "group", "lr", "discount", "width", "seed",
                  "target", "mode", "advantages", "sparse_backend")  # fmt: skip
         settings = {name: getattr(args, name) for name in names}

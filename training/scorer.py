@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
@@ -52,15 +53,20 @@ class Scorer:
         return self.discriminator is not None or any(reward.looks for reward, _ in self.rewards.parts)
 
     def scores(self, latents: Tensor, reference: Reference) -> list[float]:
-        """One figure an image of latents (B, ...). What was seen is remembered until `learn`."""
-        drawn = Drawn(latents, reference, self.pictures)
+        """One figure an image of latents (B, ...), 0 for one that overflowed. What was seen is remembered until
+        `learn`."""
+        fine = torch.isfinite(latents.flatten(1)).all(1).cpu()
+        sound = fine.to(latents.device).view(-1, *[1] * (latents.dim() - 1))
+        drawn = Drawn(torch.where(sound, latents, reference.latent.to(latents)), reference, self.pictures)
         (quality, columns), looked = self.rewards(drawn), None
         if self.discriminator is not None:
             looked = self._look(drawn)
             opinion = columns["discriminator"] = drawn.by_image(self.discriminator.likeness(looked[1]))
             quality = [(q + self.omega * d) / (1 + self.omega) for q, d in zip(quality, opinion, strict=True)]
+            learned = fine.repeat_interleave(len(looked[1]) // len(fine)).to(looked[1].device)  # videos: frame by frame
+            looked = (looked[0], looked[1][learned])
         self.seen.append((columns, looked))
-        return quality
+        return [q if ok else 0.0 for q, ok in zip(quality, fine.tolist(), strict=True)]
 
     def _look(self, drawn: Drawn) -> tuple[Tensor, Tensor]:
         """Features of the dense picture and of drawn ones."""
@@ -75,8 +81,9 @@ class Scorer:
         scalars = {f"reward/{name}": mean(v for columns, _ in seen for v in columns[name]) for name in names}
         if self.discriminator is None:
             return scalars
-        for _, looked in seen:
-            self.discriminator.remember(*looked)
+        for _, (dense, ours) in seen:
+            if len(ours):
+                self.discriminator.remember(dense, ours)
         return scalars | self.discriminator.step(str(iteration))
 
     def warm_up(self, draw: Draw, prompts: int, folder: Path) -> list[dict[str, float]]:

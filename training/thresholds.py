@@ -98,7 +98,7 @@ def train_thresholds(
         board.add(i, {"thresholds/threshold": found[-1], "thresholds/cost": costs(found[-1])})
     board.close()
     kept = Kept(state / "held_out.json")
-    rows = [kept.get(f"{t:.6g}", lambda t=t, s=s: measured(graph, whole, s, t))
+    rows = [kept.get(f"{s:g}/{t:.6g}", lambda t=t, s=s: measured(graph, whole, s, t))
             for s, t in zip(args.speedups, found, strict=True)]  # fmt: skip
     about = {
         **size, "base_model": graph.model_name, "budgets": args.speedups, "max_consecutive": LONGEST,

@@ -10,17 +10,21 @@ on its own GPU where there are as many; on several machines they need one folder
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from datetime import timedelta
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # not first: ComfyUI has a module `nodes`, too
+# Not first: ComfyUI has a module `nodes`, too. And without this folder, whose clip.py or files.py a pack might import.
+sys.path[:] = [path for path in sys.path if path != str(Path(__file__).resolve().parent)]
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from rapid_core.engine.sparse import NAMES  # noqa: E402
 from rapid_core.policies.from_file import PLUS  # noqa: E402
 from rapid_core.policies.heads import HEADS, OUTPUTS  # noqa: E402
 from rapid_core.policies.planned import MODES  # noqa: E402
+from rapid_core.policy_file import MOST_SPEEDUP  # noqa: E402
 from training.features import FEATURES  # noqa: E402
 from training.graph import Graph, WorkflowError  # noqa: E402
 from training.host import Host, find_tree  # noqa: E402
@@ -31,6 +35,9 @@ from training.processes import ProcessLost, rank, several, size  # noqa: E402
 from training.rewards import REWARDS, parsed  # noqa: E402
 from training.thresholds import train_thresholds  # noqa: E402
 
+# ComfyUI's main.py obeys these before it imports what is imported here.
+ONLY_SERVED = ("--cuda-device", "--default-device", "--input-directory", "--output-directory", "--temp-directory",
+               "--user-directory")  # fmt: skip
 
 def parser() -> argparse.ArgumentParser:
     """The command's flags."""
@@ -41,7 +48,8 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--policies", type=Path, help="folder of the policy (default: ComfyUI's models/rapid_policies)")
     found.add_argument("--state", type=Path, help="folder of what is kept between runs (default: rapid_training/NAME)")
     found.add_argument("--comfyui", type=Path, help="ComfyUI's folder (default: the one this pack lies in)")
-    found.add_argument("--host-arguments", default="", help='ComfyUI\'s own flags, e.g. "--cpu --base-directory DIR"')
+    found.add_argument("--host-arguments", default="", help="ComfyUI's own flags in one text, with an "
+                       'equals sign: --host-arguments="--lowvram --base-directory DIR"')
     found.add_argument("--sampler", help="id of the sampler node, where the workflow has several")
     found.add_argument("--text", nargs="*", default=[], metavar="ID.NAME", help="inputs that hold the prompt")
     found.add_argument("--kind", choices=("schedule", "threshold", *METHODS), default="schedule", help="what is "
@@ -95,15 +103,29 @@ def parser() -> argparse.ArgumentParser:
 def read_prompts(path: Path, needed: int) -> list[str]:
     """Prompts of a file. Raises SystemExit where there are too few."""
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     except OSError as error:
         raise SystemExit(f"{path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise SystemExit(f"{path} is not UTF-8 text; save it as such") from None
+    given, lines = len(lines), list(dict.fromkeys(lines))  # one that is learned on must not be among the held-out ones
+    if len(lines) < given:
+        print(f"{path}: {given - len(lines)} of {given} prompts are there twice and count once", flush=True)
     if len(lines) < needed:
         raise SystemExit(f"{path} has {len(lines)} prompts; {needed} are needed (--calibration, where a schedule "
                          "or thresholds are searched, and --held-out)")  # fmt: skip
     return lines
+
+
+def host_flags(text: str) -> list[str]:
+    """ComfyUI's flags out of one text. Raises SystemExit for those that it obeys only when it starts as a server."""
+    flags = shlex.split(text, posix=os.name != "nt")  # paths of Windows have backslashes
+    flags = [flag.strip("'\"") for flag in flags] if os.name == "nt" else flags
+    refused = [flag for flag in flags if flag.split("=")[0] in ONLY_SERVED]
+    if refused:
+        raise SystemExit(f"--host-arguments: {', '.join(refused)} would do nothing here. Instead of --cuda-device and "
+                         "--default-device set CUDA_VISIBLE_DEVICES, instead of the folders give --base-directory")
+    return flags
 
 
 def _needed(args: argparse.Namespace) -> int:
@@ -119,9 +141,9 @@ def checked(args: argparse.Namespace) -> argparse.Namespace:
         args.calibration, args.held_out, args.plans, args.oracle = 2, 2, 4, 1
         args.iterations, args.prompts_per_update, args.group, args.width, args.discriminator_warm_up = 2, 1, 4, 16, 4
         args.speedups, args.train_prompts = args.speedups[:1], 2
-    bad = [s for s in args.speedups if not 1 < s <= 20]
+    bad = [s for s in args.speedups if not 1 < s <= MOST_SPEEDUP]
     if bad or sorted(set(args.speedups)) != args.speedups:
-        raise SystemExit(f"--speedups {args.speedups}: give rising numbers above 1 and at most 20")
+        raise SystemExit(f"--speedups {args.speedups}: give rising numbers above 1 and at most {MOST_SPEEDUP:g}")
     for name in ("calibration", "held_out", "plans", "iterations", "prompts_per_update", "width"):
         if getattr(args, name) < 1:
             raise SystemExit(f"--{name.replace('_', '-')} {getattr(args, name)}: give 1 or more")
@@ -155,7 +177,7 @@ def main() -> None:
     prompts = read_prompts(args.prompts, _needed(args))
     state = args.state or Path("rapid_training") / args.out
     with several(timedelta(hours=args.patience)):
-        host = Host(find_tree(args.comfyui), shlex.split(args.host_arguments))
+        host = Host(find_tree(args.comfyui), host_flags(args.host_arguments))
         folder = args.policies or host.policies()
         if args.kind in METHODS and args.prompts_per_update % size() and rank() == 0:
             print(f"{size()} processes share {args.prompts_per_update} groups an update: some will wait. Give "

@@ -100,7 +100,8 @@ class RunState:
         self.same_sigma = self.same_sigma + 1 if self.last_sigma == level else 0
         self.last_sigma = level
         zeros = [0.0] * self.batch
-        return Evaluation(self.evaluations, level, actions, estimates, self.same_sigma, spent=zeros[:], dense=zeros[:])
+        return Evaluation(self.evaluations, level, actions, estimates, self.same_sigma, spent=zeros[:], dense=zeros[:],
+                          asked=numbers[0])  # fmt: skip
 
     def _looks(self, x: Tensor, errors: Sequence[tuple[Tensor, Tensor]]) -> list[Look | None]:
         """What learned policies see of the images; None for one that was not computed yet."""

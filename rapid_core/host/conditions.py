@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,10 +17,16 @@ from ..engine.spread import spread
 from ..engine.state import RunState
 
 
+def single(level: Any) -> float:
+    """A bound of a range as the host compares it with a noise level: in single precision. Where a level of the schedule
+    is the bound, a double may lie on its other side."""
+    return struct.unpack("f", struct.pack("f", float(level)))[0]
+
+
 def is_active(cond: dict, sigma: float) -> bool:
     """Whether the host evaluates this condition at `sigma` (its start and end percent are already sigmas)."""
     start, end = cond.get("timestep_start"), cond.get("timestep_end")
-    return not (start is not None and sigma > float(start)) and not (end is not None and sigma < float(end))
+    return not (start is not None and sigma > single(start)) and not (end is not None and sigma < single(end))
 
 
 def control_state(cond: dict, sigma: float) -> tuple[bool, ...]:
@@ -27,7 +34,7 @@ def control_state(cond: dict, sigma: float) -> tuple[bool, ...]:
     states, control = [], cond.get("control")
     while control is not None:
         bounds = getattr(control, "timestep_range", None)
-        states.append(bounds is None or not (sigma > bounds[0] or sigma < bounds[1]))
+        states.append(bounds is None or not (sigma > single(bounds[0]) or sigma < single(bounds[1])))
         control = getattr(control, "previous_controlnet", None)
     return tuple(states)
 
@@ -36,7 +43,7 @@ def hook_state(cond: dict, sigma: float) -> tuple[int, ...]:
     """Keyframes that the condition's hooks (LoRA schedules) are at: a forecast must not cross from one to the next."""
     groups = (getattr(hook, "hook_keyframe", None) for hook in getattr(cond.get("hooks"), "hooks", ()))
     frames = (getattr(group, "keyframes", ()) for group in groups)
-    return tuple(sum(frame.start_t >= sigma for frame in some[1:]) for some in frames)
+    return tuple(sum(single(frame.start_t) >= sigma for frame in some[1:]) for some in frames)
 
 
 def slot_key(slot: int, conds: list | None, sigma: float, x: Tensor) -> tuple | None:
@@ -79,7 +86,7 @@ class Conditions:
         """`arguments` are the host's: model, conds, x, timestep, model_options. No action changes after the checks, nor
         where others of this evaluation have obeyed them (first: none has): None where these cannot, too."""
         conds, x = arguments[1], arguments[2]
-        keys = [slot_key(i, cond, evaluation.sigma, x) for i, cond in enumerate(conds)]
+        keys = [slot_key(i, cond, evaluation.asked, x) for i, cond in enumerate(conds)]
         evaluation.slots.update(filter(None, keys))
         decided = list(evaluation.actions)
         self._check_history(evaluation, keys, conds, x)
@@ -140,7 +147,7 @@ class Conditions:
             evaluation.fall_back("a condition became active; it has no history yet", missing)
             for uuid in {uuid for uuid, _ in key[1]}:
                 self._forget((key[0], uuid), missing)
-        streams = active_streams(conds, evaluation.sigma)
+        streams = active_streams(conds, evaluation.asked)
         if evaluation.partial():
             evaluation.fall_back(*self._whole(conds, evaluation))
             if self.store is not None and any(map(self.store.refuses, streams)):
@@ -164,7 +171,7 @@ class Conditions:
 
     def _whole(self, conds: list, evaluation: Evaluation) -> tuple[str, list[int]]:
         """Why all tokens must be computed, and of which images: conditions that address tokens by their place."""
-        active = [c for slot in conds if slot is not None for c in slot if is_active(c, evaluation.sigma)]
+        active = [c for slot in conds if slot is not None for c in slot if is_active(c, evaluation.asked)]
         reasons = [reason for reason in map(self._whole_for, active) if reason]
         return (reasons[0], evaluation.partial()) if reasons else ("", [])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -15,10 +16,15 @@ def running_server() -> Any:
 
 
 def tell(node: str, evaluations: Sequence[EvaluationRecord], sigmas: Sequence[float]) -> None:
-    """Show on a node, by its execution id, how its run goes on, where a browser runs this workflow; see `so_far`."""
+    """Show on a node, by its execution id, how its run goes on, where a browser runs this workflow; see `so_far`. Other
+    clients would take the binary message for a preview; they announce no features."""
     server = running_server()
-    if node and server is not None and server.client_id is not None:
-        server.send_progress_text(so_far(evaluations, sigmas), node, server.client_id)
+    features = getattr(server, "sockets_metadata", {}).get(getattr(server, "client_id", None), {}).get("feature_flags")
+    if node and features:
+        try:
+            server.send_progress_text(so_far(evaluations, sigmas), node, server.client_id)
+        except Exception as error:  # a line on a node is not worth a run
+            logging.warning("RAPID: no progress is shown on the node (%s)", error)
 
 
 def so_far(evaluations: Sequence[EvaluationRecord], sigmas: Sequence[float]) -> str:

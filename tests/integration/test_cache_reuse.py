@@ -241,6 +241,42 @@ def test_a_condition_that_starts_late_is_computed_first(tiny_sd3, cache_reuse, s
     assert "a condition became active" in last_record(patched).text()
 
 
+@pytest.mark.parametrize("level, order", [("hold", 1), ("reuse", 0)])
+@pytest.mark.parametrize("where", [0, 1, -1])
+def test_where_a_range_ends_on_a_level_of_the_schedule_the_host_says_who_is_active(
+    tiny_sd3, cache_reuse, sample, pack_module, monkeypatch, level, order, where
+):
+    """The host compares in single precision: both of two conditions that meet there run. where: of the bound, in units
+    of a double's rounding."""
+    import comfy.samplers
+
+    sampling = tiny_sd3.get_model_object("model_sampling")
+    meeting = comfy.samplers.calculate_sigmas(sampling, "simple", 16)[6].item()
+    bound = meeting * (1 + where * 1e-9)
+    own = type(sampling).percent_to_sigma
+    monkeypatch.setattr(type(sampling), "percent_to_sigma", lambda s, p: bound if p == 0.375 else own(s, p))
+    late = make_conditioning(3, start_percent=0.375, end_percent=1.0)
+    early = make_conditioning(4, start_percent=0.0, end_percent=0.375)
+    conditions, seen = pack_module("rapid_core.host.conditions"), []
+    real = conditions.slot_key
+    monkeypatch.setattr(conditions, "slot_key", lambda i, c, *a: seen.append(real(i, c, *a)) or seen[-1])
+    patched = cache_reuse(tiny_sd3, reuse_threshold=9.0, max_consecutive=2, forecast_order=order, level=level)
+    out = sample(patched, steps=16, **guided(positive=early + late))
+    assert torch.isfinite(out).all()
+    numbers = [len(key[1]) for key in seen if key[0] == 0]
+    assert numbers[:16].count(2) == 1 and set(numbers) == {1, 2}
+
+
+def test_a_condition_counts_as_the_host_counts_it(pack_module):
+    """Against the host's own comparison, at levels next to the bounds."""
+    is_active = pack_module("rapid_core.host.conditions").is_active
+    for bound in (0.75, 0.7500000001, 0.3, 1 / 3, 0.8571428571428572):
+        middle = torch.tensor(bound)
+        for level in (middle, *(torch.nextafter(middle, torch.tensor(to)) for to in (0.0, 1.0))):
+            assert is_active({"timestep_start": bound}, level.item()) == (not bool(level > bound))
+            assert is_active({"timestep_end": bound}, level.item()) == (not bool(level < bound))
+
+
 @pytest.mark.parametrize(
     ("setting", "value", "words"),
     [
@@ -320,6 +356,8 @@ def test_a_run_tells_on_its_node_how_it_goes_on(comfy_host, pack, pack_module, t
 
     class Browser:
         client_id = "a browser"
+        sockets_metadata = {"a browser": {"feature_flags": {"supports_preview_metadata": True}},
+                            "a script": {"feature_flags": {}}}  # fmt: skip
 
         def send_progress_text(self, *arguments):
             told.append(arguments)
@@ -335,10 +373,14 @@ def test_a_run_tells_on_its_node_how_it_goes_on(comfy_host, pack, pack_module, t
     sample(patched, steps=8)
     lines = [text for text, *_ in told]
     assert len(lines) == 8 and all(rest == ["7:3", "a browser"] for _, *rest in told)
+    Browser.client_id = "a script"
+    sample(patched, steps=8)
+    assert len(told) == 8  # it would take the message for a picture
     record = pack_module("rapid_core.host.chain").chain_of(patched).log.records[-1]
     held, speed = record.totals["held"], record.totals["speedup_allowed"]
     assert lines[0] == "step 1 of 8: 0 not computed, 1.0x so far"
     assert held and lines[-1] == f"step 8 of 8: {held} not computed, {speed:.1f}x so far"
     told.clear()
+    Browser.client_id = "a browser"
     sample(patched, steps=4, sampler="heun")
     assert [text.split(":")[0] for text, *_ in told] == [f"step {i} of 4" for i in (1, 2, 2, 3, 3, 4, 4)]

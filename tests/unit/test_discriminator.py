@@ -1,5 +1,7 @@
 """The adversarial reward: it learns, remembers little, goes on as it was, and touches nothing but its adapter."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -175,3 +177,16 @@ def test_without_a_discriminator_the_score_is_the_quality(tmp_path):
     assert scorer.learn(0).keys() == {"reward/psnr"} and scorer.state() == {}
     scorer.warm_up(lambda number: pytest.fail("nothing is to be drawn"), 3, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("reward", ["psnr", "ssim"])
+def test_an_image_that_overflowed_is_worth_nothing_and_nobody_learns_from_it(tmp_path, reward):
+    scorer, wanted, _ = scored(tmp_path, 1.0)
+    scorer.rewards = Mixture(parsed(reward), ["p"])
+    latents = blurred(3, 5)
+    latents[1, 0, 0, 0] = math.inf
+    found = scorer.scores(latents, wanted)
+    assert found[1] == 0 < min(found[0], found[2]) and scorer.seen[0][1][1].shape[0] == 2
+    assert scorer.scores(torch.full_like(latents, math.nan), wanted) == [0.0] * 3
+    assert all(map(math.isfinite, scorer.learn(0).values()))
+    assert all(torch.isfinite(p).all() for p in scorer.discriminator.adapter.parameters())

@@ -2,7 +2,7 @@
 
 import pytest
 
-from training.train_policy import checked, parser, read_prompts
+from training.train_policy import checked, host_flags, parser, read_prompts
 
 BASE = ["--workflow", "a.json", "--prompts", "p.txt", "--out", "name"]
 
@@ -50,3 +50,15 @@ def test_flags_that_make_no_sense_are_refused(flags, said):
 def test_quick_is_a_few_of_everything():
     args = checked(parser().parse_args([*BASE, "--kind", "rapid3", "--quick"]))
     assert args.train_prompts == 2 and args.iterations == 2 and args.heads == ["step", "cache", "sparse"]
+
+
+def test_prompts_that_are_there_twice_count_once(tmp_path, capsys):
+    (tmp_path / "prompts.txt").write_text("a\nb\na\u2028c\na\n", encoding="utf-8")
+    assert read_prompts(tmp_path / "prompts.txt", 3) == ["a", "b", "a\u2028c"]
+    assert "1 of 4 prompts are there twice" in capsys.readouterr().out
+
+
+def test_flags_that_comfyui_obeys_only_as_a_server_are_refused():
+    assert host_flags('--lowvram --base-directory "/a b"') == ["--lowvram", "--base-directory", "/a b"]
+    with pytest.raises(SystemExit, match="--cuda-device would do nothing here.*CUDA_VISIBLE_DEVICES"):
+        host_flags("--cuda-device 1")

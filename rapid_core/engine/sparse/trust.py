@@ -30,7 +30,7 @@ class Trust:
             return None, str(self.found[key])
         try:
             out = backend.attend(problem)
-        except torch.OutOfMemoryError:
+        except torch.cuda.OutOfMemoryError:
             raise
         except Exception as error:
             self.found[key] = f"{backend.name} does not work here ({type(error).__name__}: {error}): attention is dense"
