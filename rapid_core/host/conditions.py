@@ -13,6 +13,7 @@ from ..actions import Level
 from ..architectures import Architecture
 from ..engine.evaluation import Evaluation
 from ..engine.kv import KVStore
+from ..engine.sparse import LeftOut
 from ..engine.spread import spread
 from ..engine.state import RunState
 
@@ -70,13 +71,14 @@ def is_part(area: Sequence | None, shape: tuple[int, ...]) -> bool:
 
 class Conditions:
     """Fills in what was not computed, per condition, after the host has merged areas and masks; guidance then runs as
-    stock. store: keys and values, where a region policy is; interpolate: inactive tokens move with their neighbours."""
+    stock. store: keys and values, where a region policy is; interpolate: inactive tokens move with their neighbours;
+    left_out: differences to dense attention, where they are kept."""
 
     def __init__(
         self, state: RunState, architecture: Architecture | None, model: Any, store: KVStore | None = None,
-        interpolate: bool = False,
-    ):
-        self.state, self.store, self.interpolate = state, store, interpolate
+        interpolate: bool = False, left_out: LeftOut | None = None,
+    ):  # fmt: skip
+        self.state, self.store, self.interpolate, self.left_out = state, store, interpolate, left_out
         self.architecture, self.model = architecture, model
         self.flops: dict[tuple, float] = {}  # dense FLOPs of a slot of an image, as last computed
 
@@ -168,6 +170,9 @@ class Conditions:
                 track.forget(i)
             if self.store is not None:
                 self.store.forget(stream, i)
+            if self.left_out is not None:
+                self.left_out.forget(stream, i)
+                self.state.since_measured[i] = -1
 
     def _whole(self, conds: list, evaluation: Evaluation) -> tuple[str, list[int]]:
         """Why all tokens must be computed, and of which images: conditions that address tokens by their place."""

@@ -42,7 +42,7 @@ class HostRun:
     ):
         patcher = guider.model_patcher
         self.chain = chain
-        self.model = patcher.model.diffusion_model
+        self.base, self.model = patcher.model, patcher.model.diffusion_model
         self.architecture = describe(self.model)
         self.diary = Diary(chain.notes)
         self.current: Evaluation | None = None
@@ -76,7 +76,8 @@ class HostRun:
             self.diary.note(said)
             if policy.metric == "attention":
                 self.calls.mass_at = len(places(self.architecture, self.model)) // 2
-        self.conditions = Conditions(self.state, self.architecture, self.model, self.calls.store, interpolate)
+        self.conditions = Conditions(self.state, self.architecture, self.model, self.calls.store, interpolate,
+                                     left_out)  # fmt: skip
 
     def _state(self, policies: tuple, sampling: Any, noise: Tensor, mask: Tensor | None) -> RunState:
         """State of the run, and the actors of all techniques that can work on this model."""
@@ -207,7 +208,8 @@ class HostRun:
         """The host's arguments, put into a dict so that they can be sliced together."""
         arguments = {"c_concat": c_concat, "c_crossattn": c_crossattn, "control": control, "extra": extra}
         chunks, evaluation = len(transformer_options.get("uuids") or ()), self.current
-        if evaluation is not None and not self.dense_call and x.shape[0] == chunks * self.state.batch:
+        other = executor.class_obj is not self.base  # the negative's model of DualModelGuider, another GPU's copy
+        if evaluation is not None and not (self.dense_call or other) and x.shape[0] == chunks * self.state.batch:
             return self.calls(executor, evaluation, x, t, arguments, transformer_options)
         if evaluation is not None:
             images = range(self.state.batch)

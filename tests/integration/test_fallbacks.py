@@ -8,6 +8,9 @@ import torch
 from rapid_testing.sampling import empty_latent, make_conditioning, sample
 
 STEPS = 12
+REGION = dict(preset="custom", keep_ratio=0.5, warm_up=0.2, tail=0.1, refresh_interval=3, drift_threshold=0.0,
+              metric="std", direction="low", starvation=0.1, inactive="forecast", slope=0.0,
+              kv_cache="model")  # fmt: skip
 
 
 @pytest.fixture
@@ -112,3 +115,43 @@ def test_a_forecast_does_not_cross_keyframes_of_a_hook(comfy_host, pack_module):
     for sigma, place in zip((1.0, 0.61, 0.6, 0.4, 0.3, 0.1), seen, strict=True):  # as the host counts them
         group.prepare_current_keyframe(sigma, {"sample_sigmas": torch.tensor([1.0, 0.0])})
         assert group._current_index == place[0]
+
+
+@pytest.mark.main_host
+@pytest.mark.parametrize("node", ["region", "accelerate"])
+def test_a_guider_with_another_model_for_the_negative(accelerate, comfy_host, load_tiny, record_of, node):
+    """It is called with this run's options; hooks and keys of the first model are not for its blocks."""
+    import comfy.sample
+    import comfy.samplers
+
+    comfy_host.load_core_nodes("nodes_custom_sampler.py")
+    main, other = load_tiny("sd3"), load_tiny("sd3", seed=1)
+    del other.model.diffusion_model.joint_blocks[0]
+    patched = accelerate(main) if node == "accelerate" else comfy_host.run_node("RAPID_RegionAdaptive", model=main,
+                                                                                **REGION)[0]  # fmt: skip
+    found = {}
+    for name, model in (("ours", patched), ("dense", main)):
+        guider = comfy_host.run_node("DualModelGuider", model=model, model_negative=other, cfg=3.0,
+                                     positive=make_conditioning(0), negative=make_conditioning(1))[0]  # fmt: skip
+        with torch.inference_mode():
+            latent = empty_latent()
+            found[name] = guider.sample(comfy.sample.prepare_noise(latent, 0), latent,
+                                        comfy.samplers.sampler_object("euler"), sigmas_of(main), disable_pbar=True,
+                                        seed=0).clone()  # fmt: skip
+    error = (found["ours"] - found["dense"]).square().mean() / found["dense"].square().mean()
+    assert float(error) < 0.1
+    totals = record_of(patched).totals
+    assert totals["held"] == STEPS // 2 if node == "accelerate" else totals["partial"] > 0
+
+
+def test_keys_and_values_that_nobody_would_read_are_not_kept(comfy_host, pack, tiny_sd3, record_of):
+    import comfy.samplers
+
+    patched = comfy_host.run_node("RAPID_RegionAdaptive", model=tiny_sd3, **REGION)[0]
+    down, euler = sigmas_of(tiny_sd3), comfy.samplers.sampler_object("euler")
+    custom(patched, euler, down)
+    kept = record_of(patched).bytes
+    up = down.flip(0)
+    up[0] = 1e-4
+    custom(patched, euler, up)
+    assert record_of(patched).bytes < kept / 2 and record_of(patched).totals["computed"] == STEPS

@@ -292,3 +292,13 @@ def test_the_same_attention_twice_is_dense_the_second_time():
         assert torch.allclose(found, wanted, atol=1e-5)
         saved.append(sparse.saved)
     assert saved[0] < 0 < saved[1]
+
+
+def test_what_was_left_out_is_forgotten_with_the_stream_that_it_was_measured_in():
+    left_out, tiles = LeftOut(), torch.zeros(1, 1, 1)
+    for stream in ((0, "a"), (1, "b")):
+        for image in (0, 1):
+            left_out.write((stream, "shape"), 3, image, 0.5, 0.25, torch.ones(1, 2, 2), tiles)
+    left_out.forget((0, "a"), 1)
+    has = [left_out.has((s, "shape"), 3, i, 0.25) for s in ((0, "a"), (1, "b")) for i in (0, 1)]
+    assert has == [True, False, True, True]

@@ -56,6 +56,14 @@ class LeftOut:
         ahead *= self.slope / (latest.sigma - before.sigma)
         return [(latest.value, 1.0 + ahead), (before.value, -ahead)]
 
+    def forget(self, stream: Hashable, image: int) -> None:
+        """Let go of what was measured of an image in all calls of a stream (of whose key `stream` is the beginning)."""
+        for (one, _), track in self._tracks.items():
+            if one[0] == stream:
+                track.forget(image)
+        for key in [key for key in self._kept if key[0][0] == stream and key[2] == image]:
+            del self._kept[key]
+
     def drop(self) -> None:
         """Let go of everything held."""
         for track in self._tracks.values():
