@@ -24,6 +24,8 @@ def check_host(run: HostRun, evaluation: Evaluation, model_options: dict) -> Non
     foreign = blocks.foreign(model_options.get("transformer_options", {}))
     if foreign:
         evaluation.fall_back(foreign, [*evaluation.images(Level.REUSE), *evaluation.partial()])
+        if evaluation.images(Level.RUN):  # a part of the batch would be given what the patch keeps of other rows
+            evaluation.fall_back(foreign, evaluation.images(Level.HOLD))
         keep_nothing(run, foreign)
     if run.reuse_blocked:
         evaluation.fall_back(run.reuse_blocked, evaluation.images(Level.REUSE))

@@ -195,6 +195,36 @@ def test_a_foreign_block_patch_makes_reuse_dense_and_the_report_says_so(tiny_flu
     assert "another node replaced double_block 1" in last_record(patched).text()
 
 
+def test_a_batch_is_not_split_where_a_foreign_patch_may_keep_rows(comfy_host, pack, pack_module, tiny_flux, sample,
+                                                                  last_record):
+    """As the host's FluxKVCache does, which gives the first image's keys to whatever part of the batch it meets."""
+    actions, chain = pack_module("rapid_core.actions"), pack_module("rapid_core.host.chain")
+    threshold = pack_module("rapid_core.policies.threshold")
+
+    class Uneven(threshold.ThresholdActor):
+        def act(self, observation):
+            hold = actions.Action(actions.Level.HOLD)
+            later = observation.index > 2
+            return tuple(hold if later and (i + observation.index) % 3 else actions.DENSE
+                         for i in range(len(observation.images)))  # fmt: skip
+
+    class Policy(threshold.ThresholdPolicy):
+        def start(self, window):
+            return Uneven(self, window)
+
+    rows, model = [], tiny_flux.clone()
+    model.set_model_attn1_patch(lambda q, k, v, **extra: rows.append(q.shape[0]) or {"q": q, "k": k, "v": v})
+    latent = empty_latent(batch=2)
+    patched = chain.attach(model, Policy(1.0))
+    sample(patched, steps=9, latent=latent)
+    assert set(rows) == {2} and last_record(patched).totals["held"] > 0
+    assert "another node patches the model's blocks (attn1_patch)" in last_record(patched).text()
+    plain = chain.attach(tiny_flux, Policy(1.0))
+    sample(plain, steps=9, latent=latent)
+    split = [e.levels for e in last_record(plain).evaluations]
+    assert any(len(set(levels)) == 2 for levels in split)
+
+
 def test_a_foreign_condition_function_is_yielded_to(tiny_sd3, cache_reuse, sample, last_record):
     import comfy.samplers
 
