@@ -174,6 +174,15 @@ class Conditions:
                 self.left_out.forget(stream, i)
                 self.state.since_measured[i] = -1
 
+    def let_go(self) -> None:
+        """Free what is held of conditions whose history ended with an evaluation."""
+        alive = {(key[0], uuid) for key in self.state.slots for uuid, _ in key[1]}
+        for key in [key for key in self.state.residuals if key[0] not in alive]:
+            self.state.residuals.pop(key).drop()
+        for held in (self.store, self.left_out):
+            if held is not None:
+                held.keep_only(alive)
+
     def _whole(self, conds: list, evaluation: Evaluation) -> tuple[str, list[int]]:
         """Why all tokens must be computed, and of which images: conditions that address tokens by their place."""
         active = [c for slot in conds if slot is not None for c in slot if is_active(c, evaluation.asked)]

@@ -167,6 +167,7 @@ class HostRun:
         finally:
             self.current = None
         self.state.end(evaluation, x, denoised)
+        self.conditions.let_go()
         self._mix(evaluation, getattr(executor.class_obj, "cfg", 1.0))
         self.diary.add(evaluation, self.state, self.calls.bytes, self.calls.sparsity is not None)
         progress.tell(self.chain.node, self.diary.evaluations, self.sigmas)

@@ -498,6 +498,25 @@ def cache_of(pack_module, sample, monkeypatch):
     return measured
 
 
+@pytest.mark.parametrize("kv_cache", ["forecast", "model"])
+def test_what_is_held_of_a_prompt_ends_with_it(tiny_sd3, region, pack_module, sample, make_conditioning, monkeypatch,
+                                               kv_cache):  # fmt: skip
+    run, stores = pack_module("rapid_core.host.run"), []
+    make = run.key_store
+    monkeypatch.setattr(run, "key_store", lambda *a: stores.append(make(*a)) or stores[-1])
+
+    def held(positive):
+        found = []
+        sample(region(tiny_sd3, kv_cache=kv_cache), steps=12, cfg=2.0, positive=positive,
+               callback=lambda *_: found.append(stores[-1][0].bytes))  # fmt: skip
+        return found
+
+    alone = held(make_conditioning(0))
+    both = held(make_conditioning(0, start_percent=0.0, end_percent=0.5)
+                + make_conditioning(3, start_percent=0.5, end_percent=1.0))  # fmt: skip
+    assert both[-1] == alone[-1] > 0 and both[3] == alone[3]
+
+
 @pytest.mark.parametrize("kv_cache", ["forecast", "model", "8 bit", "pooled", "host memory", "none"])
 @pytest.mark.parametrize("kind", ["flux", "sd35", "lumina2", "z_image", "wan", "flux with a reference"])
 def test_the_memory_said_before_is_what_is_taken(kind, kv_cache, family, region, cache_of, make_conditioning):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 
 import torch
 from torch import Tensor
@@ -53,6 +53,14 @@ class KVStore:
         self._complete.pop((stream, image), None)
         if stream in self._clocks:
             self._clocks[stream].levels[image] = None
+
+    def keep_only(self, streams: Collection[Stream]) -> None:
+        """Let go of what other streams hold: conditions that ended."""
+        for key in [key for key in self._kept if key[0] not in streams]:
+            self._kept.pop(key).drop()
+        self._clocks = {stream: clock for stream, clock in self._clocks.items() if stream in streams}
+        self._complete = {key: shape for key, shape in self._complete.items() if key[0] in streams}
+        self._room = {uuid: stream for uuid, stream in self._room.items() if stream in streams}
 
     def has(self, stream: Stream, image: int, shape: tuple) -> bool:
         """Whether every attention of this stream holds the image's rows for a latent of this shape."""

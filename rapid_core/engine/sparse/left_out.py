@@ -5,7 +5,7 @@ measured with, and choosing costs nothing in between."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -63,6 +63,12 @@ class LeftOut:
                 track.forget(image)
         for key in [key for key in self._kept if key[0][0] == stream and key[2] == image]:
             del self._kept[key]
+
+    def keep_only(self, streams: Collection[Hashable]) -> None:
+        """Let go of what was measured in calls of other streams: conditions that ended."""
+        for one, at in [key for key in self._tracks if key[0][0] not in streams]:
+            self._tracks.pop((one, at)).drop()
+        self._kept = {key: kept for key, kept in self._kept.items() if key[0][0] in streams}
 
     def drop(self) -> None:
         """Let go of everything held."""
