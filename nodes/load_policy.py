@@ -29,6 +29,12 @@ def path_of(name: str) -> Path:
     return Path(found)
 
 
+def names() -> list[str]:
+    """All policies; the user's own before those of the demo models, which fit no others."""
+    found = folder_paths.get_filename_list(FOLDER)
+    return sorted(found, key=lambda name: SHIPPED in Path(folder_paths.get_full_path(FOLDER, name) or "").parents)
+
+
 class LoadPolicy(io.ComfyNode):
     """Reads a policy file, and again when it has changed."""
 
@@ -43,7 +49,7 @@ class LoadPolicy(io.ComfyNode):
             search_aliases=["rapid3", "tpdm", "policy", "schedule", "heads", "load", "speed up", "faster", "加速",
                             "策略"],
             inputs=[
-                io.Combo.Input("policy", options=folder_paths.get_filename_list(FOLDER) or [NONE],
+                io.Combo.Input("policy", options=names() or [NONE],
                                tooltip="A .safetensors file in models/rapid_policies, or one of this pack's for its "
                                "demo models. It must be made for the model you sample with."),
             ],

@@ -173,7 +173,8 @@ def test_a_schedule_policy_computes_its_steps(comfy_host, pack, pack_module, sav
 def test_policies_are_listed_and_read_again_when_they_change(comfy_host, pack, saved, tiny_flux):
     name = saved("threshold", {"thresholds": torch.tensor([0.7])})
     node = comfy_host.nodes.NODE_CLASS_MAPPINGS["RAPID_LoadPolicy"]
-    assert name in str(node.define_schema().inputs[0].options)
+    options = node.define_schema().inputs[0].options
+    assert name == options[0] and options[-1].startswith("demo-")  # one's own before those of the demo models
     before = node.fingerprint_inputs(policy=name)
     policy = load(comfy_host, saved("threshold", {"thresholds": torch.tensor([0.2])}))
     assert node.fingerprint_inputs(policy=name) != before
