@@ -74,5 +74,5 @@ def test_any_sampler_will_do_and_a_speed_out_of_reach_is_named(graph, comfy_host
     assert file.budgets == (1.3,)
     with pytest.raises(ValueError, match="the sampler euler is needed .* samples with heun"):
         train(other, tmp_path / "solution", FLAGS + " --target solution")
-    with pytest.raises(ValueError, match=r"--speedups 20: with this workflow's steps Cache Reuse can be \d.* at most"):
-        train(graph, tmp_path / "fast", "--kind threshold --speedups 20 --calibration 1 --held-out 1")
+    with pytest.raises(ValueError, match=r"--speedups 6: with this workflow's steps Cache Reuse can be \d.* at most"):
+        train(graph, tmp_path / "fast", "--kind threshold --speedups 6 --calibration 1 --held-out 1")
