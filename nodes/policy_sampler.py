@@ -3,6 +3,7 @@
 from comfy_api.latest import io
 
 from ..rapid_core.host.policy_sampler import policy_sampler
+from ..rapid_core.policy_file import MOST_SPEEDUP
 from .checks import Checks
 from .load_policy import Policy
 
@@ -24,7 +25,7 @@ class PolicySampler(io.ComfyNode):
             inputs=[
                 Policy.Input("policy", tooltip="Trained heads with a step head, made for the model you sample with. "
                              "Other policies go into RAPID Accelerate."),
-                io.Float.Input("speedup", default=1.0, min=1.0, max=6.0, step=0.1, optional=True,
+                io.Float.Input("speedup", default=1.0, min=1.0, max=MOST_SPEEDUP, step=0.1, optional=True,
                                tooltip="A ceiling, times faster than computing every step: at 2.0 at most 10 of 20 "
                                "steps are computed. Higher is faster and less exact. At 1 the policy is bounded by "
                                "the number of steps only."),
@@ -38,5 +39,5 @@ class PolicySampler(io.ComfyNode):
 
     @classmethod
     def execute(cls, policy, speedup=1.0) -> io.NodeOutput:
-        Checks("RAPID Policy Sampler").ranges(speedup=(speedup, 1.0, 6.0))
+        Checks("RAPID Policy Sampler").ranges(speedup=(speedup, 1.0, MOST_SPEEDUP))
         return io.NodeOutput(policy_sampler(policy, speedup, cls.hidden))

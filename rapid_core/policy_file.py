@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -133,9 +133,9 @@ def write(path: Path, kind: str, metadata: Mapping[str, Any], tensors: Mapping[s
     part = path.with_suffix(".part")
     save_file(body, part, {"format": FORMAT, "version": VERSION, "kind": kind, **texts})
     try:
-        read(part)
+        found = read(part)
     except PolicyError as error:
         part.unlink()
         raise PolicyError(str(error).replace(part.name, path.name)) from None
     part.replace(path)
-    return read(path)
+    return replace(found, path=path)

@@ -96,6 +96,11 @@ def acting(graph: Graph, prompt: str, args: Namespace) -> list[str]:
     return left
 
 
+def searches(args: Namespace) -> bool:
+    """Whether rapid+ searches the schedule that it begins with."""
+    return args.kind == PLUS and args.start is None
+
+
 class Published:
     """RAPID3: no budgets, a discount by equivalent steps instead, and larger Euler steps over what is held."""
 

@@ -14,7 +14,6 @@ from statistics import mean
 import torch
 from tqdm import tqdm
 
-from rapid_core.policies.from_file import PLUS
 from rapid_core.policies.heads import INPUTS, Heads
 from rapid_core.policy_file import PolicyFile, write
 from training.card import Panel, write_card
@@ -23,7 +22,7 @@ from training.graph import Graph
 from training.grpo import Learner, Settings, Trajectory, trajectory_log_p
 from training.host import attach, family_of, last_record, size_of
 from training.likelihood import TrajectoryTape, left_plan
-from training.methods import Method, Planned, Published, acting
+from training.methods import Method, Planned, Published, acting, searches
 from training.plan_search import latent_psnr
 from training.plans import REFINE, TARGETS, schedule_file, train_plans
 from training.processes import from_first, rank, share, together
@@ -44,8 +43,8 @@ class Trainer:
         self.graph, self.prompts, self.args, self.state = graph, list(prompts), args, state
         self.method, self.scorer, self.held_out = method, scorer, list(held_out)
         self.refine = REFINE if args.target == "solution" else 1
-        searched = args.kind == PLUS and args.start is None  # with a folder of its own, which is sure of its settings
-        self.references = state / "plan" / "references" if searched else state / "references"
+        # A search has a folder of its own, which is sure of its settings.
+        self.references = state / "plan" / "references" if searches(args) else state / "references"
         names = ("kind", "heads", "speedups", "prompts_per_update", "group", "lr", "discount", "width", "seed",
                  "target", "mode", "advantages", "sparse_backend")  # fmt: skip
         settings = {name: getattr(args, name) for name in names}

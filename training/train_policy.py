@@ -28,7 +28,7 @@ from rapid_core.policy_file import MOST_SPEEDUP  # noqa: E402
 from training.features import FEATURES  # noqa: E402
 from training.graph import Graph, WorkflowError  # noqa: E402
 from training.host import Host, find_tree  # noqa: E402
-from training.methods import LR, METHODS, OMEGA  # noqa: E402
+from training.methods import LR, METHODS, OMEGA, searches  # noqa: E402
 from training.plans import train_plans  # noqa: E402
 from training.policy_gradient import train_heads  # noqa: E402
 from training.processes import ProcessLost, rank, several, size  # noqa: E402
@@ -38,6 +38,7 @@ from training.thresholds import train_thresholds  # noqa: E402
 # ComfyUI's main.py obeys these before it imports what is imported here.
 ONLY_SERVED = ("--cuda-device", "--default-device", "--input-directory", "--output-directory", "--temp-directory",
                "--user-directory")  # fmt: skip
+
 
 def parser() -> argparse.ArgumentParser:
     """The command's flags."""
@@ -130,7 +131,7 @@ def host_flags(text: str) -> list[str]:
 
 def _needed(args: argparse.Namespace) -> int:
     """Prompts that a file must have."""
-    if args.kind == PLUS and args.start is None:
+    if searches(args):
         return args.calibration + 2 * args.held_out
     return (1 if args.kind in METHODS else args.calibration) + args.held_out
 
@@ -205,8 +206,7 @@ def _shown(args: argparse.Namespace) -> list[str]:
     if args.kind == "threshold":
         plan = ["kind", *(name for name in plan if name not in ("start", "plans", "oracle"))]
     elif args.kind != "schedule":
-        searched = args.kind == PLUS and args.start is None
-        plan = heads + [name for name in plan if searched or name not in ("calibration", "plans", "oracle")]
+        plan = heads + [name for name in plan if searches(args) or name not in ("calibration", "plans", "oracle")]
     given = {f"--{name.replace('_', '-')}": getattr(args, name) for name in plan}
     return [text for flag, value in given.items() if value not in (None, [])
             for text in (flag, *map(_named, _listed(value)))]  # fmt: skip
