@@ -84,9 +84,9 @@ class Measurement:
         self.tallies: dict[str, Tally] = {}
 
     def draw(self, method: str, prompt: str, seed: int, size: int) -> Sampled:
-        """One picture of a method; `fewer_steps` takes as many steps as Cache Reuse computed on average."""
+        """One picture of a method; `fewer_steps` takes as many steps as Cache Reuse computed on average, rounded up."""
         if method == "fewer_steps":
-            steps = max(2, round(averaged(self.tallies["cache_reuse"].computed)))
+            steps = max(2, math.ceil(averaged(self.tallies["cache_reuse"].computed)))
             return self.subject.sample(self.models["dense"], prompt, seed, size, steps=steps)
         return self.subject.sample(self.models[method], prompt, seed, size)
 

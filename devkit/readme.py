@@ -10,7 +10,8 @@ from rapid_core.architectures import ALL, Architecture
 README = REPOSITORY / "README.md"
 BEGIN, END = "<!-- models: made by `python -m devkit.readme` -->\n", "<!-- end of models -->\n"
 WHOLE = {
-    "guiding_frame_index": "image to video", "clip_fea": "image to video", "ref_latent": "reference pictures",
+    "guiding_frame_index": "image to video", "clip_fea": "image to video with CLIP vision",
+    "ref_latent": "reference pictures",
     "reference_latent": "reference pictures", "ref_latents": "reference pictures", "ref_contexts": "reference pictures",
     "context_latents": "reference pictures", "siglip_feats": "reference pictures", "txt_byt5": "quoted lettering",
 }  # fmt: skip

@@ -26,7 +26,10 @@ class Checks:
     def window(self, start_percent: float, end_percent: float) -> None:
         """Raise ValueError unless 0 <= start_percent <= end_percent <= 1."""
         self.range("end_percent", end_percent, 0.0, 1.0)
-        self.range("start_percent", start_percent, 0.0, end_percent)
+        self.range("start_percent", start_percent, 0.0, 1.0)
+        if start_percent > end_percent:
+            raise ValueError(f"{self.node}: start_percent = {start_percent!r} was given with end_percent = "
+                             f"{end_percent!r}; accepted is a start that is not after the end.")  # fmt: skip
 
     def choice(self, name: str, value: Any, choices: Sequence[Any]) -> None:
         """Raise ValueError unless `value` is one of `choices`."""

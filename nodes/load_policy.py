@@ -5,6 +5,7 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import io
 
+from ..rapid_core.policies.from_file import policy_of
 from ..rapid_core.policy_file import read
 
 FOLDER = "rapid_policies"
@@ -25,7 +26,8 @@ def path_of(name: str) -> Path:
     found = folder_paths.get_full_path(FOLDER, name)
     if found is None:
         there = ", ".join(folder_paths.get_filename_list(FOLDER)) or "nothing"
-        raise ValueError(f"RAPID Load Policy: policy = {name!r} was given; in models/{FOLDER} there is {there}.")
+        raise ValueError(f"RAPID Load Policy: policy = {name!r} was given; there is {there}. Policies belong in "
+                         f"models/{FOLDER}.")  # fmt: skip
     return Path(found)
 
 
@@ -70,4 +72,5 @@ class LoadPolicy(io.ComfyNode):
     @classmethod
     def execute(cls, policy) -> io.NodeOutput:
         file = read(path_of(policy))
+        policy_of(file, file.budgets[0])  # all that a sampling run would find wrong is said here
         return io.NodeOutput(file, "\n".join(f"{name}: {value}" for name, value in sorted(file.metadata.items())))

@@ -108,7 +108,8 @@ QWEN = Architecture(
     hidden="inner_dim",
 )  # fmt: skip
 WAN = Architecture(
-    "wan", "Wan 2.1, Wan 2.2", ((Group("double_block", "blocks", ALONE, (IMAGE, TEXT)),),),
+    "wan", "Wan 2.1, Wan 2.2 (not VACE, Camera, S2V, Animate)",
+    ((Group("double_block", "blocks", ALONE, (IMAGE, TEXT)),),),
     (("cross_attn.k", TEXT), ("cross_attn.v", TEXT), ("blocks", IMAGE), ("head", IMAGE), ("patch_emb", IMAGE),
      ("text_emb", TEXT)),
     hidden="dim", whole=("reference_latent", "context_latents", "clip_fea"),

@@ -40,10 +40,15 @@ class EvaluationRecord:
     seconds: float = 0.0  # from the end of the evaluation before, or the loop's beginning; with the sampler's own work
 
     @property
+    def thin(self) -> bool:
+        """Whether any attention was sparse, or measured against dense attention."""
+        return any(d < 1 for d in self.density) or any(m is not None for m in self.measures)
+
+    @property
     def whole(self) -> bool:
         """Whether everything was computed, and nothing measured beside it."""
-        thin = any(d < 1 for d in self.density) or any(m is not None for m in self.measures)
-        return all(level == "run" for level in self.levels) and all(share == 1 for share in self.share) and not thin
+        ran = all(level == "run" for level in self.levels) and all(share == 1 for share in self.share)
+        return ran and not self.thin
 
 
 @dataclass(frozen=True)

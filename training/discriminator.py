@@ -78,6 +78,11 @@ class Discriminator:
         self.dense.add(dense)
         self.drawn.add(drawn)
 
+    @property
+    def ready(self) -> bool:
+        """Whether there is anything to learn from: not before a first picture that did not overflow."""
+        return bool(len(self.dense.rows) and len(self.drawn.rows))
+
     def step(self, when: str) -> dict[str, float]:
         """One update on what is remembered; its loss, and the accuracy before it."""
         generator = torch.Generator().manual_seed(random.Random(f"{self.seed}/discriminator/{when}").getrandbits(60))

@@ -52,7 +52,7 @@ class Graph:
     def read(cls, path: Path, host: Host, sampler: str | None = None, texts: Sequence[str] = ()) -> Graph:
         """From a file. Raises WorkflowError."""
         try:
-            workflow = json.loads(path.read_text(encoding="utf-8"))
+            workflow = json.loads(path.read_text(encoding="utf-8-sig"))
         except (OSError, ValueError) as error:  # not there, not UTF-8, not JSON
             raise WorkflowError(f"{path}: {error}") from None
         return cls(workflow if isinstance(workflow, dict) else {}, host, sampler, texts)

@@ -30,6 +30,7 @@ NEAR_DENSE = {"step": (2.5, 1.0), "cache": (2.0, 0.0), "sparse": (2.0, 0.0, 0.0,
 PRICE, RATE = 0.1, 0.5  # of a whole budget at the beginning, and how fast it follows what is spent
 SILENT = 64  # rollouts of a speed-up that say what heads spend that say nothing, since leaving a plan at random costs
 LR = {"rapid3": 1e-3, PLUS: 2e-4}  # learning rate unless given; 2e-3 saturates rapid+ in 5 updates
+MORE_PLANS = "give --speedups two or more, or --start with a schedule for several"
 OMEGA = {"rapid3": 1.0, PLUS: 0.0}  # weight of the discriminator unless given
 
 
@@ -148,7 +149,13 @@ class Planned:
             budgets = ", ".join(f"{budget:g}" for budget in file.budgets)
             raise file.wrong("budgets", f"= {budgets}; --speedups must be some of them")
         self.plans, self.ladder = [nearest_plan(file, s) for s in self.speedups], plans_of(file)
+        if args.heads == ["pace"] and len({plan.computed for plan in self.ladder}) < 2:
+            raise file.wrong("budgets", f"= {file.budgets[0]:g}: the pace head chooses among the plans of a file, and "
+                             f"here there is one; {MORE_PLANS}")  # fmt: skip
         self.steps = len(self.plans[0].computed)
+        if any(affordable(s, self.steps) < 2 for s in self.speedups):
+            raise ValueError(f"--speedups {self.speedups}: of {self.steps} steps {self.speedups[-1]:g}x leaves one "
+                             "evaluation, and nothing to choose; take more steps or lower speed-ups")  # fmt: skip
         self.course = {name: dict.fromkeys(self.speedups, value) for name, value in
                        {"price": PRICE, "silent": 0.0, "silent_rollouts": 0}.items()}  # fmt: skip
         grams = [tensor.numpy().tobytes() for _, tensor in sorted(plan_tensors(self.ladder).items())]

@@ -125,7 +125,7 @@ def filled_up(computed: Sequence[bool], count: int) -> tuple[bool, ...]:
 def default_plan(schedule: Sequence[float], speedup: float) -> Plan:
     """What RAPID Accelerate does without a policy."""
     steps = len(schedule) - 1
-    return Plan(even(affordable(speedup, steps), steps), tuple(schedule))
+    return Plan(even(affordable(speedup, steps), steps, few=True), tuple(schedule))
 
 
 def oracle(

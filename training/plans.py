@@ -12,12 +12,14 @@ from statistics import mean
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from rapid_core.policies.fit import Gram
-from rapid_core.policies.from_file import check_family, nearest_plan, plan_tensors
-from rapid_core.policies.schedule import Plan, affordable
+from rapid_core.policies.from_file import check_family, check_model, nearest_plan, plan_tensors
+from rapid_core.policies.schedule import Plan, SchedulePolicy, affordable
 from rapid_core.policy_file import PolicyFile, read, write
 from training.card import Panel, write_card
+from training.clock import clocked
 from training.graph import Graph
 from training.host import family_of, size_of
 from training.plan_search import Rollouts, default_plan, filled_up, key_of, oracle, search
@@ -63,7 +65,11 @@ def train_plans(
     begin = {s: Plan(plan.computed, schedule, gram) for s, plan in begun(graph, args, schedule).items()}
     found = [plan_for(graph, s, calibration, held_out, gram, args, state, board, begin.get(s)) for s in args.speedups]
     board.close()
-    about, tensors = metadata(graph, found, args, command), plan_tensors([f.plan for f in found])
+    policies = {f"{f.speedup:g} {key_of(f.plan)}": SchedulePolicy(f.speedup, plan=f.plan, source="search")
+                for f in found}  # fmt: skip
+    speed = clocked(graph, policies, held_out[0].prompt, held_out[0].seed, state / "clock.json")
+    about = {**metadata(graph, found, args, command), "measured_speedup": speed}
+    tensors = plan_tensors([f.plan for f in found])
     file = from_first(lambda: write(path, "schedule", about, tensors))
     text = table(found, len(held_out))
     if refine > 1:
@@ -83,6 +89,7 @@ def schedule_file(path: Path, graph: Graph) -> PolicyFile:
     if file.kind != "schedule":
         raise file.wrong("kind", f"= {file.kind!r}; --start is a schedule")
     check_family(file, family_of(graph.model).family)
+    check_model(file, None, size_of(graph.model)["hidden"])
     return file
 
 
@@ -124,7 +131,13 @@ def plan_for(
         print(f"{speedup:g}x: plans for each image alone {headroom[1]:.2f} dB, the static plan {headroom[0]:.2f} dB")
     even = Plan(plain.computed, schedule, gram)
     course = list(itertools.accumulate(map(mean, score.kept.known.values()), max))
-    return Found(speedup, plan, judge(plan), judge(even), judge(plain), course, headroom)
+    rows = [judge(p) for p in tqdm((plan, even, plain), desc=f"held out at {speedup:g}x", unit="plan",
+                                   disable=rank() > 0)]  # fmt: skip
+    ends = {"psnr": mean(rows[0]), "psnr_default": mean(rows[2])}
+    if headroom:
+        ends["headroom"] = headroom[1] - headroom[0]
+    board.add(0, {f"held_out/{key}_{speedup:g}x": value for key, value in ends.items()})
+    return Found(speedup, plan, *rows, course, headroom)
 
 
 def metadata(graph: Graph, found: list[Found], args: Namespace, command: str) -> dict[str, Any]:

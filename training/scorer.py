@@ -84,7 +84,7 @@ class Scorer:
         for _, (dense, ours) in seen:
             if len(ours):
                 self.discriminator.remember(dense, ours)
-        return scalars | self.discriminator.step(str(iteration))
+        return scalars | (self.discriminator.step(str(iteration)) if self.discriminator.ready else {})
 
     def warm_up(self, draw: Draw, prompts: int, folder: Path) -> list[dict[str, float]]:
         """RAPID3's phase 3, before the first update: dense pictures against those of the initial policy. draw: rollouts

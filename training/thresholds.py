@@ -18,6 +18,7 @@ from rapid_core.policies.from_file import LONGEST
 from rapid_core.policies.threshold import ThresholdPolicy
 from rapid_core.policy_file import PolicyFile, write
 from training.card import Panel, write_card
+from training.clock import clocked
 from training.graph import Graph
 from training.host import attach, last_record, size_of
 from training.plan_search import latent_psnr
@@ -100,11 +101,13 @@ def train_thresholds(
     kept = Kept(state / "held_out.json")
     rows = [kept.get(f"{s:g}/{t:.6g}", lambda t=t, s=s: measured(graph, whole, s, t))
             for s, t in zip(args.speedups, found, strict=True)]  # fmt: skip
+    policies = {f"{s:g} {threshold:.6g}": fixed(threshold) for s, threshold in zip(args.speedups, found, strict=True)}
+    speed = clocked(graph, policies, whole[0].prompt, whole[0].seed, state / "clock.json")
     about = {
         **size, "base_model": graph.model_name, "budgets": args.speedups, "max_consecutive": LONGEST,
         "reward": "none: thresholds follow from what runs cost", "training_command": command, "licence": args.licence,
         "torch": torch.__version__, "measured": rows, "measured_prompts": args.held_out,
-        "target": TARGETS[args.target],
+        "measured_speedup": speed, "target": TARGETS[args.target],
     }  # fmt: skip
     tensors = {"thresholds": torch.tensor(found, dtype=torch.float32)}
     file = from_first(lambda: write(path, "threshold", about, tensors))

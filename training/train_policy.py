@@ -27,10 +27,10 @@ from rapid_core.policies.planned import MODES  # noqa: E402
 from rapid_core.policy_file import MOST_SPEEDUP  # noqa: E402
 from training.features import FEATURES  # noqa: E402
 from training.graph import Graph, WorkflowError  # noqa: E402
+from training.heads import train_heads  # noqa: E402
 from training.host import Host, find_tree  # noqa: E402
-from training.methods import LR, METHODS, OMEGA, searches  # noqa: E402
+from training.methods import LR, METHODS, MORE_PLANS, OMEGA, searches  # noqa: E402
 from training.plans import train_plans  # noqa: E402
-from training.policy_gradient import train_heads  # noqa: E402
 from training.processes import ProcessLost, rank, several, size  # noqa: E402
 from training.rewards import REWARDS, parsed  # noqa: E402
 from training.thresholds import train_thresholds  # noqa: E402
@@ -113,8 +113,8 @@ def read_prompts(path: Path, needed: int) -> list[str]:
     if len(lines) < given:
         print(f"{path}: {given - len(lines)} of {given} prompts are there twice and count once", flush=True)
     if len(lines) < needed:
-        raise SystemExit(f"{path} has {len(lines)} prompts; {needed} are needed (--calibration, where a schedule "
-                         "or thresholds are searched, and --held-out)")  # fmt: skip
+        raise SystemExit(f"{path} has {len(lines)} prompts; {needed} are needed: --calibration, where a schedule or "
+                         "thresholds are searched, and --held-out, twice where heads follow a search")  # fmt: skip
     return lines
 
 
@@ -141,7 +141,7 @@ def checked(args: argparse.Namespace) -> argparse.Namespace:
     if args.quick:
         args.calibration, args.held_out, args.plans, args.oracle = 2, 2, 4, 1
         args.iterations, args.prompts_per_update, args.group, args.width, args.discriminator_warm_up = 2, 1, 4, 16, 4
-        args.speedups, args.train_prompts = args.speedups[:1], 2
+        args.speedups, args.train_prompts = args.speedups[: 2 if args.kind == PLUS else 1], 2
     bad = [s for s in args.speedups if not 1 < s <= MOST_SPEEDUP]
     if bad or sorted(set(args.speedups)) != args.speedups:
         raise SystemExit(f"--speedups {args.speedups}: give rising numbers above 1 and at most {MOST_SPEEDUP:g}")
@@ -155,6 +155,9 @@ def checked(args: argparse.Namespace) -> argparse.Namespace:
     if args.kind == PLUS and "pace" not in args.heads:
         raise SystemExit(f"--heads {' '.join(args.heads)}: rapid+ begins with a schedule, which the pace head leaves; "
                          "name pace, too")  # fmt: skip
+    if searches(args) and len(args.speedups) < 2 and args.heads == ["pace"]:
+        raise SystemExit(f"--speedups {args.speedups[0]:g}: the pace head chooses among the plans of several "
+                         f"speed-ups; {MORE_PLANS}")  # fmt: skip
     args.advantages = args.advantages or ("ranks" if args.kind == PLUS else "values")
     args.lr = LR.get(args.kind, 1.0) if args.lr is None else args.lr
     if args.omega is None:
@@ -191,7 +194,7 @@ def main() -> None:
             command = shlex.join([Path(sys.argv[0]).name, "--workflow", args.workflow.name, *_shown(args)])
             train = {"schedule": train_plans, "threshold": train_thresholds}.get(args.kind, train_heads)
             file, table = train(graph, prompts, args, state, folder / f"{args.out}.safetensors", f"training/{command}")
-        except (WorkflowError, ProcessLost, ValueError) as error:
+        except (WorkflowError, ProcessLost, ValueError, OSError) as error:
             raise SystemExit(f"error: {error}") from None
         if rank() == 0:
             print(f"{table}\npolicy: {file.path}")

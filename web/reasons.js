@@ -28,7 +28,8 @@ const SENTENCES = {
   "several GPUs share this run": "多个 GPU 分担本次采样",
   "EasyCache, which is on this model, too, would keep what was computed in part":
     "这个模型上还有 EasyCache，它会把只计算了一部分的结果保存下来",
-  "the blocks of {0} are not known; hold works on any model": "{0} 的模块未知；hold 适用于任何模型",
+  "the blocks of {0} are not known; leaving out whole evaluations works on any model":
+    "{0} 的模块未知；跳过整次推理适用于任何模型",
   "another node replaced {0} {1}; its blocks cannot be changed": "其他节点替换了 {0} {1}；模型的模块无法更改",
   "another node patches the model's blocks ({0}); they are computed whole":
     "其他节点给模型的模块打了补丁（{0}）；这些模块会完整计算",
@@ -49,9 +50,9 @@ const SENTENCES = {
   "a ControlNet residual of shape {0} does not match {1} tokens": "ControlNet 残差的形状 {0} 与 {1} 个 token 不符",
 
   // rapid_core/host/memory.py
-  "keys and values: {0} MiB ({1}), {2} conditions": "键和值：{0} MiB（{1}），{2} 个条件",
-  "differences to dense attention: {0} MiB ({1}), {2} conditions": "与完整注意力的偏差：{0} MiB（{1}），{2} 个条件",
-  "tokens for heads: {0} MiB ({1}), {2} conditions": "供策略头查看的 token：{0} MiB（{1}），{2} 个条件",
+  "keys and values: {0} MiB ({1}), conditions: {2}": "键和值：{0} MiB（{1}），{2} 个条件",
+  "differences to dense attention: {0} MiB ({1}), conditions: {2}": "与完整注意力的偏差：{0} MiB（{1}），{2} 个条件",
+  "tokens for heads: {0} MiB ({1}), conditions: {2}": "供策略头查看的 token：{0} MiB（{1}），{2} 个条件",
   "{0}, more than memory_limit = {1} GiB: tokens are computed all or none":
     "{0}，超过内存上限 {1} GiB：token 要么全部计算，要么全不计算",
   "{0}, more than memory_limit = {1} GiB: none are kept, means stand in for what is left out":

@@ -41,6 +41,7 @@ class Diary:
         now = time.perf_counter()
         seconds, self.stopped = now - (self.stopped or self.started or now), now
         actions = evaluation.actions
+        thin = [(a.density, a.measures) if i in evaluation.thinned else (1.0, None) for i, a in enumerate(actions)]
         self.evaluations.append(
             EvaluationRecord(
                 evaluation.index, evaluation.sigma, evaluation.occurrence,
@@ -48,8 +49,8 @@ class Diary:
                 tuple(evaluation.spent), tuple(evaluation.dense),
                 tuple(map(finite, evaluation.errors)),
                 (None,) * state.batch, tuple(evaluation.reasons),
-                density=tuple(a.density for a in actions) if sparse else (),
-                measures=tuple(a.measures for a in actions) if sparse else (), seconds=round(seconds, 6),
+                density=tuple(density for density, _ in thin) if sparse else (),
+                measures=tuple(measures for _, measures in thin) if sparse else (), seconds=round(seconds, 6),
             )
         )
         if state.regions:

@@ -23,6 +23,7 @@ class Evaluation:
     slots: set = field(default_factory=set)  # keys of the condition histories that were asked for
     spent: list[float] = field(default_factory=list)  # FLOPs per image
     dense: list[float] = field(default_factory=list)
+    thinned: set[int] = field(default_factory=set)  # images with sparse attention, or measured against dense
     asked: float = 0.0  # the noise level as the sampler gave it, by which conditions begin and end; `sigma`: as meant
 
     def images(self, level: Level) -> list[int]:

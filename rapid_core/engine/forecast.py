@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 ORDERS = (0, 1, 2)
+HALF = (torch.finfo(torch.float16).min, torch.finfo(torch.float16).max)
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,12 @@ def limited(sigmas: Sequence[float | Tensor], sigma: float, reach: float) -> flo
     return last + max(-far, min(far, way))
 
 
+def bounded(value: Tensor) -> Tensor:
+    """`value`, but of half precision without infinities: the host's blocks, too, end at its largest numbers, which what
+    is extrapolated from them may pass."""
+    return value.clamp(*HALF) if value.dtype == torch.float16 else value
+
+
 def forecast(points: Sequence[Point], sigma, order: int, reach: float | None = None) -> Tensor:
     """Value at `sigma` from the latest `order + 1` points, fewer if there are not so many. Computed in float32."""
     used = points[-(order + 1) :]
@@ -59,7 +66,7 @@ def forecast(points: Sequence[Point], sigma, order: int, reach: float | None = N
     total = torch.zeros((), device=used[-1].value.device)
     for weight, point in zip(weights(sigmas, sigma), used, strict=True):
         total = total + weight * point.value.float()
-    return total.to(used[-1].value.dtype)
+    return bounded(total.to(used[-1].value.dtype))
 
 
 def weighted(points: Sequence[Point], chosen: Sequence[tuple[float, float]]) -> Tensor | None:
@@ -68,7 +75,7 @@ def weighted(points: Sequence[Point], chosen: Sequence[tuple[float, float]]) -> 
     if any(sigma not in there for sigma, _ in chosen):
         return None
     total = sum((weight * there[sigma].float() for sigma, weight in chosen), torch.zeros(()))
-    return total.to(points[-1].value)
+    return bounded(total.to(points[-1].value))
 
 
 class Track:

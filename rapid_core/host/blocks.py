@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..architectures import TEXT, Architecture
-from ..engine.forecast import Track
+from ..engine.forecast import Track, bounded
 from ..engine.sparse import Lay, SparseAttention
 from .features import Witness
 from .places import Place, places
@@ -138,7 +138,7 @@ def _measure(call: Call, place: Place, img: Tensor) -> None:
     assert call.entry is not None
     text = img.shape[1] - call.entry.shape[1]
     where = None if call.subset is None else call.subset.ran(call.entry.shape[1], img.device)
-    call.remember(img[:, text:] - call.entry, where)
+    call.remember(bounded(img[:, text:] - call.entry), where)
     call.entry = None
 
 
@@ -149,7 +149,8 @@ def _pass_through(call: Call, last: bool, args: dict) -> dict:
     if last:
         residual = call.forecast()
         text = args["img"].shape[1] - residual.shape[1]
-        out["img"] = torch.cat((args["img"][:, :text], args["img"][:, text:] + residual.to(args["img"])), dim=1)
+        image = bounded(args["img"][:, text:] + residual.to(args["img"]))
+        out["img"] = torch.cat((args["img"][:, :text], image), dim=1)
     return out
 
 

@@ -31,7 +31,7 @@ class Room:
 
     def says(self, what: str, needed: int, kind: str, limit: float) -> tuple[bool, str]:
         """Whether `needed` bytes are within `limit` GiB (0: none), and the words for it."""
-        said = f"{what}: {needed / 2**20:.0f} MiB ({kind}), {len(self.conditions)} conditions"
+        said = f"{what}: {needed / 2**20:.0f} MiB ({kind}), conditions: {len(self.conditions)}"
         if limit and needed > limit * 2**30:
             return False, f"{said}, more than memory_limit = {limit:g} GiB"
         return True, said

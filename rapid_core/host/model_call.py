@@ -143,6 +143,7 @@ class ModelCalls:
             for stream in streams:
                 self.store.complete(stream, part.images, (tuple(x.shape[1:]), str(x.device)))
         if call is not None and call.sparse is not None:
+            evaluation.thinned.update(part.images if call.sparse.served else ())
             for i in part.images:
                 evaluation.spent[i] -= call.sparse.saved / len(part.images)
         return out

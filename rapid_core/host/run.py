@@ -54,12 +54,11 @@ class HostRun:
         self.shape, self.resized = tuple(noise.shape), False
         self.sigmas = tuple(sigmas.tolist())
         room, cost = Room(guider, self.shape[0], self.sampler), None
-        self.policies, left_out = chain.policies, None
+        self.policies, left_out, self.kept_of_attention = chain.policies, None, None  # the last in words
         if self.architecture is not None:
             cost = CostModel(self.model, self.architecture)
             number = self.architecture.image_tokens(self.model, self.shape)
-            self.policies, left_out, said = with_left_out(self.policies, cost, number, room)
-            self.diary.notes += [said] if said else []
+            self.policies, left_out, self.kept_of_attention = with_left_out(self.policies, cost, number, room)
         sampling = patcher.get_model_object("model_sampling")  # patches of it are not applied yet
         self.state = self._state(self.policies, sampling, noise, mask)
         seen = self.policies, self.architecture, self.model, self.shape, guider
@@ -138,7 +137,7 @@ class HostRun:
     def _install_hooks(self, transformer_options: dict) -> str | None:
         if self.architecture is None:
             name = type(self.model).__name__
-            return f"the blocks of {name} are not known; hold works on any model"
+            return f"the blocks of {name} are not known; leaving out whole evaluations works on any model"
         replace = transformer_options.setdefault("patches_replace", {}).setdefault("dit", {})
         return blocks.install(replace, self.architecture, self.model)
 
@@ -221,7 +220,8 @@ class HostRun:
         """The record of the run; all tensors are dropped, for an exception's traceback would keep them with the run."""
         family = self.architecture.marked if self.architecture else f"{type(self.model).__name__} (unverified)"
         policies = tuple(p.settings() for p in self.chain.policies)
-        for text in self.together.notes:
+        thin = any(e.thin for e in self.diary.evaluations)  # elsewhere nothing is kept
+        for text in (*self.together.notes, *([self.kept_of_attention] if self.kept_of_attention and thin else [])):
             self.diary.note(text)
         regional = [p for p in self.policies if p.regional]
         said = idle(regional[-1], self.diary.evaluations) if status == "finished" and self.calls.store else None

@@ -224,7 +224,8 @@ def check_model(file: PolicyFile, channels: int | None, hidden: int) -> None:
             continue
         wanted = _whole(file, field, 1, 65536)
         if there is not None and wanted != there:
-            raise file.wrong(field, f"= {wanted}, trained on {file.base_model}; this model has {there}")
+            raise file.wrong(field, f"= {wanted}, trained on {file.base_model}; this model has {there}. It is of "
+                             "another size: choose a policy made for this model, or none")  # fmt: skip
 
 
 def policy_of(file: PolicyFile, speedup: float) -> SchedulePolicy | ThresholdPolicy | HeadsPolicy:

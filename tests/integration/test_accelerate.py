@@ -1,5 +1,6 @@
 """RAPID Accelerate in the real ComfyUI: the budget, the forecasts, any sampler."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -181,20 +182,32 @@ def test_policies_are_listed_and_read_again_when_they_change(comfy_host, pack, s
     assert policy.tensors["thresholds"].item() == pytest.approx(0.2)
     with pytest.raises(ValueError, match="architecture = 'sd3', trained on tiny; this model is flux"):
         comfy_host.run_node("RAPID_Accelerate", model=tiny_flux, speedup=2.0, policy=policy)
-    with pytest.raises(ValueError, match="policy = 'none.safetensors' was given; in models/rapid_policies there is"):
+    with pytest.raises(ValueError, match="policy = 'none.safetensors' was given; there is"):
         load(comfy_host, "none.safetensors")
+
+
+@pytest.mark.parametrize("kind, tensors, said", [
+    ("threshold", {"thresholds": torch.tensor([math.nan])}, "thresholds holds NaN or infinite values"),
+    ("threshold", {"thresholds": torch.tensor([0.1, 0.2])}, r"thresholds has shape \(2,\); wanted is 1"),
+    ("schedule", {"sigmas": torch.tensor([1.0, 0.5, 0.0])}, "plan.0.computed is missing from the tensors"),
+    ("heads", {}, "heads is missing from the metadata"),
+])  # fmt: skip
+def test_a_file_with_anything_wrong_is_refused_when_it_is_loaded(comfy_host, pack, saved, kind, tensors, said):
+    with pytest.raises(ValueError, match=f"policy test.safetensors: {said}"):
+        load(comfy_host, saved(kind, tensors))
 
 
 @pytest.fixture
 def heads_file(pack_module, saved):
-    """heads_file(kind, hidden, **logits): name of a policy file whose heads always answer the same; all three, unless
-    logits name some."""
+    """heads_file(kind, hidden, **logits): name of a policy file whose heads always answer the same, or, wild, what
+    depends on what they see; all three, unless logits name some."""
     files, module = pack_module("rapid_core.policies.from_file"), pack_module("rapid_core.policies.heads")
 
-    def save(kind, hidden, channels=16, sparse_backend="auto", **logits):
+    def save(kind, hidden, channels=16, sparse_backend="auto", wild=False, **logits):
+        torch.manual_seed(5)
         heads = module.Heads(channels, hidden, tuple(logits) or module.HEADS, width=16)
         for name, values in logits.items():
-            heads.heads[name].fc2.weight.data.zero_()
+            heads.heads[name].fc2.weight.data.mul_(3000.0 if wild else 0.0)
             heads.heads[name].fc2.bias.data.copy_(torch.tensor(values))
         more = files.head_metadata(heads, 0, (0.5, 0.25, 0.125), sparse_backend)
         return saved("heads", files.head_tensors(heads), **{**more, "architecture": kind})
@@ -206,27 +219,35 @@ def heads_file(pack_module, saved):
 @pytest.mark.parametrize("batch, cfg", [(1, 1.0), (2, 3.0)])
 def test_heads_decide_in_the_host(comfy_host, pack, heads_file, load_tiny, record_of, kind, batch, cfg):
     model = load_tiny(kind)
-    name = heads_file(kind, model.model.diffusion_model.hidden_size)
-    patched = comfy_host.run_node("RAPID_Accelerate", model=model, speedup=2.0, policy=load(comfy_host, name))[0]
-    result = sample(patched, steps=STEPS, cfg=cfg, latent=empty_latent(batch=batch, height=32, width=32))
-    record = record_of(patched)
-    assert torch.isfinite(result).all() and record.policies[0]["technique"] == "rapid3"
-    for image in range(batch):
-        assert sum(e.levels[image] == "run" for e in record.evaluations) <= STEPS // 2
+    near_dense = dict(step=[2.0, 0.0], cache=[2.0, 0.0], sparse=[2.0, 0.0, 0.0, 0.0])
+    name, spent = heads_file(kind, model.model.diffusion_model.hidden_size, **near_dense), {}
+    policy = load(comfy_host, name)
+    for speedup in (1.0 + 1e-6, 4.0):  # what they want, and what they are allowed
+        patched = comfy_host.run_node("RAPID_Accelerate", model=model, speedup=speedup, policy=policy)[0]
+        result = sample(patched, steps=STEPS, cfg=cfg, latent=empty_latent(batch=batch, height=32, width=32))
+        record = record_of(patched)
+        assert torch.isfinite(result).all() and record.policies[0]["technique"] == "rapid3"
+        spent[speedup] = [sum(e.levels[image] == "run" for e in record.evaluations) for image in range(batch)]
+    assert max(spent[4.0]) <= STEPS // 4 < min(spent[1.0 + 1e-6])
 
 
 def test_heads_decide_for_an_image_in_a_batch_as_they_do_for_it_alone(
     comfy_host, pack, heads_file, load_tiny, record_of
 ):
-    """Fresh heads on two noises; what they see of an image is its own."""
+    """Two noises; what the heads see of an image is its own."""
     model = load_tiny("flux")
-    policy = load(comfy_host, heads_file("flux", model.model.diffusion_model.hidden_size))
-    patched = comfy_host.run_node("RAPID_Accelerate", model=model, speedup=1.5, policy=policy)[0]
-    both = sample(patched, steps=STEPS, latent=empty_latent(batch=2, height=32, width=32))
+    name = heads_file("flux", model.model.diffusion_model.hidden_size, wild=True, step=[-3.0, 0.0])
+    patched = comfy_host.run_node("RAPID_Accelerate", model=model, speedup=1.1, policy=load(comfy_host, name))[0]
+    slope = torch.linspace(-2, 2, 32).expand(16, 32, 32)
+    latent = torch.stack((slope.mT, slope))
+    both = sample(patched, steps=STEPS, denoise=0.8, latent=latent)
     levels = [[e.levels[image] for e in record_of(patched).evaluations] for image in range(2)]
-    alone = sample(patched, steps=STEPS, latent=empty_latent(height=32, width=32))
-    assert [e.levels[0] for e in record_of(patched).evaluations] == levels[0]
-    assert torch.allclose(alone[0], both[0], atol=2e-3) and "hold" in levels[0]
+    assert levels[0] != levels[1] and all("hold" in own for own in levels)
+    for image in range(2):
+        noise = {"latent": latent[image : image + 1], "batch_index": [image]}
+        alone = sample(patched, steps=STEPS, denoise=0.8, **noise)
+        assert [e.levels[0] for e in record_of(patched).evaluations] == levels[image]
+        assert torch.allclose(alone[0], both[image], atol=2e-3)
 
 
 @pytest.mark.parametrize("backend, thin", [("gather", True), ("auto", False)])
@@ -311,7 +332,7 @@ def test_thresholds_out_of_a_file_are_a_plan_among_others_and_cache_reuse_is_non
 
 
 def test_heads_see_the_models_pooled_vector(comfy_host, pack, heads_file, pack_module, tiny_sd3, monkeypatch):
-    """Another prompt gives another vector, the same for joined and split calls."""
+    """Another prompt gives another vector."""
     hidden, seen = tiny_sd3.model.diffusion_model.hidden_size, []
     module = pack_module("rapid_core.policies.heads")
     real = module.HeadsActor._pooled

@@ -150,7 +150,7 @@ def test_differences_are_kept_within_the_memory_that_was_promised_and_freed_with
     marks = [(e.density[0], e.measures[0]) for e in record.evaluations]
     assert marks[:6] == [(1.0, 0.4), (0.4, None), (0.4, None)] * 2
     (said,) = [note for note in record.notes if note.startswith("differences to dense attention")]
-    assert "(forecast), 1 conditions" in said
+    assert "(forecast), conditions: 1" in said
     promised = 2 * 256 * tiny_flux.model.diffusion_model.hidden_size * 4 * 4  # points, queries, channels, blocks, bytes
     assert f": {promised / 2**20:.0f} MiB" in said
     assert promised < record.bytes < 1.5 * promised
@@ -219,6 +219,19 @@ def test_small_pictures_stay_dense_and_say_why(sparse, tiny_flux, record_of):
     record = record_of(patched)
     assert "64 image tokens make 1 tiles of 64" in record.evaluations[0].reasons[0]
     assert record.totals["flops"] == record.totals["dense_flops"]
+
+
+def test_attention_that_no_backend_makes_sparse_is_reported_as_dense(sparse, tiny_flux, record_of):
+    """256 tokens: nothing was measured faster than dense attention, which `auto` then takes."""
+    patched = sparse(tiny_flux, 0.25, backend="auto", left_out="forecast", refresh_interval=2)
+    latent = empty_latent(height=32, width=32)
+    assert torch.equal(sample(patched, latent=latent, steps=6), sample(tiny_flux, latent=latent, steps=6))
+    record = record_of(patched)
+    assert all(e.density == (1.0,) and e.measures == (None,) for e in record.evaluations)
+    assert all(e.whole for e in record.evaluations) and record.bytes < 2**20
+    said = record.text()
+    assert "auto: no sparse attention was measured faster" in said
+    assert "at density" not in said.replace("and density", "") and "differences to dense attention" not in said
 
 
 def test_an_unknown_model_is_computed_densely_and_says_so(sparse, tiny_flux, record_of, monkeypatch, pack_module):

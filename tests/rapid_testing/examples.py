@@ -77,7 +77,8 @@ def note(graph: dict[str, Any], text: str) -> str:
     what = ("It runs only where `python3 dev.py serve` brings the demo's nodes and files:" if demo else
             "Model files, as ComfyUI's own templates have them:")  # fmt: skip
     whose = "comes with the pack" if demo else "is yours to make; choose it in RAPID Load Policy"
-    return "\n\n".join([text, f"{what}\n\n{lines}", *(f"The policy, `models/{file}`, {whose}." for file in policies)])
+    where = [f"The policy, `{file.partition('/')[2] if demo else f'models/{file}'}`, {whose}." for file in policies]
+    return "\n\n".join([text, f"{what}\n\n{lines}", *where])
 
 
 def addresses() -> dict[str, dict[str, str]]:

@@ -43,15 +43,17 @@ def sample(
     latent: torch.Tensor | None = None,
     seed: int = 0,
     denoise: float = 1.0,
+    batch_index: list[int] | None = None,
     **options: Any,
 ) -> torch.Tensor:
-    """Latents as the KSampler node gives them; `options` go on to comfy.sample.sample (noise_mask, ...)."""
+    """Latents as the KSampler node gives them; batch_index: of the noises; `options` go on to comfy.sample.sample
+    (noise_mask, ...)."""
     import comfy.sample  # not at the top: test modules import this one before ComfyUI is on the path
 
     positive = make_conditioning(0) if positive is None else positive
     negative = make_conditioning(1) if negative is None else negative
     latent = comfy.sample.fix_empty_latent_channels(model, empty_latent() if latent is None else latent)
-    noise = comfy.sample.prepare_noise(latent, seed)
+    noise = comfy.sample.prepare_noise(latent, seed, batch_index)
     with torch.inference_mode():  # as the host's executor does
         result = comfy.sample.sample(
             model, noise, steps, cfg, sampler, scheduler, positive, negative, latent,

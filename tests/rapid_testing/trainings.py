@@ -11,8 +11,8 @@ from pathlib import Path
 from devkit.base_folder import REPOSITORY
 from devkit.comfy_process import Comfy, import_comfy
 from training.graph import Graph
+from training.heads import train_heads
 from training.plans import train_plans
-from training.policy_gradient import train_heads
 from training.processes import rank, several
 from training.train_policy import checked, parser
 
@@ -34,6 +34,13 @@ class Nodes:
     def run(self, class_type: str, inputs: dict) -> tuple:
         """Outputs of a node."""
         return self.comfy.run_node(class_type, **inputs)
+
+
+def unclocked(found: dict | str) -> dict | str:
+    """Metadata or a card without what the clock says, which no two trainings have in common."""
+    if isinstance(found, dict):
+        return {name: value for name, value in found.items() if name != "measured_speedup"}
+    return "".join(line for line in found.splitlines(keepends=True) if not line.startswith("- measured_speedup"))
 
 
 def small_graph(comfy: Comfy) -> Graph:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rapid_core.engine.forecast import Point, Track, estimate_error, forecast, relative_l1, turn, weights
+from rapid_core.engine.forecast import Point, Track, estimate_error, forecast, relative_l1, turn, weighted, weights
 
 
 def points(function, sigmas):
@@ -21,6 +21,12 @@ def test_order_zero_holds_the_last_value():
 def test_order_one_continues_a_line_and_order_two_a_parabola():
     assert forecast(points(lambda s: 3 * s + 1, [1.0, 0.8]), 0.5, 1)[0] == pytest.approx(2.5)
     assert forecast(points(lambda s: s * s, [1.0, 0.8, 0.7]), 0.3, 2)[0] == pytest.approx(0.09, abs=1e-6)
+
+
+def test_half_precision_ends_at_its_largest_numbers():
+    points = [Point(1.0, torch.tensor([20000.0, 1.0]).half()), Point(0.9, torch.tensor([60000.0, 2.0]).half())]
+    assert forecast(points, 0.5, 1).tolist() == [65504.0, 6.0]
+    assert weighted(points, [(0.9, -2.0)]).tolist() == [-65504.0, -4.0]
 
 
 def test_too_few_points_lower_the_order():

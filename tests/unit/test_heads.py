@@ -1,5 +1,7 @@
 """RAPID3's heads: jumps, choices, budget, files."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -54,11 +56,18 @@ def test_latents_are_packed_two_by_two_odd_sides_and_videos_too():
 
 @given(st.integers(0, 10**6))
 def test_drawn_jumps_strictly_fall_and_the_budget_is_a_ceiling(seed):
-    tape = Tape()
-    actions, levels = run_heads(HeadsPolicy(heads(), 3.0, tape=tape, seed=seed), 28, CHANNELS)
+    """Each jump from a computed evaluation lands below it, and nothing above the landing is computed or reused."""
+    tape, schedule = Tape(), [1 - i / 28 for i in range(28)]
+    actions, _ = run_heads(HeadsPolicy(heads(), 3.0, tape=tape, seed=seed), 28, CHANNELS)
     computed = [i for i, a in enumerate(actions) if a.level is Level.RUN]
     assert actions[0].level is Level.RUN and len(computed) <= 28 // 3
-    assert levels == sorted(levels, reverse=True) and len(set(levels)) == len(levels)
+    jumps = [row[-1].jump for row in tape.rows if row[-1].jump is not None]
+    assert len(jumps) >= len(computed) - 1
+    for at, after, jump in zip(computed, [*computed[1:], 28], jumps, strict=False):
+        target = math.floor(1000 * schedule[at] * jump) / 1000
+        assert 0 <= target < schedule[at]
+        assert all(actions[i].level is Level.HOLD for i in range(at + 1, after) if schedule[i] > target + 1e-6)
+        assert after == 28 or schedule[after] <= target + 1e-6
 
 
 def test_a_jump_holds_every_evaluation_above_its_target():

@@ -8,10 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rapid_core.actions import Level, Look
+from rapid_core.engine.state import RunState
 from rapid_core.policies.fit import Gram
 from rapid_core.policies.from_file import head_metadata, head_tensors, jumps_policy, plan_tensors, policy_of
 from rapid_core.policies.heads import OUTPUTS, Heads, HeadsPolicy
-from rapid_core.policies.planned import NUMBERS, PlannedPolicy
+from rapid_core.policies.planned import NUMBERS, PlannedActor, PlannedPolicy
 from rapid_core.policies.prior import CLOSED, OWN, RUNGS, drawn, following, lean, onward
 from rapid_core.policies.schedule import Plan, even
 from rapid_core.policy_file import PolicyError, write
@@ -119,19 +120,19 @@ def test_in_the_mean_mode_an_image_may_spend_half_as_much_again():
     assert spent == {"cap": 7, "average": 10}
 
 
-def test_the_probability_of_a_pace_is_that_of_the_distribution_it_was_drawn_from():
-    made, tape = heads(silent=False), TrajectoryTape()
+def test_the_probability_of_a_pace_is_that_of_the_distribution_it_was_drawn_from(monkeypatch):
+    made, tape, picked = heads(silent=False), TrajectoryTape(), []
+    real = PlannedActor._pick
+    monkeypatch.setattr(PlannedActor, "_pick", lambda self, x: picked.append(x.softmax(0)) or real(self, x))
     run_heads(on_ladder(made, tape=tape, seed=5), STEPS, CHANNELS)
     rows = tape.rows[0]
     assert rows and all(len(row.choice.lean) == len(RUNGS) for row in rows if row.choice.pace is not None)
     with torch.no_grad():
         found, _ = log_probability(made, rows)
-    for row, value in zip(rows, found, strict=True):
-        if row.choice.pace is not None:
-            seen = {"pace": row.inputs["pace"][None].float()}
-            logits = made(seen, row.numbers[None], row.pooled[None])["pace"][0].detach()
-            chances = drawn(logits, torch.tensor(row.choice.lean))
-            assert float(value) == pytest.approx(float(chances[row.choice.pace].log()), rel=1e-4)
+    paced = [(row, value) for row, value in zip(rows, found, strict=True) if row.choice.pace is not None]
+    assert len(paced) == len(picked) > 3
+    for (row, value), chances in zip(paced, picked, strict=True):
+        assert float(value) == pytest.approx(float(chances[row.choice.pace].log()), rel=1e-4)
 
 
 def test_training_goes_on_leaving_the_plan_when_heads_would_never():
@@ -193,11 +194,53 @@ def test_a_file_keeps_heads_and_plans(tmp_path):
         jumps_policy(file, 2.0)
 
 
+def test_what_leaves_heads_nothing_to_choose_is_refused(tmp_path):
+    def method(speedups, counts, steps=STEPS, heads=("pace",)):
+        schedule = tuple(1 - i / steps for i in range(steps)) + (0.0,)
+        tensors = plan_tensors([Plan(even(count, steps), schedule) for count in counts])
+        file = write(tmp_path / "a.safetensors", "schedule", {**METADATA, "budgets": speedups}, tensors)
+        return Planned(Namespace(speedups=speedups, mode="cap", sparse_backend="auto", heads=list(heads)), file)
+
+    with pytest.raises(PolicyError, match="budgets = 2: the pace head chooses among .* --speedups two or more"):
+        method([2.0], [14])
+    with pytest.raises(PolicyError, match="the pace head chooses among"):
+        method([2.0, 2.01], [13, 13])
+    assert method([2.0], [14], heads=("pace", "cache")).speedups == [2.0]
+    with pytest.raises(ValueError, match="of 4 steps 4x leaves one evaluation, and nothing to choose"):
+        method([2.0, 4.0], [2, 1], steps=4)
+
+
+@pytest.mark.parametrize("kind", ["rapid3", "rapid+"])
+def test_answers_of_heads_come_with_the_engines_own_numbers(kind, monkeypatch):
+    """Of what is on the device; what is reckoned with on the host afterwards is smaller."""
+    batch, steps = 8, 6
+    schedule = tuple(1 - i / steps for i in range(steps)) + (0.0,)
+    own = Plan(even(3, steps), schedule)
+    policy = (PlannedPolicy(heads(), 2.0, plan=own, ladder=(own,)) if kind == "rapid+"
+              else HeadsPolicy(Heads(CHANNELS, 24, width=16), 2.0))  # fmt: skip
+    state, calls = RunState(batch, order=1, actor=policy.start(None), schedule=schedule), []
+    for name in ("tolist", "item", "__float__", "__bool__", "__int__", "cpu"):
+        original = getattr(torch.Tensor, name)
+        monkeypatch.setattr(
+            torch.Tensor, name,
+            lambda self, *a, _o=original, _n=name, **k: calls.append((_n, self.numel())) or _o(self, *a, **k),
+        )  # fmt: skip
+    make = torch.Generator().manual_seed(1)
+    for i in range(steps):
+        calls.clear()
+        x = torch.randn(batch, CHANNELS, 8, 8, generator=make)
+        evaluation = state.begin(x, torch.tensor(schedule[i]))
+        state.end(evaluation, x, torch.zeros_like(x))
+        (fetched,) = [size for name, size in calls if size > batch]
+        assert all(size <= 5 for name, size in calls if size != fetched)
+        assert i == 0 or fetched > batch * sum(OUTPUTS[name] for name in policy.names)
+
+
 def test_a_price_follows_what_is_spent_beyond_what_silent_heads_spend(tmp_path):
     tensors = plan_tensors([plan(even(14, STEPS)), plan(even(7, STEPS))])
     about = {**METADATA, "budgets": [2.0, 4.0], "reward": "tested"}
     file = write(tmp_path / "a.safetensors", "schedule", about, tensors)
-    method = Planned(Namespace(speedups=[2.0, 4.0], mode="average", sparse_backend="auto"), file)
+    method = Planned(Namespace(speedups=[2.0, 4.0], mode="average", sparse_backend="auto", heads=["pace"]), file)
     spent = [(4.0, 7.5), (4.0, 8.5)]  # drawn: more than the plan's 7
     for _ in range(SILENT // 2):
         assert method.learn(spent)["price/4"] == PRICE

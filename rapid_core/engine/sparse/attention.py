@@ -34,7 +34,8 @@ class SparseAttention:
     """Of one model call, at one density. tiles: on the model's device; backend: a name of `backends`; pooled: whether
     tiles that were left out stand in as their means; say: where to tell why an attention was computed densely; trust:
     what the run has found out about backends; ledger: what was left out in earlier calls, where that is kept. saved:
-    FLOPs of all rows that were left out, less than none where dense attention was measured against.
+    FLOPs of all rows that were left out, less than none where dense attention was measured against; served: how many
+    attentions were not the host's own.
 
     Keys that every query attends to: text, extra tokens, and the image tokens after the last whole tile. Queries that
     are in no whole tile attend to everything, by the host's own attention."""
@@ -45,7 +46,7 @@ class SparseAttention:
     ):
         self.tiles, self.density, self.backend, self.pooled, self.say = tiles, density, backend, pooled, say
         self.trust, self.ledger = trust or Trust(), ledger
-        self.saved = 0
+        self.saved = self.served = 0
         self._order: dict[tuple[int, int], tuple[Tensor, int]] = {}  # the same in most blocks
 
     def __call__(
@@ -67,6 +68,7 @@ class SparseAttention:
         if out is None:
             self.say(reason)
             return go(q, k, v, **named)
+        self.served += 1
         return out if named.get("skip_output_reshape") else out.transpose(1, 2).flatten(2)
 
     def _unfit(self, tall: list[Tensor], lay: Lay, tiles: Tiles, count: int) -> str | None:
