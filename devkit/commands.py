@@ -140,22 +140,32 @@ def test(ground: Ground, options: argparse.Namespace) -> int:
 
 def run_pytest(ground: Ground, runs: dict[str, list[str]], arguments: list[str]) -> dict[str, int]:
     """Exit codes of pytest by host, the main one last. runs: paths by host, the main one first; beside each other where
-    there is a core for each."""
-    beside, statuses = 1 < len(runs) <= (os.cpu_count() or 1), {}
-    started: dict[str, Callable[[], int]] = {}
+    there is a core for each. Of all tests those that hardly need the host are then run on the older ones' core, when
+    these are done."""
+    main, beside = next(iter(runs)), 1 < len(runs) <= (os.cpu_count() or 1)
+    order = [(version, paths, beside) for version, paths in reversed(runs.items())]
+    if beside and runs[main] == ["tests"]:
+        order[-1:] = [(main, ["tests/unit", "tests/browser"], False), (main, ["tests/integration"], True)]
+    started: list[tuple[str, list[str], Callable[[], int]]] = []
+    statuses: dict[str, int] = {}
     with ExitStack() as stack:
-        for number, (version, paths) in enumerate(runs.items()):
-            older = ["-m", "not main_host"] if number else []
+        for version, paths, at_once in order:
+            older = [] if version == main else ["-m", "not main_host"]
             command = [str(ground.python), "-m", "pytest", *paths, *older, *arguments]
             environment = script_environment(ground, ground.hosts[version], threads=1)
-            started[version] = partial(subprocess.call, command, cwd=REPOSITORY, env=environment)
-            if beside:
-                started[version] = stack.enter_context(QuietProcess(command, REPOSITORY, environment)).show
-        for version in reversed(started):
-            paths, device = " ".join(runs[version]), device_name(ground.python)
-            print(f"== pytest {paths} on ComfyUI {version} ({device})", flush=True)
-            statuses[version] = started[version]()
+            ended = partial(subprocess.call, command, cwd=REPOSITORY, env=environment)
+            if at_once:
+                ended = stack.enter_context(QuietProcess(command, REPOSITORY, environment)).show
+            started.append((version, paths, ended))
+        for version, paths, ended in started:
+            print(f"== pytest {' '.join(paths)} on ComfyUI {version} ({device_name(ground.python)})", flush=True)
+            statuses[version] = _worse(statuses.get(version, NO_TESTS_COLLECTED), ended())
     return statuses
+
+
+def _worse(one: int, other: int) -> int:
+    """Of two exit codes of pytest: no tests are no failure where there were some elsewhere."""
+    return other if one in (0, NO_TESTS_COLLECTED) and (one, other) != (0, NO_TESTS_COLLECTED) else one
 
 
 def is_path(argument: str) -> bool:

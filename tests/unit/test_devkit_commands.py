@@ -255,8 +255,14 @@ def test_hosts_are_tested_beside_each_other_and_the_main_one_closes_the_output(m
     statuses = commands.run_pytest(ground, {"2": ["tests"], "1": ["tests/integration"]}, ["-q"])
     assert list(statuses.items()) == [("1", 5), ("2", 5)]
     lines = [line for line in capfd.readouterr().out.splitlines() if not line.startswith("==")]
+    main = ["tests"] if cores == 1 else ["tests/unit tests/browser", "tests/integration"]
     assert lines == [f"-m pytest tests/integration -m not main_host -q on {trees['1']}",
-                     f"-m pytest tests -q on {trees['2']}"]  # fmt: skip
+                     *(f"-m pytest {paths} -q on {trees['2']}" for paths in main)]  # fmt: skip
+
+
+@pytest.mark.parametrize("codes, said", [((5, 5), 5), ((5, 0), 0), ((0, 5), 0), ((1, 0), 1), ((0, 2), 2), ((5, 1), 1)])
+def test_one_run_in_two_parts_has_one_exit_code(codes, said):
+    assert commands._worse(*codes) == said
 
 
 def test_suites_of_the_bench_command_begin_without_the_host():
