@@ -98,6 +98,20 @@ def test_image_to_image_and_few_steps(accelerate, record_of, tiny_sd3):
     sample(patched, steps=3, cfg=2.0)
     assert strip(record_of(patched)) == "#.."
     assert "one evaluation is computed" in record_of(patched).text()
+    sample(patched, steps=STEPS, cfg=2.0, denoise=0.5, latent=torch.randn(1, 16, 16, 16))
+    assert strip(record_of(patched)).count("#") == STEPS // 2 and len(strip(record_of(patched))) == STEPS
+
+
+def test_on_a_model_of_no_known_family_whole_evaluations_are_left_out_all_the_same(
+    accelerate, record_of, tiny_sd3, monkeypatch, pack_module
+):
+    wanted = sample(accelerate(tiny_sd3, 2.0), steps=STEPS, cfg=2.0)
+    for name in ("rapid_core.host.run", "rapid_core.host.chain"):
+        monkeypatch.setattr(pack_module(name), "describe", lambda model: None)
+    patched = accelerate(tiny_sd3, 2.0)
+    assert torch.equal(sample(patched, steps=STEPS, cfg=2.0), wanted)
+    totals = record_of(patched).totals
+    assert totals["computed"] == STEPS // 2 and totals["speedup_allowed"] == 2
 
 
 def test_together_with_cache_reuse_the_least_is_computed(accelerate, record_of, tiny_sd3, comfy_host):

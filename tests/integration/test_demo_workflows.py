@@ -136,7 +136,7 @@ def test_an_interrupted_workflow_leaves_the_next_one_right(server, tmp_path):
     assert (pixels(client, again, tmp_path / "again") == wanted).all()
 
 
-def test_a_latent_of_the_wrong_channel_count_is_an_error_in_words(server):
+def test_an_empty_latent_of_another_channel_count_is_corrected_as_without_the_pack(server):
     graph = workflow("flux")
     graph["latent"] = {"class_type": "EmptyLatentImage", "inputs": {"width": 128, "height": 128, "batch_size": 1}}
     graph["sample"]["inputs"]["denoise"] = 1.0

@@ -240,7 +240,7 @@ def test_processes_beside_each_other_are_shown_one_after_the_other(tmp_path, cap
 def test_a_process_that_nobody_waited_for_is_ended(tmp_path):
     with QuietProcess([sys.executable, "-c", "import time; time.sleep(600)"], tmp_path, None) as quiet:
         pass
-    assert quiet.process.returncode != 0
+    assert quiet.process.returncode not in (None, 0)
 
 
 @pytest.mark.parametrize("cores", [1, 2])

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from rapid_core.heatmap import STRIP, coloured, draw, often
+from rapid_core.heatmap import SCALE, STRIP, coloured, draw, often
 from rapid_core.record import EvaluationRecord, RunRecord, pack, unpack
 
 
@@ -30,6 +30,12 @@ def test_the_map_lies_over_the_picture_with_a_strip_below():
     assert image.shape == (1, 32 + STRIP, 48, 3)
     assert torch.allclose(image[0, -1, 1], coloured(torch.tensor(1.0))) and image[0, -1, -1].sum() == 0
     assert draw(run).shape == (1, 256 + STRIP, 384, 3)
+
+
+def test_a_place_has_the_colour_of_how_often_its_token_ran():
+    image = draw(record(("run", 1.0, None), ("run", 0.5, pack([0, 1, 2], 6))))
+    assert torch.allclose(image[0, 64, 192], SCALE[-1])  # a token of the upper row: always
+    assert torch.allclose(image[0, 192, 192], torch.lerp(SCALE[1], SCALE[2], 0.5))  # one below it: every second time
 
 
 def test_where_nobody_chose_tokens_there_is_the_strip_alone():

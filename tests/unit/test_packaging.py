@@ -50,11 +50,9 @@ def imported(path: Path, repository: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             above = list(package[: len(package) - node.level + 1]) if node.level else []
             base = ".".join([*above, *([node.module] if node.module else [])])
-            names |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
-            if node.level:  # a relative import never means a module of the host
-                names = {
-                    name if name.startswith(("rapid_core", "training")) else "." + name for name in names
-                }
+            found = {base, *(f"{base}.{alias.name}" for alias in node.names)}
+            # A relative import of our `nodes` never means the host's module of that name.
+            names |= {name for name in found if not node.level or name.split(".")[0] != "nodes"}
     return names
 
 

@@ -213,9 +213,11 @@ def test_a_plan_is_moved_to_the_noise_levels_that_it_computes():
     assert sparse.on(4, above) == even(4, 16, few=True)
 
 
-@given(st.integers(0, 10**6), st.integers(4, 40), st.floats(0.3, 3.0), st.floats(0.2, 1.0), st.floats(1.0, 6.0))
-def test_a_moved_plan_keeps_its_budget_and_its_distances(seed, steps, bend, start, speedup):
-    marks = {0, *random.Random(seed).sample(range(2, 28), 9)}
+@given(st.integers(0, 10**6), st.booleans(), st.integers(4, 40), st.floats(0.3, 3.0), st.floats(0.2, 1.0),
+       st.floats(1.0, 6.0))  # fmt: skip
+def test_a_moved_plan_keeps_its_budget_and_its_distances(seed, apart, steps, bend, start, speedup):
+    picked = sorted(random.Random(seed).sample(range(18 if apart else 26), 9))
+    marks = {0, *(2 + mark + (k if apart else 0) for k, mark in enumerate(picked))}
     searched = Plan(tuple(i in marks for i in range(28)), tuple(1 - i / 28 for i in range(29)))
     schedule = tuple(start * (1 - i / steps) ** bend for i in range(steps + 1))
     most = max(1, int(steps / speedup))

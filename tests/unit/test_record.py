@@ -1,6 +1,7 @@
 """The record, its JSON form, the log, and row slicing."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -30,6 +31,14 @@ def test_totals_count_every_image_of_every_evaluation():
     totals = record(evaluation(0, "run", "run"), evaluation(1, "hold", "reuse"), images=2).totals
     assert (totals["evaluations"], totals["computed"], totals["reused"], totals["held"]) == (4, 2, 1, 1)
     assert totals["speedup_allowed"] == pytest.approx(40 / 21)
+
+
+def test_the_speedup_by_the_clock_is_against_the_runs_own_whole_evaluations():
+    """The first one, which warms up, does not count; and fewer than two others say nothing."""
+    seconds = [("run", 9.0), ("run", 2.0), ("hold", 0.1), ("run", 2.0), ("hold", 0.1)]
+    timed = [replace(evaluation(i, level), seconds=s) for i, (level, s) in enumerate(seconds)]
+    assert replace(record(*timed), seconds=5.0).totals["speedup_measured"] == 2.0
+    assert replace(record(*timed[:3]), seconds=5.0).totals["speedup_measured"] is None
 
 
 def test_the_json_form_survives_json():

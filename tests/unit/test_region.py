@@ -173,6 +173,7 @@ def test_refreshes_come_after_the_interval_and_with_drift():
     assert chosen(policy, tokens(), since_dense=2) is not None
     assert chosen(policy, tokens(), since_dense=3) is None
     assert chosen(policy, tokens(), measured=0.3) is None
+    assert chosen(policy, tokens(), measured=0.1) is not None
 
 
 def test_the_papers_schedules():

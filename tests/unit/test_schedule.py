@@ -79,11 +79,13 @@ def test_without_known_levels_what_is_held_is_held_by_the_polynomial():
     ({}, USUAL), ({"moved": 0.1}, USUAL), ({"moved": 0.7}, 0.0), ({"moved": 0.7, "slope": 1.0}, KEPT + FOLLOWED),
     ({"slope": 0.0}, KEPT), ({"slope": -5.0}, 0.0), ({"slope": 5.0}, 1.0),
 ])  # fmt: skip
-def test_forecasts_move_on_by_as_much_of_the_slope_as_was_measured(known, share):
-    actions = marks_of(SchedulePolicy(3.0), 24, **known)[0]
+@pytest.mark.parametrize("euler", [True, False])
+def test_forecasts_move_on_by_as_much_of_the_slope_as_was_measured(known, share, euler):
+    """Under Euler to the mean over the step, else to the value at its beginning."""
+    actions = marks_of(SchedulePolicy(3.0), 24, euler=euler, **known)[0]
     i = max(i for i, a in enumerate(actions) if a.level is Level.HOLD)
     used, weights = zip(*actions[i].weights, strict=True)
-    full = adams_bashforth(used, 1 - i / 24, 1 - (i + 1) / 24)
+    full = adams_bashforth(used, 1 - i / 24, 1 - (i + 1) / 24 if euler else None)
     assert weights[0] == pytest.approx(share * full[0]) and sum(weights) == pytest.approx(1.0)
 
 
