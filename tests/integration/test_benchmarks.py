@@ -1,6 +1,7 @@
 """The suites run end to end, in small; how well is not asked here."""
 
 import json
+import math
 import shutil
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from benchmarks import attention, costs, policy, region, sparse
 from benchmarks.subject import FAMILIES, Subject
+from demo import judge, measure
 from rapid_core.policies.from_file import head_metadata, head_tensors
 from rapid_core.policies.heads import Heads
 from rapid_core.policy_file import write
@@ -21,6 +23,17 @@ def ready(comfy_host, pack, demo_pack):
     for name in ("nodes_easycache.py", "nodes_flux.py"):
         comfy_host.load_core_nodes(name)
     return comfy_host
+
+
+def test_the_demos_table_compares_with_as_many_steps_as_were_computed(ready, monkeypatch):
+    for name, value in {"QUALITY_SIZE": 64, "CLOCK_SIZE": 64, "ODE_STEPS": 2}.items():
+        monkeypatch.setattr(measure, name, value)
+    with torch.inference_mode():
+        rows = measure.Measurement(ready, "flux", measure.prompts(1)).rows(judge.load())
+    found = {row.method: row for row in rows}
+    assert list(found) == ["dense", "cache_reuse", "easycache", "lazycache", "fewer_steps"]
+    assert found["fewer_steps"].computed == math.ceil(found["cache_reuse"].computed) < found["dense"].computed == 28
+    assert found["dense"].speedup == 1 and found["dense"].psnr is None and found["cache_reuse"].psnr > 20
 
 
 def test_the_region_suite_writes_its_rows_and_goes_on_where_it_stopped(ready, tmp_path):
