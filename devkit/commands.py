@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from devkit.cli import Ground
 
 NO_TESTS_COLLECTED = 5
+TRAININGS = [f"tests/integration/test_training_{name}.py" for name in ("kills", "thresholds")]
 DEMO_SCRIPT = REPOSITORY / "demo" / "run.py"
 
 
@@ -140,12 +141,14 @@ def test(ground: Ground, options: argparse.Namespace) -> int:
 
 def run_pytest(ground: Ground, runs: dict[str, list[str]], arguments: list[str]) -> dict[str, int]:
     """Exit codes of pytest by host, the main one last. runs: paths by host, the main one first; beside each other where
-    there is a core for each. Of all tests those that hardly need the host are then run on the older ones' core, when
-    these are done."""
+    there is a core for each. Some of all tests, about as long as the older hosts have less to do, are then run on their
+    core, when they are done."""
     main, beside = next(iter(runs)), 1 < len(runs) <= (os.cpu_count() or 1)
     order = [(version, paths, beside) for version, paths in reversed(runs.items())]
     if beside and runs[main] == ["tests"]:
-        order[-1:] = [(main, ["tests/unit", "tests/browser"], False), (main, ["tests/integration"], True)]
+        others = [f"--ignore={path}" for path in TRAININGS]
+        order[-1:] = [(main, ["tests/unit", *TRAININGS, "tests/browser"], False),
+                      (main, ["tests/integration", *others], True)]  # fmt: skip
     started: list[tuple[str, list[str], Callable[[], int]]] = []
     statuses: dict[str, int] = {}
     with ExitStack() as stack:

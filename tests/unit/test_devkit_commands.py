@@ -255,7 +255,10 @@ def test_hosts_are_tested_beside_each_other_and_the_main_one_closes_the_output(m
     statuses = commands.run_pytest(ground, {"2": ["tests"], "1": ["tests/integration"]}, ["-q"])
     assert list(statuses.items()) == [("1", 5), ("2", 5)]
     lines = [line for line in capfd.readouterr().out.splitlines() if not line.startswith("==")]
-    main = ["tests"] if cores == 1 else ["tests/unit tests/browser", "tests/integration"]
+    later = commands.TRAININGS
+    assert all((base_folder.REPOSITORY / path).is_file() for path in later)
+    main = ["tests"] if cores == 1 else [" ".join(["tests/unit", *later, "tests/browser"]),
+                                         " ".join(["tests/integration", *(f"--ignore={path}" for path in later)])]
     assert lines == [f"-m pytest tests/integration -m not main_host -q on {trees['1']}",
                      *(f"-m pytest {paths} -q on {trees['2']}" for paths in main)]  # fmt: skip
 
