@@ -168,7 +168,8 @@ def run_pytest(ground: Ground, runs: dict[str, list[str]], arguments: list[str])
 
 def _worse(one: int, other: int) -> int:
     """Of two exit codes of pytest: no tests are no failure where there were some elsewhere."""
-    return other if one in (0, NO_TESTS_COLLECTED) and (one, other) != (0, NO_TESTS_COLLECTED) else one
+    failed = [code for code in (one, other) if code not in (0, NO_TESTS_COLLECTED)]
+    return failed[0] if failed else min(one, other)
 
 
 def is_path(argument: str) -> bool:

@@ -36,8 +36,7 @@ def train_heads(
     trainer.train()
     rows = [measured(trainer, budget, split) for budget in method.speedups]
     policies = {f"{budget:g}": method.policy(trainer.heads, budget, None, 0) for budget in method.speedups}
-    path_of_clock = state / f"clock-{trainer.iteration}.json"
-    speed = clocked(graph, policies, prompts[split], args.seed + split, path_of_clock)
+    speed = clocked(graph, policies, prompts[split], args.seed + split, state / f"clock-{trainer.iteration}.json")
     said = {**size_of(graph.model), "base_model": graph.model_name, "method": args.kind,
             "licence": args.licence, "training_command": command, "torch": torch.__version__, "measured": rows,
             "measured_prompts": args.held_out, "measured_speedup": speed,
