@@ -4,7 +4,11 @@ import sys
 
 # Kept readable by old interpreters, so that they can say what is wrong instead of failing to parse.
 if sys.version_info < (3, 10):
-    sys.exit("error: Python " + sys.version.split()[0] + " is too old: run dev.py with Python 3.10 or newer")
+    sys.exit(
+        "error: Python "
+        + sys.version.split()[0]
+        + " is too old: run dev.py with Python 3.10 or newer"
+    )
 
 from devkit.cli import main
 

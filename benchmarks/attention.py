@@ -1,4 +1,5 @@
-"""Attention by itself: what a choice of tiles keeps of it, and how long it takes; see `benchmarks.sparse`."""
+"""Attention by itself: what a choice of tiles keeps of it, and how long it takes; see
+`benchmarks.sparse`."""
 
 from __future__ import annotations
 
@@ -28,8 +29,8 @@ LOOKS = {4: "early", 14: "middle", 24: "late"}  # evaluations that are recorded
 
 # What attention keeps.
 def recorded(subject: Subject, size: int, number: int) -> Iterator[tuple[Tensor, Tensor, int]]:
-    """Queries and keys (H, L, D) of every attention over image tokens in three evaluations of `number` development
-    prompts, and how many tokens stand before the image."""
+    """Queries and keys (H, L, D) of every attention over image tokens in three evaluations of
+    `number` development prompts, and how many tokens stand before the image."""
     found: list[tuple[Tensor, Tensor, int]] = []
     tokens, evaluation = (size // 16) ** 2, [-1]
 
@@ -38,17 +39,24 @@ def recorded(subject: Subject, size: int, number: int) -> Iterator[tuple[Tensor,
         return executor(*args, **named)
 
     def override(func: Any, q: Tensor, k: Tensor, v: Tensor, *args: Any, **named: Any) -> Tensor:
-        heads, ready = named.get("heads", args[0] if args else None), named.get("skip_reshape", False)
+        heads, ready = (
+            named.get("heads", args[0] if args else None),
+            named.get("skip_reshape", False),
+        )
         tall = [heads_first(t, heads, ready) for t in (q, k)]
         if evaluation[0] in LOOKS and tall[0].shape[2] == tall[1].shape[2] >= tokens:
-            found.append((tall[0][0].float().clone(), tall[1][0].float().clone(), tall[0].shape[2] - tokens))
+            found.append(
+                (tall[0][0].float().clone(), tall[1][0].float().clone(), tall[0].shape[2] - tokens)
+            )
         return func(q, k, v, *args, **named)
 
     from comfy.patcher_extension import WrappersMP
 
     model = subject.model.clone()
     model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "record", count)
-    model.model_options.setdefault("transformer_options", {})["optimized_attention_override"] = override
+    model.model_options.setdefault("transformer_options", {})["optimized_attention_override"] = (
+        override
+    )
     for i, text in enumerate(prompts(number, "dev").prompts()):
         evaluation[0] = -1
         subject.sample(model, text, 3000 + i, size, subject.family.steps)
@@ -57,7 +65,8 @@ def recorded(subject: Subject, size: int, number: int) -> Iterator[tuple[Tensor,
 
 
 def kept_mass(q: Tensor, k: Tensor, text: int, size: int) -> dict[tuple[str, float], float]:
-    """Share of the attention mass of the queries in tiles that each selection keeps at each density, text included."""
+    """Share of the attention mass of the queries in tiles that each selection keeps at each
+    density, text included."""
     side = math.isqrt(q.shape[1] - text)
     tiles = Tiles.of((1, side, side), size)
     places, whole = tiles.walk + text, tiles.number * size
@@ -65,10 +74,23 @@ def kept_mass(q: Tensor, k: Tensor, text: int, size: int) -> dict[tuple[str, flo
     q, k, always = q[:, places[:whole]], k[:, order], q.shape[1] - whole
     scale, heads, pairs = q.shape[2] ** -0.5, q.shape[0], tiles.number // PAIR
     q = q[:, : pairs * PAIR * size]
-    mass = torch.stack([(q[h] @ k[h].T * scale).softmax(1)[:, :whole].view(pairs, PAIR * size, -1, size).sum(3).mean(1)
-                        for h in range(heads)])  # fmt: skip
+    mass = torch.stack(
+        [
+            (q[h] @ k[h].T * scale)
+            .softmax(1)[:, :whole]
+            .view(pairs, PAIR * size, -1, size)
+            .sum(3)
+            .mean(1)
+            for h in range(heads)
+        ]
+    )
     fixed = 1 - mass.sum(2).mean().item()  # goes to text and the rest, which are always attended to
-    middle = torch.stack((tiles.walk // side, tiles.walk % side), 1)[:whole].view(-1, size, 2).float().mean(1)
+    middle = (
+        torch.stack((tiles.walk // side, tiles.walk % side), 1)[:whole]
+        .view(-1, size, 2)
+        .float()
+        .mean(1)
+    )
     centre = middle[: pairs * PAIR].view(pairs, PAIR, 2).mean(1)
     scores = {
         "ours": estimated_mass(q[None], k[None], always, scale, size)[0],
@@ -85,7 +107,8 @@ def kept_mass(q: Tensor, k: Tensor, text: int, size: int) -> dict[tuple[str, flo
 
 
 def masses(subject: Subject, size: int, number: int, tile: int) -> list[dict]:
-    """Mean kept mass over all attentions, selection by selection, and the worst ratio to the oracle."""
+    """Mean kept mass over all attentions, selection by selection, and the worst ratio to the
+    oracle."""
     found: dict[tuple[str, float], list[float]] = defaultdict(list)
     for q, k, text in recorded(subject, size, number):
         for key, value in kept_mass(q, k, text, tile).items():
@@ -93,16 +116,29 @@ def masses(subject: Subject, size: int, number: int, tile: int) -> list[dict]:
     rows = []
     for (name, density), values in found.items():
         ratios = [a / b for a, b in zip(values, found["oracle", density], strict=True)]
-        rows.append(dict(model=subject.family.kind, size=size, tile=tile, selection=name, density=density,
-                         mass=mean(values), of_oracle=mean(values) / mean(found["oracle", density]),
-                         worst_of_oracle=min(ratios), attentions=len(values)))  # fmt: skip
+        rows.append(
+            dict(
+                model=subject.family.kind,
+                size=size,
+                tile=tile,
+                selection=name,
+                density=density,
+                mass=mean(values),
+                of_oracle=mean(values) / mean(found["oracle", density]),
+                worst_of_oracle=min(ratios),
+                attentions=len(values),
+            )
+        )
     return rows
 
 
 # How long attention takes.
-def clock(tokens: int, head_size: int, text: int, repetitions: int, backends: tuple[str, ...]) -> list[dict]:
-    """Seconds of attention with selection beside dense attention, at hidden 512, interleaved; medians. left_out: what
-    stands in for tiles that are left out; with "forecast" their choice is the measurement's and not part of it."""
+def clock(
+    tokens: int, head_size: int, text: int, repetitions: int, backends: tuple[str, ...]
+) -> list[dict]:
+    """Seconds of attention with selection beside dense attention, at hidden 512, interleaved;
+    medians. left_out: what stands in for tiles that are left out; with "forecast" their choice is
+    the measurement's and not part of it."""
     from comfy.ldm.modules.attention import optimized_attention
 
     side, heads = math.isqrt(tokens), 512 // head_size
@@ -118,7 +154,9 @@ def clock(tokens: int, head_size: int, text: int, repetitions: int, backends: tu
         book, how = None, Sparsity(left_out=left_out)
         for measures in (True, False) if how.remembers else (False,):
             if how.remembers:
-                book = Ledger(book.store if book else LeftOut(), ("stream",), (0,), 1.0, density, measures)
+                book = Ledger(
+                    book.store if book else LeftOut(), ("stream",), (0,), 1.0, density, measures
+                )
             attention = SparseAttention(tiles, density, backend, how.pooled, say, ledger=book)
             run = partial(attention, torch_attention, q, k, v, named, Lay(text, 0))
             if measures:
@@ -126,9 +164,15 @@ def clock(tokens: int, head_size: int, text: int, repetitions: int, backends: tu
         return run
 
     dense = {"host": optimized_attention, "torch": torch_attention}
-    runs: dict[tuple, Callable[[], Any]] = {(name, 1.0, ""): partial(call, q, k, v, **named)
-                                            for name, call in dense.items()}  # fmt: skip
-    runs |= {(b, d, p): sparse(b, d, p) for b in backends for d in DENSITIES for p in ("dropped", "means", "forecast")}
+    runs: dict[tuple, Callable[[], Any]] = {
+        (name, 1.0, ""): partial(call, q, k, v, **named) for name, call in dense.items()
+    }
+    runs |= {
+        (b, d, p): sparse(b, d, p)
+        for b in backends
+        for d in DENSITIES
+        for p in ("dropped", "means", "forecast")
+    }
     for run in runs.values():
         run()
     seconds: dict[tuple, list[float]] = defaultdict(list)
@@ -138,8 +182,20 @@ def clock(tokens: int, head_size: int, text: int, repetitions: int, backends: tu
             run()
             seconds[key].append(time.perf_counter() - start)
     fastest = min(median(seconds[name, 1.0, ""]) for name in dense)
-    return [dict(device="cpu", tokens=tokens, head_size=head_size, text=text, backend=b, density=d, left_out=p,
-                 seconds=median(s), speedup=fastest / median(s)) for (b, d, p), s in seconds.items()]  # fmt: skip
+    return [
+        dict(
+            device="cpu",
+            tokens=tokens,
+            head_size=head_size,
+            text=text,
+            backend=b,
+            density=d,
+            left_out=p,
+            seconds=median(s),
+            speedup=fastest / median(s),
+        )
+        for (b, d, p), s in seconds.items()
+    ]
 
 
 def torch_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, **named: Any) -> Tensor:
@@ -148,8 +204,16 @@ def torch_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, **named: Any) -
 
 
 def ship(rows: list[dict]) -> None:
-    """Write the table that `auto` chooses by: sparse attention with means of what is left out, as nodes use it."""
+    """Write the table that `auto` chooses by: sparse attention with means of what is left out, as
+    nodes use it."""
     names = ("device", "head_size", "tokens", "density", "backend", "speedup")
-    chosen = [{n: r[n] if n != "speedup" else round(r[n], 2) for n in names} for r in rows if r["left_out"] == "means"]
+    chosen = [
+        {n: r[n] if n != "speedup" else round(r[n], 2) for n in names}
+        for r in rows
+        if r["left_out"] == "means"
+    ]
     lines = ",\n ".join(json.dumps(r) for r in chosen)
-    MEASURED.write_text(f'{{"machine": "x86_64 CPU, one thread, float32",\n "rows": [\n {lines}]}}\n', encoding="utf-8")
+    MEASURED.write_text(
+        f'{{"machine": "x86_64 CPU, one thread, float32",\n "rows": [\n {lines}]}}\n',
+        encoding="utf-8",
+    )

@@ -1,10 +1,12 @@
-"""Seconds of region-adaptive sampling on models that are compute-bound: random weights, 4,096 image tokens.
+"""Seconds of region-adaptive sampling on models that are compute-bound: random weights, 4,096 image
+tokens.
 
     python3 dev.py bench clock [--models flux sd3 lumina] [--shares 0.5 0.25 0.125 0.1875] [--pixels 1024]
 
-Measured against allowed speed-up (dense over spent FLOPs); one warm-up call, the sampling loop timed whole, a dense run
-before and after each other run, whose mean it is compared with. 6 evaluations of 28 (FLUX, SD3) or 30 (Lumina)
-compute all tokens, as in the published schedules; 3/16 of the tokens is the region suite's "headline".
+Measured against allowed speed-up (dense over spent FLOPs); one warm-up call, the sampling loop
+timed whole, a dense run before and after each other run, whose mean it is compared with. 6
+evaluations of 28 (FLUX, SD3) or 30 (Lumina) compute all tokens, as in the published schedules; 3/16
+of the tokens is the region suite's "headline".
 """
 
 from __future__ import annotations
@@ -21,15 +23,53 @@ from benchmarks.region import NODE, SIX_DENSE
 from devkit.comfy_process import load_everything
 
 CONTEXT, TEXT = 64, 77
-_FLUX = dict(image_model="flux", in_channels=16, out_channels=16, guidance_embed=True, txt_ids_dims=[], vec_in_dim=64,
-             context_in_dim=CONTEXT, hidden_size=512, mlp_ratio=4.0, num_heads=4, depth=2, depth_single_blocks=4,
-             axes_dim=[16, 56, 56], theta=10000, patch_size=2, qkv_bias=True)  # fmt: skip
+_FLUX = dict(
+    image_model="flux",
+    in_channels=16,
+    out_channels=16,
+    guidance_embed=True,
+    txt_ids_dims=[],
+    vec_in_dim=64,
+    context_in_dim=CONTEXT,
+    hidden_size=512,
+    mlp_ratio=4.0,
+    num_heads=4,
+    depth=2,
+    depth_single_blocks=4,
+    axes_dim=[16, 56, 56],
+    theta=10000,
+    patch_size=2,
+    qkv_bias=True,
+)
 _EMBEDDER = {"target": "torch.nn.Linear", "params": {"in_features": CONTEXT, "out_features": 512}}
-_SD3 = dict(in_channels=16, patch_size=2, depth=8, input_size=None, adm_in_channels=64, num_patches=4096,
-            context_embedder_config=_EMBEDDER, pos_embed_max_size=64, qk_norm="rms")  # fmt: skip
-_LUMINA = dict(image_model="lumina2", patch_size=2, in_channels=16, dim=480, n_layers=6, n_refiner_layers=1, n_heads=5,
-               n_kv_heads=1, multiple_of=256, ffn_dim_multiplier=2.5, qk_norm=True, cap_feat_dim=CONTEXT,
-               axes_dims=[32, 32, 32], axes_lens=[300, 512, 512], rope_theta=10000.0)  # fmt: skip
+_SD3 = dict(
+    in_channels=16,
+    patch_size=2,
+    depth=8,
+    input_size=None,
+    adm_in_channels=64,
+    num_patches=4096,
+    context_embedder_config=_EMBEDDER,
+    pos_embed_max_size=64,
+    qk_norm="rms",
+)
+_LUMINA = dict(
+    image_model="lumina2",
+    patch_size=2,
+    in_channels=16,
+    dim=480,
+    n_layers=6,
+    n_refiner_layers=1,
+    n_heads=5,
+    n_kv_heads=1,
+    multiple_of=256,
+    ffn_dim_multiplier=2.5,
+    qk_norm=True,
+    cap_feat_dim=CONTEXT,
+    axes_dims=[32, 32, 32],
+    axes_lens=[300, 512, 512],
+    rope_theta=10000.0,
+)
 WIDE = {"flux": ("Flux", _FLUX), "sd3": ("SD3", _SD3), "lumina": ("Lumina2", _LUMINA)}
 SHARES = (0.5, 0.25, 0.125, 0.1875)
 STEPS = {"flux": 28, "sd3": 28, "lumina": 30}
@@ -49,8 +89,19 @@ def timed(model: Any, steps: int, pixels: int) -> float:
     latent = torch.zeros(1, 16, pixels // 8, pixels // 8)
     noise = comfy.sample.prepare_noise(latent, 0)
     start = time.perf_counter()
-    comfy.sample.sample(model, noise, steps, 1.0, "euler", "simple", conditioning(0), conditioning(1), latent,
-                        disable_pbar=True, seed=0)  # fmt: skip
+    comfy.sample.sample(
+        model,
+        noise,
+        steps,
+        1.0,
+        "euler",
+        "simple",
+        conditioning(0),
+        conditioning(1),
+        latent,
+        disable_pbar=True,
+        seed=0,
+    )
     return time.perf_counter() - start
 
 
@@ -68,16 +119,29 @@ def measure(comfy: Any, kind: str, args: argparse.Namespace) -> list[dict]:
         record = patched.model_options["transformer_options"]["rapid"].log.records[-1]
         assert record.totals["partial"] == steps - 6, record.text()
         speedup, allowed = (before + after) / 2 / seconds, record.totals["speedup_allowed"]
-        rows.append(dict(model=kind, share=share, steps=steps, kv_cache=args.kv_cache, seconds=seconds,
-                         dense_seconds=[before, after], speedup=speedup, allowed=allowed, of_allowed=speedup / allowed,
-                         mebibytes=record.bytes / 2**20))  # fmt: skip
+        rows.append(
+            dict(
+                model=kind,
+                share=share,
+                steps=steps,
+                kv_cache=args.kv_cache,
+                seconds=seconds,
+                dense_seconds=[before, after],
+                speedup=speedup,
+                allowed=allowed,
+                of_allowed=speedup / allowed,
+                mebibytes=record.bytes / 2**20,
+            )
+        )
         print(json.dumps(rows[-1]), flush=True)
         before = after
     return rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--models", nargs="+", choices=sorted(WIDE), default=sorted(WIDE))
     parser.add_argument("--shares", nargs="+", type=float, default=SHARES)
     parser.add_argument("--pixels", type=int, default=1024)

@@ -1,4 +1,5 @@
-"""Fréchet distance (Heusel et al. 2017) of drawn pictures to true scenes, on the judge's features of nine places."""
+"""Fréchet distance (Heusel et al. 2017) of drawn pictures to true scenes, on the judge's features
+of nine places."""
 
 from __future__ import annotations
 
@@ -23,7 +24,9 @@ class Given(nn.Module):
         return features
 
 
-def true_features(critic: judge.Judge, chosen: Scenes, size: int, draws: int = 3, seed: int = 71) -> Tensor:
+def true_features(
+    critic: judge.Judge, chosen: Scenes, size: int, draws: int = 3, seed: int = 71
+) -> Tensor:
     """Features (n, width) of the scenes themselves, drawn `draws` times with their own noise."""
     generator, found = torch.Generator().manual_seed(seed), []
     for rows in torch.arange(len(chosen)).repeat(draws).split(PART):

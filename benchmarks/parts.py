@@ -23,5 +23,10 @@ def _share_of(text: str) -> tuple[int, int]:
 
 def add_share(parser: ArgumentParser) -> None:
     """The flag --share of a suite whose log several processes draw for."""
-    parser.add_argument("--share", type=_share_of, default=(0, 1), metavar="K/N",
-                        help="draw a part only, e.g. 1/2 beside a process of 2/2")  # fmt: skip
+    parser.add_argument(
+        "--share",
+        type=_share_of,
+        default=(0, 1),
+        metavar="K/N",
+        help="draw a part only, e.g. 1/2 beside a process of 2/2",
+    )

@@ -1,13 +1,15 @@
-"""The policy suite: trained policies beside even spacing, Cache Reuse, host caches and fewer steps at equal cost.
+"""The policy suite: trained policies beside even spacing, Cache Reuse, host caches and fewer steps
+at equal cost.
 
     python3 dev.py bench policy [--models flux sd3] [--prompts 200] [--speedups 2 3 4] [--policies DIR]
                                 [--methods plan_dense cache_reuse ...] [--out DIR] [--cost-of flux-dev] [--quick]
 
-Every policy file demo-<model>-<name> of the folder is a method: "plan_<name>" of a schedule, "<name>" of heads. Of
-heads there is "<name>_shuffled", too: each picture is drawn with the decisions that were made for another one. "random"
-are as many evaluations as the budget allows, anywhere; "dense_noise<k>" are dense pictures from other noise. Thresholds
-of caches are the smallest that cost no more on 8 development prompts; "cache_reuse_unguarded" stands for "cache_reuse"
-where its guard computes more than that.
+Every policy file demo-<model>-<name> of the folder is a method: "plan_<name>" of a schedule,
+"<name>" of heads. Of heads there is "<name>_shuffled", too: each picture is drawn with the
+decisions that were made for another one. "random" are as many evaluations as the budget allows,
+anywhere; "dense_noise<k>" are dense pictures from other noise. Thresholds of caches are the
+smallest that cost no more on 8 development prompts; "cache_reuse_unguarded" stands for
+"cache_reuse" where its guard computes more than that.
 """
 
 from __future__ import annotations
@@ -38,13 +40,19 @@ from training.files import write_text
 
 SHIPPED = Path(__file__).parent.parent / "policies"
 CACHES = ("cache_reuse", "easycache", "lazycache")
-OTHERS = (1, 2, 3)  # sets of dense pictures from other noise: how much FID and accuracy vary by themselves
+OTHERS = (
+    1,
+    2,
+    3,
+)  # sets of dense pictures from other noise: how much FID and accuracy vary by themselves
 
 
 def accelerate(comfy: Any, speedup: float, file: Path | None = None) -> Callable[[Any], Any]:
     """The node's patch, with a policy file or without."""
     policy = {} if file is None else {"policy": read(file)}
-    return lambda model: comfy.run_node("RAPID_Accelerate", model=model, speedup=speedup, **policy)[0]
+    return lambda model: comfy.run_node("RAPID_Accelerate", model=model, speedup=speedup, **policy)[
+        0
+    ]
 
 
 def trained(comfy: Any, suite: Suite, speedup: float, folder: Path) -> list[Method]:
@@ -55,36 +63,56 @@ def trained(comfy: Any, suite: Suite, speedup: float, folder: Path) -> list[Meth
         name = f"plan_{short}" if file.kind == "schedule" else short.replace("-", "_")
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         if suite.once(f"{name}/file", partial(str, digest)) != digest:
-            raise SystemExit(f"{suite.out} holds pictures of an older {path.name}; use another --out")
+            raise SystemExit(
+                f"{suite.out} holds pictures of an older {path.name}; use another --out"
+            )
         out.append(Method(name, target, accelerate(comfy, speedup, path)))
         if file.kind == "heads":
-            out.append(Method(f"{name}_shuffled", target, each=shuffled(suite, out[-1].key, file, speedup), late=True))
+            out.append(
+                Method(
+                    f"{name}_shuffled",
+                    target,
+                    each=shuffled(suite, out[-1].key, file, speedup),
+                    late=True,
+                )
+            )
     return out
 
 
-def shuffled(suite: Suite, key: str, file: PolicyFile, speedup: float) -> Callable[[Any, list[int]], Any]:
+def shuffled(
+    suite: Suite, key: str, file: PolicyFile, speedup: float
+) -> Callable[[Any, list[int]], Any]:
     """The decisions that a method made for the next picture."""
 
     def lists_of(number: int) -> list[Decision]:
-        found, other = {p.seed: p.decisions for p in suite.done() if p.method == key}, (number + 1) % len(suite.texts)
+        found, other = (
+            {p.seed: p.decisions for p in suite.done() if p.method == key},
+            (number + 1) % len(suite.texts),
+        )
         if other == number:
             raise SystemExit(f"{key}: decisions of another picture need two prompts at least")
         if other not in found:
-            raise SystemExit(f"{key} has to be drawn before its decisions are given to other pictures: name it, too")
+            raise SystemExit(
+                f"{key} has to be drawn before its decisions are given to other pictures: name it, too"
+            )
         return [Decision(*d) for d in found[other]]
 
     return replayed(forecasts_of(file, speedup), lists_of)
 
 
 def at_cost(comfy: Any, suite: Suite, cache: str, speedup: float, number: int) -> Method | None:
-    """A cache at the smallest threshold that costs no more than a speed-up allows, on so many development prompts;
-    Cache Reuse "_unguarded" and for longer in a row where it cannot be had otherwise."""
+    """A cache at the smallest threshold that costs no more than a speed-up allows, on so many
+    development prompts; Cache Reuse "_unguarded" and for longer in a row where it cannot be had
+    otherwise."""
     target, goal = f"{speedup:g}x", affordable(speedup, suite.steps) / suite.steps
     alone = cache != "cache_reuse"  # the host's decide for a whole batch
-    # Of 28 evaluations 3 in a row left out are too few for a quarter of the cost; where guidance makes forecasts rough,
-    # the guard computes more than a third.
+    # Of 28 evaluations 3 in a row left out are too few for a quarter of the cost; where guidance
+    # makes forecasts rough, the guard computes more than a third.
     longer = {"max_consecutive": 2 * round(speedup)}
-    tries = [("", longer if speedup >= 4 else {}, 1.0), ("_unguarded", longer | {"guard": 0.0}, 10.0)]
+    tries = [
+        ("", longer if speedup >= 4 else {}, 1.0),
+        ("_unguarded", longer | {"guard": 0.0}, 10.0),
+    ]
     for more_of_name, more, high in [("", {}, 1.0), ("", {}, 3.0)] if alone else tries:
         patch = partial(patcher, comfy, cache, **more)
         search = partial(threshold_at, suite, goal, number, patch, alone, high)
@@ -96,26 +124,49 @@ def at_cost(comfy: Any, suite: Suite, cache: str, speedup: float, number: int) -
 
 
 def methods(
-    comfy: Any, suite: Suite, number: int, speedups: list[float], folder: Path, names: list[str] | None
+    comfy: Any,
+    suite: Suite,
+    number: int,
+    speedups: list[float],
+    folder: Path,
+    names: list[str] | None,
 ) -> list[Method]:
-    """Everything the suite compares, at the cost of each speed-up. number: development prompts of the thresholds;
-    names: of the methods that are drawn (None: all)."""
-    out = [Method("dense", "1.0"), *(Method(f"dense_noise{k}", "1.0", noise=1000 * k) for k in OTHERS)]
+    """Everything the suite compares, at the cost of each speed-up. number: development prompts of
+    the thresholds; names: of the methods that are drawn (None: all)."""
+    out = [
+        Method("dense", "1.0"),
+        *(Method(f"dense_noise{k}", "1.0", noise=1000 * k) for k in OTHERS),
+    ]
     for speedup in speedups:
         target = f"{speedup:g}x"
-        out += [*trained(comfy, suite, speedup, folder), Method("default_plan", target, accelerate(comfy, speedup))]
-        caches = [cache for cache in CACHES if not names or cache in names or f"{cache}_unguarded" in names]
-        out += [m for m in (at_cost(comfy, suite, cache, speedup, number) for cache in caches) if m is not None]
+        out += [
+            *trained(comfy, suite, speedup, folder),
+            Method("default_plan", target, accelerate(comfy, speedup)),
+        ]
+        caches = [
+            cache
+            for cache in CACHES
+            if not names or cache in names or f"{cache}_unguarded" in names
+        ]
+        out += [
+            m
+            for m in (at_cost(comfy, suite, cache, speedup, number) for cache in caches)
+            if m is not None
+        ]
         anywhere = replayed(SchedulePolicy(speedup), partial(at_random, suite.steps, speedup))
         out.append(Method("random", target, each=anywhere))
-        for sampler, evaluations in SAMPLERS.items():  # of those with two evaluations a step, one in the last
+        for (
+            sampler,
+            evaluations,
+        ) in SAMPLERS.items():  # of those with two evaluations a step, one in the last
             steps = max(2, math.ceil(affordable(speedup, suite.steps) / evaluations))
             out.append(Method(f"fewer_{sampler}", target, steps=steps, sampler=sampler))
     return out
 
 
 def spent(suite: Suite) -> list[str]:
-    """Evaluations that methods compute, by the number of objects in the scene, where that differs."""
+    """Evaluations that methods compute, by the number of objects in the scene, where that
+    differs."""
     counts, found = suite.chosen.count.tolist(), dict[str, dict[int, list[int]]]()
     for picture in suite.done():
         if picture.seed >= len(counts):  # of a run with more prompts
@@ -125,7 +176,9 @@ def spent(suite: Suite) -> list[str]:
     out = []
     for key, by_count in sorted(found.items()):
         if len({n for some in by_count.values() for n in some}) > 1:
-            each = ", ".join(f"{mean(some):.1f} with {count}" for count, some in sorted(by_count.items()))
+            each = ", ".join(
+                f"{mean(some):.1f} with {count}" for count, some in sorted(by_count.items())
+            )
             out.append(f"{suite.kind}: {key} computes by objects in the scene: {each}")
     return out
 
@@ -143,9 +196,17 @@ def run(comfy: Any, args: argparse.Namespace) -> str:
             own = own_cost(suite.subject, scale.size)
             rows = suite.rows(own if args.cost_of == "demo" else published(args.cost_of))
             ours = sorted({p.method.split("/")[0] for p in suite.done()} - {"dense", "random"})
-            ours = [n for n in ours if not n.startswith(("fewer_", "dense_", *CACHES)) and not n.endswith("_shuffled")]
+            ours = [
+                n
+                for n in ours
+                if not n.startswith(("fewer_", "dense_", *CACHES)) and not n.endswith("_shuffled")
+            ]
             lines = suite.verdicts(ours, [f"{s:g}x" for s in args.speedups]) + spent(suite)
-            write(args.out / f"policy_{kind}.json", rows, {"torch": torch.__version__, "cost_of": args.cost_of})
+            write(
+                args.out / f"policy_{kind}.json",
+                rows,
+                {"torch": torch.__version__, "cost_of": args.cost_of},
+            )
             texts.append(markdown(rows, COLUMNS) + "\n\n" + "\n".join(lines) + "\n")
             write_text(args.out / f"policy_{kind}.md", texts[-1])
     return "\n".join(texts)
@@ -153,7 +214,9 @@ def run(comfy: Any, args: argparse.Namespace) -> str:
 
 def parser() -> argparse.ArgumentParser:
     """The command's flags."""
-    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     found.add_argument("--models", nargs="+", choices=sorted(ALL), default=["flux", "sd3"])
     found.add_argument("--prompts", type=int, default=200)
     found.add_argument("--speedups", nargs="+", type=float, default=[2.0, 3.0, 4.0])
@@ -162,7 +225,9 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--out", type=Path, default=Path("bench_output"))
     found.add_argument("--cost-of", choices=("demo", *PUBLISHED), default="demo")
     add_share(found)
-    found.add_argument("--quick", action="store_true", help="two small pictures: whether it runs, not how well")
+    found.add_argument(
+        "--quick", action="store_true", help="two small pictures: whether it runs, not how well"
+    )
     return found
 
 

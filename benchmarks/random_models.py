@@ -1,7 +1,8 @@
 """Models of any size with random weights, built through the host's own configuration classes.
 
-Most families the host's detection accepts only at their published widths; here only that detection is left out. Random
-weights draw noise: such models serve to test and to time, never to judge quality."""
+Most families the host's detection accepts only at their published widths; here only that detection
+is left out. Random weights draw noise: such models serve to test and to time, never to judge
+quality."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ def fill_randomly(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
 
 @dataclass(frozen=True)
 class FamilyModel:
-    """Class in comfy.supported_models, its configuration, and the latent it takes: (C, [T,] H, W)."""
+    """Class in comfy.supported_models, its configuration, and the latent it takes: (C, [T,] H,
+    W)."""
 
     kind: str
     config: dict
@@ -47,4 +49,6 @@ class FamilyModel:
         model = wanted.get_model({}, "")
         fill_randomly(model.diffusion_model, seed)
         model.eval()
-        return comfy.model_patcher.ModelPatcher(model, device, comfy.model_management.unet_offload_device())
+        return comfy.model_patcher.ModelPatcher(
+            model, device, comfy.model_management.unet_offload_device()
+        )

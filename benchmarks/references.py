@@ -1,4 +1,5 @@
-"""Latents that pictures are compared with, drawn once and kept: the dense ones, and the converged ones ("ode")."""
+"""Latents that pictures are compared with, drawn once and kept: the dense ones, and the converged
+ones ("ode")."""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ class References:
         return torch.stack([torch.load(self._path(kind, n), weights_only=True) for n in numbers])
 
     def picture(self, kind: str, number: int, decode: Callable[[Tensor], Tensor]) -> Tensor:
-        """What `decode` makes of a latent (1, ...); kept for a few prompts, which all methods ask for in turn."""
+        """What `decode` makes of a latent (1, ...); kept for a few prompts, which all methods ask
+        for in turn."""
         if (kind, number) not in self.pictures:
             if len(self.pictures) >= KEPT:
                 self.pictures.clear()

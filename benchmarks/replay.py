@@ -1,4 +1,5 @@
-"""Decisions made elsewhere, on other pictures: drawn at random, or those of another picture's run."""
+"""Decisions made elsewhere, on other pictures: drawn at random, or those of another picture's
+run."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ REPLAYED = Sparsity(left_out="means")
 
 @dataclass(frozen=True)
 class ReplayPolicy:
-    """The decisions of `lists`, one list an image of the batch. What is held is forecast as `schedule` would."""
+    """The decisions of `lists`, one list an image of the batch. What is held is forecast as
+    `schedule` would."""
 
     lists: tuple[tuple[Decision, ...], ...] = field(repr=False)
     schedule: SchedulePolicy
@@ -66,13 +68,15 @@ class ReplayActor:
         level = Level(decision.level)
         if not image.computed or level is Level.RUN:
             return DENSE if decision.density == 1.0 else Action(density=decision.density)
-        weights = self.forecasts.weights(number, image, observation) if level is Level.HOLD else None
+        weights = (
+            self.forecasts.weights(number, image, observation) if level is Level.HOLD else None
+        )
         return Action(level, weights=weights)
 
 
 def replayed(schedule: SchedulePolicy, lists_of: Callable[[int], Sequence[Decision]]) -> Callable:
-    """A patch for each group of pictures: the decisions that `lists_of` names for each of them; what is held is
-    forecast as `schedule` would."""
+    """A patch for each group of pictures: the decisions that `lists_of` names for each of them;
+    what is held is forecast as `schedule` would."""
 
     from rapid_core.host.chain import attach  # here: this module is imported before the host is
 
@@ -91,8 +95,11 @@ def forecasts_of(file: PolicyFile, speedup: float) -> SchedulePolicy:
 
 
 def at_random(steps: int, speedup: float, number: int) -> list[Decision]:
-    """As many evaluations as a speed-up allows, the first and the last among them, the others anywhere."""
+    """As many evaluations as a speed-up allows, the first and the last among them, the others
+    anywhere."""
     count = affordable(speedup, steps)
     inner = random.Random(f"{number}/{speedup}").sample(range(1, steps - 1), max(0, count - 2))
     computed = {0, steps - 1, *inner} if count > 1 else {0}
-    return [Decision("run" if i in computed else "hold", float(i in computed)) for i in range(steps)]
+    return [
+        Decision("run" if i in computed else "hold", float(i in computed)) for i in range(steps)
+    ]

@@ -1,4 +1,5 @@
-"""A demo model inside ComfyUI, in this process: prompts in, float pictures, seconds and computed evaluations out."""
+"""A demo model inside ComfyUI, in this process: prompts in, float pictures, seconds and computed
+evaluations out."""
 
 from __future__ import annotations
 
@@ -13,7 +14,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 STEPS = 28
-CACHE_REUSE = dict(start_percent=0.0, end_percent=1.0, max_consecutive=3, forecast_order=1, level="hold", guard=0.5)
+CACHE_REUSE = dict(
+    start_percent=0.0, end_percent=1.0, max_consecutive=3, forecast_order=1, level="hold", guard=0.5
+)
 
 
 @dataclass(frozen=True)
@@ -28,12 +31,15 @@ class Family:
 
 
 FAMILIES = {"flux": Family("flux", "taef1", 1.0, 1.0), "sd3": Family("sd3", "taesd3", 2.5, None)}
-LUMINA = Family("lumina", "taef1", 2.5, None, steps=30)  # as in the paper's table; never tuned on, only reported
+LUMINA = Family(
+    "lumina", "taef1", 2.5, None, steps=30
+)  # as in the paper's table; never tuned on, only reported
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """One run: latent of one image, seconds of the sampling loop, rows that passed the blocks over streams."""
+    """One run: latent of one image, seconds of the sampling loop, rows that passed the blocks over
+    streams."""
 
     latent: Tensor
     seconds: float
@@ -63,11 +69,19 @@ class Subject:
         """CONDITIONING of a prompt."""
         (out,) = self.comfy.run_node("RAPIDDemoPrompt", text=prompt, model=self.family.kind)
         if self.family.guidance is not None and prompt:
-            (out,) = self.comfy.run_node("FluxGuidance", conditioning=out, guidance=self.family.guidance)
+            (out,) = self.comfy.run_node(
+                "FluxGuidance", conditioning=out, guidance=self.family.guidance
+            )
         return out
 
     def sample(
-        self, model: Any, prompt: str, seed: int, size: int, steps: int = STEPS, sampler: str = "euler"
+        self,
+        model: Any,
+        prompt: str,
+        seed: int,
+        size: int,
+        steps: int = STEPS,
+        sampler: str = "euler",
     ) -> Sampled:
         """Sample one picture with KSampler's own call and scheduler `simple`."""
         import comfy.sample
@@ -77,13 +91,30 @@ class Subject:
         positive, negative = self.conditioning(prompt), self.conditioning("")
         self.rows = 0
         start = time.perf_counter()
-        out = comfy.sample.sample(model, noise, steps, self.family.cfg, sampler, "simple", positive, negative, latent,
-                                  disable_pbar=True, seed=seed)
+        out = comfy.sample.sample(
+            model,
+            noise,
+            steps,
+            self.family.cfg,
+            sampler,
+            "simple",
+            positive,
+            negative,
+            latent,
+            disable_pbar=True,
+            seed=seed,
+        )
         seconds = time.perf_counter() - start
         return Sampled(out, seconds, self.rows / (1 if self.family.cfg == 1.0 else 2))
 
     def sample_many(
-        self, model: Any, prompts: list[str], seeds: list[int], size: int, steps: int = STEPS, sampler: str = "euler"
+        self,
+        model: Any,
+        prompts: list[str],
+        seeds: list[int],
+        size: int,
+        steps: int = STEPS,
+        sampler: str = "euler",
     ) -> Sampled:
         """A batch, one prompt and seed an image; each image's noise is that of its seed alone."""
         import comfy.sample
@@ -93,8 +124,19 @@ class Subject:
         positive, negative = self.conditioning("\n".join(prompts)), self.conditioning("")
         self.rows = 0
         start = time.perf_counter()
-        out = comfy.sample.sample(model, noise, steps, self.family.cfg, sampler, "simple", positive, negative,
-                                  torch.zeros_like(noise), disable_pbar=True, seed=seeds[0])  # fmt: skip
+        out = comfy.sample.sample(
+            model,
+            noise,
+            steps,
+            self.family.cfg,
+            sampler,
+            "simple",
+            positive,
+            negative,
+            torch.zeros_like(noise),
+            disable_pbar=True,
+            seed=seeds[0],
+        )
         seconds = time.perf_counter() - start
         return Sampled(out, seconds, self.rows / (1 if self.family.cfg == 1.0 else 2))
 
@@ -113,17 +155,22 @@ def patcher(comfy: Any, method: str, threshold: float, **settings: Any) -> Calla
     """The model patch of a method, applied by its node."""
     if method == "cache_reuse":
         inputs = {**CACHE_REUSE, **settings}
-        return lambda model: comfy.run_node("RAPID_CacheReuse", model=model, reuse_threshold=threshold, **inputs)[0]
+        return lambda model: comfy.run_node(
+            "RAPID_CacheReuse", model=model, reuse_threshold=threshold, **inputs
+        )[0]
     node = {"easycache": "EasyCache", "lazycache": "LazyCache"}[method]
     inputs = dict(start_percent=0.15, end_percent=0.95, verbose=False)
-    return lambda model: comfy.run_node(node, model=with_own_input(model), reuse_threshold=threshold, **inputs)[0]
+    return lambda model: comfy.run_node(
+        node, model=with_own_input(model), reuse_threshold=threshold, **inputs
+    )[0]
 
 
 def with_own_input(model: Any) -> Any:
     """A clone whose DIFFUSION_MODEL wrappers get a copy of x.
 
-    EasyCache adds to its input in place. In half precision that is a copy; in float32, as here, it is the tensor that
-    the denoised picture is computed from, which would ruin EasyCache's pictures and flatter every comparison."""
+    EasyCache adds to its input in place. In half precision that is a copy; in float32, as here, it
+    is the tensor that the denoised picture is computed from, which would ruin EasyCache's pictures
+    and flatter every comparison."""
     from comfy.patcher_extension import WrappersMP
 
     def copied(executor: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

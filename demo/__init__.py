@@ -1,1 +1,2 @@
-"""Demo models: drawn scenes, a small autoencoder and small Diffusion Transformers trained on them."""
+"""Demo models: drawn scenes, a small autoencoder and small Diffusion Transformers trained on
+them."""

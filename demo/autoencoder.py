@@ -1,10 +1,12 @@
-"""Train the demo's TAESD decoder to invert `LatentMap`; the encoder is the map itself, by construction.
+"""Train the demo's TAESD decoder to invert `LatentMap`; the encoder is the map itself, by
+construction.
 
     python -m demo.autoencoder --out runs/autoencoder --steps 2400 --decay 0.6 --export
     python -m demo.autoencoder --out runs/autoencoder --steps 3300 --lr 1.3e-3 --l1 0 --export
 
-The second command goes on from the first, for PSNR alone. The shipped weights come of more such legs, one after
-the other, each a line with `settings` in models/logs/autoencoder.jsonl; about 40 minutes of one busy CPU core.
+The second command goes on from the first, for PSNR alone. The shipped weights come of more such
+legs, one after the other, each a line with `settings` in models/logs/autoencoder.jsonl; about 40
+minutes of one busy CPU core.
 """
 
 from __future__ import annotations
@@ -25,11 +27,16 @@ from demo.latents import BLOCK, LatentMap
 from demo.taesd import FOLDER, Decoder, exact_encoder, export
 
 MODELS = Path(__file__).parent / "models"
-SIZES = {128: (3, 3), 256: (6, 1), 512: (12, 1)}  # px: crops taken of a drawn scene, share of the crops
+SIZES = {
+    128: (3, 3),
+    256: (6, 1),
+    512: (12, 1),
+}  # px: crops taken of a drawn scene, share of the crops
 
 
 class Crops:
-    """Crops (side px) of scenes drawn at several sizes, each used about `reuse` times, then drawn anew."""
+    """Crops (side px) of scenes drawn at several sizes, each used about `reuse` times, then drawn
+    anew."""
 
     def __init__(
         self, side: int, latents: LatentMap, generator: torch.Generator, capacity: int, reuse: float
@@ -39,25 +46,34 @@ class Crops:
         self.filled, self.next, self.owed = 0, 0, 0.0
 
     def _scene_crops(self, size: int, number: int) -> Tensor:
-        """Crops of drawn scenes of one size: of each two places on the latent grid, that which the linear
-        inverse of the map gets more wrong, since flat places teach little."""
+        """Crops of drawn scenes of one size: of each two places on the latent grid, that which the
+        linear inverse of the map gets more wrong, since flat places teach little."""
         per_scene = SIZES[size][0]
         chosen = scenes.sample(-(-number // per_scene), self.generator)
         pictures = scenes.draw(chosen, size, size, self.generator)
-        error = (self.map.decode(self.map.encode(pictures)) - pictures).square().mean(1, keepdim=True)
+        error = (
+            (self.map.decode(self.map.encode(pictures)) - pictures).square().mean(1, keepdim=True)
+        )
         error = F.avg_pool2d(error, self.side, BLOCK)[:, 0]  # (B, places, places)
-        places = torch.randint(error.shape[-1], (2, 2, len(pictures), per_scene), generator=self.generator)
+        places = torch.randint(
+            error.shape[-1], (2, 2, len(pictures), per_scene), generator=self.generator
+        )
         row = torch.arange(len(pictures))[:, None]
         a, b = error[row, places[0, 0], places[0, 1]], error[row, places[1, 0], places[1, 1]]
         y, x = (torch.where(a > b, places[0], places[1]) * BLOCK).flatten(1)
         row = row.expand(-1, per_scene).flatten()
-        crops = [pictures[r, :, i : i + self.side, j : j + self.side]
-                 for r, i, j in zip(row.tolist(), y.tolist(), x.tolist(), strict=True)]
+        crops = [
+            pictures[r, :, i : i + self.side, j : j + self.side]
+            for r, i, j in zip(row.tolist(), y.tolist(), x.tolist(), strict=True)
+        ]
         return torch.stack(crops)[:number]
 
     def _draw(self, number: int) -> None:
         total = sum(share for _, share in SIZES.values())
-        crops = [self._scene_crops(size, -(-number * share // total)) for size, (_, share) in SIZES.items()]
+        crops = [
+            self._scene_crops(size, -(-number * share // total))
+            for size, (_, share) in SIZES.items()
+        ]
         fresh = (torch.cat(crops) * 255).round().byte()
         at = (torch.arange(len(fresh)) + self.next) % len(self.pixels)
         self.pixels[at] = fresh
@@ -75,7 +91,8 @@ class Crops:
 
 
 class Trainer:
-    """Trains the decoder: float32 weights, a bfloat16 copy for both passes, a moving average to keep."""
+    """Trains the decoder: float32 weights, a bfloat16 copy for both passes, a moving average to
+    keep."""
 
     def __init__(self, args: argparse.Namespace):
         self.args, self.out, self.step, self.seconds = args, Path(args.out), 0, 0.0
@@ -84,10 +101,14 @@ class Trainer:
         start = Decoder()
         self.fast = Decoder().to(torch.bfloat16, memory_format=torch.channels_last)
         # Muon wants matrices: convolution weights are kept as (out, in * 9).
-        self.weights = {n: nn.Parameter(p.detach().flatten(1) if p.ndim == 4 else p.detach().clone())
-                        for n, p in start.named_parameters()}
+        self.weights = {
+            n: nn.Parameter(p.detach().flatten(1) if p.ndim == 4 else p.detach().clone())
+            for n, p in start.named_parameters()
+        }
         self.ema = {n: p.detach().clone() for n, p in self.weights.items()}
-        inner = {n for n, p in self.weights.items() if p.ndim == 2 and not n.startswith(("1.", "19."))}
+        inner = {
+            n for n, p in self.weights.items() if p.ndim == 2 and not n.startswith(("1.", "19."))
+        }
         matrices = [p for n, p in self.weights.items() if n in inner]
         rest = [p for n, p in self.weights.items() if n not in inner]
         self.optimisers = [
@@ -112,9 +133,14 @@ class Trainer:
 
     def save(self) -> None:
         """Written beside and renamed, so that a kill leaves the old or the new state."""
-        state = {"weights": {n: p.data for n, p in self.weights.items()}, "ema": self.ema, "step": self.step,
-                 "seconds": self.seconds, "optimisers": [o.state_dict() for o in self.optimisers],
-                 "generator": self.generator.get_state()}
+        state = {
+            "weights": {n: p.data for n, p in self.weights.items()},
+            "ema": self.ema,
+            "step": self.step,
+            "seconds": self.seconds,
+            "optimisers": [o.state_dict() for o in self.optimisers],
+            "generator": self.generator.get_state(),
+        }
         torch.save(state, self.out / "state.tmp")
         (self.out / "state.tmp").rename(self.out / "state.pt")
 
@@ -144,7 +170,8 @@ class Trainer:
         nn.utils.clip_grad_norm_(self.weights.values(), 1.0)
         left = (1 - self.step / self.args.steps) / self.args.decay
         rate = self.args.lr * min(1.0, (self.step + 1) / 40, left + 0.01)
-        # Adam's steps are as large for the few weights of the first and last layer: a fifth keeps them quiet.
+        # Adam's steps are as large for the few weights of the first and last layer: a fifth keeps
+        # them quiet.
         for optimiser, factor in zip(self.optimisers, (1.0, 0.2), strict=True):
             for group in optimiser.param_groups:
                 group["lr"] = factor * rate
@@ -163,7 +190,13 @@ class Trainer:
         """Train to `--steps`; state every 200, a log line every 50."""
         if self.step < self.args.steps:
             self.log({"settings": self.settings()})
-        bar = tqdm(total=self.args.steps, initial=self.step, unit="step", desc="train decoder", mininterval=5)
+        bar = tqdm(
+            total=self.args.steps,
+            initial=self.step,
+            unit="step",
+            desc="train decoder",
+            mininterval=5,
+        )
         errors: list[float] = []
         while self.step < self.args.steps:
             start = time.monotonic()
@@ -188,7 +221,9 @@ def psnr(decoder: Decoder | LatentMap, size: int, number: int = 64, split: str =
     for row in range(number):
         picture = scenes.draw(chosen.take(slice(row, row + 1)), size, size, generator)
         code = latents.encode(picture)
-        decoded = decoder.decode(code) if isinstance(decoder, LatentMap) else decoder(code).clamp(0, 1)
+        decoded = (
+            decoder.decode(code) if isinstance(decoder, LatentMap) else decoder(code).clamp(0, 1)
+        )
         total += float(-10 * (decoded - picture).square().mean().clamp_min(1e-10).log10())
     return total / number
 
@@ -196,13 +231,21 @@ def psnr(decoder: Decoder | LatentMap, size: int, number: int = 64, split: str =
 def main() -> None:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument("--out", required=True, help="folder of state and log; resumed if it exists")
+    parser.add_argument(
+        "--out", required=True, help="folder of state and log; resumed if it exists"
+    )
     parser.add_argument("--steps", type=int, default=1600)
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--crop", type=int, default=64, help="side of the crops in px, a multiple of 8")
+    parser.add_argument(
+        "--crop", type=int, default=64, help="side of the crops in px, a multiple of 8"
+    )
     parser.add_argument("--lr", type=float, default=1.5e-3)
-    parser.add_argument("--decay", type=float, default=0.3, help="last share of the steps, where the rate falls")
-    parser.add_argument("--l1", type=float, default=1.0, help="weight of L1; 0 in the end, where PSNR counts")
+    parser.add_argument(
+        "--decay", type=float, default=0.3, help="last share of the steps, where the rate falls"
+    )
+    parser.add_argument(
+        "--l1", type=float, default=1.0, help="weight of L1; 0 in the end, where PSNR counts"
+    )
     parser.add_argument("--pool", type=int, default=6000, help="crops kept in memory")
     parser.add_argument("--reuse", type=float, default=3.0, help="times a crop is used")
     parser.add_argument("--seed", type=int, default=0)

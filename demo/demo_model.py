@@ -1,4 +1,5 @@
-"""A demo transformer with its word table: the module, its files, and a sampler to look at it. No ComfyUI."""
+"""A demo transformer with its word table: the module, its files, and a sampler to look at it. No
+ComfyUI."""
 
 from __future__ import annotations
 
@@ -29,8 +30,13 @@ class DemoModel(nn.Module):
 
 
 def export(kind: str, state: dict[str, Tensor], path: Path, seen: int) -> None:
-    """float16 weights under the host's keys, and the word table beside them (`<kind>_words.safetensors`)."""
-    twin = {k.removeprefix("twin."): v.half().cpu().contiguous() for k, v in state.items() if k.startswith("twin.")}
+    """float16 weights under the host's keys, and the word table beside them
+    (`<kind>_words.safetensors`)."""
+    twin = {
+        k.removeprefix("twin."): v.half().cpu().contiguous()
+        for k, v in state.items()
+        if k.startswith("twin.")
+    }
     meta = {"format": "pt", "model": f"rapid demo {kind}-like", "pictures_seen": str(seen)}
     if kind == "lumina":
         meta["nextdit"] = json.dumps(LuminaConfig().host())
@@ -41,15 +47,19 @@ def export(kind: str, state: dict[str, Tensor], path: Path, seen: int) -> None:
 
 
 def load_weights(model: DemoModel, path: Path) -> None:
-    """Start from exported weights: `path` is `<kind>.safetensors`, its word table lies beside it."""
+    """Start from exported weights: `path` is `<kind>.safetensors`, its word table lies beside
+    it."""
     twin = {f"twin.{k}": v.float() for k, v in load_file(path).items()}
     words = load_file(path.with_name(f"{path.stem}_words.safetensors"))["words"]
     model.load_state_dict({**twin, "words": words})
 
 
 @torch.no_grad()
-def euler(model, noise: Tensor, counts: Tensor, steps: int = 28, cfg: float = 1.0, guidance: float = 1.0) -> Tensor:
-    """Latents by Euler's method on the shifted grid of both hosts' model families; a quick look at the training."""
+def euler(
+    model, noise: Tensor, counts: Tensor, steps: int = 28, cfg: float = 1.0, guidance: float = 1.0
+) -> Tensor:
+    """Latents by Euler's method on the shifted grid of both hosts' model families; a quick look at
+    the training."""
     u = torch.linspace(1, 0, steps + 1)
     sigmas = (math.e**1.15 * u / (1 + (math.e**1.15 - 1) * u)).tolist()
     x, empty = noise, torch.zeros_like(counts)

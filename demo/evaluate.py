@@ -2,8 +2,9 @@
 
     python -m demo.evaluate --model flux --weights demo/models/diffusion_models/flux.safetensors --grid flux.png
 
-Held-out prompts are sampled by Euler's method and decoded by TAESD. Colours are judged by rule (`rules`), shapes by
-the judge (`judge`); both are first tried on true scenes of the same prompts, which gives the baseline.
+Held-out prompts are sampled by Euler's method and decoded by TAESD. Colours are judged by rule
+(`rules`), shapes by the judge (`judge`); both are first tried on true scenes of the same prompts,
+which gives the baseline.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ SHIFT = math.e**1.15  # of the sampling grid, as in `demo_model.euler`
 
 @dataclass
 class Velocity:
-    """The guided velocity of a model as a function of (x, t); remembers how much it changes from call to call."""
+    """The guided velocity of a model as a function of (x, t); remembers how much it changes from
+    call to call."""
 
     model: nn.Module
     counts: Tensor  # (B, L, V)
@@ -62,7 +64,8 @@ class Velocity:
 
 @torch.no_grad()
 def heun(velocity: Velocity, noise: Tensor, steps: int) -> Tensor:
-    """Latents by Heun's method on the grid of `demo_model.euler`; two evaluations a step, one in the last."""
+    """Latents by Heun's method on the grid of `demo_model.euler`; two evaluations a step, one in
+    the last."""
     u = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
     sigmas = (SHIFT * u / (1 + (SHIFT - 1) * u)).tolist()
     x = noise
@@ -76,7 +79,8 @@ def heun(velocity: Velocity, noise: Tensor, steps: int) -> Tensor:
 
 
 class Sampler:
-    """Pictures of prompts by one model; the noise of a prompt depends on the seed and its place in the list alone."""
+    """Pictures of prompts by one model; the noise of a prompt depends on the seed and its place in
+    the list alone."""
 
     def __init__(self, args: argparse.Namespace):
         self.args, self.device = args, torch.device(args.device)
@@ -89,7 +93,9 @@ class Sampler:
     def noise(self, start: int, number: int) -> Tensor:
         side = self.args.size // 8
         seeds = [2_000_000 + 100_003 * self.args.seed + i for i in range(start, start + number)]
-        rows = [torch.randn(16, side, side, generator=torch.Generator().manual_seed(s)) for s in seeds]
+        rows = [
+            torch.randn(16, side, side, generator=torch.Generator().manual_seed(s)) for s in seeds
+        ]
         return torch.stack(rows).to(self.device)
 
     def velocity(self, prompts: list[str]) -> Velocity:
@@ -102,7 +108,9 @@ class Sampler:
     def euler(self, prompts: list[str]) -> Tensor:
         """Pictures (B, 3, H, W) by `--steps` Euler steps."""
         pictures = []
-        for start in tqdm(range(0, len(prompts), CHUNK), desc="sample", unit="chunk", mininterval=5):
+        for start in tqdm(
+            range(0, len(prompts), CHUNK), desc="sample", unit="chunk", mininterval=5
+        ):
             chunk = prompts[start : start + CHUNK]
             velocity = self.velocity(chunk)
             x = euler(velocity, self.noise(start, len(chunk)), velocity.counts, self.args.steps)
@@ -113,15 +121,19 @@ class Sampler:
     def converged(self, prompts: list[str]) -> Tensor:
         """Pictures of the ODE's solution: 101 Heun steps, 201 evaluations."""
         pictures = []
-        for start in tqdm(range(0, len(prompts), CHUNK), desc="converged", unit="chunk", mininterval=5):
+        for start in tqdm(
+            range(0, len(prompts), CHUNK), desc="converged", unit="chunk", mininterval=5
+        ):
             chunk = prompts[start : start + CHUNK]
-            pictures.append(self.decode(heun(self.velocity(chunk), self.noise(start, len(chunk)), 101)))
+            pictures.append(
+                self.decode(heun(self.velocity(chunk), self.noise(start, len(chunk)), 101))
+            )
         return torch.cat(pictures)
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
     """PSNR in dB of each picture pair (B,), capped at 100."""
-    return (-10 * (a - b).square().flatten(1).mean(1).clamp_min(1e-10).log10())
+    return -10 * (a - b).square().flatten(1).mean(1).clamp_min(1e-10).log10()
 
 
 def share(right: Tensor) -> float | None:
@@ -130,7 +142,8 @@ def share(right: Tensor) -> float | None:
 
 
 def score(pictures: Tensor, chosen: Scenes, critic: judge.Judge) -> dict:
-    """Shares of objects and backgrounds that are as the prompt says; `picture`: all of a picture is right."""
+    """Shares of objects and backgrounds that are as the prompt says; `picture`: all of a picture is
+    right."""
     colour, ground = rules.colours_right(pictures, chosen)
     named, index = judge.shapes(critic, pictures, chosen)
     row, k = index.unbind(1)
@@ -142,12 +155,21 @@ def score(pictures: Tensor, chosen: Scenes, critic: judge.Judge) -> dict:
     for count in chosen.count.unique().tolist():
         of, objects = chosen.count == count, chosen.count[row] == count
         by_count[count] = {
-            "pictures": int(of.sum()), "object_colour": share(colour[objects]), "shape": share(shape[objects]),
-            "background": share(ground[of]), "picture": share(picture[of]),
+            "pictures": int(of.sum()),
+            "object_colour": share(colour[objects]),
+            "shape": share(shape[objects]),
+            "background": share(ground[of]),
+            "picture": share(picture[of]),
         }
     return {
-        "pictures": len(chosen), "objects": len(row), "object_colour": share(colour), "background": share(ground),
-        "shape": share(shape), "object": share(both), "picture": share(picture), "by_count": by_count,
+        "pictures": len(chosen),
+        "objects": len(row),
+        "object_colour": share(colour),
+        "background": share(ground),
+        "shape": share(shape),
+        "object": share(both),
+        "picture": share(picture),
+        "by_count": by_count,
     }
 
 
@@ -162,7 +184,9 @@ def grid(pictures: Tensor, prompts: list[str], path: Path, columns: int = 6) -> 
     for i in range(number):
         left, top = i % columns * (width + 6), i // columns * cell
         pixels = (pictures[i].movedim(0, -1) * 255).round().byte().contiguous()
-        sheet.paste(Image.frombytes("RGB", (width, height), bytes(pixels.flatten().tolist())), (left, top))
+        sheet.paste(
+            Image.frombytes("RGB", (width, height), bytes(pixels.flatten().tolist())), (left, top)
+        )
         for line, phrase in enumerate(prompts[i].split(", ")):
             pen.text((left + 2, top + height + 1 + 12 * line), phrase[: width // 6], fill="black")
     sheet.save(path)
@@ -171,24 +195,38 @@ def grid(pictures: Tensor, prompts: list[str], path: Path, columns: int = 6) -> 
 def evaluate(args: argparse.Namespace) -> dict:
     """All figures of one model, as written to `--json`."""
     # Seeds of the three splits never meet, nor those of the trainings, which start at 0.
-    generator = torch.Generator().manual_seed(1_000_000 * (1 + scenes.SPLITS.index(args.split)) + args.seed)
+    generator = torch.Generator().manual_seed(
+        1_000_000 * (1 + scenes.SPLITS.index(args.split)) + args.seed
+    )
     chosen = scenes.sample(args.prompts, generator, args.split)
     prompts, critic = chosen.prompts(), judge.load(Path(args.judge))
     true = scenes.draw(chosen, args.size, args.size, generator)
     baseline = score(true, chosen, critic)
-    print("true scenes:", json.dumps({k: v for k, v in baseline.items() if k != "by_count"}), flush=True)
+    print(
+        "true scenes:",
+        json.dumps({k: v for k, v in baseline.items() if k != "by_count"}),
+        flush=True,
+    )
     start = time.monotonic()
     sampler = Sampler(args)
     pictures = sampler.euler(prompts)
     settings = {k: v for k, v in vars(args).items() if k not in ("grid", "json", "threads")}
     settings |= {k: Path(settings[k]).name for k in ("weights", "judge")}
-    result = {"settings": settings, "true_scenes": baseline, "model": score(pictures, chosen, critic)}
+    result = {
+        "settings": settings,
+        "true_scenes": baseline,
+        "model": score(pictures, chosen, critic),
+    }
     changes = torch.tensor(sampler.changes).mean(0)
     result["velocity_change"] = [round(float(c), 4) for c in changes]
     if args.ode:
         nearness = psnr(pictures[: args.ode], sampler.converged(prompts[: args.ode]))
-        result["psnr_to_ode"] = {"mean": round(float(nearness.mean()), 2), "worst": round(float(nearness.min()), 2),
-                                 "prompts": args.ode, "evaluations": 201}
+        result["psnr_to_ode"] = {
+            "mean": round(float(nearness.mean()), 2),
+            "worst": round(float(nearness.min()), 2),
+            "prompts": args.ode,
+            "evaluations": 201,
+        }
     if args.grid:
         grid(pictures, prompts, Path(args.grid))
     result["seconds"] = round(time.monotonic() - start, 1)
@@ -199,14 +237,18 @@ def main() -> None:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--model", choices=sorted(TWINS), required=True)
-    parser.add_argument("--weights", required=True, help="exported weights, their word table beside them")
+    parser.add_argument(
+        "--weights", required=True, help="exported weights, their word table beside them"
+    )
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--split", choices=scenes.SPLITS, default="test")
     parser.add_argument("--size", type=int, default=256, help="pixels")
     parser.add_argument("--steps", type=int, default=28)
     parser.add_argument("--cfg", type=float, default=1.0)
     parser.add_argument("--guidance", type=float, default=1.0)
-    parser.add_argument("--ode", type=int, default=16, help="prompts compared with the converged ODE; 0 for none")
+    parser.add_argument(
+        "--ode", type=int, default=16, help="prompts compared with the converged ODE; 0 for none"
+    )
     parser.add_argument("--judge", default=str(judge.WEIGHTS))
     parser.add_argument("--grid", help="PNG of the first 24 pictures")
     parser.add_argument("--json", help="file for the figures")

@@ -1,8 +1,10 @@
-"""Fit the demo's thresholds once: each method computes about half of 28 evaluations on 16 development prompts.
+"""Fit the demo's thresholds once: each method computes about half of 28 evaluations on 16
+development prompts.
 
     RAPID_HOST_TREE=... python -m demo.fit --base DIR
 
-Cache Reuse's threshold is the smallest that computes clearly no more, on average, than EasyCache and LazyCache do.
+Cache Reuse's threshold is the smallest that computes clearly no more, on average, than EasyCache
+and LazyCache do.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ MARGIN = 0.25  # evaluations that Cache Reuse stays below the others, so that ot
 
 def computed(subject: Subject, model, texts: list[str]) -> float:
     """Mean computed evaluations."""
-    return mean(subject.sample(model, t, 1000 + i, QUALITY_SIZE).computed for i, t in enumerate(texts))
+    return mean(
+        subject.sample(model, t, 1000 + i, QUALITY_SIZE).computed for i, t in enumerate(texts)
+    )
 
 
 def fit(comfy, subject: Subject, method: str, texts: list[str], goal: float) -> dict[str, float]:
@@ -35,18 +39,25 @@ def fit(comfy, subject: Subject, method: str, texts: list[str], goal: float) -> 
     for _ in range(HALVINGS):
         middle = (low + high) / 2
         found = computed(subject, patcher(comfy, method, middle)(subject.model), texts)
-        print(f"{subject.family.kind} {method} threshold {middle:.4f}: {found:.2f} computed", flush=True)
+        print(
+            f"{subject.family.kind} {method} threshold {middle:.4f}: {found:.2f} computed",
+            flush=True,
+        )
         if found <= goal:
             high, best = middle, {"threshold": round(middle, 5), "computed": round(found, 3)}
         else:
             low = middle
     if best is None:
-        raise SystemExit(f"{method}: no threshold up to {HIGHEST} leaves {goal} evaluations on {subject.family.kind}")
+        raise SystemExit(
+            f"{method}: no threshold up to {HIGHEST} leaves {goal} evaluations on {subject.family.kind}"
+        )
     return best
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--base", type=Path, required=True, help="base folder of the host")
     parser.add_argument("--models", nargs="+", default=sorted(FAMILIES))
     args = parser.parse_args()
@@ -55,9 +66,14 @@ def main() -> None:
     for kind in args.models:
         subject, found = Subject(comfy, FAMILIES[kind]), {}
         for method in ("easycache", "lazycache"):
-            if method == "easycache" and kind == "sd3":  # it wraps a call that SD3's model does not make
+            if (
+                method == "easycache" and kind == "sd3"
+            ):  # it wraps a call that SD3's model does not make
                 model = patcher(comfy, method, NODE_DEFAULT)(subject.model)
-                found[method] = {"threshold": NODE_DEFAULT, "computed": computed(subject, model, texts[:2])}
+                found[method] = {
+                    "threshold": NODE_DEFAULT,
+                    "computed": computed(subject, model, texts[:2]),
+                }
                 continue
             found[method] = fit(comfy, subject, method, texts, GOAL)
         goal = min([GOAL, *(f["computed"] for f in found.values())]) - MARGIN

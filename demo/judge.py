@@ -1,11 +1,12 @@
-"""A small CNN that names the shape in a crop of an object's region. One scores pictures and trains nothing; another, of
-other seed and width, trains policies and scores nothing (`critic`).
+"""A small CNN that names the shape in a crop of an object's region. One scores pictures and trains
+nothing; another, of other seed and width, trains policies and scores nothing (`critic`).
 
     python -m demo.judge --out demo/models/judge.safetensors --seed 0 --width 24
     python -m demo.judge --out demo/models/judge_training.safetensors --seed 1 --width 16
 
-Trained on true scenes, on what the linear inverse of the latent map makes of them, and on what the TAESD decoder
-makes of them, so that blur is no surprise. The class after the shapes is "none": a place without an object.
+Trained on true scenes, on what the linear inverse of the latent map makes of them, and on what the
+TAESD decoder makes of them, so that blur is no surprise. The class after the shapes is "none": a
+place without an object.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ class Judge(nn.Module):
 
 @dataclass(frozen=True)
 class Regions:
-    """N square regions of pictures: their row, centre (N, 2) as (x, y) in sides, half side in shorter sides."""
+    """N square regions of pictures: their row, centre (N, 2) as (x, y) in sides, half side in
+    shorter sides."""
 
     row: Tensor
     centre: Tensor
@@ -76,7 +78,8 @@ class Regions:
 
     @classmethod
     def of_gaps(cls, chosen: Scenes, generator: torch.Generator) -> Regions:
-        """One region a scene without any object (scenes with a huge object have none), small or big."""
+        """One region a scene without any object (scenes with a huge object have none), small or
+        big."""
         taken = torch.zeros(len(chosen), len(PLACES), dtype=torch.bool)
         full = torch.arange(MAX_OBJECTS) < chosen.count[:, None]
         taken.scatter_(1, chosen.place, full)
@@ -100,7 +103,8 @@ class Regions:
         return Regions(self.row, self.centre + move, self.half * grow)
 
     def crops(self, pictures: Tensor) -> Tensor:
-        """(N, 3, 48, 48) of pictures (B, 3, H, W), bilinear; beyond the border the edge is repeated."""
+        """(N, 3, 48, 48) of pictures (B, 3, H, W), bilinear; beyond the border the edge is
+        repeated."""
         height, width = pictures.shape[-2:]
         step = (torch.arange(SIDE) + 0.5) / SIDE * 2 - 1
         reach = (self.half * min(height, width))[:, None] * step  # (N, 48) in pixels
@@ -110,7 +114,9 @@ class Regions:
 
         def pick(y: Tensor, x: Tensor) -> Tensor:
             row = self.row.view(-1, 1, 1, 1)
-            return pictures[row, torch.arange(3).view(1, 3, 1, 1), y[:, None, :, None], x[:, None, None, :]].float()
+            return pictures[
+                row, torch.arange(3).view(1, 3, 1, 1), y[:, None, :, None], x[:, None, None, :]
+            ].float()
 
         above = pick(y0, x0) * (1 - wx) + pick(y0, x1) * wx
         below = pick(y1, x0) * (1 - wx) + pick(y1, x1) * wx
@@ -130,7 +136,8 @@ def _taps(place: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def reduced(pictures: Tensor) -> Tensor:
-    """Pictures averaged down to a shorter side of at most 128 px, so that all sizes look alike to the judge."""
+    """Pictures averaged down to a shorter side of at most 128 px, so that all sizes look alike to
+    the judge."""
     factor = min(pictures.shape[-2:]) // BASE
     return F.avg_pool2d(pictures, factor) if factor > 1 else pictures
 
@@ -154,15 +161,19 @@ def shapes(judge: Judge, pictures: Tensor, chosen: Scenes) -> tuple[Tensor, Tens
 
 @torch.no_grad()
 def features(judge: Judge, pictures: Tensor) -> Tensor:
-    """What the judge sees in pictures (B, 3, H, W): (B, 9, 4 * width), a row for each of the nine places."""
+    """What the judge sees in pictures (B, 3, H, W): (B, 9, 4 * width), a row for each of the nine
+    places."""
     crops = Regions.of_places(len(pictures)).crops(reduced(pictures))
     return judge.features(crops).mean((2, 3)).unflatten(0, (len(pictures), -1))
 
 
 class Examples:
-    """Pictures with their scenes: a third true, a third through the linear inverse, a third through TAESD."""
+    """Pictures with their scenes: a third true, a third through the linear inverse, a third through
+    TAESD."""
 
-    def __init__(self, number: int, size: int, generator: torch.Generator, split="train", kinds=(0, 1, 2)):
+    def __init__(
+        self, number: int, size: int, generator: torch.Generator, split="train", kinds=(0, 1, 2)
+    ):
         self.scenes = scenes.sample(number, generator, split)
         latents, decoder, pictures = LatentMap.load(), load_decoder().bfloat16(), []
         for part, rows in enumerate(torch.arange(number).split(16)):
@@ -176,14 +187,17 @@ class Examples:
         self.pictures = torch.cat(pictures)
 
     def batch(self, number: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Jittered crops with their labels; colours shuffled and noise added, so that outlines alone count."""
+        """Jittered crops with their labels; colours shuffled and noise added, so that outlines
+        alone count."""
         chosen = torch.randint(len(self.scenes), (number,), generator=generator)
         part = self.scenes.take(chosen)
         regions, index = Regions.of_objects(part)
         label = part.shape[index[:, 0], index[:, 1]]
         gaps = Regions.of_gaps(part, generator)
         few = torch.arange(0, len(gaps.row), 3)
-        fields = [(getattr(regions, name), getattr(gaps, name)[few]) for name in ("row", "centre", "half")]
+        fields = [
+            (getattr(regions, name), getattr(gaps, name)[few]) for name in ("row", "centre", "half")
+        ]
         regions = Regions(*map(torch.cat, fields))
         label = torch.cat((label, torch.full((len(few),), NONE)))
         regions = Regions(chosen[regions.row], regions.centre, regions.half).jitter(generator)
@@ -194,7 +208,8 @@ class Examples:
 
 
 def accuracy(judge: Judge, size: int, kind: int, number: int = 200, split: str = "dev") -> float:
-    """Share of objects named right on true (kind 0), linearly decoded (1) or TAESD-decoded (2) scenes."""
+    """Share of objects named right on true (kind 0), linearly decoded (1) or TAESD-decoded (2)
+    scenes."""
     examples = Examples(number, size, torch.Generator().manual_seed(17), split, (kind,))
     named, index = shapes(judge, examples.pictures, examples.scenes)
     return float((named == examples.scenes.shape[index[:, 0], index[:, 1]]).float().mean())
@@ -206,7 +221,9 @@ def train(args: argparse.Namespace) -> tuple[Judge, float]:
     generator = torch.Generator().manual_seed(1000 + args.seed)
     judge = Judge(args.width)
     optimiser = torch.optim.AdamW(judge.parameters(), lr=2e-3, weight_decay=0.02)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, total_steps=args.steps, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, 4e-3, total_steps=args.steps, pct_start=0.1
+    )
     sources = [Examples(args.scenes, 128, generator), Examples(args.scenes // 6, 256, generator)]
     losses = []
     for step in tqdm(range(args.steps), desc="train judge", unit="step", mininterval=5):
@@ -227,7 +244,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--width", type=int, default=24)
     parser.add_argument("--steps", type=int, default=1200)
-    parser.add_argument("--scenes", type=int, default=2400, help="scenes of 128 px; a sixth as many of 256 px")
+    parser.add_argument(
+        "--scenes", type=int, default=2400, help="scenes of 128 px; a sixth as many of 256 px"
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     start = time.monotonic()
@@ -238,11 +257,20 @@ def main() -> None:
     for size in (128, 256):
         for kind, name in enumerate(kinds):
             figures[f"{name}_{size}"] = round(accuracy(judge, size, kind), 4)
-    settings = " ".join(f"--{name} {getattr(args, name)}" for name in ("seed", "width", "steps", "scenes"))
-    meta = {"command": f"python -m demo.judge {settings} --out FILE", "accuracy_dev": json.dumps(figures)}
+    settings = " ".join(
+        f"--{name} {getattr(args, name)}" for name in ("seed", "width", "steps", "scenes")
+    )
+    meta = {
+        "command": f"python -m demo.judge {settings} --out FILE",
+        "accuracy_dev": json.dumps(figures),
+    }
     tensors = {k: v.half().contiguous() for k, v in judge.state_dict().items()}
     save_file(tensors, args.out, metadata={**meta, "width": str(args.width), "loss": f"{loss:.4f}"})
-    print(json.dumps({"accuracy_dev": figures, "loss": loss, "seconds": round(time.monotonic() - start)}))
+    print(
+        json.dumps(
+            {"accuracy_dev": figures, "loss": loss, "seconds": round(time.monotonic() - start)}
+        )
+    )
 
 
 if __name__ == "__main__":

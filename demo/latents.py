@@ -1,8 +1,9 @@
 """The demo's latent space: a fixed linear map of 8 x 8 pixel blocks to 16 channels.
 
-The map is a PCA of drawn scenes, half whitened (deviation to the power 1/2), rotated by a Hadamard matrix so that
-all channels have about the same deviation, scaled to unit mean square. TAESD's decoder learns to invert it and its
-encoder to imitate it, so transformers can be trained before the decoder is and without a convolution.
+The map is a PCA of drawn scenes, half whitened (deviation to the power 1/2), rotated by a Hadamard
+matrix so that all channels have about the same deviation, scaled to unit mean square. TAESD's
+decoder learns to invert it and its encoder to imitate it, so transformers can be trained before the
+decoder is and without a convolution.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ class LatentMap:
         return cls(tensors["forward"], tensors["backward"], tensors["mean"])
 
     def save(self, path: Path = MAP_FILE) -> None:
-        """Write the map; every weight file of the demo depends on it, so a new one is a new version."""
+        """Write the map; every weight file of the demo depends on it, so a new one is a new
+        version."""
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({"forward": self.forward, "backward": self.backward, "mean": self.mean}, path)
 
@@ -43,9 +45,12 @@ class LatentMap:
         return ((blocks - self.mean) @ self.forward.T).permute(0, 3, 1, 2).contiguous()
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Least-squares pictures (blocky): a quick look, and the lower bound for the learned decoder."""
+        """Least-squares pictures (blocky): a quick look, and the lower bound for the learned
+        decoder."""
         blocks = latents.permute(0, 2, 3, 1) @ self.backward.T + self.mean
-        return rearrange(blocks, "b h w (c p q) -> b c (h p) (w q)", p=BLOCK, q=BLOCK, c=3).clamp(0, 1)
+        return rearrange(blocks, "b h w (c p q) -> b c (h p) (w q)", p=BLOCK, q=BLOCK, c=3).clamp(
+            0, 1
+        )
 
 
 def hadamard(n: int) -> Tensor:

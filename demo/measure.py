@@ -1,4 +1,5 @@
-"""The demo's table: dense, Cache Reuse, the host's EasyCache and LazyCache, and fewer steps, in one run."""
+"""The demo's table: dense, Cache Reuse, the host's EasyCache and LazyCache, and fewer steps, in one
+run."""
 
 from __future__ import annotations
 
@@ -27,8 +28,12 @@ METHODS = ("dense", "cache_reuse", "easycache", "lazycache")
 
 
 def thresholds(kind: str) -> dict[str, float]:
-    """Thresholds that leave about half of 28 evaluations, fitted once on 16 development prompts (demo/fit.py)."""
-    return {m: v["threshold"] for m, v in json.loads(THRESHOLDS.read_text(encoding="utf-8"))[kind].items()}
+    """Thresholds that leave about half of 28 evaluations, fitted once on 16 development prompts
+    (demo/fit.py)."""
+    return {
+        m: v["threshold"]
+        for m, v in json.loads(THRESHOLDS.read_text(encoding="utf-8"))[kind].items()
+    }
 
 
 def prompts(number: int, split: str = "test", seed: int = 7) -> Scenes:
@@ -66,7 +71,9 @@ class Tally:
         colours, grounds = rules.colours_right(pictures, chosen)
         named, index = judge.shapes(critic, pictures, chosen)
         right = named == chosen.shape[index[:, 0], index[:, 1]]
-        return float(torch.cat([part.float().flatten() for part in (colours, grounds, right)]).mean())
+        return float(
+            torch.cat([part.float().flatten() for part in (colours, grounds, right)]).mean()
+        )
 
 
 class Measurement:
@@ -84,7 +91,8 @@ class Measurement:
         self.tallies: dict[str, Tally] = {}
 
     def draw(self, method: str, prompt: str, seed: int, size: int) -> Sampled:
-        """One picture of a method; `fewer_steps` takes as many steps as Cache Reuse computed on average, rounded up."""
+        """One picture of a method; `fewer_steps` takes as many steps as Cache Reuse computed on
+        average, rounded up."""
         if method == "fewer_steps":
             steps = max(2, math.ceil(averaged(self.tallies["cache_reuse"].computed)))
             return self.subject.sample(self.models["dense"], prompt, seed, size, steps=steps)
@@ -96,7 +104,9 @@ class Measurement:
         groups = torch.arange(len(self.texts)).split(BATCH)
         for group in tqdm(groups, desc=f"{self.kind}: converged", unit=f"{BATCH} prompts"):
             seeds, texts = group.tolist(), [self.texts[i] for i in group]
-            latents = self.subject.sample_many(dense, texts, seeds, QUALITY_SIZE, ODE_STEPS, "heun").latent
+            latents = self.subject.sample_many(
+                dense, texts, seeds, QUALITY_SIZE, ODE_STEPS, "heun"
+            ).latent
             out += [self.subject.picture(latent[None]) for latent in latents]
         return out
 
@@ -111,18 +121,23 @@ class Measurement:
             tally.add(picture, picture, reference, sampled.computed)
         for method in [*list(self.models)[1:], "fewer_steps"]:
             tally = Tally()
-            for seed, text in enumerate(tqdm(self.texts, desc=f"{self.kind}: {method}", unit="prompt")):
+            for seed, text in enumerate(
+                tqdm(self.texts, desc=f"{self.kind}: {method}", unit="prompt")
+            ):
                 sampled = self.draw(method, text, seed, QUALITY_SIZE)
                 tally.add(subject.picture(sampled.latent), shown[seed], ode[seed], sampled.computed)
             self.tallies[method] = tally
 
     def clock(self) -> dict[str, tuple[float, float]]:
-        """Median seconds and mean computed evaluations at 512 px, methods interleaved, the model warm."""
+        """Median seconds and mean computed evaluations at 512 px, methods interleaved, the model
+        warm."""
         self.subject.sample(self.models["dense"], self.texts[0], 0, CLOCK_SIZE, steps=2)
         times: dict[str, list[float]] = {m: [] for m in self.tallies}
         computed: dict[str, list[float]] = {m: [] for m in self.tallies}
         number = CLOCK_REPETITIONS if len(self.texts) >= CLOCK_REPETITIONS else 1
-        for prompt in tqdm(range(number), desc=f"{self.kind}: clock at {CLOCK_SIZE} px", unit="round"):
+        for prompt in tqdm(
+            range(number), desc=f"{self.kind}: clock at {CLOCK_SIZE} px", unit="round"
+        ):
             for method in times:
                 sampled = self.draw(method, self.texts[prompt], prompt, CLOCK_SIZE)
                 times[method].append(sampled.seconds)
@@ -140,12 +155,24 @@ class Measurement:
             ordered = sorted(tally.psnr)
             out.append(
                 Row(
-                    suite="demo", model=self.kind, method=method, target="half",
-                    cost=averaged(tally.computed) / STEPS, evaluations=STEPS, computed=averaged(tally.computed),
-                    seconds=seconds, speedup=dense_seconds / seconds, allowed_speedup=dense_computed / computed,
-                    psnr=averaged(tally.psnr), psnr_ode=averaged(tally.psnr_ode), ssim=averaged(tally.ssim),
-                    accuracy=tally.accuracy(self.chosen, critic), prompts=len(self.texts), ci=interval(tally.psnr),
-                    equal=tally.equal, psnr_p5=ordered[int(0.05 * len(ordered))] if ordered else None,
+                    suite="demo",
+                    model=self.kind,
+                    method=method,
+                    target="half",
+                    cost=averaged(tally.computed) / STEPS,
+                    evaluations=STEPS,
+                    computed=averaged(tally.computed),
+                    seconds=seconds,
+                    speedup=dense_seconds / seconds,
+                    allowed_speedup=dense_computed / computed,
+                    psnr=averaged(tally.psnr),
+                    psnr_ode=averaged(tally.psnr_ode),
+                    ssim=averaged(tally.ssim),
+                    accuracy=tally.accuracy(self.chosen, critic),
+                    prompts=len(self.texts),
+                    ci=interval(tally.psnr),
+                    equal=tally.equal,
+                    psnr_p5=ordered[int(0.05 * len(ordered))] if ordered else None,
                     psnr_worst=ordered[0] if ordered else None,
                 )
             )

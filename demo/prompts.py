@@ -10,4 +10,6 @@ from demo.measure import prompts
 NUMBER, SEED = 256, 90000  # far from the seeds of tests and of threshold fits
 
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_text("\n".join(prompts(NUMBER, "train", SEED).prompts()) + "\n", encoding="utf-8")
+    Path(sys.argv[1]).write_text(
+        "\n".join(prompts(NUMBER, "train", SEED).prompts()) + "\n", encoding="utf-8"
+    )

@@ -1,4 +1,5 @@
-"""What a picture shows, by rule: the colour of each object and of the background, from the nearest palette tones."""
+"""What a picture shows, by rule: the colour of each object and of the background, from the nearest
+palette tones."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ OUTSIDE = 0.25  # and the background's this share outside of every object
 
 
 def colour_of_pixels(pictures: Tensor) -> Tensor:
-    """The colour whose tone, or second tone, is nearest to each pixel; (B, 3, H, W) -> (B, H, W)."""
+    """The colour whose tone, or second tone, is nearest to each pixel; (B, 3, H, W) -> (B, H,
+    W)."""
     tones = torch.cat((PALETTE, shade(PALETTE))).to(pictures)  # (18, 3)
     flat = pictures.movedim(1, -1).reshape(-1, 3)
     nearest = torch.cdist(flat, tones).argmin(1) % len(COLOURS)
@@ -22,13 +24,15 @@ def colour_of_pixels(pictures: Tensor) -> Tensor:
 
 
 def majority(colours: Tensor, mask: Tensor) -> Tensor:
-    """The most frequent colour inside each mask, -1 where the mask is empty; both (N, H, W) -> (N,)."""
+    """The most frequent colour inside each mask, -1 where the mask is empty; both (N, H, W) ->
+    (N,)."""
     votes = torch.stack([((colours == c) & mask).sum((1, 2)) for c in range(len(COLOURS))], 1)
     return torch.where(votes.sum(1) > 0, votes.argmax(1), -1)
 
 
 def outlines(chosen: Scenes, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Signed distance of each pixel to each object in radii (N, H, W), negative inside; row and object index (N,)."""
+    """Signed distance of each pixel to each object in radii (N, H, W), negative inside; row and
+    object index (N,)."""
     row, k = (torch.arange(MAX_OBJECTS) < chosen.count[:, None]).nonzero().unbind(1)
     short = min(height, width)
     centre = scenes.centres(chosen)[row, k][:, :, None, None]

@@ -1,4 +1,5 @@
-"""The demo: the example workflows through ComfyUI's API, dense and accelerated, then the table from one run.
+"""The demo: the example workflows through ComfyUI's API, dense and accelerated, then the table from
+one run.
 
 Called by `python3 dev.py demo`; writes pictures, `comparison.png` and `report.json` into --out.
 """
@@ -49,14 +50,19 @@ def draw(client: Client, kind: str, texts: list[str], out: Path) -> list[tuple[s
             paths.append(client.save_images(outputs, out / "pictures")[0])
             report = outputs.get("report", {}).get("text", [""])[0]
             lines = report.splitlines()
-            print(f"{kind} {name}: {time.perf_counter() - start:.1f} s  {lines[1] if len(lines) > 1 else ''}")
+            print(
+                f"{kind} {name}: {time.perf_counter() - start:.1f} s  {lines[1] if len(lines) > 1 else ''}"
+            )
         rows.append((text, *paths))
     return rows
 
 
 def comparison(rows: list[tuple[str, Path, Path]], path: Path, columns: int = 2) -> None:
-    """Pairs of pictures, dense and accelerated, under their prompts; `columns` pairs side by side."""
-    pairs = [(text, Image.open(a).convert("RGB"), Image.open(b).convert("RGB")) for text, a, b in rows]
+    """Pairs of pictures, dense and accelerated, under their prompts; `columns` pairs side by
+    side."""
+    pairs = [
+        (text, Image.open(a).convert("RGB"), Image.open(b).convert("RGB")) for text, a, b in rows
+    ]
     width, height = pairs[0][1].size
     lines = -(-len(pairs) // columns)
     sheet = Image.new("RGB", (columns * (2 * width + 24) - 16, lines * (height + CAPTION)), "white")
@@ -74,8 +80,15 @@ def comparison(rows: list[tuple[str, Path, Path]], path: Path, columns: int = 2)
 def machine(tree: Path) -> dict:
     """What the figures were measured on."""
     version = (tree / "comfyui_version.py").read_text(encoding="utf-8").split('"')[1]
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine() + " CPU"
-    return {"device": device, "threads": torch.get_num_threads(), "torch": torch.__version__, "comfyui": version}
+    device = (
+        torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine() + " CPU"
+    )
+    return {
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "comfyui": version,
+    }
 
 
 def measure(base: Path, number: int) -> list[Row]:
@@ -91,7 +104,9 @@ def measure(base: Path, number: int) -> list[Row]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--prompts", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("demo_output"))
     parser.add_argument("--host-tree", type=Path, required=True)

@@ -1,7 +1,8 @@
 """Scenes drawn by code, with the prompt that describes them. Vectorised torch, no ComfyUI.
 
-A scene is a background (flat, gradient, noise or grid, in one of nine colours) and 0 to 6 objects, each with a
-size, colour, texture, shape and place in a 3 x 3 grid. Natural roughness (1/f noise, specks) is added to most.
+A scene is a background (flat, gradient, noise or grid, in one of nine colours) and 0 to 6 objects,
+each with a size, colour, texture, shape and place in a 3 x 3 grid. Natural roughness (1/f noise,
+specks) is added to most.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ SPLITS = ("train", "dev", "test")
 
 
 def shade(colour: Tensor) -> Tensor:
-    """The second tone of a colour, used by textures: darker, or lighter where the colour is dark."""
+    """The second tone of a colour, used by textures: darker, or lighter where the colour is
+    dark."""
     dark = colour.mean(-1, keepdim=True) < 0.2
     return torch.where(dark, colour + 0.33 * (1 - colour), 0.55 * colour)
 
@@ -63,7 +65,12 @@ class Scenes:
     @classmethod
     def joined(cls, parts: Sequence[Scenes]) -> Scenes:
         """The rows of all parts."""
-        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in cls.__dataclass_fields__))
+        return cls(
+            *(
+                torch.cat([getattr(part, name) for part in parts])
+                for name in cls.__dataclass_fields__
+            )
+        )
 
     def prompts(self) -> list[str]:
         """One prompt a scene, e.g. 'flat red background, big blue striped circle top left'."""
@@ -72,26 +79,36 @@ class Scenes:
     def _prompt(self, row: int) -> str:
         parts = [f"{BACKGROUNDS[self.ground[row]]} {COLOURS[self.ground_colour[row]]} background"]
         for k in range(int(self.count[row])):
-            words = (SIZES[self.size[row, k]], COLOURS[self.colour[row, k]], TEXTURES[self.texture[row, k]])
+            words = (
+                SIZES[self.size[row, k]],
+                COLOURS[self.colour[row, k]],
+                TEXTURES[self.texture[row, k]],
+            )
             parts.append(" ".join((*words, SHAPES[self.shape[row, k]], PLACES[self.place[row, k]])))
         return ", ".join(parts)
 
 
 @functools.cache
 def combination_split() -> Tensor:
-    """Split of each (colour, texture, shape): 0 train (80 %), 1 dev, 2 test; fixed for the life of the weights."""
-    order = torch.randperm(len(COLOURS) * len(TEXTURES) * len(SHAPES), generator=torch.Generator().manual_seed(2026))
+    """Split of each (colour, texture, shape): 0 train (80 %), 1 dev, 2 test; fixed for the life of
+    the weights."""
+    order = torch.randperm(
+        len(COLOURS) * len(TEXTURES) * len(SHAPES), generator=torch.Generator().manual_seed(2026)
+    )
     split = torch.zeros(len(order), dtype=torch.long)
     split[order[: len(order) // 10]] = 2
     split[order[len(order) // 10 : len(order) // 5]] = 1
     return split.view(len(COLOURS), len(TEXTURES), len(SHAPES))
 
 
-def sample(n: int, generator: torch.Generator, split: str = "train", crowded: float = 1.0) -> Scenes:
-    """Draw n scene descriptions of a split. `crowded` scales the share of scenes with more than two objects.
+def sample(
+    n: int, generator: torch.Generator, split: str = "train", crowded: float = 1.0
+) -> Scenes:
+    """Draw n scene descriptions of a split. `crowded` scales the share of scenes with more than two
+    objects.
 
-    Scenes of `train` hold only train combinations; those of `dev` and `test` hold at least one of their own
-    (empty scenes apart) and none of the other's."""
+    Scenes of `train` hold only train combinations; those of `dev` and `test` hold at least one of
+    their own (empty scenes apart) and none of the other's."""
 
     def pick(high: int, *shape: int) -> Tensor:
         return torch.randint(high, (n, *shape), generator=generator)
@@ -110,20 +127,24 @@ def sample(n: int, generator: torch.Generator, split: str = "train", crowded: fl
 
 
 def _held_out(colour: Tensor, split: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Texture and shape for each object so that its combination is allowed: the first object of a dev or test
-    scene is of that split where its colour has one, all others are train combinations."""
+    """Texture and shape for each object so that its combination is allowed: the first object of a
+    dev or test scene is of that split where its colour has one, all others are train
+    combinations."""
     table = combination_split().flatten(1)[colour.flatten()]  # (B * 6, textures * shapes)
     own = (table == split).float()
     train = (table == 0).float()
     first = torch.zeros(colour.shape, dtype=torch.bool)
     first[:, 0] = True
     use_own = first.flatten() & (own.sum(1) > 0)
-    choice = torch.multinomial(torch.where(use_own[:, None], own, train), 1, generator=generator).view(colour.shape)
+    choice = torch.multinomial(
+        torch.where(use_own[:, None], own, train), 1, generator=generator
+    ).view(colour.shape)
     return choice // len(SHAPES), choice % len(SHAPES)
 
 
 def centres(scenes: Scenes) -> Tensor:
-    """Object centres (B, 6, 2) as (x, y) in units of the picture's sides; huge objects stand nearer the middle."""
+    """Object centres (B, 6, 2) as (x, y) in units of the picture's sides; huge objects stand nearer
+    the middle."""
     column, row = scenes.place % 3, scenes.place // 3
     grid = torch.stack((column, row), -1).float()
     spread = torch.where(scenes.size == 2, 0.17, 1 / 3)[..., None]
@@ -132,7 +153,8 @@ def centres(scenes: Scenes) -> Tensor:
 
 @functools.lru_cache(maxsize=8)
 def _noise_bank(height: int, width: int) -> Tensor:
-    """64 fields of 1/f noise of unit deviation, periodic, so that a random roll gives a new one; (64, H, W)."""
+    """64 fields of 1/f noise of unit deviation, periodic, so that a random roll gives a new one;
+    (64, H, W)."""
     generator = torch.Generator().manual_seed(height * 10007 + width)
     fy = torch.fft.fftfreq(height)[:, None] * height
     fx = torch.fft.rfftfreq(width)[None] * width
@@ -151,14 +173,25 @@ def _noise(n: int, height: int, width: int, generator: torch.Generator) -> Tenso
     return torch.stack([bank[p].roll((y, x), (0, 1)) for p, y, x in zip(pick, dy, dx, strict=True)])
 
 
-def _background(scenes: Scenes, ys: Tensor, xs: Tensor, noise: Tensor, generator: torch.Generator) -> Tensor:
+def _background(
+    scenes: Scenes, ys: Tensor, xs: Tensor, noise: Tensor, generator: torch.Generator
+) -> Tensor:
     """(B, 3, H, W)."""
     base = PALETTE[scenes.ground_colour]
     second = shade(base)
     across = torch.rand(len(scenes), generator=generator)[:, None, None] < 0.5
     gradient = torch.where(across, xs, ys).expand(noise.shape)
-    lines = ((((xs * 8 + 0.5) % 1 - 0.5).abs() < 0.1) | (((ys * 8 + 0.5) % 1 - 0.5).abs() < 0.1)).float()
-    weights = torch.stack((torch.zeros_like(noise), gradient, (0.45 + 0.4 * noise).clamp(0, 1), lines.expand_as(noise)))
+    lines = (
+        (((xs * 8 + 0.5) % 1 - 0.5).abs() < 0.1) | (((ys * 8 + 0.5) % 1 - 0.5).abs() < 0.1)
+    ).float()
+    weights = torch.stack(
+        (
+            torch.zeros_like(noise),
+            gradient,
+            (0.45 + 0.4 * noise).clamp(0, 1),
+            lines.expand_as(noise),
+        )
+    )
     weight = weights[scenes.ground, torch.arange(len(scenes))][:, None]
     return base[:, :, None, None] * (1 - weight) + second[:, :, None, None] * weight
 
@@ -181,10 +214,14 @@ def _texture(texture: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
     stripes = (((xs + ys) * 7) % 1 < 0.5).float()
     checks = ((u < 0.5) ^ (v < 0.5)).float()
     dots = (((u - 0.5).square() + (v - 0.5).square()) < 0.09).float()
-    return torch.stack((torch.zeros_like(checks), stripes, checks, dots))[texture, torch.arange(len(texture))]
+    return torch.stack((torch.zeros_like(checks), stripes, checks, dots))[
+        texture, torch.arange(len(texture))
+    ]
 
 
-def draw(scenes: Scenes, height: int, width: int, generator: torch.Generator, rough: bool = True) -> Tensor:
+def draw(
+    scenes: Scenes, height: int, width: int, generator: torch.Generator, rough: bool = True
+) -> Tensor:
     """Pictures (B, 3, H, W) in 0 .. 1. `rough` adds 1/f noise of random strength and specks."""
     n = len(scenes)
     ys = ((torch.arange(height) + 0.5) / height).view(1, -1, 1)
@@ -201,7 +238,9 @@ def draw(scenes: Scenes, height: int, width: int, generator: torch.Generator, ro
         dy = (ys - middle[rows, k, 1, None, None]) * aspect[1]
         dx, dy = dx.expand(-1, height, -1), dy.expand(-1, -1, width)
         radius = RADII[scenes.size[rows, k]].view(-1, 1, 1)
-        cover = (0.5 - _distance(scenes.shape[rows, k], dx, dy, radius) * min(height, width)).clamp(0, 1)[:, None]
+        cover = (0.5 - _distance(scenes.shape[rows, k], dx, dy, radius) * min(height, width)).clamp(
+            0, 1
+        )[:, None]
         tone = _texture(scenes.texture[rows, k], dx + 2, dy + 2)[:, None]
         colour = PALETTE[scenes.colour[rows, k]][:, :, None, None]
         paint = colour * (1 - tone) + shade(colour.movedim(1, -1)).movedim(-1, 1) * tone

@@ -1,9 +1,10 @@
 """TAESD with 16 channels: structure and state-dict keys of the host's `comfy.taesd.taesd`.
 
-Both model families use the same files: VAELoader gives `taef1` and `taesd3` the shift and scale of their
-latent formats, and the host's latents are x / scale + shift of the transformer's own x. So TAESD.decode's
-(latent - shift) * scale is x again, and the h / scale + shift of TAESD.encode becomes h in the transformer:
-what the networks here see and give is the transformer's latent itself.
+Both model families use the same files: VAELoader gives `taef1` and `taesd3` the shift and scale of
+their latent formats, and the host's latents are x / scale + shift of the transformer's own x. So
+TAESD.decode's (latent - shift) * scale is x again, and the h / scale + shift of TAESD.encode
+becomes h in the transformer: what the networks here see and give is the transformer's latent
+itself.
 """
 
 from __future__ import annotations
@@ -64,7 +65,13 @@ class Decoder(nn.Sequential):
 
     def __init__(self):
         def up() -> list[nn.Module]:
-            return [Block(), Block(), Block(), nn.Upsample(scale_factor=2), conv(WIDTH, WIDTH, bias=False)]
+            return [
+                Block(),
+                Block(),
+                Block(),
+                nn.Upsample(scale_factor=2),
+                conv(WIDTH, WIDTH, bias=False),
+            ]
 
         start = Clamp(), conv(CHANNELS, WIDTH), nn.ReLU()
         super().__init__(*start, *up(), *up(), *up(), Block(), conv(WIDTH, 3))
@@ -72,8 +79,9 @@ class Decoder(nn.Sequential):
 
 @torch.no_grad()
 def exact_encoder(latents: LatentMap) -> Encoder:
-    """An encoder that equals the map: two strided convolutions sort pixels into channels, the third applies
-    the map and its negative, relu keeps the positive part of each, the last takes the difference."""
+    """An encoder that equals the map: two strided convolutions sort pixels into channels, the third
+    applies the map and its negative, relu keeps the positive part of each, the last takes the
+    difference."""
     encoder = Encoder()
     first, last = encoder[0], encoder[14]
     strided = [encoder[i] for i in (2, 6, 10)]
@@ -86,9 +94,12 @@ def exact_encoder(latents: LatentMap) -> Encoder:
             for x in range(2):
                 at = torch.arange(parts)
                 layer.weight[(2 * y + x) * parts + at, at, y + 1, x + 1] = 1
-    # Pixel row = 4 y3 + 2 y2 + y1: the first convolution sorts y1, the second y2, the third sees y3.
+    # Pixel row = 4 y3 + 2 y2 + y1: the first convolution sorts y1, the second y2, the third sees
+    # y3.
     taps = latents.forward.view(CHANNELS, 3, 2, 2, 2, 2, 2, 2)  # (16, c, y3, y2, y1, x3, x2, x1)
-    taps = taps.permute(0, 3, 6, 4, 7, 1, 2, 5).reshape(CHANNELS, 48, 2, 2)  # (16, y2 x2 y1 x1 c, y3, x3)
+    taps = taps.permute(0, 3, 6, 4, 7, 1, 2, 5).reshape(
+        CHANNELS, 48, 2, 2
+    )  # (16, y2 x2 y1 x1 c, y3, x3)
     strided[2].weight[:CHANNELS, :48, 1:, 1:] = taps
     strided[2].weight[CHANNELS : 2 * CHANNELS, :48, 1:, 1:] = -taps
     row = torch.arange(CHANNELS)

@@ -1,10 +1,11 @@
-"""Train a demo transformer on drawn scenes by flow matching. No ComfyUI; CPU or GPU; resumes after a kill.
+"""Train a demo transformer on drawn scenes by flow matching. No ComfyUI; CPU or GPU; resumes after
+a kill.
 
     python -m demo.train --model flux --out runs/flux --stages 250k:128 60k:128+256 8k:256+512 --threads 1
 
-Flow matching (Lipman et al. 2023; Esser et al. 2024): x = (1 - t) data + t noise, the model gives noise - data;
-t is logit-normal, shifted towards noise. Matrices inside blocks are trained by Muon, everything else by AdamW; the
-weights saved are an exponential moving average.
+Flow matching (Lipman et al. 2023; Esser et al. 2024): x = (1 - t) data + t noise, the model gives
+noise - data; t is logit-normal, shifted towards noise. Matrices inside blocks are trained by Muon,
+everything else by AdamW; the weights saved are an exponential moving average.
 """
 
 from __future__ import annotations
@@ -44,16 +45,29 @@ class Stage:
         """'60k:128+256' -> 60,000 pictures of both sizes."""
         try:
             number, sizes = text.split(":")
-            return cls(int(float(number.rstrip("k")) * (1000 if number.endswith("k") else 1)),
-                       tuple(int(s) for s in sizes.split("+")))
+            return cls(
+                int(float(number.rstrip("k")) * (1000 if number.endswith("k") else 1)),
+                tuple(int(s) for s in sizes.split("+")),
+            )
         except ValueError as error:
-            raise SystemExit(f"--stages: {text!r} given; a stage is PICTURES:SIZE+SIZE, e.g. 60k:128+256") from error
+            raise SystemExit(
+                f"--stages: {text!r} given; a stage is PICTURES:SIZE+SIZE, e.g. 60k:128+256"
+            ) from error
 
 
 class Pool:
-    """Latents and word counts of drawn scenes of one size; each is used about `reuse` times, then drawn anew."""
+    """Latents and word counts of drawn scenes of one size; each is used about `reuse` times, then
+    drawn anew."""
 
-    def __init__(self, size: int, latents: LatentMap, generator: torch.Generator, capacity: int, reuse: float, device):
+    def __init__(
+        self,
+        size: int,
+        latents: LatentMap,
+        generator: torch.Generator,
+        capacity: int,
+        reuse: float,
+        device,
+    ):
         self.size, self.map, self.generator, self.device = size, latents, generator, device
         self.reuse, self.filled, self.next, self.owed = reuse, 0, 0, 0.0
         side = size // 8
@@ -88,7 +102,9 @@ def optimisers(model: DemoModel, lr: float) -> list[torch.optim.Optimizer]:
         inside = STACK.search(name) and p.ndim == 2 and "mod" not in name.lower()
         (matrices if inside else rest).append(p)
     return [
-        torch.optim.Muon(matrices, lr=lr, momentum=0.95, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.Muon(
+            matrices, lr=lr, momentum=0.95, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
+        ),
         torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.95), weight_decay=0.0),
     ]
 
@@ -117,14 +133,21 @@ class Trainer:
     def pool(self, size: int) -> Pool:
         if size not in self.pools:
             capacity = self.args.pool * 64 // (size // 16) ** 2
-            self.pools[size] = Pool(size, self.map, self.generator, capacity, self.args.reuse, self.device)
+            self.pools[size] = Pool(
+                size, self.map, self.generator, capacity, self.args.reuse, self.device
+            )
         return self.pools[size]
 
     def save(self) -> None:
-        """Everything needed to go on, written beside and renamed, so that a kill leaves the old or the new one."""
+        """Everything needed to go on, written beside and renamed, so that a kill leaves the old or
+        the new one."""
         state = {
-            "model": self.model.state_dict(), "ema": self.ema, "seen": self.seen, "step": self.step,
-            "seconds": self.seconds, "optimisers": [o.state_dict() for o in self.optimisers],
+            "model": self.model.state_dict(),
+            "ema": self.ema,
+            "seen": self.seen,
+            "step": self.step,
+            "seconds": self.seconds,
+            "optimisers": [o.state_dict() for o in self.optimisers],
             "generator": self.generator.get_state(),
         }
         temporary = self.out / "state.tmp"
@@ -145,7 +168,8 @@ class Trainer:
         self.seen, self.step, self.seconds = state["seen"], state["step"], state["seconds"]
 
     def rate(self, total: int) -> float:
-        """Learning rate factor: short warm-up, constant, linear decay over the last `--decay` share."""
+        """Learning rate factor: short warm-up, constant, linear decay over the last `--decay`
+        share."""
         left = max(0.0, 1 - self.seen / total) / max(self.args.decay, 1e-9)
         return min(1.0, (self.step + 1) / 100) * min(1.0, left + 0.02)
 
@@ -157,7 +181,8 @@ class Trainer:
         counts[drop] = 0
         counts[drop, :, PAD] = 1
         u = torch.randn(number, generator=gen).sigmoid().to(self.device)
-        # The more pixels show a layout, the more noise it takes to hide it (Esser et al. 2024, eq. 23).
+        # The more pixels show a layout, the more noise it takes to hide it (Esser et al. 2024, eq.
+        # 23).
         shift = SHIFT * max(1.0, size / 256)
         t = shift * u / (1 + (shift - 1) * u)
         noise = torch.randn(data.shape, generator=gen).to(self.device)
@@ -191,7 +216,13 @@ class Trainer:
         """Train through the stages; state every `--save-minutes`, a log line every 50 steps."""
         self.resume()
         total = sum(stage.pictures for stage in stages)
-        bar = tqdm(total=total, initial=self.seen, unit="picture", desc=f"train {self.args.model}", mininterval=5)
+        bar = tqdm(
+            total=total,
+            initial=self.seen,
+            unit="picture",
+            desc=f"train {self.args.model}",
+            mininterval=5,
+        )
         saved, losses, ends = time.monotonic(), [], 0
         for stage in stages:
             ends += stage.pictures
@@ -214,21 +245,40 @@ class Trainer:
         by_size = {}
         for size, value in losses:
             by_size.setdefault(size, []).append(value)
-        row = {"step": self.step, "pictures": self.seen, "seconds": round(self.seconds, 1),
-               "loss": {str(s): round(sum(v) / len(v), 4) for s, v in by_size.items()}}
+        row = {
+            "step": self.step,
+            "pictures": self.seen,
+            "seconds": round(self.seconds, 1),
+            "loss": {str(s): round(sum(v) / len(v), 4) for s, v in by_size.items()},
+        }
         with open(self.out / f"{self.args.model}.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", choices=sorted(TWINS), required=True)
-    parser.add_argument("--out", required=True, help="folder of state, log and exported weights; resumed if it exists")
-    parser.add_argument("--stages", nargs="+", type=Stage.parse, required=True, help="PICTURES:SIZE+SIZE ...")
+    parser.add_argument(
+        "--out",
+        required=True,
+        help="folder of state, log and exported weights; resumed if it exists",
+    )
+    parser.add_argument(
+        "--stages", nargs="+", type=Stage.parse, required=True, help="PICTURES:SIZE+SIZE ..."
+    )
     parser.add_argument("--init", help="exported weights to start from")
-    parser.add_argument("--batch", type=int, default=64, help="pictures of 128 px a step (same tokens at other sizes)")
+    parser.add_argument(
+        "--batch",
+        type=int,
+        default=64,
+        help="pictures of 128 px a step (same tokens at other sizes)",
+    )
     parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--decay", type=float, default=0.15, help="share of the training over which the rate falls")
+    parser.add_argument(
+        "--decay", type=float, default=0.15, help="share of the training over which the rate falls"
+    )
     parser.add_argument("--ema", type=float, default=0.998)
     parser.add_argument("--pool", type=int, default=40000, help="scenes of 128 px kept in memory")
     parser.add_argument("--reuse", type=float, default=6.0, help="times a drawn scene is used")

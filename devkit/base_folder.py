@@ -13,7 +13,9 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 PACKS = {"rapid": REPOSITORY, "rapid_demo": REPOSITORY / "demo" / "pack"}
 MODEL_FOLDERS = ("diffusion_models", "vae_approx")
 # Only for the copy where links are not allowed: what ComfyUI does not load.
-NOT_COPIED = shutil.ignore_patterns(".git", "__pycache__", "tests", "benchmarks", "demo_output", "demo")
+NOT_COPIED = shutil.ignore_patterns(
+    ".git", "__pycache__", "tests", "benchmarks", "demo_output", "demo"
+)
 
 
 def link(source: Path, target: Path) -> None:
@@ -39,7 +41,8 @@ def link(source: Path, target: Path) -> None:
 
 
 def make_base_folder(folder: Path) -> Path:
-    """Fill `folder` as ComfyUI's --base-directory; what is missing in the repository is left out."""
+    """Fill `folder` as ComfyUI's --base-directory; what is missing in the repository is left
+    out."""
     for name in ("custom_nodes", "models", "input", "output", "user", "temp"):
         make_folder(folder / name)
     for name, source in PACKS.items():

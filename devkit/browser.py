@@ -6,12 +6,20 @@ import shutil
 import subprocess
 from pathlib import Path
 
-INSTALLED = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
+INSTALLED = (
+    "chromium",
+    "chromium-browser",
+    "google-chrome",
+    "google-chrome-stable",
+    "chrome",
+    "msedge",
+)
 PATIENCE = 300.0  # seconds for a download
 
 
 def find_browser(own: str = "") -> Path | None:
-    """A Chromium: `own`, where Playwright would have put its, or one on the path; None where there is none."""
+    """A Chromium: `own`, where Playwright would have put its, or one on the path; None where there
+    is none."""
     if own and Path(own).is_file():
         return Path(own)
     return next((Path(found) for name in INSTALLED if (found := shutil.which(name))), None)
@@ -25,7 +33,8 @@ def own_browser(python: Path) -> str:
 
 
 def provide_browser(python: Path) -> Path | None:
-    """A browser, which Playwright fetches into the user's cache where there is none; None, said, where that fails."""
+    """A browser, which Playwright fetches into the user's cache where there is none; None, said,
+    where that fails."""
     found = find_browser(own_browser(python))
     if found is None:
         print("set-up: fetching Chromium for the tests of pages", flush=True)
@@ -36,5 +45,8 @@ def provide_browser(python: Path) -> Path | None:
             pass
         found = find_browser(own_browser(python))
     if found is None:
-        print("set-up: no Chromium to be had; tests/browser is skipped (install chromium to run it)", flush=True)
+        print(
+            "set-up: no Chromium to be had; tests/browser is skipped (install chromium to run it)",
+            flush=True,
+        )
     return found

@@ -45,35 +45,60 @@ def build_parser() -> argparse.ArgumentParser:
         "--comfyui", type=Path, metavar="PATH", help="an installed ComfyUI to use (or COMFYUI_PATH)"
     )
     shared.add_argument(
-        "--host", choices=list(HOSTS), help=f"ComfyUI release to fetch and use (default {DEFAULT_HOST})"
+        "--host",
+        choices=list(HOSTS),
+        help=f"ComfyUI release to fetch and use (default {DEFAULT_HOST})",
     )
     parser = argparse.ArgumentParser(prog="dev.py", description=__doc__)
     # Without abbreviations: --mode of training is not --model, and what is handed on is not ours.
     kinds = parser.add_subparsers(dest="command", required=True)
     test = kinds.add_parser(
-        "test", parents=[shared], allow_abbrev=False, help="run the linter and all tests; other flags go to pytest"
+        "test",
+        parents=[shared],
+        allow_abbrev=False,
+        help="run the linter and all tests; other flags go to pytest",
     )
     test.add_argument("--fast", action="store_true", help="unit tests only")
-    serve = kinds.add_parser("serve", parents=[shared], help="run ComfyUI with this pack and the demo models")
+    serve = kinds.add_parser(
+        "serve", parents=[shared], help="run ComfyUI with this pack and the demo models"
+    )
     serve.add_argument("--port", type=int, default=8188, help="port on this machine (default 8188)")
     demo = kinds.add_parser(
         "demo", parents=[shared], help="draw dense and accelerated pictures and compare them"
     )
-    demo.add_argument("--prompts", type=int, default=2, metavar="N", help="number of prompts (default 2)")
     demo.add_argument(
-        "--out", type=Path, default=Path("demo_output"), metavar="DIR", help="where pictures and report go"
+        "--prompts", type=int, default=2, metavar="N", help="number of prompts (default 2)"
+    )
+    demo.add_argument(
+        "--out",
+        type=Path,
+        default=Path("demo_output"),
+        metavar="DIR",
+        help="where pictures and report go",
     )
     bench = kinds.add_parser(
-        "bench", parents=[shared], allow_abbrev=False,
+        "bench",
+        parents=[shared],
+        allow_abbrev=False,
         help="run a suite of benchmarks/; other flags go to the suite (--quick, --out ...)",
     )
     bench.add_argument("suite", choices=SUITES, help="what to measure")
     train = kinds.add_parser(
-        "train", parents=[shared], allow_abbrev=False,
+        "train",
+        parents=[shared],
+        allow_abbrev=False,
         help="train a policy on a demo model; other flags go to training/train_policy.py",
     )
-    train.add_argument("--model", choices=("flux", "sd3"), default="flux", help="demo model (default flux)")
-    train.add_argument("--processes", type=int, default=1, metavar="N", help="processes sharing the work (default 1)")
+    train.add_argument(
+        "--model", choices=("flux", "sd3"), default="flux", help="demo model (default flux)"
+    )
+    train.add_argument(
+        "--processes",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes sharing the work (default 1)",
+    )
     return parser
 
 
@@ -111,13 +136,19 @@ def prepare(options: argparse.Namespace) -> Ground:
     with exclusive(cache / "setup.lock", print):
         if options.comfyui is not None:
             tree = check_user_tree(options.comfyui)
-            print(f"ComfyUI: {tree} (with dev.py's own environment; nothing is written there)", flush=True)
+            print(
+                f"ComfyUI: {tree} (with dev.py's own environment; nothing is written there)",
+                flush=True,
+            )
             environment = provide_environment(cache, tree, pinned=False)
             return Ground(cache, environment, {"installed": tree})
         # Old releases run on the newest one's requirements, so that one environment serves all.
-        scratch = make_environment(cache / "environments" / "downloader", purpose="downloading", gib=0.5)
+        scratch = make_environment(
+            cache / "environments" / "downloader", purpose="downloading", gib=0.5
+        )
         hosts = {
-            name: provide_host(name, cache, scratch.python, scratch.log) for name in wanted_hosts(options)
+            name: provide_host(name, cache, scratch.python, scratch.log)
+            for name in wanted_hosts(options)
         }
         requirements = provide_host(DEFAULT_HOST, cache, scratch.python, scratch.log)
         return Ground(cache, provide_environment(cache, requirements, pinned=True), hosts)
@@ -140,7 +171,10 @@ def main(arguments: list[str]) -> int:
     started = time.monotonic()
     try:
         ground = prepare(options)
-        print(f"set-up ready in {time.monotonic() - started:.1f} s; interpreter {ground.python}", flush=True)
+        print(
+            f"set-up ready in {time.monotonic() - started:.1f} s; interpreter {ground.python}",
+            flush=True,
+        )
         return getattr(commands, options.command)(ground, options)
     except SetupError as error:
         print(f"error: {error}", file=sys.stderr)

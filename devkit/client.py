@@ -20,7 +20,9 @@ class ClientError(RuntimeError):
 class WorkflowError(ClientError):
     """A workflow was rejected or failed in a node; says which node and why."""
 
-    def __init__(self, message: str, node_type: str | None = None, exception_message: str | None = None):
+    def __init__(
+        self, message: str, node_type: str | None = None, exception_message: str | None = None
+    ):
         super().__init__(message)
         self.node_type, self.exception_message = node_type, exception_message
 
@@ -63,7 +65,8 @@ class Client:
         self._request("/interrupt", {})
 
     def submit(self, graph: dict[str, Any]) -> str:
-        """Queue an API workflow; returns its prompt id, raises WorkflowError when it is rejected."""
+        """Queue an API workflow; returns its prompt id, raises WorkflowError when it is
+        rejected."""
         return json.loads(self._request("/prompt", {"prompt": graph, "client_id": self.client_id}))[
             "prompt_id"
         ]
@@ -86,7 +89,9 @@ class Client:
     def image(self, item: dict[str, str]) -> bytes:
         """The bytes of one item of an `images` output."""
         keys = ("filename", "subfolder", "type")
-        return self._request("/view?" + urllib.parse.urlencode({key: item.get(key, "") for key in keys}))
+        return self._request(
+            "/view?" + urllib.parse.urlencode({key: item.get(key, "") for key in keys})
+        )
 
     def save_images(self, outputs: dict[str, Any], folder: Path) -> list[Path]:
         """Download every image of `run`'s result into a folder."""
@@ -111,7 +116,9 @@ def rejection(text: str) -> WorkflowError:
     for node in (answer.get("node_errors") or {}).values():
         first = first or node.get("class_type")
         for fault in node.get("errors", []):
-            faults.append(f"{node.get('class_type')}: {fault.get('message')} ({fault.get('details')})")
+            faults.append(
+                f"{node.get('class_type')}: {fault.get('message')} ({fault.get('details')})"
+            )
     return WorkflowError(
         "workflow rejected: " + "; ".join([message, *faults]), first, "; ".join(faults) or message
     )
@@ -124,7 +131,10 @@ def raise_on_failure(entry: dict[str, Any]) -> None:
         return
     for kind, details in status.get("messages", []):
         if kind == "execution_error":
-            node, message = details.get("node_type"), str(details.get("exception_message", "")).strip()
+            node, message = (
+                details.get("node_type"),
+                str(details.get("exception_message", "")).strip(),
+            )
             raise WorkflowError(f"{node} failed: {message}", node, message)
         if kind == "execution_interrupted":
             node = details.get("node_type")

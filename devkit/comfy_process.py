@@ -29,7 +29,8 @@ class Comfy:
     nodes: ModuleType
 
     def load_pack(self, folder: Path) -> ModuleType:
-        """Load a node pack by the host's own loader; raise with the host's words if it does not load."""
+        """Load a node pack by the host's own loader; raise with the host's words if it does not
+        load."""
         records = _Records()
         logging.getLogger().addHandler(records)
         try:
@@ -37,11 +38,14 @@ class Comfy:
         finally:
             logging.getLogger().removeHandler(records)
         if not loaded:
-            raise AssertionError(f"ComfyUI {self.version} does not load {folder.name}:\n{records.text()}")
+            raise AssertionError(
+                f"ComfyUI {self.version} does not load {folder.name}:\n{records.text()}"
+            )
         return sys.modules[str(folder).replace(".", "_x_")]
 
     def load_core_nodes(self, file_name: str) -> ModuleType:
-        """Load nodes of the host that are not in nodes.py, e.g. load_core_nodes("nodes_easycache.py")."""
+        """Load nodes of the host that are not in nodes.py, e.g.
+        load_core_nodes("nodes_easycache.py")."""
         path = self.tree / "comfy_extras" / file_name
         if not asyncio.run(self.nodes.load_custom_node(str(path), module_parent="comfy_extras")):
             raise AssertionError(f"ComfyUI {self.version} does not load {path}")
@@ -51,7 +55,9 @@ class Comfy:
         """Run a node as the executor would; returns its outputs (V1 and V3 nodes)."""
         node = self.nodes.NODE_CLASS_MAPPINGS.get(node_id)
         if node is None:
-            raise KeyError(f"node {node_id} is not loaded; loaded packs offer {sorted(self.pack_nodes())}")
+            raise KeyError(
+                f"node {node_id} is not loaded; loaded packs offer {sorted(self.pack_nodes())}"
+            )
         with torch.inference_mode():
             if hasattr(node, "GET_SCHEMA"):
                 return tuple(node.PREPARE_CLASS_CLONE(None).execute(**inputs).args)
@@ -60,7 +66,11 @@ class Comfy:
     def pack_nodes(self) -> list[str]:
         """Ids of all nodes that come from packs."""
         nodes = self.nodes.NODE_CLASS_MAPPINGS.items()
-        return [name for name, node in nodes if "custom_nodes." in getattr(node, "RELATIVE_PYTHON_MODULE", "")]
+        return [
+            name
+            for name, node in nodes
+            if "custom_nodes." in getattr(node, "RELATIVE_PYTHON_MODULE", "")
+        ]
 
 
 class _Records(logging.Handler):
@@ -90,11 +100,15 @@ def host_tree() -> Path:
 
 
 def import_comfy(base: Path) -> Comfy:
-    """Import ComfyUI with `base` as its base folder; once per process, since its settings are global."""
+    """Import ComfyUI with `base` as its base folder; once per process, since its settings are
+    global."""
     tree = host_tree()
     make_base_folder(base)
     # ComfyUI reads its command line while it is imported.
-    arguments, sys.argv = sys.argv, ["main.py", *host_arguments(base, has_gpu(Path(sys.executable)))]
+    arguments, sys.argv = (
+        sys.argv,
+        ["main.py", *host_arguments(base, has_gpu(Path(sys.executable)))],
+    )
     sys.path.insert(0, str(tree))
     try:
         importlib.import_module("comfy.options").enable_args_parsing()
@@ -107,7 +121,8 @@ def import_comfy(base: Path) -> Comfy:
 
 
 def load_everything(base: Path) -> Comfy:
-    """ComfyUI with this pack, the demo pack and the core's own extra nodes that benchmarks compare with."""
+    """ComfyUI with this pack, the demo pack and the core's own extra nodes that benchmarks compare
+    with."""
     comfy = import_comfy(base)
     for name in ("rapid", "rapid_demo"):
         comfy.load_pack(comfy.base / "custom_nodes" / name)

@@ -53,12 +53,17 @@ def script_environment(ground: Ground, tree: Path, threads: int | None) -> dict[
 
 def serve(ground: Ground, options: argparse.Namespace) -> int:
     """ComfyUI with the pack and the demo models until Ctrl-C."""
-    base = make_base_folder(make_folder(ground.cache / "serve"))  # kept, so that pictures outlive the server
+    base = make_base_folder(
+        make_folder(ground.cache / "serve")
+    )  # kept, so that pictures outlive the server
     version, device = next(iter(ground.hosts)), device_name(ground.python)
     print(f"starting ComfyUI {version} on the {device}, log {base / 'server.log'}", flush=True)
     server = ComfyServer(ground.tree, base, python=ground.python, port=options.port)
     with server:
-        print(f"ComfyUI is up: {server.url} (pictures in {base / 'output'}; Ctrl-C ends it)", flush=True)
+        print(
+            f"ComfyUI is up: {server.url} (pictures in {base / 'output'}; Ctrl-C ends it)",
+            flush=True,
+        )
         while server.process is not None and server.process.poll() is None:
             time.sleep(0.5)
     raise SetupError(f"ComfyUI ended by itself:\n{server.log_tail()}")
@@ -88,67 +93,112 @@ def demo(ground: Ground, options: argparse.Namespace) -> int:
 
 
 def train(ground: Ground, options: argparse.Namespace) -> int:
-    """Run training/train_policy.py in the environment, on a demo model's example workflow unless another is given."""
+    """Run training/train_policy.py in the environment, on a demo model's example workflow unless
+    another is given."""
     number = options.processes
     threads = max(1, (os.cpu_count() or 1) // number) if number > 1 else None
     environment = script_environment(ground, ground.tree, threads)
     environment["PYTHONPATH"] = str(REPOSITORY)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(number)] if number > 1 else []
+    launcher = (
+        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(number)]
+        if number > 1
+        else []
+    )
     with temporary_base(ground.cache, "train") as base:
         scenes, model = base / "prompts.txt", options.model
-        subprocess.check_call([str(ground.python), "-m", "demo.prompts", str(scenes)], env=environment)
-        # First, so that what the user gives comes last and wins. Width: under 1 % of such a small model's cost; seed:
-        # no noise of the suites' pictures, which are 0 to 199.
-        rest = ["--workflow", str(REPOSITORY / "example_workflows" / "api" / f"demo_{model}.json"),
-                "--prompts", str(scenes), "--out", f"demo-{model}", "--policies", "trained_policies",
-                "--width", "32", "--seed", "50000", *options.rest]  # fmt: skip
+        subprocess.check_call(
+            [str(ground.python), "-m", "demo.prompts", str(scenes)], env=environment
+        )
+        # First, so that what the user gives comes last and wins. Width: under 1 % of such a small
+        # model's cost; seed: no noise of the suites' pictures, which are 0 to 199.
+        rest = [
+            "--workflow",
+            str(REPOSITORY / "example_workflows" / "api" / f"demo_{model}.json"),
+            "--prompts",
+            str(scenes),
+            "--out",
+            f"demo-{model}",
+            "--policies",
+            "trained_policies",
+            "--width",
+            "32",
+            "--seed",
+            "50000",
+            *options.rest,
+        ]
         host = shlex.join(host_arguments(base, has_gpu(ground.python)))
         script = str(REPOSITORY / "training" / "train_policy.py")
-        command = [str(ground.python), *launcher, script, "--comfyui", str(ground.tree), "--host-arguments", host,
-                   *rest]  # fmt: skip
+        command = [
+            str(ground.python),
+            *launcher,
+            script,
+            "--comfyui",
+            str(ground.tree),
+            "--host-arguments",
+            host,
+            *rest,
+        ]
         return subprocess.call(command, env=environment)
 
 
 def bench(ground: Ground, options: argparse.Namespace) -> int:
-    """Run a suite of benchmarks/ in the environment; what was measured before is kept in its --out folder."""
+    """Run a suite of benchmarks/ in the environment; what was measured before is kept in its --out
+    folder."""
     environment = script_environment(ground, ground.tree, threads=None)
     environment["PYTHONPATH"] = str(REPOSITORY)
     with temporary_base(ground.cache, "bench") as base:
-        command = [str(ground.python), "-m", f"benchmarks.{options.suite}", "--base", str(base), *options.rest]
+        command = [
+            str(ground.python),
+            "-m",
+            f"benchmarks.{options.suite}",
+            "--base",
+            str(base),
+            *options.rest,
+        ]
         return subprocess.call(command, env=environment)
 
 
 def test(ground: Ground, options: argparse.Namespace) -> int:
-    """Linter, then pytest on every host; the run on the main host is shown last and closes the output."""
+    """Linter, then pytest on every host; the run on the main host is shown last and closes the
+    output."""
     print("== ruff check", flush=True)
     lint = subprocess.call(
         [str(ground.python), "-m", "ruff", "check", "--output-format", "concise", "."],
         cwd=REPOSITORY,
         env=script_environment(ground, ground.tree, threads=1),
     )
-    runs = {version: paths for number, version in enumerate(ground.hosts)
-            if (paths := paths_for(options, main_host=number == 0))}  # fmt: skip
+    runs = {
+        version: paths
+        for number, version in enumerate(ground.hosts)
+        if (paths := paths_for(options, main_host=number == 0))
+    }
     if any(path == "tests" or "browser" in path for paths in runs.values() for path in paths):
         provide_browser(ground.python)
     statuses = run_pytest(ground, runs, flags(options))
     status = statuses.pop(next(iter(ground.hosts)), 0)
     failed = ["ruff check"] if lint else []
-    failed += [f"pytest on ComfyUI {v}" for v, code in statuses.items() if code not in (0, NO_TESTS_COLLECTED)]
+    failed += [
+        f"pytest on ComfyUI {v}"
+        for v, code in statuses.items()
+        if code not in (0, NO_TESTS_COLLECTED)
+    ]
     if failed:  # pytest's closing line knows nothing of these
         print(f"failed: {'; '.join(failed)}", flush=True)
     return 1 if failed or status else 0
 
 
 def run_pytest(ground: Ground, runs: dict[str, list[str]], arguments: list[str]) -> dict[str, int]:
-    """Exit codes of pytest by host, the main one last. runs: paths by host, the main one first; beside each other where
-    there is a core for each. Some of all tests, about as long as the older hosts have less to do, are then run on their
-    core, when they are done."""
+    """Exit codes of pytest by host, the main one last. runs: paths by host, the main one first;
+    beside each other where there is a core for each. Some of all tests, about as long as the older
+    hosts have less to do, are then run on their core, when they are done."""
     main, beside = next(iter(runs)), 1 < len(runs) <= (os.cpu_count() or 1)
     order = [(version, paths, beside) for version, paths in reversed(runs.items())]
     if beside and runs[main] == ["tests"]:
         others = [f"--ignore={path}" for path in TRAININGS]
-        order[-1:] = [(main, ["tests/unit", *TRAININGS, "tests/browser"], False),
-                      (main, ["tests/integration", *others], True)]  # fmt: skip
+        order[-1:] = [
+            (main, ["tests/unit", *TRAININGS, "tests/browser"], False),
+            (main, ["tests/integration", *others], True),
+        ]
     started: list[tuple[str, list[str], Callable[[], int]]] = []
     statuses: dict[str, int] = {}
     with ExitStack() as stack:
@@ -161,7 +211,10 @@ def run_pytest(ground: Ground, runs: dict[str, list[str]], arguments: list[str])
                 ended = stack.enter_context(QuietProcess(command, REPOSITORY, environment)).show
             started.append((version, paths, ended))
         for version, paths, ended in started:
-            print(f"== pytest {' '.join(paths)} on ComfyUI {version} ({device_name(ground.python)})", flush=True)
+            print(
+                f"== pytest {' '.join(paths)} on ComfyUI {version} ({device_name(ground.python)})",
+                flush=True,
+            )
             statuses[version] = _worse(statuses.get(version, NO_TESTS_COLLECTED), ended())
     return statuses
 
@@ -191,5 +244,7 @@ def paths_for(options: argparse.Namespace, main_host: bool) -> list[str]:
     elif main_host:
         paths = given or ["tests"]
     else:
-        paths = [path for path in given if "integration" in path] if given else ["tests/integration"]
+        paths = (
+            [path for path in given if "integration" in path] if given else ["tests/integration"]
+        )
     return paths

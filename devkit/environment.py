@@ -1,4 +1,5 @@
-"""The virtual environment that runs ComfyUI, the tests and the demo: made once, reused, resumable."""
+"""The virtual environment that runs ComfyUI, the tests and the demo: made once, reused,
+resumable."""
 
 from __future__ import annotations
 
@@ -21,14 +22,20 @@ TORCH = "torch==2.13.0"
 # Their wheels ask for a CUDA build of torch; --no-deps leaves the one that is installed alone.
 COMPANIONS = ("torchvision==0.28.0", "torchaudio==2.11.0")
 # The templates and documents are 500 MB of pictures that neither tests nor demo open.
-LEFT_OUT = {"torch", "torchvision", "torchaudio", "comfyui-workflow-templates", "comfyui-embedded-docs"}
+LEFT_OUT = {
+    "torch",
+    "torchvision",
+    "torchaudio",
+    "comfyui-workflow-templates",
+    "comfyui-embedded-docs",
+}
 PARTS = Path(__file__).resolve().parent
 REPOSITORY = PARTS.parent
 STEPS = ("pip", "torch", "companions", "host", "repair", "dev")
 
 SCHEMAS = """\
-# Added by dev.py: this wheel expects a CUDA build of torch; without one its compiled operators do not
-# load, and the import fails unless these two operators have at least a schema.
+# Added by dev.py: this wheel expects a CUDA build of torch; without one its compiled operators do
+# not load, and the import fails unless these two operators have at least a schema.
 import torch as _torch
 _torch.library.define("torchvision::nms", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 _torch.library.define(
@@ -58,7 +65,9 @@ def environment_key(host_requirements: str) -> str:
     """Short hash of all that decides what is installed: a change of any makes a new environment."""
     texts = [
         ".".join(map(str, sys.version_info[:2])),
-        platform.platform(terse=True) if sys.platform == "win32" else sys.platform + platform.machine(),
+        platform.platform(terse=True)
+        if sys.platform == "win32"
+        else sys.platform + platform.machine(),
         TORCH,
         *COMPANIONS,
         host_requirements,
@@ -71,7 +80,11 @@ def environment_key(host_requirements: str) -> str:
 def host_packages(requirements: str) -> list[str]:
     """The lines of ComfyUI's requirements.txt that are installed as they are."""
     lines = [line.split("#")[0].strip() for line in requirements.splitlines()]
-    return [line for line in lines if line and re.split(r"[\s<>=!~;\[]", line)[0].lower() not in LEFT_OUT]
+    return [
+        line
+        for line in lines
+        if line and re.split(r"[\s<>=!~;\[]", line)[0].lower() not in LEFT_OUT
+    ]
 
 
 def make_environment(
@@ -106,7 +119,10 @@ def make_environment(
 def _answers(python: Path) -> bool:
     """Whether an interpreter still starts (its base Python may have been removed)."""
     try:
-        return subprocess.run([str(python), "-c", ""], capture_output=True, check=False).returncode == 0
+        return (
+            subprocess.run([str(python), "-c", ""], capture_output=True, check=False).returncode
+            == 0
+        )
     except OSError:
         return False
 
@@ -141,11 +157,16 @@ def _upgrade_pip(environment: Environment) -> None:
     run_pip(environment.python, ["install", "--upgrade", "pip>=24.1"], "pip", environment.log)
 
 
-def _install_host_packages(environment: Environment, requirements: str, constraints: list[str]) -> None:
+def _install_host_packages(
+    environment: Environment, requirements: str, constraints: list[str]
+) -> None:
     """ComfyUI's requirements, with torch held at the version that is installed."""
     packages = [*host_packages(requirements), TORCH, *COMPANIONS]
     run_pip(
-        environment.python, ["install", *packages, *constraints], "ComfyUI's requirements", environment.log
+        environment.python,
+        ["install", *packages, *constraints],
+        "ComfyUI's requirements",
+        environment.log,
     )
 
 
@@ -175,7 +196,9 @@ def _imports(environment: Environment, *modules: str) -> bool:
 def _make_plain_python(environment: Environment) -> None:
     """Make the CUDA wheels usable as plain Python packages (idempotent)."""
     code = "import sysconfig; print(sysconfig.get_paths()['platlib'])"
-    answer = subprocess.run([str(environment.python), "-c", code], capture_output=True, text=True, check=True)
+    answer = subprocess.run(
+        [str(environment.python), "-c", code], capture_output=True, text=True, check=True
+    )
     packages = Path(answer.stdout.strip())
     init = packages / "torchvision" / "__init__.py"
     text = init.read_text(encoding="utf-8")

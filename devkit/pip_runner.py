@@ -43,14 +43,16 @@ def explain_failure(output: list[str], what: str, log: Path) -> str:
     if BAD_HASH in text:
         return f"the download of {what} does not have the expected sha256 and was refused: try another index"
     if any(sign in text for sign in NO_NETWORK):
-        return (
-            f"cannot reach the package index to fetch {what}: check the network or pip's settings, {RESUME}"
-        )
+        return f"cannot reach the package index to fetch {what}: check the network or pip's settings, {RESUME}"
     missing = re.search(r"No matching distribution found for (\S+)", text)
     if missing:
         python = ".".join(map(str, sys.version_info[:2]))
         return f"the package index has no {missing[1]} for Python {python} here: try Python 3.11 to 3.13"
-    errors = [line for line in output if line.startswith(("ERROR", "error"))] or output[-1:] or ["no output"]
+    errors = (
+        [line for line in output if line.startswith(("ERROR", "error"))]
+        or output[-1:]
+        or ["no output"]
+    )
     return f"pip failed on {what} ({errors[-1].strip()}): see {log}, {RESUME}"
 
 

@@ -20,7 +20,11 @@ class QuietProcess:
         self.output = Path(self.kept.name) / "output"
         with self.output.open("wb") as written:
             self.process = subprocess.Popen(
-                self.command, cwd=self.folder, env=self.environment, stdout=written, stderr=subprocess.STDOUT
+                self.command,
+                cwd=self.folder,
+                env=self.environment,
+                stdout=written,
+                stderr=subprocess.STDOUT,
             )
         return self
 
@@ -34,7 +38,9 @@ class QuietProcess:
         """Pass on what it has written and still writes, until it ends; returns its exit code."""
         with self.output.open(encoding="utf-8", errors="replace") as written:
             while True:
-                ended = self.process.poll() is not None  # asked first, so that its last words are read after its end
+                ended = (
+                    self.process.poll() is not None
+                )  # asked first, so that its last words are read after its end
                 while text := written.read(1 << 20):
                     sys.stdout.write(text)
                 sys.stdout.flush()

@@ -10,13 +10,20 @@ from rapid_core.architectures import ALL, Architecture
 README = REPOSITORY / "README.md"
 BEGIN, END = "<!-- models: made by `python -m devkit.readme` -->\n", "<!-- end of models -->\n"
 WHOLE = {
-    "guiding_frame_index": "image to video", "clip_fea": "image to video with CLIP vision",
+    "guiding_frame_index": "image to video",
+    "clip_fea": "image to video with CLIP vision",
     "ref_latent": "reference pictures",
-    "reference_latent": "reference pictures", "ref_latents": "reference pictures", "ref_contexts": "reference pictures",
-    "context_latents": "reference pictures", "siglip_feats": "reference pictures", "txt_byt5": "quoted lettering",
-}  # fmt: skip
-HEAD = ("| models | `architecture` | whole evaluations left out | some tokens, sparse attention, reused blocks "
-        "| quality |\n|---|---|---|---|---|\n")  # fmt: skip
+    "reference_latent": "reference pictures",
+    "ref_latents": "reference pictures",
+    "ref_contexts": "reference pictures",
+    "context_latents": "reference pictures",
+    "siglip_feats": "reference pictures",
+    "txt_byt5": "quoted lettering",
+}
+HEAD = (
+    "| models | `architecture` | whole evaluations left out | some tokens, sparse attention, reused blocks "
+    "| quality |\n|---|---|---|---|---|\n"
+)
 OTHER = "| any other model that ComfyUI samples | its class | yes | no: computed densely, and said | unverified |\n"
 
 
@@ -41,4 +48,6 @@ def with_table(text: str) -> str:
 
 
 if __name__ == "__main__":
-    README.write_text(with_table(README.read_text(encoding="utf-8")), encoding="utf-8", newline="\n")
+    README.write_text(
+        with_table(README.read_text(encoding="utf-8")), encoding="utf-8", newline="\n"
+    )

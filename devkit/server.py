@@ -19,7 +19,9 @@ START_TIMEOUT = 300.0  # seconds; 25 are usual, a slow disk and a cold cache tak
 def child_environment(threads: int | None = None) -> dict[str, str]:
     """Environment of a ComfyUI or test process; settings of the user come first."""
     environment = dict(os.environ)
-    environment.pop("PYTHONPATH", None)  # this repository has a `nodes` folder, ComfyUI a module `nodes`
+    environment.pop(
+        "PYTHONPATH", None
+    )  # this repository has a `nodes` folder, ComfyUI a module `nodes`
     environment.setdefault("PYTHONUTF8", "1")
     if threads is not None:
         environment.setdefault("OMP_NUM_THREADS", str(threads))
@@ -36,7 +38,8 @@ def keep_tree_clean(environment: dict[str, str], tree: Path) -> dict[str, str]:
 
 
 def host_arguments(base: Path, gpu: bool) -> list[str]:
-    """ComfyUI's command line for one isolated run on `base`, shared by server and in-process tests."""
+    """ComfyUI's command line for one isolated run on `base`, shared by server and in-process
+    tests."""
     arguments = [
         "--base-directory",
         str(base),
@@ -94,15 +97,26 @@ class ComfyServer:
                 "--port",
                 str(self.port),
             ),
-            *("--disable-auto-launch", *host_arguments(self.base, has_gpu(self.python)), *self.extra),
+            *(
+                "--disable-auto-launch",
+                *host_arguments(self.base, has_gpu(self.python)),
+                *self.extra,
+            ),
         ]
         environment = keep_tree_clean(child_environment(self.threads), self.tree)
         with socket.socket() as probe:  # another server there would answer in place of ours
             if probe.connect_ex(("127.0.0.1", self.port)) == 0:
-                raise SetupError(f"port {self.port} is in use, perhaps by a ComfyUI of yours; choose another: --port N")
+                raise SetupError(
+                    f"port {self.port} is in use, perhaps by a ComfyUI of yours; choose another: --port N"
+                )
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(
-                command, cwd=self.base, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
+                command,
+                cwd=self.base,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment,
             )
         try:
             self._wait_until_up()
@@ -111,7 +125,8 @@ class ComfyServer:
             raise
 
     def _wait_until_up(self) -> None:
-        """Poll until /system_stats answers; a process that ends or hangs is an error with its last words."""
+        """Poll until /system_stats answers; a process that ends or hangs is an error with its last
+        words."""
         assert self.process is not None
         deadline = time.monotonic() + START_TIMEOUT
         while time.monotonic() < deadline:

@@ -1,4 +1,5 @@
-"""What ComfyUI's interface says of the nodes, in locales/<language>/nodeDefs.json; English is made from the schemas.
+"""What ComfyUI's interface says of the nodes, in locales/<language>/nodeDefs.json; English is made
+from the schemas.
 
 After words of a node have changed: RAPID_HOST_TREE=<folder of a ComfyUI> python -m devkit.words"""
 
@@ -32,12 +33,16 @@ def of_schema(schema: Any) -> dict:
         "display_name": schema.display_name,
         "description": schema.description,
         "inputs": {slot.id: of_slot(slot, slot.id) for slot in schema.inputs},
-        "outputs": {str(place): of_slot(slot, slot.get_io_type()) for place, slot in enumerate(schema.outputs)},
+        "outputs": {
+            str(place): of_slot(slot, slot.get_io_type())
+            for place, slot in enumerate(schema.outputs)
+        },
     }
 
 
 def of_slot(slot: Any, otherwise: str) -> dict:
-    """Name and tooltip of an input or output; an input without a name shows its id, an output its type."""
+    """Name and tooltip of an input or output; an input without a name shows its id, an output its
+    type."""
     return {"name": slot.display_name or otherwise, "tooltip": slot.tooltip}
 
 
@@ -47,7 +52,8 @@ def nodes_of(pack: ModuleType) -> list[Any]:
 
 
 def main() -> None:
-    """Write locales/en/nodeDefs.json, and help pages in English where the page looks for them first."""
+    """Write locales/en/nodeDefs.json, and help pages in English where the page looks for them
+    first."""
     base = make_base_folder(Path(tempfile.mkdtemp(prefix="rapid-words-")))
     try:
         pack = import_comfy(base).load_pack(base / "custom_nodes" / "rapid")

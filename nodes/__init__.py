@@ -14,8 +14,14 @@ from .report import Report
 from .sparse_attention import SparseAttention
 
 NODES: list[type[io.ComfyNode]] = [
-    Accelerate, LoadPolicy, PolicySampler, CacheReuse, RegionAdaptive, SparseAttention, Report,
-]  # fmt: skip
+    Accelerate,
+    LoadPolicy,
+    PolicySampler,
+    CacheReuse,
+    RegionAdaptive,
+    SparseAttention,
+    Report,
+]
 
 
 class RapidExtension(ComfyExtension):

@@ -21,23 +21,50 @@ class Accelerate(io.ComfyNode):
             category="RAPID",
             description="Samples as many times faster as you ask for: computes that share of the model evaluations and "
             "forecasts the others from them. Works with any model and sampler; best with euler.",
-            search_aliases=["speed up", "faster", "accelerate", "teacache", "easycache", "fbcache", "magcache", "cache",
-                            "skip steps", "rapid3", "加速", "跳步"],
+            search_aliases=[
+                "speed up",
+                "faster",
+                "accelerate",
+                "teacache",
+                "easycache",
+                "fbcache",
+                "magcache",
+                "cache",
+                "skip steps",
+                "rapid3",
+                "加速",
+                "跳步",
+            ],
             inputs=[
-                io.Model.Input("model", tooltip="The diffusion model to speed up, with its LoRAs already on it."),
-                io.Float.Input("speedup", default=2.0, min=1.0, max=MOST_SPEEDUP, step=0.1,
-                               tooltip="Times faster than computing every step. 20 steps at 2.0 compute 10 of them. "
-                               "Higher is faster and less exact; 1 turns the node off."),
-                Policy.Input("policy", optional=True,
-                             tooltip="From RAPID Load Policy, made for this model: which steps are computed and how "
-                             "the others are forecast from them. Without one they are evenly spaced."),
+                io.Model.Input(
+                    "model",
+                    tooltip="The diffusion model to speed up, with its LoRAs already on it.",
+                ),
+                io.Float.Input(
+                    "speedup",
+                    default=2.0,
+                    min=1.0,
+                    max=MOST_SPEEDUP,
+                    step=0.1,
+                    tooltip="Times faster than computing every step. 20 steps at 2.0 compute 10 of them. "
+                    "Higher is faster and less exact; 1 turns the node off.",
+                ),
+                Policy.Input(
+                    "policy",
+                    optional=True,
+                    tooltip="From RAPID Load Policy, made for this model: which steps are computed and how "
+                    "the others are forecast from them. Without one they are evenly spaced.",
+                ),
             ],
             outputs=[
-                io.Model.Output(display_name="model", tooltip="The patched model, for the sampler and RAPID Report. "
-                                "At speedup 1 the model as it came."),
+                io.Model.Output(
+                    display_name="model",
+                    tooltip="The patched model, for the sampler and RAPID Report. "
+                    "At speedup 1 the model as it came.",
+                ),
             ],
             hidden=[io.Hidden.unique_id],
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(cls, model, speedup, policy=None) -> io.NodeOutput:

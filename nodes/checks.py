@@ -28,14 +28,18 @@ class Checks:
         self.range("end_percent", end_percent, 0.0, 1.0)
         self.range("start_percent", start_percent, 0.0, 1.0)
         if start_percent > end_percent:
-            raise ValueError(f"{self.node}: start_percent = {start_percent!r} was given with end_percent = "
-                             f"{end_percent!r}; accepted is a start that is not after the end.")  # fmt: skip
+            raise ValueError(
+                f"{self.node}: start_percent = {start_percent!r} was given with end_percent = "
+                f"{end_percent!r}; accepted is a start that is not after the end."
+            )
 
     def choice(self, name: str, value: Any, choices: Sequence[Any]) -> None:
         """Raise ValueError unless `value` is one of `choices`."""
         if value not in choices:
             accepted = ", ".join(map(str, choices))
-            raise ValueError(f"{self.node}: {name} = {value!r} was given; accepted is one of {accepted}.")
+            raise ValueError(
+                f"{self.node}: {name} = {value!r} was given; accepted is one of {accepted}."
+            )
 
     def choices(self, **given: tuple[Any, Sequence[Any]]) -> None:
         """Raise ValueError unless `value` is one of `choices`, for each name = (value, choices)."""

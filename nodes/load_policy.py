@@ -26,15 +26,20 @@ def path_of(name: str) -> Path:
     found = folder_paths.get_full_path(FOLDER, name)
     if found is None:
         there = ", ".join(folder_paths.get_filename_list(FOLDER)) or "nothing"
-        raise ValueError(f"RAPID Load Policy: policy = {name!r} was given; there is {there}. Policies belong in "
-                         f"models/{FOLDER}.")  # fmt: skip
+        raise ValueError(
+            f"RAPID Load Policy: policy = {name!r} was given; there is {there}. Policies belong in "
+            f"models/{FOLDER}."
+        )
     return Path(found)
 
 
 def names() -> list[str]:
     """All policies; the user's own before those of the demo models, which fit no others."""
     found = folder_paths.get_filename_list(FOLDER)
-    return sorted(found, key=lambda name: SHIPPED in Path(folder_paths.get_full_path(FOLDER, name) or "").parents)
+    return sorted(
+        found,
+        key=lambda name: SHIPPED in Path(folder_paths.get_full_path(FOLDER, name) or "").parents,
+    )
 
 
 class LoadPolicy(io.ComfyNode):
@@ -48,20 +53,38 @@ class LoadPolicy(io.ComfyNode):
             category="RAPID",
             description="Loads a policy: a searched schedule, fitted thresholds or trained heads for one model, made "
             "by RAPID's training script. Policies lie in models/rapid_policies.",
-            search_aliases=["rapid3", "tpdm", "policy", "schedule", "heads", "load", "speed up", "faster", "加速",
-                            "策略"],
+            search_aliases=[
+                "rapid3",
+                "tpdm",
+                "policy",
+                "schedule",
+                "heads",
+                "load",
+                "speed up",
+                "faster",
+                "加速",
+                "策略",
+            ],
             inputs=[
-                io.Combo.Input("policy", options=names() or [NONE],
-                               tooltip="A .safetensors file in models/rapid_policies, or one of this pack's for its "
-                               "demo models. It must be made for the model you sample with."),
+                io.Combo.Input(
+                    "policy",
+                    options=names() or [NONE],
+                    tooltip="A .safetensors file in models/rapid_policies, or one of this pack's for its "
+                    "demo models. It must be made for the model you sample with.",
+                ),
             ],
             outputs=[
-                Policy.Output(display_name="policy", tooltip="What the file holds, for RAPID Accelerate or RAPID "
-                              "Policy Sampler."),
-                io.String.Output(display_name="about", tooltip="What the file says of itself, one entry a line: model, "
-                                 "speed-ups (budgets), what was measured, licence."),
+                Policy.Output(
+                    display_name="policy",
+                    tooltip="What the file holds, for RAPID Accelerate or RAPID Policy Sampler.",
+                ),
+                io.String.Output(
+                    display_name="about",
+                    tooltip="What the file says of itself, one entry a line: model, "
+                    "speed-ups (budgets), what was measured, licence.",
+                ),
             ],
-        )  # fmt: skip
+        )
 
     @classmethod
     def fingerprint_inputs(cls, policy) -> tuple:
@@ -73,4 +96,6 @@ class LoadPolicy(io.ComfyNode):
     def execute(cls, policy) -> io.NodeOutput:
         file = read(path_of(policy))
         policy_of(file, file.budgets[0])  # all that a sampling run would find wrong is said here
-        return io.NodeOutput(file, "\n".join(f"{name}: {value}" for name, value in sorted(file.metadata.items())))
+        return io.NodeOutput(
+            file, "\n".join(f"{name}: {value}" for name, value in sorted(file.metadata.items()))
+        )

@@ -20,11 +20,12 @@ class Level(Enum):
 
 @dataclass(frozen=True)
 class Action:
-    """A decision for one image. `tokens`: with RUN, sorted numbers (K,) of the image tokens that pass the blocks
-    (region-adaptive sampling); None: all of them. `density`: with RUN, share of the pairs of image tiles that are
-    attended to, in (0, 1] (RAPID3's Sparse-Attention). `measures`: with everything computed, the density whose distance
-    from dense attention is measured and kept for later evaluations at this density; None: nothing is. `weights`: with
-    HOLD, (noise level, weight) of the computed derivatives that the forecast is the sum of; None: a polynomial through
+    """A decision for one image. `tokens`: with RUN, sorted numbers (K,) of the image tokens that
+    pass the blocks (region-adaptive sampling); None: all of them. `density`: with RUN, share of the
+    pairs of image tiles that are attended to, in (0, 1] (RAPID3's Sparse-Attention). `measures`:
+    with everything computed, the density whose distance from dense attention is measured and kept
+    for later evaluations at this density; None: nothing is. `weights`: with HOLD, (noise level,
+    weight) of the computed derivatives that the forecast is the sum of; None: a polynomial through
     the latest ones. Where one of them is not known any more the polynomial stands in, too."""
 
     level: Level = Level.RUN
@@ -51,13 +52,14 @@ DENSE = Action()
 class TokenState:
     """What is known of the image tokens of one image; N = frames * rows * columns, in that order.
 
-    age (N,): evaluations that passed a token over since it was computed. derivative (C, ...): the latest guided
-    derivative, what was not computed forecast. change (N,): relative change of a token's derivative when it was last
-    computed. attention (N,) or None: attention mass it received in the last dense evaluation. wanted (N,) or None:
-    tokens that may be computed between refreshes (those an inpaint mask keeps may not), `free` of them. focus (N,) or
-    None: 0 .. 1, the user's mask. drift (N,) or None: estimated error of the token's forecasts, this evaluation's
-    included, weighted and added up since it was computed, relative to the mean derivative, doubled by focus; `due`:
-    tokens that it calls to be computed (None: unknown)."""
+    age (N,): evaluations that passed a token over since it was computed. derivative (C, ...): the
+    latest guided derivative, what was not computed forecast. change (N,): relative change of a
+    token's derivative when it was last computed. attention (N,) or None: attention mass it received
+    in the last dense evaluation. wanted (N,) or None: tokens that may be computed between refreshes
+    (those an inpaint mask keeps may not), `free` of them. focus (N,) or None: 0 .. 1, the user's
+    mask. drift (N,) or None: estimated error of the token's forecasts, this evaluation's included,
+    weighted and added up since it was computed, relative to the mean derivative, doubled by focus;
+    `due`: tokens that it calls to be computed (None: unknown)."""
 
     grid: tuple[int, int, int]
     age: Tensor
@@ -79,8 +81,8 @@ class TokenState:
 
 @dataclass(frozen=True)
 class View:
-    """Tokens of a model that a policy's heads look at (`Features`): side x side of them, `hidden` wide, in models of
-    one family. kind: of the heads, for what is said to people."""
+    """Tokens of a model that a policy's heads look at (`Features`): side x side of them, `hidden`
+    wide, in models of one family. kind: of the heads, for what is said to people."""
 
     kind: str
     family: str
@@ -90,9 +92,10 @@ class View:
 
 @dataclass(frozen=True)
 class Features:
-    """What a model made of one image in the last evaluation that was computed, number `evaluation`; of the conditions
-    mixed as the guidance scale s mixes their outputs, f_u + s (f_c - f_u); float32. tokens (N, 2 C): the image tokens
-    before the blocks, beside them as the final layer's matrix sees them. modulation (C,): its modulation vector."""
+    """What a model made of one image in the last evaluation that was computed, number `evaluation`;
+    of the conditions mixed as the guidance scale s mixes their outputs, f_u + s (f_c - f_u);
+    float32. tokens (N, 2 C): the image tokens before the blocks, beside them as the final layer's
+    matrix sees them. modulation (C,): its modulation vector."""
 
     tokens: Tensor
     modulation: Tensor
@@ -101,11 +104,12 @@ class Features:
 
 @dataclass(frozen=True)
 class Look:
-    """What learned policies see of one image, (C, ...): the latent now, how far it has moved since the model was last
-    computed, the latest derivative (what was not computed forecast); pooled: the model's pooled modulation vector at
-    the first evaluation, None where its family shows none. features: where a policy has a `View`; None where they could
-    not be seen in the last computed evaluation. error: 0-d, the estimated error of the forecast at a
-    fresh noise level, still on the device."""
+    """What learned policies see of one image, (C, ...): the latent now, how far it has moved since
+    the model was last computed, the latest derivative (what was not computed forecast); pooled: the
+    model's pooled modulation vector at the first evaluation, None where its family shows none.
+    features: where a policy has a `View`; None where they could not be seen in the last computed
+    evaluation. error: 0-d, the estimated error of the forecast at a fresh noise level, still on the
+    device."""
 
     latent: Tensor
     moved: Tensor
@@ -119,14 +123,15 @@ class Look:
 class ImageState:
     """What is known of one image of the batch before an evaluation.
 
-    `error` is the estimated relative L1 error of forecasting this evaluation's guided derivative (inf: unknown),
-    `measured` the true one of the last evaluation that was computed although it could have been forecast.
-    `since_dense`: evaluations that were not dense since the last that was; -1 before the first. `since_measured`:
-    computed evaluations since the last that measured what sparse attention leaves out; -1 before the first. `levels`:
-    noise levels of the computed derivatives that a forecast can be made from, oldest first (see `Policy.history`).
-    `moved`: relative L1 change of the latest computed derivative from the one before it, `slope`: the multiple of the
-    movement of the line through the two before it that was nearest to this change; None where there are too few, or
-    where no policy wants a history."""
+    `error` is the estimated relative L1 error of forecasting this evaluation's guided derivative
+    (inf: unknown), `measured` the true one of the last evaluation that was computed although it
+    could have been forecast. `since_dense`: evaluations that were not dense since the last that
+    was; -1 before the first. `since_measured`: computed evaluations since the last that measured
+    what sparse attention leaves out; -1 before the first. `levels`: noise levels of the computed
+    derivatives that a forecast can be made from, oldest first (see `Policy.history`). `moved`:
+    relative L1 change of the latest computed derivative from the one before it, `slope`: the
+    multiple of the movement of the line through the two before it that was nearest to this change;
+    None where there are too few, or where no policy wants a history."""
 
     computed: int
     since_computed: int
@@ -144,11 +149,12 @@ class ImageState:
 class Observation:
     """The state of a run before evaluation number `index` at noise level `sigma`.
 
-    `step`: place of `sigma` in the run's schedule of `steps` steps, 0 at its beginning; between two noise levels of the
-    schedule it is that of the higher one. `weight`: what an error counts in this step, see `step_weights`. `schedule`:
-    the run's noise levels. `euler`: whether the sampler goes on to the next of them along the derivative that it is
-    given, so that the mean derivative over a step is worth more than the one at its beginning. `answers`: the numbers
-    that the actor's `ask` wanted fetched."""
+    `step`: place of `sigma` in the run's schedule of `steps` steps, 0 at its beginning; between two
+    noise levels of the schedule it is that of the higher one. `weight`: what an error counts in
+    this step, see `step_weights`. `schedule`: the run's noise levels. `euler`: whether the sampler
+    goes on to the next of them along the derivative that it is given, so that the mean derivative
+    over a step is worth more than the one at its beginning. `answers`: the numbers that the actor's
+    `ask` wanted fetched."""
 
     index: int
     sigma: float
@@ -174,13 +180,14 @@ class Window:
 
 @dataclass(frozen=True)
 class Sparsity:
-    """How attention is made sparse where an action's density asks for it. backend: what computes it; dense_first,
-    dense_last: blocks at the beginning and end of the model whose attention stays dense; left_out: what stands in for
-    the tiles that are left out, one of LEFT_OUT; tile: tokens of a tile; memory_limit: GiB for what is kept of
-    differences to dense attention, 0 for no limit.
+    """How attention is made sparse where an action's density asks for it. backend: what computes
+    it; dense_first, dense_last: blocks at the beginning and end of the model whose attention stays
+    dense; left_out: what stands in for the tiles that are left out, one of LEFT_OUT; tile: tokens
+    of a tile; memory_limit: GiB for what is kept of differences to dense attention, 0 for no limit.
 
-    LEFT_OUT: "dropped", nothing; "means", the mean of each tile; "hold", the means and the difference to dense
-    attention as it was measured last; "forecast", the means and that difference moved on half the way it was going."""
+    LEFT_OUT: "dropped", nothing; "means", the mean of each tile; "hold", the means and the
+    difference to dense attention as it was measured last; "forecast", the means and that difference
+    moved on half the way it was going."""
 
     backend: str = "auto"
     dense_first: int = 0
@@ -204,12 +211,14 @@ LEFT_OUT = ("forecast", "hold", "means", "dropped")
 
 
 class Actor(Protocol):
-    """A policy in one run; may keep state, which lives as long as the run. asks: whether it has to `ask` first."""
+    """A policy in one run; may keep state, which lives as long as the run. asks: whether it has to
+    `ask` first."""
 
     asks: bool
 
     def ask(self, looks: Sequence[Look | None], sigma: Tensor) -> Tensor | None:
-        """Numbers (n,) on the device that `act` needs on the host, fetched with the engine's own; None for none."""
+        """Numbers (n,) on the device that `act` needs on the host, fetched with the engine's own;
+        None for none."""
         ...
 
     def act(self, observation: Observation) -> tuple[Action, ...]:
@@ -222,7 +231,9 @@ class Policy(Protocol):
 
     technique: str
     forecast_order: int
-    history: int  # computed derivatives that the weights of its actions refer to; 0 where it gives none
+    history: (
+        int  # computed derivatives that the weights of its actions refer to; 0 where it gives none
+    )
     start_percent: float
     end_percent: float
     levels: frozenset[Level]

@@ -1,6 +1,8 @@
-"""Table of Diffusion Transformer families: where their blocks are, their token layout, what an evaluation costs.
+"""Table of Diffusion Transformer families: where their blocks are, their token layout, what an
+evaluation costs.
 
-A family is told by the class name of the host's `diffusion_model` and by attributes; nothing here imports ComfyUI.
+A family is told by the class name of the host's `diffusion_model` and by attributes; nothing here
+imports ComfyUI.
 """
 
 from __future__ import annotations
@@ -20,9 +22,9 @@ IMAGE, TEXT, BOTH, ONCE, APPROXIMATOR = "image", "text", "both", "once", "approx
 
 @dataclass(frozen=True)
 class Group:
-    """Blocks of one kind. name: in patches_replace["dit"], or "" where the host has no such hook and the blocks'
-    `forward` is patched instead; attribute: the list of blocks; attentions: over "both" or the "image" itself, from the
-    image to the "text"; per block."""
+    """Blocks of one kind. name: in patches_replace["dit"], or "" where the host has no such hook
+    and the blocks' `forward` is patched instead; attribute: the list of blocks; attentions: over
+    "both" or the "image" itself, from the image to the "text"; per block."""
 
     name: str
     attribute: str
@@ -32,11 +34,12 @@ class Group:
 
 @dataclass(frozen=True)
 class Architecture:
-    """A family. stacks: groups that pass tokens on to one another, in order of execution; the last one is the stack
-    that residual reuse passes over. weights: (part of a matrix's name, what it is applied to), first match wins.
-    hidden: attribute with the width of the attention. whole: extra arguments with which all tokens are computed.
-    known_as: models of the family by the names that people use. measured: on a trained model of the family, if a small
-    one; of the others only exactness is known."""
+    """A family. stacks: groups that pass tokens on to one another, in order of execution; the last
+    one is the stack that residual reuse passes over. weights: (part of a matrix's name, what it is
+    applied to), first match wins. hidden: attribute with the width of the attention. whole: extra
+    arguments with which all tokens are computed. known_as: models of the family by the names that
+    people use. measured: on a trained model of the family, if a small one; of the others only
+    exactness is known."""
 
     family: str
     known_as: str
@@ -80,47 +83,101 @@ class Architecture:
         return sum(self.image_tokens(model, tuple(latent.shape)) for latent in latents or ())
 
 
-_STREAMS = (("img_mod", ONCE), ("txt_mod", ONCE), ("modulation", ONCE), ("img_", IMAGE), ("txt_", TEXT))
+_STREAMS = (
+    ("img_mod", ONCE),
+    ("txt_mod", ONCE),
+    ("modulation", ONCE),
+    ("img_", IMAGE),
+    ("txt_", TEXT),
+)
 _FLUX_STACK = (
     Group("double_block", "double_blocks", APART),
     Group("single_block", "single_blocks", JOINT),
 )
 _FLUX_WEIGHTS = (*_STREAMS, ("adaLN", ONCE), ("single_blocks", BOTH), ("final_layer", IMAGE))
 
-FLUX = Architecture("flux", "FLUX.1 dev, schnell, Kontext, Fill, Krea", (_FLUX_STACK,), _FLUX_WEIGHTS, measured=True)
+FLUX = Architecture(
+    "flux", "FLUX.1 dev, schnell, Kontext, Fill, Krea", (_FLUX_STACK,), _FLUX_WEIGHTS, measured=True
+)
 FLUX2 = Architecture("flux2", "FLUX.2 dev, klein", (_FLUX_STACK,), _FLUX_WEIGHTS)
 CHROMA = Architecture(
     "chroma", "Chroma", (_FLUX_STACK,), (("distilled_guidance_layer", APPROXIMATOR), *_FLUX_WEIGHTS)
 )
 HUNYUAN = Architecture(
-    "hunyuan_video", "HunyuanVideo", (_FLUX_STACK,),
-    (("adaLN", ONCE), ("txt_in.t_emb", ONCE), ("txt_in.c_emb", ONCE), ("txt_in", TEXT), *_FLUX_WEIGHTS),
+    "hunyuan_video",
+    "HunyuanVideo",
+    (_FLUX_STACK,),
+    (
+        ("adaLN", ONCE),
+        ("txt_in.t_emb", ONCE),
+        ("txt_in.c_emb", ONCE),
+        ("txt_in", TEXT),
+        *_FLUX_WEIGHTS,
+    ),
     whole=("guiding_frame_index", "ref_latent", "clip_fea", "txt_byt5"),
-)  # fmt: skip
+)
 SD3 = Architecture(
-    "sd3", "SD3, SD3.5 Medium and Large", ((Group("double_block", "joint_blocks", APART),),),
-    (("adaLN", ONCE), ("x_block", IMAGE), ("context_", TEXT), ("x_embedder", IMAGE), ("final_layer", IMAGE)),
+    "sd3",
+    "SD3, SD3.5 Medium and Large",
+    ((Group("double_block", "joint_blocks", APART),),),
+    (
+        ("adaLN", ONCE),
+        ("x_block", IMAGE),
+        ("context_", TEXT),
+        ("x_embedder", IMAGE),
+        ("final_layer", IMAGE),
+    ),
     measured=True,
-)  # fmt: skip
+)
 QWEN = Architecture(
-    "qwen_image", "Qwen-Image, Qwen-Image-Edit", ((Group("double_block", "transformer_blocks", APART),),),
-    (*_STREAMS[:2], ("add_", TEXT), ("txt_", TEXT), ("attn.to_", IMAGE), ("img_", IMAGE), ("proj_out", IMAGE)),
+    "qwen_image",
+    "Qwen-Image, Qwen-Image-Edit",
+    ((Group("double_block", "transformer_blocks", APART),),),
+    (
+        *_STREAMS[:2],
+        ("add_", TEXT),
+        ("txt_", TEXT),
+        ("attn.to_", IMAGE),
+        ("img_", IMAGE),
+        ("proj_out", IMAGE),
+    ),
     hidden="inner_dim",
-)  # fmt: skip
+)
 WAN = Architecture(
-    "wan", "Wan 2.1, Wan 2.2 (not VACE, Camera, S2V, Animate)",
+    "wan",
+    "Wan 2.1, Wan 2.2 (not VACE, Camera, S2V, Animate)",
     ((Group("double_block", "blocks", ALONE, (IMAGE, TEXT)),),),
-    (("cross_attn.k", TEXT), ("cross_attn.v", TEXT), ("blocks", IMAGE), ("head", IMAGE), ("patch_emb", IMAGE),
-     ("text_emb", TEXT)),
-    hidden="dim", whole=("reference_latent", "context_latents", "clip_fea"),
-)  # fmt: skip
+    (
+        ("cross_attn.k", TEXT),
+        ("cross_attn.v", TEXT),
+        ("blocks", IMAGE),
+        ("head", IMAGE),
+        ("patch_emb", IMAGE),
+        ("text_emb", TEXT),
+    ),
+    hidden="dim",
+    whole=("reference_latent", "context_latents", "clip_fea"),
+)
 LUMINA2 = Architecture(
-    "lumina2", "Lumina Image 2.0", ((Group("", "noise_refiner", ALONE, (IMAGE,)),), (Group("", "layers", JOINT),)),
-    (("adaLN", ONCE), ("noise_refiner", IMAGE), ("context_refiner", TEXT), ("layers", BOTH), ("final_layer", BOTH),
-     ("x_embedder", IMAGE), ("cap_embedder", TEXT)),
-    hidden="dim", whole=("ref_latents", "ref_contexts", "siglip_feats"), measured=True,
-)  # fmt: skip
-Z_IMAGE = Architecture("z_image", "Z-Image", LUMINA2.stacks, LUMINA2.weights, LUMINA2.hidden, LUMINA2.whole)
+    "lumina2",
+    "Lumina Image 2.0",
+    ((Group("", "noise_refiner", ALONE, (IMAGE,)),), (Group("", "layers", JOINT),)),
+    (
+        ("adaLN", ONCE),
+        ("noise_refiner", IMAGE),
+        ("context_refiner", TEXT),
+        ("layers", BOTH),
+        ("final_layer", BOTH),
+        ("x_embedder", IMAGE),
+        ("cap_embedder", TEXT),
+    ),
+    hidden="dim",
+    whole=("ref_latents", "ref_contexts", "siglip_feats"),
+    measured=True,
+)
+Z_IMAGE = Architecture(
+    "z_image", "Z-Image", LUMINA2.stacks, LUMINA2.weights, LUMINA2.hidden, LUMINA2.whole
+)
 
 ALL = (FLUX, SD3, LUMINA2, Z_IMAGE, QWEN, FLUX2, CHROMA, HUNYUAN, WAN)
 FAMILIES = tuple(a.family for a in ALL)

@@ -1,7 +1,8 @@
-"""Cost of an evaluation in FLOPs, as torch's counter counts them: a multiply-add is two, only matrix products.
+"""Cost of an evaluation in FLOPs, as torch's counter counts them: a multiply-add is two, only
+matrix products.
 
-Pure functions of a model's matrices and of token counts, never of the clock, so that plans and pictures are
-deterministic.
+Pure functions of a model's matrices and of token counts, never of the clock, so that plans and
+pictures are deterministic.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ CHROMA_MODULATIONS = 344  # vectors that Chroma's approximator makes, a constant
 
 @dataclass(frozen=True)
 class Flops:
-    """FLOPs of one image in one conditioning stream: everything, and what remains when the blocks are passed over."""
+    """FLOPs of one image in one conditioning stream: everything, and what remains when the blocks
+    are passed over."""
 
     dense: int
     reuse: int
@@ -41,30 +43,46 @@ def tiles_kept(density: float, tiles: int) -> int:
 
 
 def sparse_flops(
-    hidden: int, queries: int, tiles: int, kept: int, size: int, always: int, pooled: bool, choosing: bool = True
+    hidden: int,
+    queries: int,
+    tiles: int,
+    kept: int,
+    size: int,
+    always: int,
+    pooled: bool,
+    choosing: bool = True,
 ) -> int:
-    """FLOPs of sparse attention for `queries` in tiles of `size`: scores and values of the tiles that are kept, of
-    `always` keys, and of the means that stand in; and the choice of tiles."""
+    """FLOPs of sparse attention for `queries` in tiles of `size`: scores and values of the tiles
+    that are kept, of `always` keys, and of the means that stand in; and the choice of tiles."""
     attended = kept * size + always + (tiles if pooled else 0)
     chosen = 2 * (queries * QUERY_RUNS // size) * (tiles * RUNS + always) if choosing else 0
     return attention_flops(queries, attended, hidden) + hidden * chosen
 
 
-def sparse_saving(hidden: int, queries: int, tiles: int, kept: int, size: int, always: int, *how: bool) -> int:
+def sparse_saving(
+    hidden: int, queries: int, tiles: int, kept: int, size: int, always: int, *how: bool
+) -> int:
     """FLOPs of one attention that sparse attention leaves out; see `sparse_flops`."""
     dense = attention_flops(queries, tiles * size + always, hidden)
     return dense - sparse_flops(hidden, queries, tiles, kept, size, always, *how)
 
 
 class CostModel:
-    """FLOPs of a model's evaluations; `model` is the host's, or anything with its modules and attributes."""
+    """FLOPs of a model's evaluations; `model` is the host's, or anything with its modules and
+    attributes."""
 
     def __init__(self, model: Any, architecture: Architecture):
         self.architecture = architecture
         self.hidden = int(getattr(model, architecture.hidden))
-        self.multiple = getattr(model, "pad_tokens_multiple", None) or 1  # Z-Image pads text and image to it
-        self.groups = [(group, list(getattr(model, group.attribute))) for group in architecture.groups]
-        self.inside: dict[str, Counter] = {group.attribute: Counter() for group in architecture.groups}
+        self.multiple = (
+            getattr(model, "pad_tokens_multiple", None) or 1
+        )  # Z-Image pads text and image to it
+        self.groups = [
+            (group, list(getattr(model, group.attribute))) for group in architecture.groups
+        ]
+        self.inside: dict[str, Counter] = {
+            group.attribute: Counter() for group in architecture.groups
+        }
         self.outside: Counter = Counter()
         for name, module in model.named_modules():
             size = _matrix(module)
@@ -74,15 +92,20 @@ class CostModel:
         self.context_attentions = sum(len(getattr(model, a, ())) for a in ("context_refiner",))
 
     def image_attentions(self, first: int = 0, last: int = 0) -> int:
-        """Attentions over image tokens, without those of the `first` and `last` blocks: whose keys and values a run on
-        some tokens needs, whose differences sparse attention keeps."""
+        """Attentions over image tokens, without those of the `first` and `last` blocks: whose keys
+        and values a run on some tokens needs, whose differences sparse attention keeps."""
         kinds = [self._kinds(group, block) for group, blocks in self.groups for block in blocks]
         return sum(kind != TEXT for some in kinds[first : len(kinds) - last] for kind in some)
 
     def kept_tokens(self, image: int, around: int) -> int:
-        """Rows of keys that all attentions over `image` tokens have together, with `around` tokens of text and
-        references where these are in the same attention."""
-        kinds = [kind for group, blocks in self.groups for block in blocks for kind in self._kinds(group, block)]
+        """Rows of keys that all attentions over `image` tokens have together, with `around` tokens
+        of text and references where these are in the same attention."""
+        kinds = [
+            kind
+            for group, blocks in self.groups
+            for block in blocks
+            for kind in self._kinds(group, block)
+        ]
         return image * (len(kinds) - kinds.count(TEXT)) + around * kinds.count(BOTH)
 
     def _kinds(self, group: Group, block: Any) -> tuple[str, ...]:
@@ -93,24 +116,33 @@ class CostModel:
         return next((role for part, role in self.architecture.weights if part in name), ONCE)
 
     def flops(
-        self, image: int, text: int, active: int | None = None, density: float = 1.0, sparsity: Sparsity | None = None,
-        measures: float | None = None, seen: int | None = None,
+        self,
+        image: int,
+        text: int,
+        active: int | None = None,
+        density: float = 1.0,
+        sparsity: Sparsity | None = None,
+        measures: float | None = None,
+        seen: int | None = None,
     ) -> Flops:
-        """`active` of `image` tokens pass the blocks (all, if None), beside `text` tokens, and attend to the keys of
-        `seen` (all, if None); density of attention between image tokens, or the one that is measured beside dense
-        attention, where `sparsity` says how."""
+        """`active` of `image` tokens pass the blocks (all, if None), beside `text` tokens, and
+        attend to the keys of `seen` (all, if None); density of attention between image tokens, or
+        the one that is measured beside dense attention, where `sparsity` says how."""
         found = self._flops(image, text, active, seen)
         if sparsity is None or density == 1.0 == (measures or 1.0):
             return found
         ran = image if active is None else active
-        saved, sparse = self._sparse(image, text, ran, measures or density, sparsity, measures is None)
+        saved, sparse = self._sparse(
+            image, text, ran, measures or density, sparsity, measures is None
+        )
         return Flops(found.dense + sparse if measures else found.dense - saved, found.reuse)
 
     def _sparse(
         self, image: int, text: int, ran: int, density: float, sparsity: Sparsity, later: bool
     ) -> tuple[int, int]:
-        """FLOPs that sparse attention leaves out of an evaluation, and those it takes; see `engine.sparse.attention`.
-        later: after a measurement, whose choice of tiles still holds where it is remembered."""
+        """FLOPs that sparse attention leaves out of an evaluation, and those it takes; see
+        `engine.sparse.attention`. later: after a measurement, whose choice of tiles still holds
+        where it is remembered."""
         text, padding = text + -text % self.multiple, -image % self.multiple
         size, tiles = sparsity.tile, image // sparsity.tile
         kept, queries = tiles_kept(density, tiles), ran // (PAIR * size) * PAIR * size
@@ -137,23 +169,34 @@ class CostModel:
         keys = (image if seen is None else seen) + padding
         parts = [self._group(group, blocks, ran, keys, text) for group, blocks in self.groups]
         main = {group.attribute for group in self.architecture.stacks[-1]}
-        before = sum(p for p, (g, _) in zip(parts, self.groups, strict=True) if g.attribute not in main)
+        before = sum(
+            p for p, (g, _) in zip(parts, self.groups, strict=True) if g.attribute not in main
+        )
         return Flops(outside + sum(parts), outside + before)
 
     def _group(self, group: Group, blocks: list, ran: int, keys: int, text: int) -> int:
         total = self._matrices(self.inside[group.attribute], ran, text)
         sides = {BOTH: (ran + text, keys + text), IMAGE: (ran, keys), TEXT: (ran, text)}
         for block in blocks:
-            total += sum(attention_flops(*sides[kind], self.hidden) for kind in self._kinds(group, block))
+            total += sum(
+                attention_flops(*sides[kind], self.hidden) for kind in self._kinds(group, block)
+            )
         return total
 
     def _matrices(self, sizes: Counter, image: int, text: int) -> int:
-        tokens = {IMAGE: image, TEXT: text, BOTH: image + text, ONCE: 1, APPROXIMATOR: CHROMA_MODULATIONS}
+        tokens = {
+            IMAGE: image,
+            TEXT: text,
+            BOTH: image + text,
+            ONCE: 1,
+            APPROXIMATOR: CHROMA_MODULATIONS,
+        }
         return sum(tokens[role] * size for role, size in sizes.items())
 
 
 def _matrix(module: Any) -> int:
-    """Multiply-adds a token in this module itself; 0 for anything but a linear layer or a patch convolution."""
+    """Multiply-adds a token in this module itself; 0 for anything but a linear layer or a patch
+    convolution."""
     if hasattr(module, "in_features") and hasattr(module, "out_features"):
         return module.in_features * module.out_features
     if type(module).__name__ in ("Conv2d", "Conv3d"):

@@ -1,4 +1,5 @@
-"""Pictures of a record: how often each image token was computed, and a strip with one cell an evaluation."""
+"""Pictures of a record: how often each image token was computed, and a strip with one cell an
+evaluation."""
 
 from __future__ import annotations
 
@@ -10,13 +11,16 @@ from .record import RunRecord, unpack
 
 STRIP = 24  # height of the strip in pixels
 # Colours from never to always.
-SCALE = torch.tensor([[0.10, 0.10, 0.35], [0.15, 0.45, 0.65], [0.35, 0.75, 0.45], [0.98, 0.90, 0.25]])
+SCALE = torch.tensor(
+    [[0.10, 0.10, 0.35], [0.15, 0.45, 0.65], [0.35, 0.75, 0.45], [0.98, 0.90, 0.25]]
+)
 SMALLEST = 256  # pixels of the shorter side, where there is no picture to lie over
 NARROW = 4  # pixels of a cell of the strip that has a line beside it
 
 
 def often(record: RunRecord, image: int) -> Tensor:
-    """Share of evaluations in which each token was computed, (rows, columns), mean over frames; float32."""
+    """Share of evaluations in which each token was computed, (rows, columns), mean over frames;
+    float32."""
     frames, rows, columns = record.grid or (1, 1, 1)
     total = torch.zeros(frames * rows * columns)
     for evaluation in record.evaluations:
@@ -36,7 +40,8 @@ def coloured(values: Tensor) -> Tensor:
 
 
 def strip(record: RunRecord, image: int, width: int) -> Tensor:
-    """One cell an evaluation, coloured by the share of tokens that ran, (STRIP, width, 3); held ones are black."""
+    """One cell an evaluation, coloured by the share of tokens that ran, (STRIP, width, 3); held
+    ones are black."""
     shares = torch.tensor([e.share[image] for e in record.evaluations] or [0.0])
     reused = torch.tensor([e.levels[image] == "reuse" for e in record.evaluations] or [False])
     colours = coloured(shares)
@@ -50,8 +55,8 @@ def strip(record: RunRecord, image: int, width: int) -> Tensor:
 
 
 def draw(record: RunRecord, picture: Tensor | None = None) -> Tensor:
-    """IMAGE (B, H, W, 3), float32 in 0 .. 1: the map of every image of the batch, over `picture` (B or 1, H, W, 3) if
-    given, with the strip below; the strip alone where nobody chose tokens."""
+    """IMAGE (B, H, W, 3), float32 in 0 .. 1: the map of every image of the batch, over `picture` (B
+    or 1, H, W, 3) if given, with the strip below; the strip alone where nobody chose tokens."""
     if record.grid is None:
         return torch.stack([strip(record, image, SMALLEST) for image in range(record.shape[0])])
     out = []

@@ -1,7 +1,8 @@
-"""Policy files: safetensors with metadata that says what a policy is for, how it was made and what it measured.
+"""Policy files: safetensors with metadata that says what a policy is for, how it was made and what
+it measured.
 
-Format `rapid-policy` version 1. Metadata values are strings; lists and numbers among them are JSON. Everything is
-checked when a file is read, and an error names the file and the field."""
+Format `rapid-policy` version 1. Metadata values are strings; lists and numbers among them are JSON.
+Everything is checked when a file is read, and an error names the file and the field."""
 
 from __future__ import annotations
 
@@ -26,12 +27,14 @@ REQUIRED = ("architecture", "base_model", "budgets", "reward", "training_command
 
 
 class PolicyError(ValueError):
-    """A policy file that cannot be used; says which file and field, what was found and what to do."""
+    """A policy file that cannot be used; says which file and field, what was found and what to
+    do."""
 
 
 @dataclass(frozen=True)
 class PolicyFile:
-    """A policy as it was read. metadata: all strings; budgets: speed-ups it was made for, rising."""
+    """A policy as it was read. metadata: all strings; budgets: speed-ups it was made for,
+    rising."""
 
     path: Path
     kind: str
@@ -60,21 +63,33 @@ class PolicyFile:
             return json.loads(self.metadata[field])
         except KeyError:
             raise self.wrong(field, "is missing from the metadata") from None
-        except (ValueError, RecursionError) as error:  # not JSON, or an integer of thousands of digits
-            raise self.wrong(field, f"= {self.metadata[field][:80]!r} is not JSON ({error})") from None
+        except (
+            ValueError,
+            RecursionError,
+        ) as error:  # not JSON, or an integer of thousands of digits
+            raise self.wrong(
+                field, f"= {self.metadata[field][:80]!r} is not JSON ({error})"
+            ) from None
 
-    def tensor(self, field: str, shape: tuple[int | None, ...], dtype: torch.dtype | None = None) -> Tensor:
+    def tensor(
+        self, field: str, shape: tuple[int | None, ...], dtype: torch.dtype | None = None
+    ) -> Tensor:
         """A tensor of this shape (None: any length), without NaN or infinity."""
         if field not in self.tensors:
             raise self.wrong(field, "is missing from the tensors")
         found = self.tensors[field]
-        if len(found.shape) != len(shape) or any(w not in (None, n) for w, n in zip(shape, found.shape, strict=True)):
+        if len(found.shape) != len(shape) or any(
+            w not in (None, n) for w, n in zip(shape, found.shape, strict=True)
+        ):
             wanted = " x ".join("any" if n is None else str(n) for n in shape)
             raise self.wrong(field, f"has shape {tuple(found.shape)}; wanted is {wanted}")
         if dtype is not None and found.dtype != dtype:
             raise self.wrong(field, f"has type {found.dtype}; wanted is {dtype}")
         if found.is_floating_point() and not torch.isfinite(found).all():
-            raise self.wrong(field, "holds NaN or infinite values; the file is damaged or its training went wrong")
+            raise self.wrong(
+                field,
+                "holds NaN or infinite values; the file is damaged or its training went wrong",
+            )
         return found
 
 
@@ -85,8 +100,10 @@ def read(path: Path) -> PolicyFile:
     except OSError as error:
         raise PolicyError(f"policy {path.name}: cannot be read ({error.strerror})") from None
     if size > LARGEST:
-        raise PolicyError(f"policy {path.name}: {size / 2**20:.0f} MiB; a policy has at most {LARGEST // 2**20} MiB. "
-                          "Is this a model?")  # fmt: skip
+        raise PolicyError(
+            f"policy {path.name}: {size / 2**20:.0f} MiB; a policy has at most {LARGEST // 2**20} MiB. "
+            "Is this a model?"
+        )
     try:
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
@@ -94,15 +111,23 @@ def read(path: Path) -> PolicyFile:
             # Copies: on Windows a file that is still mapped cannot be replaced.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
     except (SafetensorError, OSError) as error:
-        raise PolicyError(f"policy {path.name}: not a whole safetensors file ({error}); fetch it again") from None
-    return _checked(PolicyFile(path, metadata.get("kind", ""), metadata.get("architecture", ""), (), metadata, tensors))
+        raise PolicyError(
+            f"policy {path.name}: not a whole safetensors file ({error}); fetch it again"
+        ) from None
+    return _checked(
+        PolicyFile(
+            path, metadata.get("kind", ""), metadata.get("architecture", ""), (), metadata, tensors
+        )
+    )
 
 
 def _check_format(path: Path, metadata: Mapping[str, str]) -> None:
     for field, wanted in (("format", FORMAT), ("version", VERSION)):
         if metadata.get(field) != wanted:
             found = repr(metadata[field]) if field in metadata else "missing"
-            raise PolicyError(f"policy {path.name}: {field} is {found}; this version of RAPID reads {wanted!r}")
+            raise PolicyError(
+                f"policy {path.name}: {field} is {found}; this version of RAPID reads {wanted!r}"
+            )
 
 
 def _checked(file: PolicyFile) -> PolicyFile:
@@ -112,21 +137,35 @@ def _checked(file: PolicyFile) -> PolicyFile:
         if not file.metadata.get(field):
             raise file.wrong(field, "is missing from the metadata")
     if file.architecture not in FAMILIES:
-        raise file.wrong("architecture", f"= {file.architecture!r}; known are {', '.join(FAMILIES)}")
+        raise file.wrong(
+            "architecture", f"= {file.architecture!r}; known are {', '.join(FAMILIES)}"
+        )
     budgets = file.number("budgets")
     fine = isinstance(budgets, list) and budgets and all(map(_speed, budgets))
     if not fine or sorted(set(budgets)) != budgets:
-        raise file.wrong("budgets", f"= {budgets!r}; wanted is a rising list of speed-ups from 1 to 20")
-    return PolicyFile(file.path, file.kind, file.architecture, tuple(map(float, budgets)), file.metadata, file.tensors)
+        raise file.wrong(
+            "budgets", f"= {budgets!r}; wanted is a rising list of speed-ups from 1 to 20"
+        )
+    return PolicyFile(
+        file.path,
+        file.kind,
+        file.architecture,
+        tuple(map(float, budgets)),
+        file.metadata,
+        file.tensors,
+    )
 
 
 def _speed(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 1 <= value <= 20
 
 
-def write(path: Path, kind: str, metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> PolicyFile:
-    """Write a policy file and read it back. metadata: strings as they are, everything else as JSON. Raises PolicyError
-    for what could not be read again; a file that was there before is then left as it is."""
+def write(
+    path: Path, kind: str, metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> PolicyFile:
+    """Write a policy file and read it back. metadata: strings as they are, everything else as JSON.
+    Raises PolicyError for what could not be read again; a file that was there before is then left
+    as it is."""
     texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
     body = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,19 +13,25 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))  # for rapid_testing
 # Last, never first: the folder `nodes` here must not hide ComfyUI's module `nodes`.
 sys.path.append(str(ROOT))
-settings.register_profile("busy", deadline=None)  # how long an example takes says how busy the machine is
+settings.register_profile(
+    "busy", deadline=None
+)  # how long an example takes says how busy the machine is
 settings.load_profile("busy")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """How often trainings are killed, and where screenshots go."""
-    parser.addoption("--kills", type=int, default=2, help="kills of test_training_kills.py (default 2)")
-    parser.addoption("--pictures", help="keep screenshots of tests/browser in this folder: `.` for the docs'")
+    parser.addoption(
+        "--kills", type=int, default=2, help="kills of test_training_kills.py (default 2)"
+    )
+    parser.addoption(
+        "--pictures", help="keep screenshots of tests/browser in this folder: `.` for the docs'"
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests with a browser come last: Playwright keeps an event loop in this thread, beside which ComfyUI cannot load a
-    pack."""
+    """Tests with a browser come last: Playwright keeps an event loop in this thread, beside which
+    ComfyUI cannot load a pack."""
     items.sort(key=lambda item: "browser" in item.path.relative_to(ROOT).parts)
 
 

@@ -1,1 +1,2 @@
-"""Offline training of policies, on the graph that a user already runs. Nothing of the pack imports this."""
+"""Offline training of policies, on the graph that a user already runs. Nothing of the pack imports
+this."""

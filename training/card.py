@@ -25,13 +25,27 @@ class Panel:
     lines: Mapping[str, tuple[Sequence[float], Sequence[float]]]
 
 
-def write_card(file: PolicyFile, what: str, text: str, panels: Sequence[Panel] = (), rest: str = "") -> None:
-    """`file`'s card. what: the opening paragraph; text: its table; rest: Markdown between plots and metadata."""
+def write_card(
+    file: PolicyFile, what: str, text: str, panels: Sequence[Panel] = (), rest: str = ""
+) -> None:
+    """`file`'s card. what: the opening paragraph; text: its table; rest: Markdown between plots and
+    metadata."""
     path = file.path.with_suffix(".md")
     said = "\n".join(f"- {name}: {value}" for name, value in sorted(file.metadata.items()))
     picture = path.with_suffix(".png")
-    plots = f"![{', '.join(p.title for p in panels)}]({picture.name})" if panels and drawn(picture, panels) else ""
-    parts = (f"# {path.stem}", textwrap.fill(what, width=120), text, plots, rest, f"## What the file says\n\n{said}")
+    plots = (
+        f"![{', '.join(p.title for p in panels)}]({picture.name})"
+        if panels and drawn(picture, panels)
+        else ""
+    )
+    parts = (
+        f"# {path.stem}",
+        textwrap.fill(what, width=120),
+        text,
+        plots,
+        rest,
+        f"## What the file says\n\n{said}",
+    )
     write_text(path, "\n\n".join(part for part in parts if part) + "\n")
 
 
@@ -42,7 +56,9 @@ def drawn(path: Path, panels: Sequence[Panel]) -> bool:
     except ImportError:
         print(MISSING, file=sys.stderr)
         return False
-    figure = Figure(figsize=(WIDTH * len(panels), HEIGHT), layout="constrained")  # no pyplot: nothing global, no window
+    figure = Figure(
+        figsize=(WIDTH * len(panels), HEIGHT), layout="constrained"
+    )  # no pyplot: nothing global, no window
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for name, (x, y) in panel.lines.items():
             axes.plot(x, y, marker="." if len(x) < 40 else "", label=name)

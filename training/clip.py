@@ -9,12 +9,16 @@ from torch import Tensor
 from training.optional import device, needed
 
 WEIGHTS = "openai/clip-vit-large-patch14"
-MEAN, DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of its training pictures
+MEAN, DEVIATION = (
+    (0.48145466, 0.4578275, 0.40821073),
+    (0.26862954, 0.26130258, 0.27577711),
+)  # of its training pictures
 
 
 class Clip:
-    """Embeddings of pictures and text, of unit length, on the CPU. what: who asks, for the error; name: weights, a
-    folder or on the Hugging Face hub. Raises ValueError where package or weights are missing."""
+    """Embeddings of pictures and text, of unit length, on the CPU. what: who asks, for the error;
+    name: weights, a folder or on the Hugging Face hub. Raises ValueError where package or weights
+    are missing."""
 
     def __init__(self, what: str, name: str = WEIGHTS):
         package = needed("transformers", "transformers", what)
@@ -22,14 +26,17 @@ class Clip:
             self.tokens = package.CLIPTokenizer.from_pretrained(name, local_files_only=True)
             model = package.CLIPModel.from_pretrained(name, local_files_only=True)
         except OSError:
-            raise ValueError(f"{what} needs the weights {name}, which are not here: hf download {name}") from None
+            raise ValueError(
+                f"{what} needs the weights {name}, which are not here: hf download {name}"
+            ) from None
         self.name, self.side = name, model.config.vision_config.image_size
         self.model = model.float().to(device()).requires_grad_(False)
         self.model.train(False)
 
     @torch.no_grad()
     def pictures(self, pictures: Tensor) -> Tensor:
-        """(n, width) of pictures (n, 3, H, W) in 0 .. 1: the shorter side scaled, the middle cut out."""
+        """(n, width) of pictures (n, 3, H, W) in 0 .. 1: the shorter side scaled, the middle cut
+        out."""
         height, width = pictures.shape[-2:]
         scale = self.side / min(height, width)
         size = [max(self.side, round(length * scale)) for length in (height, width)]
@@ -43,7 +50,11 @@ class Clip:
     @torch.no_grad()
     def text(self, text: str) -> Tensor:
         """(1, width) of a text, of as many tokens as CLIP reads."""
-        tokens = self.tokens(text, truncation=True, max_length=self.model.config.text_config.max_position_embeddings,
-                             return_tensors="pt").to(device())  # fmt: skip
+        tokens = self.tokens(
+            text,
+            truncation=True,
+            max_length=self.model.config.text_config.max_position_embeddings,
+            return_tensors="pt",
+        ).to(device())
         read = self.model.text_model(**tokens).pooler_output
         return F.normalize(self.model.text_projection(read), dim=1).cpu()

@@ -18,15 +18,20 @@ from training.state import Kept
 ROUNDS = 3
 
 
-def clocked(graph: Graph, policies: Mapping[str, Any], prompt: str, seed: int, path: Path) -> list[float]:
-    """How many times as fast as the whole model each policy samples one picture on this machine: the sampling loop's
-    seconds, medians of ROUNDS in which all take turns. Measured by one process while the others wait.
+def clocked(
+    graph: Graph, policies: Mapping[str, Any], prompt: str, seed: int, path: Path
+) -> list[float]:
+    """How many times as fast as the whole model each policy samples one picture on this machine:
+    the sampling loop's seconds, medians of ROUNDS in which all take turns. Measured by one process
+    while the others wait.
 
     policies: by a name each, under which rounds are kept in the file `path`."""
     return from_first(lambda: _clocked(graph, policies, prompt, seed, path))
 
 
-def _clocked(graph: Graph, policies: Mapping[str, Any], prompt: str, seed: int, path: Path) -> list[float]:
+def _clocked(
+    graph: Graph, policies: Mapping[str, Any], prompt: str, seed: int, path: Path
+) -> list[float]:
     models = [attach(graph.model, policy) for policy in (SchedulePolicy(1.0), *policies.values())]
 
     def once() -> list[float]:
@@ -35,7 +40,9 @@ def _clocked(graph: Graph, policies: Mapping[str, Any], prompt: str, seed: int, 
         return [last_record(model).seconds for model in models]
 
     kept = Kept(path, alone=True)
-    rounds = [kept.get(f"{', '.join(policies)}: {i}", once)
-              for i in tqdm(range(ROUNDS), desc="by the clock", unit="round", disable=rank() > 0)]  # fmt: skip
+    rounds = [
+        kept.get(f"{', '.join(policies)}: {i}", once)
+        for i in tqdm(range(ROUNDS), desc="by the clock", unit="round", disable=rank() > 0)
+    ]
     whole, *own = map(median, zip(*rounds, strict=True))
     return [round(whole / max(seconds, 1e-9), 2) for seconds in own]

@@ -1,10 +1,12 @@
-"""Make a policy file of TPDM's published weights for Stable Diffusion 3 medium (Ye et al. 2024, arXiv 2412.01243).
+"""Make a policy file of TPDM's published weights for Stable Diffusion 3 medium (Ye et al. 2024,
+arXiv 2412.01243).
 
     python training/convert_tpdm.py model.safetensors --out NAME
 
-model.safetensors has the tensors time_predictor.*, alone or among those of a whole model, of which nothing else is
-read; of a model in several files give its model.safetensors.index.json. The policy appears in models/rapid_policies as
-NAME.safetensors. RAPID Accelerate uses it as any other policy."""
+model.safetensors has the tensors time_predictor.*, alone or among those of a whole model, of which
+nothing else is read; of a model in several files give its model.safetensors.index.json. The policy
+appears in models/rapid_policies as NAME.safetensors. RAPID Accelerate uses it as any other
+policy."""
 
 from __future__ import annotations
 
@@ -20,14 +22,19 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # not first: ComfyUI has a module `nodes`, too
+sys.path.append(
+    str(Path(__file__).resolve().parents[1])
+)  # not first: ComfyUI has a module `nodes`, too
 
 from rapid_core.policies.from_file import heads_policy, tpdm_metadata  # noqa: E402
 from rapid_core.policies.tpdm import FAMILY, TPDMHeads  # noqa: E402
 from rapid_core.policy_file import PolicyFile, write  # noqa: E402
 from training.host import find_tree  # noqa: E402
 
-PREFIXES = ("time_predictor.", "agent_model.time_predictor.")  # as published; as their training saves it
+PREFIXES = (
+    "time_predictor.",
+    "agent_model.time_predictor.",
+)  # as published; as their training saves it
 TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # How their code samples: it ends below this noise level, or after so many evaluations.
 MIN_SIGMA, MAX_STEPS = 0.001, 35
@@ -38,8 +45,8 @@ class ConversionError(ValueError):
 
 
 def tensor_files(path: Path) -> dict[str, Path]:
-    """Where each tensor of a safetensors file lies, or of a model in several files whose index is given. Raises
-    ConversionError."""
+    """Where each tensor of a safetensors file lies, or of a model in several files whose index is
+    given. Raises ConversionError."""
     if path.suffix == ".json":
         try:
             found = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
@@ -47,7 +54,9 @@ def tensor_files(path: Path) -> dict[str, Path]:
         except OSError as error:
             raise ConversionError(f"{path.name}: cannot be read ({error.strerror})") from None
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise ConversionError(f"{path.name}: not the index of a model in several safetensors files") from None
+            raise ConversionError(
+                f"{path.name}: not the index of a model in several safetensors files"
+            ) from None
     with opened(path) as file:
         return dict.fromkeys(file.keys(), path)
 
@@ -55,25 +64,40 @@ def tensor_files(path: Path) -> dict[str, Path]:
 def opened(path: Path) -> safe_open:
     """A safetensors file. Raises ConversionError."""
     if not path.is_file():
-        raise ConversionError(f"{path.name}: no such file in {path.parent}; give the path of a safetensors file")
+        raise ConversionError(
+            f"{path.name}: no such file in {path.parent}; give the path of a safetensors file"
+        )
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
-        raise ConversionError(f"{path.name}: not a whole safetensors file ({error}); fetch it again") from None
+        raise ConversionError(
+            f"{path.name}: not a whole safetensors file ({error}); fetch it again"
+        ) from None
 
 
 def published(path: Path) -> tuple[dict[str, Tensor], list[Path]]:
-    """The tensors of the published head by their names in it, and the files they were read from. Raises
-    ConversionError for one that is missing, of another shape or type, not finite, or unknown."""
+    """The tensors of the published head by their names in it, and the files they were read from.
+    Raises ConversionError for one that is missing, of another shape or type, not finite, or
+    unknown."""
     files = tensor_files(path)
     prefix = next((p for p in PREFIXES if any(name.startswith(p) for name in files)), None)
-    wanted = {name: tuple(value.shape) for name, value in empty_heads().heads["step"].state_dict().items()}
+    wanted = {
+        name: tuple(value.shape) for name, value in empty_heads().heads["step"].state_dict().items()
+    }
     if prefix is None:
-        raise ConversionError(f"{path.name}: has no tensor {PREFIXES[0]}*; TPDM's sd3/model.safetensors has "
-                              f"{len(wanted)} of them")  # fmt: skip
-    there = {name.removeprefix(prefix): file for name, file in files.items() if name.startswith(prefix)}
+        raise ConversionError(
+            f"{path.name}: has no tensor {PREFIXES[0]}*; TPDM's sd3/model.safetensors has "
+            f"{len(wanted)} of them"
+        )
+    there = {
+        name.removeprefix(prefix): file for name, file in files.items() if name.startswith(prefix)
+    }
     for name in [*(n for n in wanted if n not in there), *(n for n in there if n not in wanted)]:
-        said = "is missing" if name in wanted else "is not a tensor of TPDM's head for Stable Diffusion 3"
+        said = (
+            "is missing"
+            if name in wanted
+            else "is not a tensor of TPDM's head for Stable Diffusion 3"
+        )
         raise ConversionError(f"{path.name}: {prefix}{name} {said}")
     tensors = {name: read(there[name], prefix + name, shape) for name, shape in wanted.items()}
     return tensors, sorted(set(there.values()))
@@ -83,23 +107,31 @@ def read(path: Path, name: str, shape: tuple[int, ...]) -> Tensor:
     """One tensor of this shape, float32. Raises ConversionError."""
     with opened(path) as file:
         if name not in file.keys():
-            raise ConversionError(f"{path.name}: {name} is missing, although the index says it is there")
+            raise ConversionError(
+                f"{path.name}: {name} is missing, although the index says it is there"
+            )
         found = tuple(file.get_slice(name).get_shape())
         if found != shape:
-            raise ConversionError(f"{path.name}: {name} has shape {found}; the head for Stable Diffusion 3 medium has "
-                                  f"{shape}")  # fmt: skip
+            raise ConversionError(
+                f"{path.name}: {name} has shape {found}; the head for Stable Diffusion 3 medium has "
+                f"{shape}"
+            )
         value = file.get_tensor(name)
     if value.dtype not in TYPES:
-        raise ConversionError(f"{path.name}: {name} has type {value.dtype}; wanted is one of "
-                              f"{', '.join(map(str, TYPES))}")  # fmt: skip
+        raise ConversionError(
+            f"{path.name}: {name} has type {value.dtype}; wanted is one of "
+            f"{', '.join(map(str, TYPES))}"
+        )
     if not torch.isfinite(value).all():
-        raise ConversionError(f"{path.name}: {name} holds NaN or infinite values; fetch the file again")
+        raise ConversionError(
+            f"{path.name}: {name} holds NaN or infinite values; fetch the file again"
+        )
     return value.float()
 
 
 def heads_from(tensors: Mapping[str, Tensor]) -> TPDMHeads:
-    """TPDM's heads of the published tensors. Their modulation has its shift first and its scale second, ours the other
-    way round."""
+    """TPDM's heads of the published tensors. Their modulation has its shift first and its scale
+    second, ours the other way round."""
     turned = dict(tensors)
     for name in ("norm1.linear.weight", "norm1.linear.bias"):
         shift, scale = tensors[name].chunk(2)
@@ -125,17 +157,24 @@ def sha256(path: Path) -> str:
 
 
 def convert(path: Path, out: Path, licence: str, base_model: str) -> PolicyFile:
-    """Write a policy file of TPDM's weights, and read it as RAPID Accelerate will. Raises ConversionError."""
+    """Write a policy file of TPDM's weights, and read it as RAPID Accelerate will. Raises
+    ConversionError."""
     tensors, files = published(path)
     heads = heads_from(tensors)
     arguments = ["--out", out.stem, "--licence", licence, "--base-model", base_model]
     metadata = {
-        "architecture": FAMILY, "base_model": base_model, "method": "tpdm", "budgets": [1.0], "licence": licence,
+        "architecture": FAMILY,
+        "base_model": base_model,
+        "method": "tpdm",
+        "budgets": [1.0],
+        "licence": licence,
         "reward": "ImageReward, discounted by the number of evaluations (TPDM's own training)",
         "training_command": "training/" + shlex.join(["convert_tpdm.py", path.name, *arguments]),
-        "max_steps": MAX_STEPS, "min_sigma": MIN_SIGMA, "source_sha256": {file.name: sha256(file) for file in files},
+        "max_steps": MAX_STEPS,
+        "min_sigma": MIN_SIGMA,
+        "source_sha256": {file.name: sha256(file) for file in files},
         **tpdm_metadata(heads),
-    }  # fmt: skip
+    }
     file = write(out, "heads", metadata, heads.state_dict())
     heads_policy(file, 1.0)
     return file
@@ -143,13 +182,27 @@ def convert(path: Path, out: Path, licence: str, base_model: str) -> PolicyFile:
 
 def parser() -> argparse.ArgumentParser:
     """The command's flags."""
-    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    found.add_argument("source", type=Path, help="TPDM's sd3/model.safetensors, or an index of several files")
+    found = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    found.add_argument(
+        "source", type=Path, help="TPDM's sd3/model.safetensors, or an index of several files"
+    )
     found.add_argument("--out", required=True, help="name of the policy")
-    found.add_argument("--policies", type=Path, help="folder of the policy (default: ComfyUI's models/rapid_policies)")
-    found.add_argument("--comfyui", type=Path, help="ComfyUI's folder (default: the one this pack lies in)")
-    found.add_argument("--licence", default="unspecified", help="of the policy file: that of the weights")
-    found.add_argument("--base-model", default="stable-diffusion-3-medium", help="model that the weights are for")
+    found.add_argument(
+        "--policies",
+        type=Path,
+        help="folder of the policy (default: ComfyUI's models/rapid_policies)",
+    )
+    found.add_argument(
+        "--comfyui", type=Path, help="ComfyUI's folder (default: the one this pack lies in)"
+    )
+    found.add_argument(
+        "--licence", default="unspecified", help="of the policy file: that of the weights"
+    )
+    found.add_argument(
+        "--base-model", default="stable-diffusion-3-medium", help="model that the weights are for"
+    )
     return found
 
 
@@ -157,7 +210,9 @@ def main() -> None:
     args = parser().parse_args()
     folder = args.policies or find_tree(args.comfyui) / "models" / "rapid_policies"
     try:
-        file = convert(args.source, folder / f"{args.out}.safetensors", args.licence, args.base_model)
+        file = convert(
+            args.source, folder / f"{args.out}.safetensors", args.licence, args.base_model
+        )
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
     print(f"policy: {file.path}")

@@ -1,8 +1,8 @@
 """RAPID3's adversarial reward: does a picture look as if everything had been computed?
 
-Features of a frozen network, a small adapter and a logit, learned by binary cross-entropy: dense pictures against those
-that the policy draws. The paper has CLIP's picture encoder and a parameter-efficient adapter; bottleneck, replay and
-rates are ours."""
+Features of a frozen network, a small adapter and a logit, learned by binary cross-entropy: dense
+pictures against those that the policy draws. The paper has CLIP's picture encoder and a
+parameter-efficient adapter; bottleneck, replay and rates are ours."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ LR = 1e-3
 
 
 class Adapter(nn.Module):
-    """Features (n, width) -> logits (n,): a residual bottleneck that starts as the identity, and a linear layer."""
+    """Features (n, width) -> logits (n,): a residual bottleneck that starts as the identity, and a
+    linear layer."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -50,8 +51,8 @@ class Replay:
 
 
 class Discriminator:
-    """Its first weights follow from the seed, and what a step looks at from seed and `when`, so that training that was
-    killed goes on as if it had not been."""
+    """Its first weights follow from the seed, and what a step looks at from seed and `when`, so
+    that training that was killed goes on as if it had not been."""
 
     def __init__(self, features: Features, seed: int, kept: int = KEPT):
         self.features, self.seed = features, seed
@@ -63,8 +64,8 @@ class Discriminator:
 
     @torch.no_grad()
     def look(self, pictures: Tensor) -> Tensor:
-        """Features (n, width) of pictures (n, 3, H, W), each picture's brought to mean 0 and deviation 1; in half
-        precision, as they are remembered."""
+        """Features (n, width) of pictures (n, 3, H, W), each picture's brought to mean 0 and
+        deviation 1; in half precision, as they are remembered."""
         found = self.features(pictures).float()
         return F.layer_norm(found, found.shape[1:]).half()
 
@@ -80,12 +81,15 @@ class Discriminator:
 
     @property
     def ready(self) -> bool:
-        """Whether there is anything to learn from: not before a first picture that did not overflow."""
+        """Whether there is anything to learn from: not before a first picture that did not
+        overflow."""
         return bool(len(self.dense.rows) and len(self.drawn.rows))
 
     def step(self, when: str) -> dict[str, float]:
         """One update on what is remembered; its loss, and the accuracy before it."""
-        generator = torch.Generator().manual_seed(random.Random(f"{self.seed}/discriminator/{when}").getrandbits(60))
+        generator = torch.Generator().manual_seed(
+            random.Random(f"{self.seed}/discriminator/{when}").getrandbits(60)
+        )
         rows = torch.cat((self.dense.draw(BATCH, generator), self.drawn.draw(BATCH, generator)))
         wanted = torch.cat((torch.ones(BATCH), torch.zeros(BATCH)))
         logits = self.adapter(rows)
@@ -94,12 +98,19 @@ class Discriminator:
         loss.backward()
         self.optimiser.step()
         accuracy = ((logits > 0).float() == wanted).float().mean()
-        return {"discriminator/loss": float(loss.detach()), "discriminator/accuracy": float(accuracy)}
+        return {
+            "discriminator/loss": float(loss.detach()),
+            "discriminator/accuracy": float(accuracy),
+        }
 
     def state(self) -> dict[str, Any]:
         """All that `load` needs to go on."""
-        return {"adapter": self.adapter.state_dict(), "optimiser": self.optimiser.state_dict(),
-                "dense": self.dense.rows, "drawn": self.drawn.rows}  # fmt: skip
+        return {
+            "adapter": self.adapter.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "dense": self.dense.rows,
+            "drawn": self.drawn.rows,
+        }
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from a state."""

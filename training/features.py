@@ -55,16 +55,19 @@ class JudgeFeatures:
 
 
 class RandomFeatures:
-    """Convolutions with fixed random weights, averaged over 3 x 3 parts of the picture: no network has to be there. In
-    logarithms, so that a small change counts by its share of what is there, whatever the picture shows."""
+    """Convolutions with fixed random weights, averaged over 3 x 3 parts of the picture: no network
+    has to be there. In logarithms, so that a small change counts by its share of what is there,
+    whatever the picture shows."""
 
     name = "fixed random convolutions"
     width = 9 * WIDTHS[-1]
 
     def __init__(self) -> None:
         generator = torch.Generator().manual_seed(2509)
-        self.kernels = [torch.randn(n_out, n_in, 3, 3, generator=generator) * (2 / (9 * n_in)) ** 0.5
-                        for n_in, n_out in zip(WIDTHS[:-1], WIDTHS[1:], strict=True)]  # fmt: skip
+        self.kernels = [
+            torch.randn(n_out, n_in, 3, 3, generator=generator) * (2 / (9 * n_in)) ** 0.5
+            for n_in, n_out in zip(WIDTHS[:-1], WIDTHS[1:], strict=True)
+        ]
 
     @torch.no_grad()
     def __call__(self, pictures: Tensor) -> Tensor:
@@ -76,7 +79,8 @@ class RandomFeatures:
 
 
 def features_for(name: str) -> Features:
-    """Features of a name of `FEATURES`; of "auto" CLIP's where it is here, else random ones. Raises ValueError."""
+    """Features of a name of `FEATURES`; of "auto" CLIP's where it is here, else random ones. Raises
+    ValueError."""
     if name not in ("auto", *FEATURES):
         raise ValueError(f"features {name}: give one of auto, {', '.join(FEATURES)}")
     if name in ("judge", "random"):

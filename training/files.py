@@ -1,4 +1,5 @@
-"""Files that are there whole or not at all, whenever a process is killed and whoever else writes the same one."""
+"""Files that are there whole or not at all, whenever a process is killed and whoever else writes
+the same one."""
 
 from __future__ import annotations
 

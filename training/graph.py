@@ -25,8 +25,8 @@ class WorkflowError(ValueError):
 
 @dataclass(frozen=True)
 class Site:
-    """Where a workflow is taken hold of: its sampler node, links of model and latent, text and seed inputs as (node id,
-    name)."""
+    """Where a workflow is taken hold of: its sampler node, links of model and latent, text and seed
+    inputs as (node id, name)."""
 
     sampler: str
     model: Link
@@ -38,18 +38,27 @@ class Site:
 class Graph:
     """A workflow in API form. Nodes that do not depend on what changes run once.
 
-    sampler: id of the sampler node, where there are several; texts: inputs "id.name" that hold the prompt."""
+    sampler: id of the sampler node, where there are several; texts: inputs "id.name" that hold the
+    prompt."""
 
-    def __init__(self, workflow: dict, host: Host, sampler: str | None = None, texts: Sequence[str] = ()):
-        self.nodes = {str(k): v for k, v in workflow.items() if isinstance(v, dict) and "class_type" in v}
+    def __init__(
+        self, workflow: dict, host: Host, sampler: str | None = None, texts: Sequence[str] = ()
+    ):
+        self.nodes = {
+            str(k): v for k, v in workflow.items() if isinstance(v, dict) and "class_type" in v
+        }
         if not self.nodes:
-            raise WorkflowError("not a workflow in API form: in ComfyUI choose Workflow > Export (API)")
+            raise WorkflowError(
+                "not a workflow in API form: in ComfyUI choose Workflow > Export (API)"
+            )
         self.host = host
         self.site = self._find(sampler, texts)
         self._kept: dict[str, tuple] = {}
 
     @classmethod
-    def read(cls, path: Path, host: Host, sampler: str | None = None, texts: Sequence[str] = ()) -> Graph:
+    def read(
+        cls, path: Path, host: Host, sampler: str | None = None, texts: Sequence[str] = ()
+    ) -> Graph:
         """From a file. Raises WorkflowError."""
         try:
             workflow = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -64,8 +73,14 @@ class Graph:
             there = [i for i in there if i == sampler]
         if len(there) != 1:
             listed = ", ".join(f"{i} ({self.nodes[i]['class_type']})" for i in there) or "none"
-            asked = f"no sampler node {sampler}" if sampler else "one sampler node is needed; choose with --sampler ID"
-            raise WorkflowError(f"{asked}; in this workflow: {listed if there else ', '.join(self._names())}")
+            asked = (
+                f"no sampler node {sampler}"
+                if sampler
+                else "one sampler node is needed; choose with --sampler ID"
+            )
+            raise WorkflowError(
+                f"{asked}; in this workflow: {listed if there else ', '.join(self._names())}"
+            )
         node = there[0]
         guider = self._link(node, "guider")
         model = self._link(node, "model") or (self._link(guider[0], "model") if guider else None)
@@ -75,7 +90,9 @@ class Graph:
         assert seed is not None and latent is not None
         before = [i for i in self._upstream(latent[0]) if self._is_sampler(i)]
         if before:
-            raise WorkflowError(f"the latent of sampler {node} comes from sampler {before[0]}; train on that one alone")
+            raise WorkflowError(
+                f"the latent of sampler {node} comes from sampler {before[0]}; train on that one alone"
+            )
         return Site(node, model, latent, self._given(texts) or self._texts(node), seed)
 
     def _is_sampler(self, node: str) -> bool:
@@ -83,12 +100,15 @@ class Graph:
         return latent is not None and model is not None and self._seed_input(node) is not None
 
     def _given(self, texts: Sequence[str]) -> tuple[tuple[str, str], ...]:
-        """Text inputs by the names that were given. Raises WorkflowError for one that is not there."""
+        """Text inputs by the names that were given. Raises WorkflowError for one that is not
+        there."""
         found = [tuple(text.rsplit(".", 1)) if "." in text else (text, "") for text in texts]
         for node, name in found:
             if name not in self.nodes.get(node, {}).get("inputs", {}):
-                raise WorkflowError(f"--text {node}.{name}: the workflow has no such input; give ID.NAME, ID one of "
-                                    f"{', '.join(self._names())}")  # fmt: skip
+                raise WorkflowError(
+                    f"--text {node}.{name}: the workflow has no such input; give ID.NAME, ID one of "
+                    f"{', '.join(self._names())}"
+                )
         return tuple((node, name) for node, name in found)
 
     def _names(self) -> list[str]:
@@ -132,60 +152,92 @@ class Graph:
         """Text inputs before the positive conditioning that are not before the negative one."""
         guider = self._link(sampler, "guider")
         where = guider[0] if guider else sampler
-        positive, negative = self._link(where, "positive", "conditioning"), self._link(where, "negative")
+        positive, negative = (
+            self._link(where, "positive", "conditioning"),
+            self._link(where, "negative"),
+        )
         if positive is None:
-            raise WorkflowError(f"node {where} has no positive conditioning; name the prompt with --text ID.NAME")
+            raise WorkflowError(
+                f"node {where} has no positive conditioning; name the prompt with --text ID.NAME"
+            )
         apart = self._before(negative, set()) if negative else []
         found = [text for text in self._before(positive, set()) if text not in apart]
         if not found:
-            raise WorkflowError("no prompt text found before the positive conditioning; name it with --text ID.NAME")
+            raise WorkflowError(
+                "no prompt text found before the positive conditioning; name it with --text ID.NAME"
+            )
         return tuple(found)
 
     def _before(self, link: Link, seen: set[Link]) -> list[tuple[str, str]]:
-        """Text inputs that a conditioning is made from. A node with a positive and a negative side gives the first of
-        them as its first output and the other as its second; what is zeroed out says nothing."""
+        """Text inputs that a conditioning is made from. A node with a positive and a negative side
+        gives the first of them as its first output and the other as its second; what is zeroed out
+        says nothing."""
         node, number = link
         if link in seen or self.nodes[node]["class_type"] == "ConditioningZeroOut":
             return []
         seen.add(link)
         inputs, links = self.nodes[node].get("inputs", {}), self._links(node)
         if "positive" in links and "negative" in links:
-            sides = {"positive": links["positive"]} if number == 0 else {"negative": links["negative"]}
+            sides = (
+                {"positive": links["positive"]} if number == 0 else {"negative": links["negative"]}
+            )
             return [text for side in sides.values() for text in self._before(side, seen)]
-        found = [(node, name) for name, value in inputs.items()
-                 if name in TEXTS and (isinstance(value, str) or name in links)]  # fmt: skip
-        return found + [text for name, there in links.items() if name not in TEXTS
-                        for text in self._before(there, seen)]  # fmt: skip
+        found = [
+            (node, name)
+            for name, value in inputs.items()
+            if name in TEXTS and (isinstance(value, str) or name in links)
+        ]
+        return found + [
+            text
+            for name, there in links.items()
+            if name not in TEXTS
+            for text in self._before(there, seen)
+        ]
 
     @property
     def decoder(self) -> str:
-        """The nearest node that decodes the sampler's latents with a VAE, not another's. Raises WorkflowError."""
-        there = {i: self._upstream(i) for i in self.nodes if {"samples", "vae"} <= self._links(i).keys()}
-        own = [i for i in there if [s for s in there[i] if self._is_sampler(s)] == [self.site.sampler]]
+        """The nearest node that decodes the sampler's latents with a VAE, not another's. Raises
+        WorkflowError."""
+        there = {
+            i: self._upstream(i) for i in self.nodes if {"samples", "vae"} <= self._links(i).keys()
+        }
+        own = [
+            i for i in there if [s for s in there[i] if self._is_sampler(s)] == [self.site.sampler]
+        ]
         if not own:
-            raise WorkflowError(f"no VAE Decode follows sampler {self.site.sampler}; add one, or give --reward psnr "
-                                "--omega 0, which need no pictures")  # fmt: skip
+            raise WorkflowError(
+                f"no VAE Decode follows sampler {self.site.sampler}; add one, or give --reward psnr "
+                "--omega 0, which need no pictures"
+            )
         return min(own, key=lambda i: len(there[i]))
 
     # Running.
-    def value(self, link: Link, changed: dict[Link, Any], inputs: dict[tuple[str, str], Any]) -> Any:
+    def value(
+        self, link: Link, changed: dict[Link, Any], inputs: dict[tuple[str, str], Any]
+    ) -> Any:
         """Output of a node, with other outputs and inputs put in their places."""
         varying: dict[str, bool] = {}
         moved = {node for node, _ in inputs}
 
         def varies(node: str) -> bool:
-            """Whether a node's outputs depend on what changes. To be replaced itself does not count: a checkpoint's
-            text encoder stays what it is when its model is another."""
+            """Whether a node's outputs depend on what changes. To be replaced itself does not
+            count: a checkpoint's text encoder stays what it is when its model is another."""
             if node not in varying:
                 varying[node] = False
-                varying[node] = node in moved or any(there in changed or varies(there[0])
-                                                     for there in self._links(node).values())  # fmt: skip
+                varying[node] = node in moved or any(
+                    there in changed or varies(there[0]) for there in self._links(node).values()
+                )
             return varying[node]
 
         return self._value(link, changed, inputs, {}, varies)
 
     def _value(
-        self, link: Link, changed: dict, inputs: dict, known: dict[str, tuple], varies: Callable[[str], bool]
+        self,
+        link: Link,
+        changed: dict,
+        inputs: dict,
+        known: dict[str, tuple],
+        varies: Callable[[str], bool],
     ) -> Any:
         if link in changed:
             return changed[link]
@@ -202,13 +254,22 @@ class Graph:
         return store[node][number]
 
     def own_nodes(self, pictures: bool = False) -> dict:
-        """What decides the latents, or the pictures: all nodes before, without this pack's, and without titles."""
+        """What decides the latents, or the pictures: all nodes before, without this pack's, and
+        without titles."""
         there = self._upstream(self.decoder if pictures else self.site.sampler)
         there = [i for i in there if not self.nodes[i]["class_type"].startswith(OWN)]
         free = {*self.site.texts, self.site.seed}
-        return {i: [self.nodes[i]["class_type"], {name: self._links(i).get(name, value)
-                                                  for name, value in self.nodes[i].get("inputs", {}).items()
-                                                  if (i, name) not in free}] for i in sorted(there)}  # fmt: skip
+        return {
+            i: [
+                self.nodes[i]["class_type"],
+                {
+                    name: self._links(i).get(name, value)
+                    for name, value in self.nodes[i].get("inputs", {}).items()
+                    if (i, name) not in free
+                },
+            ]
+            for i in sorted(there)
+        }
 
     @property
     def model(self) -> Any:
@@ -226,10 +287,15 @@ class Graph:
         return names[0] if names else loader["class_type"]
 
     def sample(
-        self, prompt: str, seed: int, model: Any = None, batch: int = 1, patch: Callable[[Any], Any] | None = None
+        self,
+        prompt: str,
+        seed: int,
+        model: Any = None,
+        batch: int = 1,
+        patch: Callable[[Any], Any] | None = None,
     ) -> Tensor:
-        """Latents (batch, ...) of one prompt, all from the same noise. model: instead of the workflow's own; patch: of
-        it."""
+        """Latents (batch, ...) of one prompt, all from the same noise. model: instead of the
+        workflow's own; patch: of it."""
         model = self.model if model is None else model
         model = patch(model) if patch else model
         latent = self.value(self.site.latent, {}, {})
@@ -242,9 +308,12 @@ class Graph:
             return self.value((self.site.sampler, 0), changed, inputs)["samples"]
 
     def picture(self, latents: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W) in 0 .. 1, float32, of latents in place of the sampler's; of videos frame by frame."""
+        """Pictures (B, 3, H, W) in 0 .. 1, float32, of latents in place of the sampler's; of videos
+        frame by frame."""
         drawn = {"samples": latents}
         changed = {(self.site.sampler, output): drawn for output in (0, 1)}
         with torch.inference_mode():
             found = self.value((self.decoder, 0), changed, {})
-        return found.reshape(-1, *found.shape[-3:])[..., :3].movedim(-1, 1).float().cpu().clamp(0, 1)
+        return (
+            found.reshape(-1, *found.shape[-3:])[..., :3].movedim(-1, 1).float().cpu().clamp(0, 1)
+        )

@@ -1,9 +1,10 @@
-"""Group relative policy optimisation (Shao et al. 2024), as RAPID3 uses it: no reference model, trajectory ratios.
+"""Group relative policy optimisation (Shao et al. 2024), as RAPID3 uses it: no reference model,
+trajectory ratios.
 
-J = mean over images of min(phi A, clip(phi, 1 - eps, 1 + eps) A), phi = pi(I) / pi_old(I) of the whole trajectory and A
-the reward less its group's mean, over the group's standard deviation. A group is one prompt and one initial noise;
-images of it differ by the choices drawn, so that groups whose rewards are equal say nothing: they are dropped and
-counted."""
+J = mean over images of min(phi A, clip(phi, 1 - eps, 1 + eps) A), phi = pi(I) / pi_old(I) of the
+whole trajectory and A the reward less its group's mean, over the group's standard deviation. A
+group is one prompt and one initial noise; images of it differ by the choices drawn, so that groups
+whose rewards are equal say nothing: they are dropped and counted."""
 
 from __future__ import annotations
 
@@ -23,9 +24,9 @@ MOST_ADVANTAGE = 5.0
 
 @dataclass(frozen=True)
 class Settings:
-    """clip: eps of the ratio; epochs: updates on the same rollouts; entropy: weight of the categorical heads'
-    entropy; ranks: whether a group's rewards count by their order only, so that a few very bad rollouts do not drown
-    what tells the others apart."""
+    """clip: eps of the ratio; epochs: updates on the same rollouts; entropy: weight of the
+    categorical heads' entropy; ranks: whether a group's rewards count by their order only, so that
+    a few very bad rollouts do not drown what tells the others apart."""
 
     lr: float = 1e-3
     clip: float = 0.2
@@ -45,10 +46,13 @@ class Trajectory:
 
 
 def advantages(rewards: Sequence[float], ranks: bool = False) -> Tensor | None:
-    """(r - mean) / std of a group, within +-5; None for a group that says nothing. ranks: see `Settings`."""
+    """(r - mean) / std of a group, within +-5; None for a group that says nothing. ranks: see
+    `Settings`."""
     values = torch.tensor(rewards, dtype=torch.float64)
     if ranks and float(values.max() - values.min()) > LEAST_SPREAD:
-        below = (values[:, None] > values + LEAST_SPREAD).sum(1) - (values[:, None] < values - LEAST_SPREAD).sum(1)
+        below = (values[:, None] > values + LEAST_SPREAD).sum(1) - (
+            values[:, None] < values - LEAST_SPREAD
+        ).sum(1)
         values = below.double()  # equal ones share a place
     spread = values.std(unbiased=False)
     if len(values) < 2 or not spread > LEAST_SPREAD:
@@ -91,14 +95,18 @@ class Learner:
 
     def __init__(self, heads: Heads, settings: Settings = Settings()):
         self.heads, self.settings = heads, settings
-        self.optimiser = torch.optim.AdamW(heads.parameters(), lr=settings.lr, betas=(0.9, 0.99), weight_decay=0.0)
+        self.optimiser = torch.optim.AdamW(
+            heads.parameters(), lr=settings.lr, betas=(0.9, 0.99), weight_decay=0.0
+        )
 
     def update(self, groups: Sequence[Sequence[Trajectory]]) -> dict[str, float]:
-        """Learn from groups of rollouts, of which each process has its `share`; returns scalars under the field's usual
-        names. Gradients are computed group by group where the group is, and summed in the groups' order, so that the
-        sum does not depend on the number of processes."""
+        """Learn from groups of rollouts, of which each process has its `share`; returns scalars
+        under the field's usual names. Gradients are computed group by group where the group is, and
+        summed in the groups' order, so that the sum does not depend on the number of processes."""
         lessons = [Lesson.of(group, self.settings.ranks) for group in groups]
-        sizes = together([lesson and (len(lesson.rows), sum(map(len, lesson.rows))) for lesson in lessons])
+        sizes = together(
+            [lesson and (len(lesson.rows), sum(map(len, lesson.rows))) for lesson in lessons]
+        )
         kept = [s for s in sizes if s is not None]
         out = {"dropped_groups": float(len(sizes) - len(kept))}
         images, rows = sum(n for n, _ in kept), sum(n for _, n in kept)
@@ -115,18 +123,26 @@ class Learner:
         parts = together([lesson and self._part(lesson, images, rows) for lesson in lessons])
         gradients, sums = zip(*(part for part in parts if part is not None), strict=True)
         parameters, gradient = list(self.heads.parameters()), sum(gradients[1:], gradients[0])
-        for parameter, part in zip(parameters, gradient.split([p.numel() for p in parameters]), strict=True):
+        for parameter, part in zip(
+            parameters, gradient.split([p.numel() for p in parameters]), strict=True
+        ):
             parameter.grad = part.view_as(parameter)
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.settings.grad_norm)
         self.optimiser.step()
         objective, ratio, clipped, kl, entropy = sum(sums[1:], sums[0]).tolist()
         entropy /= rows
-        return {"loss": -objective / images - self.settings.entropy * entropy, "ratio": ratio / images,
-                "clip_fraction": clipped / images, "approx_kl": kl / images, "entropy": entropy,
-                "grad_norm": float(norm)}  # fmt: skip
+        return {
+            "loss": -objective / images - self.settings.entropy * entropy,
+            "ratio": ratio / images,
+            "clip_fraction": clipped / images,
+            "approx_kl": kl / images,
+            "entropy": entropy,
+            "grad_norm": float(norm),
+        }
 
     def _part(self, lesson: Lesson, images: int, rows: int) -> tuple[Tensor, Tensor]:
-        """Gradient (parameters,) of the loss's part that is this group's, and sums of what is reported, float64."""
+        """Gradient (parameters,) of the loss's part that is this group's, and sums of what is
+        reported, float64."""
         s = self.settings
         new, entropy = trajectory_log_p(self.heads, lesson.rows)
         old = torch.stack([t.log_p for t in lesson.trajectories])
@@ -135,6 +151,10 @@ class Learner:
         objective = torch.minimum(ratio * lesson.advantage, clipped * lesson.advantage).sum()
         self.optimiser.zero_grad()
         (-objective / images - s.entropy * entropy / rows).backward()
-        gradient = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.heads.parameters()]
+        gradient = [
+            torch.zeros_like(p) if p.grad is None else p.grad for p in self.heads.parameters()
+        ]
         sums = (objective, ratio.sum(), (ratio != clipped).sum(), (old - new).sum(), entropy)
-        return torch.cat([g.flatten() for g in gradient]), torch.stack([x.detach().double() for x in sums])
+        return torch.cat([g.flatten() for g in gradient]), torch.stack(
+            [x.detach().double() for x in sums]
+        )

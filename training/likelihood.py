@@ -31,18 +31,27 @@ class TrajectoryTape:
         self.rows: dict[int, list[Row]] = {}
 
     def add(
-        self, image: int, evaluation: int, inputs: dict[str, Tensor], numbers: Tensor, pooled: Tensor, choice: Choice
+        self,
+        image: int,
+        evaluation: int,
+        inputs: dict[str, Tensor],
+        numbers: Tensor,
+        pooled: Tensor,
+        choice: Choice,
     ) -> None:
-        """See `rapid_core.policies.heads.Tape`. What chose nothing (held on an earlier jump) is not kept."""
+        """See `rapid_core.policies.heads.Tape`. What chose nothing (held on an earlier jump) is not
+        kept."""
         if choice != Choice():
             self.rows.setdefault(image, []).append(Row(inputs, numbers, pooled, choice))
 
 
 def log_probability(heads: Heads, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
-    """log p of each row's choices, (n,), a head that is absent or void counting nothing, and the entropy of the
-    categorical ones, (n,)."""
+    """log p of each row's choices, (n,), a head that is absent or void counting nothing, and the
+    entropy of the categorical ones, (n,)."""
     inputs = {name: torch.stack([row.inputs[name] for row in rows]) for name in heads.heads}
-    numbers, pooled = (torch.stack([getattr(row, name) for row in rows]) for name in ("numbers", "pooled"))
+    numbers, pooled = (
+        torch.stack([getattr(row, name) for row in rows]) for name in ("numbers", "pooled")
+    )
     logits = heads(inputs, numbers, pooled)
     total, entropy = torch.zeros(len(rows)), torch.zeros(len(rows))
     if "step" in logits:
@@ -63,14 +72,19 @@ def log_probability(heads: Heads, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
 
 
 def left_plan(heads: Heads, rows: Sequence[Row]) -> tuple[int, int]:
-    """In how many of these decisions the likeliest pace is not the plan's, and how many of them there are."""
+    """In how many of these decisions the likeliest pace is not the plan's, and how many of them
+    there are."""
     paces = [row for row in rows if row.choice.pace is not None] if "pace" in heads.heads else []
     if not paces:
         return 0, 0
     with torch.no_grad():
         inputs = {"pace": torch.stack([row.inputs["pace"] for row in paces])}
-        numbers, pooled = (torch.stack([getattr(row, name) for row in paces]) for name in ("numbers", "pooled"))
-        logits = heads(inputs, numbers, pooled)["pace"] + torch.tensor([row.choice.lean for row in paces])
+        numbers, pooled = (
+            torch.stack([getattr(row, name) for row in paces]) for name in ("numbers", "pooled")
+        )
+        logits = heads(inputs, numbers, pooled)["pace"] + torch.tensor(
+            [row.choice.lean for row in paces]
+        )
     return int((logits.argmax(1) != OWN).sum()), len(paces)
 
 

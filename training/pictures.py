@@ -16,13 +16,15 @@ from training.references import Reference, file_name
 
 
 class Pictures:
-    """Decodes a workflow's latents. Pictures are rounded to half precision, references' and others' alike."""
+    """Decodes a workflow's latents. Pictures are rounded to half precision, references' and others'
+    alike."""
 
     def __init__(self, graph: Graph, folder: Path):
         self.graph, self.folder = graph, folder
 
     def of(self, latents: Tensor) -> Tensor:
-        """(B, 3, H, W) in 0 .. 1; of videos (B * frames, 3, H, W). Raises WorkflowError where nothing is decoded."""
+        """(B, 3, H, W) in 0 .. 1; of videos (B * frames, 3, H, W). Raises WorkflowError where
+        nothing is decoded."""
         # One by one: neither memory nor rounding depends on how many there are.
         return torch.cat([self.graph.picture(latent) for latent in latents.split(1)]).half().float()
 
@@ -35,8 +37,8 @@ class Pictures:
 
 
 class Drawn:
-    """Images (B, ...) of one prompt beside the dense run of the same seed; nothing is decoded before it is asked
-    for."""
+    """Images (B, ...) of one prompt beside the dense run of the same seed; nothing is decoded
+    before it is asked for."""
 
     def __init__(self, latents: Tensor, reference: Reference, pictures: Pictures):
         self.latents, self.reference, self._pictures = latents, reference, pictures

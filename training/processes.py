@@ -1,8 +1,10 @@
-"""Several processes, started by torchrun, train one policy: each does a share of the work, and all come to one end.
+"""Several processes, started by torchrun, train one policy: each does a share of the work, and all
+come to one end.
 
-Work is numbered. Number n is done by process n mod size, all that is random in it follows from the number, and results
-are put back in order, so that what comes out does not depend on how many processes there are. Without torchrun there
-is one, and nothing here does anything. What goes between processes is small and lies on the CPU, hence gloo."""
+Work is numbered. Number n is done by process n mod size, all that is random in it follows from the
+number, and results are put back in order, so that what comes out does not depend on how many
+processes there are. Without torchrun there is one, and nothing here does anything. What goes
+between processes is small and lies on the CPU, hence gloo."""
 
 from __future__ import annotations
 
@@ -27,8 +29,9 @@ class ProcessLost(RuntimeError):
 
 @contextmanager
 def several(patience: timedelta) -> Iterator[None]:
-    """Join the processes that torchrun started; enter it before ComfyUI is imported, which then takes the process's
-    own GPU. patience: for how long the quickest process waits for the slowest."""
+    """Join the processes that torchrun started; enter it before ComfyUI is imported, which then
+    takes the process's own GPU. patience: for how long the quickest process waits for the
+    slowest."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
@@ -42,7 +45,8 @@ def several(patience: timedelta) -> Iterator[None]:
 
 
 def rank() -> int:
-    """Number of this process. Process 0 writes the files that there is one of, and has the progress bars."""
+    """Number of this process. Process 0 writes the files that there is one of, and has the progress
+    bars."""
     return dist.get_rank() if _joined() else 0
 
 
@@ -57,8 +61,8 @@ def share(work: Sequence[T]) -> Sequence[T]:
 
 
 def together(own: Sequence[T]) -> list[T]:
-    """Results of all processes in the order of the work, from each one's results of its `share`. All have to call it.
-    Raises ProcessLost."""
+    """Results of all processes in the order of the work, from each one's results of its `share`.
+    All have to call it. Raises ProcessLost."""
     if size() == 1:
         return list(own)
     found: list[Any] = [None] * size()
@@ -83,14 +87,17 @@ def _joined() -> bool:
 
 
 def _packed(value: Any) -> bytes:
-    """As torch writes it: a view is a part of its tensor there, and a whole copy of it in a plain pickle."""
+    """As torch writes it: a view is a part of its tensor there, and a whole copy of it in a plain
+    pickle."""
     buffer = io.BytesIO()
     torch.save(value, buffer)
     return buffer.getvalue()
 
 
 def _unpacked(body: bytes) -> Any:
-    return torch.load(io.BytesIO(body), map_location="cpu", weights_only=False)  # from this very program
+    return torch.load(
+        io.BytesIO(body), map_location="cpu", weights_only=False
+    )  # from this very program
 
 
 @contextmanager
@@ -98,6 +105,12 @@ def _waiting() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        what = "did not answer in time (--patience)" if "timed out" in str(error).lower() else "has ended"
-        raise ProcessLost(f"process {rank()} of {size()} stops, because another one {what}; what that one printed says "
-                          "why. The same command goes on from what is kept.") from error  # fmt: skip
+        what = (
+            "did not answer in time (--patience)"
+            if "timed out" in str(error).lower()
+            else "has ended"
+        )
+        raise ProcessLost(
+            f"process {rank()} of {size()} stops, because another one {what}; what that one printed says "
+            "why. The same command goes on from what is kept."
+        ) from error

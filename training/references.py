@@ -1,7 +1,8 @@
-"""References: what the workflow draws for each prompt and seed when everything is computed, kept on disk.
+"""References: what the workflow draws for each prompt and seed when everything is computed, kept on
+disk.
 
-On the workflow's own noise levels (refine 1) that is the dense picture; with every step cut into `refine` equal ones it
-is near the solution of the model's ODE."""
+On the workflow's own noise levels (refine 1) that is the dense picture; with every step cut into
+`refine` equal ones it is near the solution of the model's ODE."""
 
 from __future__ import annotations
 
@@ -22,9 +23,9 @@ from training.processes import rank, share, together
 
 @dataclass(frozen=True)
 class Reference:
-    """One run. latent (1, ...): what came out; schedule: the workflow's noise levels (N + 1); sampler: its name;
-    products (N * refine, N * refine): Gram matrix of the guided derivatives of all evaluations, scaled to a trace of
-    one, float64."""
+    """One run. latent (1, ...): what came out; schedule: the workflow's noise levels (N + 1);
+    sampler: its name; products (N * refine, N * refine): Gram matrix of the guided derivatives of
+    all evaluations, scaled to a trace of one, float64."""
 
     prompt: str
     seed: int
@@ -36,8 +37,8 @@ class Reference:
 
 
 class Recorder:
-    """A patch of a model that keeps the guided derivative of every evaluation, (x - denoised) / sigma, and cuts every
-    step into `refine` equal ones."""
+    """A patch of a model that keeps the guided derivative of every evaluation, (x - denoised) /
+    sigma, and cuts every step into `refine` equal ones."""
 
     def __init__(self, refine: int = 1) -> None:
         self.refine = refine
@@ -54,10 +55,19 @@ class Recorder:
         return clone
 
     def _begin(
-        self, executor: Any, noise: Tensor, latent: Tensor, sampler: Any, sigmas: Tensor, *args: Any, **named: Any
+        self,
+        executor: Any,
+        noise: Tensor,
+        latent: Tensor,
+        sampler: Any,
+        sigmas: Tensor,
+        *args: Any,
+        **named: Any,
     ) -> Tensor:
         function = getattr(sampler, "sampler_function", sampler)
-        self.sampler = getattr(function, "__name__", type(function).__name__).removeprefix("sample_")
+        self.sampler = getattr(function, "__name__", type(function).__name__).removeprefix(
+            "sample_"
+        )
         self.schedule = tuple(sigmas.tolist())
         return executor(noise, latent, sampler, refined(sigmas, self.refine), *args, **named)
 
@@ -90,7 +100,8 @@ def file_name(prompt: str, seed: int, refine: int = 1) -> str:
 def reference(
     graph: Graph, prompt: str, seed: int, folder: Path, refine: int = 1, euler: bool = True
 ) -> Reference:
-    """The reference of a prompt and seed; drawn once. euler: raise ValueError for any other sampler."""
+    """The reference of a prompt and seed; drawn once. euler: raise ValueError for any other
+    sampler."""
     path = folder / f"{file_name(prompt, seed, refine)}.pt"
     if path.is_file():
         return Reference(**torch.load(path, weights_only=True))
@@ -98,20 +109,35 @@ def reference(
     latent = graph.sample(prompt, seed, patch=recorder)
     steps = len(recorder.schedule) - 1
     if euler and (recorder.sampler != "euler" or len(recorder.derivatives) != steps * refine):
-        raise ValueError(f"the sampler euler is needed (thresholds with --target dense work with all); this workflow "
-                         f"samples with {recorder.sampler}")  # fmt: skip
-    found = Reference(prompt, seed, latent.cpu(), recorder.schedule, recorder.sampler, refine, recorder.products())
+        raise ValueError(
+            f"the sampler euler is needed (thresholds with --target dense work with all); this workflow "
+            f"samples with {recorder.sampler}"
+        )
+    found = Reference(
+        prompt, seed, latent.cpu(), recorder.schedule, recorder.sampler, refine, recorder.products()
+    )
     replaced(path, lambda part: torch.save(vars(found), part))
     return found
 
 
 def references(
-    graph: Graph, prompts: Sequence[str], first_seed: int, folder: Path, refine: int = 1, euler: bool = True
+    graph: Graph,
+    prompts: Sequence[str],
+    first_seed: int,
+    folder: Path,
+    refine: int = 1,
+    euler: bool = True,
 ) -> list[Reference]:
-    """References of all prompts, seeds counted up from `first_seed`; euler: see `reference`. Raises ValueError where
-    their noise levels differ."""
-    jobs = tqdm(share(list(enumerate(prompts))), desc="references", unit="picture", disable=rank() > 0)
-    found = together([reference(graph, prompt, first_seed + i, folder, refine, euler) for i, prompt in jobs])
+    """References of all prompts, seeds counted up from `first_seed`; euler: see `reference`. Raises
+    ValueError where their noise levels differ."""
+    jobs = tqdm(
+        share(list(enumerate(prompts))), desc="references", unit="picture", disable=rank() > 0
+    )
+    found = together(
+        [reference(graph, prompt, first_seed + i, folder, refine, euler) for i, prompt in jobs]
+    )
     if any(r.schedule != found[0].schedule for r in found):
-        raise ValueError("the workflow's noise levels differ from prompt to prompt; plans need the same for all")
+        raise ValueError(
+            "the workflow's noise levels differ from prompt to prompt; plans need the same for all"
+        )
     return found

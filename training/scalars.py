@@ -1,4 +1,5 @@
-"""Scalars of a training: one JSON line a step, and events of TensorBoard where its package is installed."""
+"""Scalars of a training: one JSON line a step, and events of TensorBoard where its package is
+installed."""
 
 from __future__ import annotations
 
@@ -11,10 +12,15 @@ from training.files import write_text
 from training.processes import rank
 
 TAGS = {
-    "reward": "reward/mean", "psnr": "rollout/psnr", "equivalent_steps": "rollout/equivalent_steps",
-    "dropped_groups": "rollout/dropped_groups", "rollouts_per_second": "time/rollouts_per_second",
-}  # fmt: skip
-MISSING = "no curves: the package tensorboard is not installed in this Python (pip install tensorboard)"
+    "reward": "reward/mean",
+    "psnr": "rollout/psnr",
+    "equivalent_steps": "rollout/equivalent_steps",
+    "dropped_groups": "rollout/dropped_groups",
+    "rollouts_per_second": "time/rollouts_per_second",
+}
+MISSING = (
+    "no curves: the package tensorboard is not installed in this Python (pip install tensorboard)"
+)
 
 
 def tag(name: str) -> str:
@@ -28,8 +34,9 @@ def write_lines(path: Path, log: Sequence[Mapping]) -> None:
 
 
 class Board:
-    """TensorBoard events in a folder. What was written there before a kill may lack the latest point or have one that
-    was never saved: it is purged, and whoever goes on adds all points again."""
+    """TensorBoard events in a folder. What was written there before a kill may lack the latest
+    point or have one that was never saved: it is purged, and whoever goes on adds all points
+    again."""
 
     def __init__(self, folder: Path):
         self.writer = None
@@ -43,7 +50,8 @@ class Board:
             self.writer = SummaryWriter(str(folder), purge_step=0)
 
     def add(self, step: int, scalars: Mapping[str, float], when: float | None = None) -> None:
-        """Points at a step, written before this returns. when: seconds since 1970, or None for now."""
+        """Points at a step, written before this returns. when: seconds since 1970, or None for
+        now."""
         if self.writer is None:
             return
         for name, value in scalars.items():
@@ -53,7 +61,9 @@ class Board:
     def add_lines(self, log: Sequence[Mapping]) -> None:
         """Points of a log whose lines have `iteration`, `when` and scalars."""
         for line in log:
-            scalars = {name: value for name, value in line.items() if name not in ("iteration", "when")}
+            scalars = {
+                name: value for name, value in line.items() if name not in ("iteration", "when")
+            }
             self.add(line["iteration"], scalars, line.get("when"))
 
     def close(self) -> None:

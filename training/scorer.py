@@ -1,4 +1,5 @@
-"""What rollouts are worth before cost enters: rewards, and the discriminator's opinion beside them."""
+"""What rollouts are worth before cost enters: rewards, and the discriminator's opinion beside
+them."""
 
 from __future__ import annotations
 
@@ -26,44 +27,64 @@ Draw = Callable[[int], tuple[Tensor, Reference]]
 
 
 class Scorer:
-    """(q + omega d) / (1 + omega) of each image, q the mixture of rewards and d the discriminator's: 0 .. 1.
+    """(q + omega d) / (1 + omega) of each image, q the mixture of rewards and d the
+    discriminator's: 0 .. 1.
 
     discriminator: None with omega 0; warm_up_steps: of it before the first update."""
 
     def __init__(
-        self, rewards: Mixture, pictures: Pictures, discriminator: Discriminator | None = None, omega: float = 0.0,
+        self,
+        rewards: Mixture,
+        pictures: Pictures,
+        discriminator: Discriminator | None = None,
+        omega: float = 0.0,
         warm_up_steps: int = 0,
-    ):  # fmt: skip
+    ):
         self.rewards, self.pictures, self.discriminator = rewards, pictures, discriminator
         self.omega, self.warm_up_steps = omega, warm_up_steps
-        self.seen: list[tuple[dict[str, list[float]], tuple[Tensor, Tensor] | None]] = []  # since the last update
+        self.seen: list[
+            tuple[dict[str, list[float]], tuple[Tensor, Tensor] | None]
+        ] = []  # since the last update
 
     @property
     def about(self) -> str:
         """What a policy's metadata say of it."""
         if self.discriminator is None:
             return self.rewards.about
-        return (f"(q + {self.omega:g} d) / {1 + self.omega:g}; q: {self.rewards.about}; d: sigmoid of a discriminator "
-                f"between reference and drawn pictures on features of {self.discriminator.features.name}, warmed up "
-                f"for {self.warm_up_steps} steps")  # fmt: skip
+        return (
+            f"(q + {self.omega:g} d) / {1 + self.omega:g}; q: {self.rewards.about}; d: sigmoid of a discriminator "
+            f"between reference and drawn pictures on features of {self.discriminator.features.name}, warmed up "
+            f"for {self.warm_up_steps} steps"
+        )
 
     @property
     def decodes(self) -> bool:
         """Whether pictures are looked at."""
-        return self.discriminator is not None or any(reward.looks for reward, _ in self.rewards.parts)
+        return self.discriminator is not None or any(
+            reward.looks for reward, _ in self.rewards.parts
+        )
 
     def scores(self, latents: Tensor, reference: Reference) -> list[float]:
-        """One figure an image of latents (B, ...), 0 for one that overflowed. What was seen is remembered until
-        `learn`."""
+        """One figure an image of latents (B, ...), 0 for one that overflowed. What was seen is
+        remembered until `learn`."""
         fine = torch.isfinite(latents.flatten(1)).all(1).cpu()
         sound = fine.to(latents.device).view(-1, *[1] * (latents.dim() - 1))
-        drawn = Drawn(torch.where(sound, latents, reference.latent.to(latents)), reference, self.pictures)
+        drawn = Drawn(
+            torch.where(sound, latents, reference.latent.to(latents)), reference, self.pictures
+        )
         (quality, columns), looked = self.rewards(drawn), None
         if self.discriminator is not None:
             looked = self._look(drawn)
-            opinion = columns["discriminator"] = drawn.by_image(self.discriminator.likeness(looked[1]))
-            quality = [(q + self.omega * d) / (1 + self.omega) for q, d in zip(quality, opinion, strict=True)]
-            learned = fine.repeat_interleave(len(looked[1]) // len(fine)).to(looked[1].device)  # videos: frame by frame
+            opinion = columns["discriminator"] = drawn.by_image(
+                self.discriminator.likeness(looked[1])
+            )
+            quality = [
+                (q + self.omega * d) / (1 + self.omega)
+                for q, d in zip(quality, opinion, strict=True)
+            ]
+            learned = fine.repeat_interleave(len(looked[1]) // len(fine)).to(
+                looked[1].device
+            )  # videos: frame by frame
             looked = (looked[0], looked[1][learned])
         self.seen.append((columns, looked))
         return [q if ok else 0.0 for q, ok in zip(quality, fine.tolist(), strict=True)]
@@ -78,17 +99,23 @@ class Scorer:
         """After the policy's update: one step of the discriminator, and the iteration's scalars."""
         seen, self.seen = together(self.seen), []
         names = seen[0][0] if seen else ()
-        scalars = {f"reward/{name}": mean(v for columns, _ in seen for v in columns[name]) for name in names}
+        scalars = {
+            f"reward/{name}": mean(v for columns, _ in seen for v in columns[name])
+            for name in names
+        }
         if self.discriminator is None:
             return scalars
         for _, (dense, ours) in seen:
             if len(ours):
                 self.discriminator.remember(dense, ours)
-        return scalars | (self.discriminator.step(str(iteration)) if self.discriminator.ready else {})
+        return scalars | (
+            self.discriminator.step(str(iteration)) if self.discriminator.ready else {}
+        )
 
     def warm_up(self, draw: Draw, prompts: int, folder: Path) -> list[dict[str, float]]:
-        """RAPID3's phase 3, before the first update: dense pictures against those of the initial policy. draw: rollouts
-        and reference of a prompt by its number, kept as features in `folder`. Returns scalars of its steps."""
+        """RAPID3's phase 3, before the first update: dense pictures against those of the initial
+        policy. draw: rollouts and reference of a prompt by its number, kept as features in
+        `folder`. Returns scalars of its steps."""
         if self.discriminator is None or not self.warm_up_steps:
             return []
         own, work = [], share(range(min(prompts, WARM_UP_PROMPTS)))
@@ -100,7 +127,12 @@ class Scorer:
             own.append(load_file(path))
         for found in together(own):
             self.discriminator.remember(found["dense"], found["drawn"])
-        bar = tqdm(range(self.warm_up_steps), desc="discriminator: warm-up", unit="step", disable=rank() > 0)
+        bar = tqdm(
+            range(self.warm_up_steps),
+            desc="discriminator: warm-up",
+            unit="step",
+            disable=rank() > 0,
+        )
         steps = [self.discriminator.step(f"warm-up/{step}") for step in bar]
         last = mean(step["discriminator/accuracy"] for step in steps[-10:])
         if rank() == 0:
@@ -118,8 +150,8 @@ class Scorer:
 
 
 def scorer_for(graph: Graph, prompts: Sequence[str], args: Namespace, state: Path) -> Scorer:
-    """The scorer that flags ask for. Raises ValueError before anything is drawn: for packages, weights, prompts or a
-    VAE Decode that are missing."""
+    """The scorer that flags ask for. Raises ValueError before anything is drawn: for packages,
+    weights, prompts or a VAE Decode that are missing."""
     rewards = Mixture(parsed(args.reward), prompts)
     pictures = Pictures(graph, state / "pictures")
     if args.omega or any(reward.looks for reward, _ in rewards.parts):

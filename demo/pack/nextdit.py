@@ -1,7 +1,7 @@
 """Loading a NextDiT (Lumina Image 2.0) of any size through the host's own configuration class.
 
-The host tells a Lumina from its weights only at the published widths; the sizes of a small one are in the file's
-metadata (`nextdit`, JSON: the host's `unet_config`)."""
+The host tells a Lumina from its weights only at the published widths; the sizes of a small one are
+in the file's metadata (`nextdit`, JSON: the host's `unet_config`)."""
 
 from __future__ import annotations
 
@@ -22,9 +22,13 @@ def load(path: str) -> Any:
             meta = file.metadata() or {}
             weights = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"Demo Lumina Loader: {path} cannot be read ({error}); restore it.") from error
+        raise ValueError(
+            f"Demo Lumina Loader: {path} cannot be read ({error}); restore it."
+        ) from error
     if "nextdit" not in meta:
-        raise ValueError(f"Demo Lumina Loader: {path} is not the Lumina-like demo model; pick lumina.safetensors.")
+        raise ValueError(
+            f"Demo Lumina Loader: {path} is not the Lumina-like demo model; pick lumina.safetensors."
+        )
     return build(json.loads(meta["nextdit"]), weights)
 
 
@@ -33,8 +37,11 @@ def build(config: dict, weights: dict[str, torch.Tensor]) -> Any:
     management = comfy.model_management
     wanted = comfy.supported_models.Lumina2(dict(config))
     device, parameters = management.get_torch_device(), sum(w.numel() for w in weights.values())
-    dtype = management.unet_dtype(model_params=parameters, supported_dtypes=list(wanted.supported_inference_dtypes),
-                                  weight_dtype=next(iter(weights.values())).dtype)
+    dtype = management.unet_dtype(
+        model_params=parameters,
+        supported_dtypes=list(wanted.supported_inference_dtypes),
+        weight_dtype=next(iter(weights.values())).dtype,
+    )
     cast = management.unet_manual_cast(dtype, device, wanted.supported_inference_dtypes)
     wanted.set_inference_dtype(dtype, cast)
     model = wanted.get_model(weights, "")

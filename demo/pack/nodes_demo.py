@@ -1,4 +1,5 @@
-"""Nodes of the demo: text to CONDITIONING for the demo models, and a loader for the Lumina-like one."""
+"""Nodes of the demo: text to CONDITIONING for the demo models, and a loader for the Lumina-like
+one."""
 
 from __future__ import annotations
 
@@ -29,12 +30,20 @@ class DemoPrompt(io.ComfyNode):
                 "Empty: unconditional."
             ),
             inputs=[
-                io.String.Input("text", multiline=True, default=EXAMPLE, tooltip="One line an image."),
+                io.String.Input(
+                    "text", multiline=True, default=EXAMPLE, tooltip="One line an image."
+                ),
                 io.Combo.Input(
-                    "model", options=list(word_table.MODELS), tooltip="The model whose word table is used."
+                    "model",
+                    options=list(word_table.MODELS),
+                    tooltip="The model whose word table is used.",
                 ),
                 io.Int.Input(
-                    "tokens", default=TOKENS, min=TOKENS, max=word_table.MAX_TOKENS, optional=True,
+                    "tokens",
+                    default=TOKENS,
+                    min=TOKENS,
+                    max=word_table.MAX_TOKENS,
+                    optional=True,
                     tooltip="Length of the context; more than the default appends empty tokens.",
                 ),
             ],
@@ -43,12 +52,16 @@ class DemoPrompt(io.ComfyNode):
 
     @classmethod
     def execute(cls, text: str, model: str, tokens: int = TOKENS) -> io.NodeOutput:
-        """The host meets B lines with its latents row by row: it repeats or cuts them to the batch."""
-        return io.NodeOutput(word_table.conditioning(text, word_table.load(table_path(model)), tokens))
+        """The host meets B lines with its latents row by row: it repeats or cuts them to the
+        batch."""
+        return io.NodeOutput(
+            word_table.conditioning(text, word_table.load(table_path(model)), tokens)
+        )
 
 
 class DemoLumina(io.ComfyNode):
-    """Loads the Lumina-like demo model: the host's classes in a size that its detection does not know."""
+    """Loads the Lumina-like demo model: the host's classes in a size that its detection does not
+    know."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -57,13 +70,19 @@ class DemoLumina(io.ComfyNode):
             display_name="Demo Lumina Loader",
             category="RAPID/demo",
             description="Loads the Lumina-like demo model (NextDiT); for demo models and tests only.",
-            inputs=[io.Combo.Input("unet_name", options=folder_paths.get_filename_list("diffusion_models"))],
+            inputs=[
+                io.Combo.Input(
+                    "unet_name", options=folder_paths.get_filename_list("diffusion_models")
+                )
+            ],
             outputs=[io.Model.Output()],
         )
 
     @classmethod
     def execute(cls, unet_name: str) -> io.NodeOutput:
-        return io.NodeOutput(nextdit.load(folder_paths.get_full_path_or_raise("diffusion_models", unet_name)))
+        return io.NodeOutput(
+            nextdit.load(folder_paths.get_full_path_or_raise("diffusion_models", unet_name))
+        )
 
 
 def table_path(model: str) -> Path:

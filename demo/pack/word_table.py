@@ -43,7 +43,8 @@ def load(path: Path) -> Tensor:
 
 
 def _check(path: Path, meta: dict[str, str], table: Tensor) -> None:
-    """Raise WordTableError unless the table was made for the words of `words.VOCABULARY`, in their order."""
+    """Raise WordTableError unless the table was made for the words of `words.VOCABULARY`, in their
+    order."""
     try:
         words = tuple(json.loads(meta.get("vocabulary", "[]")))
     except ValueError:
@@ -63,10 +64,12 @@ def _check(path: Path, meta: dict[str, str], table: Tensor) -> None:
 
 
 def conditioning(text: str, table: Tensor, tokens: int = TOKENS) -> list:
-    """CONDITIONING of a text with one prompt a line: context (B, tokens, 64) and pooled vector (B, 64).
+    """CONDITIONING of a text with one prompt a line: context (B, tokens, 64) and pooled vector (B,
+    64).
 
-    An empty text is the unconditional prompt, and so is an empty line between others. More tokens than
-    TOKENS add empty ones to the context; the pooled vector stays that of TOKENS, as in training."""
+    An empty text is the unconditional prompt, and so is an empty line between others. More tokens
+    than TOKENS add empty ones to the context; the pooled vector stays that of TOKENS, as in
+    training."""
     if not TOKENS <= tokens <= MAX_TOKENS:
         raise ValueError(f"Demo Prompt: tokens {tokens} given, {TOKENS} to {MAX_TOKENS} accepted.")
     lines = text.strip().splitlines() or [""]

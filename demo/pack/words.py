@@ -12,7 +12,17 @@ SHAPES = ("circle", "square", "triangle", "cross", "ring")
 TEXTURES = ("plain", "striped", "checked", "dotted")
 SIZES = ("small", "big", "huge")
 BACKGROUNDS = ("flat", "gradient", "noise", "grid")
-PLACES = ("top left", "top", "top right", "left", "center", "right", "bottom left", "bottom", "bottom right")
+PLACES = (
+    "top left",
+    "top",
+    "top right",
+    "left",
+    "center",
+    "right",
+    "bottom left",
+    "bottom",
+    "bottom right",
+)
 PLACE_WORDS = ("top", "bottom", "left", "right", "center")
 VOCABULARY = COLOURS + SHAPES + TEXTURES + SIZES + BACKGROUNDS + PLACE_WORDS + ("background",)
 FILLERS = frozenset(("a", "an", "the", "at", "in", "on", "of", "with", "and"))
@@ -52,7 +62,8 @@ def parse(prompt: str) -> list[list[int]]:
 
 
 def bag(prompts: list[str], tokens: int = TOKENS) -> Tensor:
-    """Word counts of each phrase of each prompt, (B, tokens, len(VOCABULARY) + 1); empty tokens count PAD once."""
+    """Word counts of each phrase of each prompt, (B, tokens, len(VOCABULARY) + 1); empty tokens
+    count PAD once."""
     counts = torch.zeros(len(prompts), tokens, len(VOCABULARY) + 1)
     for row, prompt in enumerate(prompts):
         phrases = parse(prompt)

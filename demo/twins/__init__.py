@@ -1,7 +1,8 @@
-"""Trainable twins of ComfyUI's Flux, MMDiT and NextDiT: the same state-dict keys and the same function, with autograd.
+"""Trainable twins of ComfyUI's Flux, MMDiT and NextDiT: the same state-dict keys and the same
+function, with autograd.
 
-The host's classes update activations in place and use fused kernels without gradients; these do not. Only what
-the demo models use is here. A test holds the twins against the host's classes.
+The host's classes update activations in place and use fused kernels without gradients; these do
+not. Only what the demo models use is here. A test holds the twins against the host's classes.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ TWINS = {"flux": FluxTwin, "sd3": SD3Twin, "lumina": LuminaTwin}
 
 
 def initialise(model: nn.Module) -> nn.Module:
-    """AdaLN-zero start: gates and output at zero, so that each block begins as the identity (Peebles & Xie)."""
+    """AdaLN-zero start: gates and output at zero, so that each block begins as the identity
+    (Peebles & Xie)."""
     for name, module in model.named_modules():
         if isinstance(module, (nn.Linear, nn.Conv2d)):
             nn.init.xavier_uniform_(module.weight.flatten(1))

@@ -62,11 +62,14 @@ class FluxAttention(nn.Module):
 
 def mlp(hidden: int) -> nn.Sequential:
     """Four-fold MLP with tanh GELU."""
-    return nn.Sequential(nn.Linear(hidden, 4 * hidden), nn.GELU(approximate="tanh"), nn.Linear(4 * hidden, hidden))
+    return nn.Sequential(
+        nn.Linear(hidden, 4 * hidden), nn.GELU(approximate="tanh"), nn.Linear(4 * hidden, hidden)
+    )
 
 
 class DoubleBlock(nn.Module):
-    """FLUX double-stream block: text and image with weights of their own and one joint attention."""
+    """FLUX double-stream block: text and image with weights of their own and one joint
+    attention."""
 
     def __init__(self, hidden: int, heads: int):
         super().__init__()
@@ -79,7 +82,8 @@ class DoubleBlock(nn.Module):
         mods = {"txt": self.txt_mod(vec), "img": self.img_mod(vec)}
         streams = {"txt": txt, "img": img}
         parts = [
-            getattr(self, f"{s}_attn").project(modulate(streams[s], mods[s][0], mods[s][1])) for s in ("txt", "img")
+            getattr(self, f"{s}_attn").project(modulate(streams[s], mods[s][0], mods[s][1]))
+            for s in ("txt", "img")
         ]
         q, k, v = (torch.cat(pair, 2) for pair in zip(*parts, strict=True))
         joint = attend(rotate(q, rope), rotate(k, rope), v)
@@ -105,15 +109,22 @@ class SingleBlock(nn.Module):
 
     def forward(self, x: Tensor, vec: Tensor, rope: Tensor) -> Tensor:
         shift, scale, gate = self.modulation(vec)
-        qkv, wide = self.linear1(modulate(x, shift, scale)).split((3 * x.shape[-1], 4 * x.shape[-1]), -1)
+        qkv, wide = self.linear1(modulate(x, shift, scale)).split(
+            (3 * x.shape[-1], 4 * x.shape[-1]), -1
+        )
         q, k, v = rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=self.heads)
         q, k = self.norm.query_norm(q).to(v), self.norm.key_norm(k).to(v)
         attention = attend(rotate(q, rope), rotate(k, rope), v)
-        return x + self.linear2(torch.cat((attention, F.gelu(wide, approximate="tanh")), -1)) * gate[:, None]
+        return (
+            x
+            + self.linear2(torch.cat((attention, F.gelu(wide, approximate="tanh")), -1))
+            * gate[:, None]
+        )
 
 
 def flux_rope(tokens: int, height: int, width: int, device=None) -> Tensor:
-    """cos and sin of the rotary angles (2, tokens + height * width, 64); text tokens stand at the origin."""
+    """cos and sin of the rotary angles (2, tokens + height * width, 64); text tokens stand at the
+    origin."""
     ids = torch.zeros(height, width, 3, device=device)
     ids[..., 1] = torch.arange(height, device=device)[:, None]
     ids[..., 2] = torch.arange(width, device=device)[None]
@@ -122,7 +133,8 @@ def flux_rope(tokens: int, height: int, width: int, device=None) -> Tensor:
 
 
 class FluxTwin(nn.Module):
-    """FLUX with guidance embedding; forward gives the velocity (noise - data) of x at time t in 0 .. 1."""
+    """FLUX with guidance embedding; forward gives the velocity (noise - data) of x at time t in 0
+    .. 1."""
 
     def __init__(self, config: TwinConfig = SIZE):
         super().__init__()
@@ -133,15 +145,26 @@ class FluxTwin(nn.Module):
         self.time_in = EmbedMLP(256, hidden)
         self.vector_in = EmbedMLP(config.pooled, hidden)
         self.guidance_in = EmbedMLP(256, hidden)
-        self.double_blocks = nn.ModuleList(DoubleBlock(hidden, heads) for _ in range(config.double_blocks))
-        self.single_blocks = nn.ModuleList(SingleBlock(hidden, heads) for _ in range(config.single_blocks))
+        self.double_blocks = nn.ModuleList(
+            DoubleBlock(hidden, heads) for _ in range(config.double_blocks)
+        )
+        self.single_blocks = nn.ModuleList(
+            SingleBlock(hidden, heads) for _ in range(config.single_blocks)
+        )
         self.final_layer = AdaLNLast(hidden, config.channels * config.patch**2)
 
-    def forward(self, x: Tensor, t: Tensor, context: Tensor, pooled: Tensor, guidance: Tensor) -> Tensor:
-        """x (B, C, H, W), t (B,), context (B, L, 64), pooled (B, 64), guidance (B,) -> (B, C, H, W)."""
+    def forward(
+        self, x: Tensor, t: Tensor, context: Tensor, pooled: Tensor, guidance: Tensor
+    ) -> Tensor:
+        """x (B, C, H, W), t (B,), context (B, L, 64), pooled (B, 64), guidance (B,) -> (B, C, H,
+        W)."""
         p, (height, width) = self.config.patch, x.shape[-2:]
         img = self.img_in(rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=p))
-        vec = self.time_in(sinusoid(t).to(x)) + self.guidance_in(sinusoid(guidance).to(x)) + self.vector_in(pooled)
+        vec = (
+            self.time_in(sinusoid(t).to(x))
+            + self.guidance_in(sinusoid(guidance).to(x))
+            + self.vector_in(pooled)
+        )
         txt = self.txt_in(context)
         rope = flux_rope(txt.shape[1], height // p, width // p, x.device)
         for block in self.double_blocks:

@@ -13,7 +13,8 @@ SIZE = TwinConfig(double_blocks=4, single_blocks=0)
 
 
 class SD3Attention(nn.Module):
-    """Projections of one stream of a joint block; queries and keys RMS-normalised per head of 64."""
+    """Projections of one stream of a joint block; queries and keys RMS-normalised per head of
+    64."""
 
     def __init__(self, hidden: int, pre_only: bool):
         super().__init__()
@@ -41,17 +42,22 @@ class SD3MLP(nn.Module):
 
 
 class SD3Stream(nn.Module):
-    """One stream of a joint block; `pre_only`: the last block's text, which only feeds the attention."""
+    """One stream of a joint block; `pre_only`: the last block's text, which only feeds the
+    attention."""
 
     def __init__(self, hidden: int, pre_only: bool):
         super().__init__()
         self.attn = SD3Attention(hidden, pre_only)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden, (2 if pre_only else 6) * hidden))
+        self.adaLN_modulation = nn.Sequential(
+            nn.SiLU(), nn.Linear(hidden, (2 if pre_only else 6) * hidden)
+        )
         self.pre_only = pre_only
         if not pre_only:
             self.mlp = SD3MLP(hidden)
 
-    def before(self, x: Tensor, c: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, ...]]:
+    def before(
+        self, x: Tensor, c: Tensor
+    ) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, ...]]:
         mod = self.adaLN_modulation(c).chunk(2 if self.pre_only else 6, -1)
         return self.attn.project(modulate(x, mod[0], mod[1])), mod
 
@@ -79,7 +85,8 @@ class JointBlock(nn.Module):
 
 
 def sd3_positions(hidden: int, height: int, width: int, device=None) -> Tensor:
-    """The host's sine-cosine embedding for files without `pos_embed`: 15 units across the shorter side."""
+    """The host's sine-cosine embedding for files without `pos_embed`: 15 units across the shorter
+    side."""
     small = min(height, width)
 
     def encode(count: int) -> Tensor:
@@ -106,22 +113,29 @@ class PatchEmbed(nn.Module):
 
 
 class SD3Twin(nn.Module):
-    """MMDiT; forward gives the velocity (noise - data) of x at time t in 0 .. 1. `guidance` is not used."""
+    """MMDiT; forward gives the velocity (noise - data) of x at time t in 0 .. 1. `guidance` is not
+    used."""
 
     def __init__(self, config: TwinConfig = SIZE):
         super().__init__()
         hidden, depth = config.hidden, config.double_blocks
         if hidden != 64 * depth:
-            raise ValueError(f"SD3Twin: hidden {hidden} with depth {depth} given; the host accepts hidden = 64 * depth")
+            raise ValueError(
+                f"SD3Twin: hidden {hidden} with depth {depth} given; the host accepts hidden = 64 * depth"
+            )
         self.config = config
         self.x_embedder = PatchEmbed(config.channels, hidden, config.patch)
         self.t_embedder = EmbedSequential(256, hidden)
         self.y_embedder = EmbedSequential(config.pooled, hidden)
         self.context_embedder = nn.Linear(config.context, hidden)
-        self.joint_blocks = nn.ModuleList(JointBlock(hidden, last=i == depth - 1) for i in range(depth))
+        self.joint_blocks = nn.ModuleList(
+            JointBlock(hidden, last=i == depth - 1) for i in range(depth)
+        )
         self.final_layer = AdaLNLast(hidden, config.channels * config.patch**2)
 
-    def forward(self, x: Tensor, t: Tensor, context: Tensor, pooled: Tensor, guidance: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, t: Tensor, context: Tensor, pooled: Tensor, guidance: Tensor | None = None
+    ) -> Tensor:
         """x (B, C, H, W), t (B,), context (B, L, 64), pooled (B, 64) -> (B, C, H, W)."""
         p, (height, width) = self.config.patch, x.shape[-2:]
         positions = sd3_positions(self.config.hidden, height // p, width // p, x.device)

@@ -1,4 +1,5 @@
-"""One evaluation of the guided model while it goes on: its decision, what it cost, and why anything was dense."""
+"""One evaluation of the guided model while it goes on: its decision, what it cost, and why anything
+was dense."""
 
 from __future__ import annotations
 
@@ -19,11 +20,15 @@ class Evaluation:
     occurrence: int = 0
     reasons: list[str] = field(default_factory=list)
     conditions: Counter = field(default_factory=Counter)  # times each condition list was evaluated
-    streams: Counter = field(default_factory=Counter)  # times each conditioning stream passed the model
+    streams: Counter = field(
+        default_factory=Counter
+    )  # times each conditioning stream passed the model
     slots: set = field(default_factory=set)  # keys of the condition histories that were asked for
     spent: list[float] = field(default_factory=list)  # FLOPs per image
     dense: list[float] = field(default_factory=list)
-    thinned: set[int] = field(default_factory=set)  # images with sparse attention, or measured against dense
+    thinned: set[int] = field(
+        default_factory=set
+    )  # images with sparse attention, or measured against dense
     asked: float = 0.0  # the noise level as the sampler gave it, by which conditions begin and end; `sigma`: as meant
 
     def images(self, level: Level) -> list[int]:
@@ -43,12 +48,16 @@ class Evaluation:
         """Images whose attention is sparse."""
         return [i for i, chosen in enumerate(self.actions) if chosen.density < 1.0]
 
-    def fall_back(self, reason: str, images: list[int] | None = None, attention: bool = False) -> None:
-        """Compute all tokens of these images (default: of all, with dense attention), and say why. attention: their
-        attention, too, is dense."""
+    def fall_back(
+        self, reason: str, images: list[int] | None = None, attention: bool = False
+    ) -> None:
+        """Compute all tokens of these images (default: of all, with dense attention), and say why.
+        attention: their attention, too, is dense."""
         attention = attention or images is None
         images = list(range(len(self.actions))) if images is None else images
-        changed = [i for i in images if not (self.actions[i].dense if attention else self.actions[i].whole)]
+        changed = [
+            i for i in images if not (self.actions[i].dense if attention else self.actions[i].whole)
+        ]
         for i in changed:
             self.actions[i] = DENSE if attention else Action(density=self.actions[i].density)
         if changed:

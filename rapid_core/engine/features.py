@@ -1,5 +1,5 @@
-"""The model's own tokens, for policies that look at them: kept of each condition while an evaluation goes on, mixed by
-guidance when it ends."""
+"""The model's own tokens, for policies that look at them: kept of each condition while an
+evaluation goes on, mixed by guidance when it ends."""
 
 from __future__ import annotations
 
@@ -15,15 +15,21 @@ from ..actions import Features
 class FeatureStore:
     """Features of one run: of each image those of its last computed evaluation, nothing older.
 
-    kind: of the heads that look; shape: of one latent (C, H, W); positive, negative: uuids of the conditions of these
-    names."""
+    kind: of the heads that look; shape: of one latent (C, H, W); positive, negative: uuids of the
+    conditions of these names."""
 
     def __init__(
-        self, kind: str, shape: tuple[int, ...], positive: Iterable[Hashable], negative: Iterable[Hashable]
+        self,
+        kind: str,
+        shape: tuple[int, ...],
+        positive: Iterable[Hashable],
+        negative: Iterable[Hashable],
     ):
         self.kind, self.shape = kind, shape
         self.positive, self.negative = frozenset(positive), frozenset(negative)
-        self.streams: dict[tuple[int, Hashable], tuple[Tensor, Tensor]] = {}  # of the evaluation in progress
+        self.streams: dict[
+            tuple[int, Hashable], tuple[Tensor, Tensor]
+        ] = {}  # of the evaluation in progress
         self.mixed: dict[int, Features] = {}
 
     def keep(self, image: int, uuid: Hashable, tokens: Tensor, modulation: Tensor) -> None:
@@ -31,12 +37,14 @@ class FeatureStore:
         self.streams[image, uuid] = tokens, modulation
 
     def end(self, evaluation: int, images: Iterable[int], scale: float) -> str | None:
-        """Mix what the conditions made of the images that were computed, at a guidance scale; the reason where that is
-        not known of one of them."""
+        """Mix what the conditions made of the images that were computed, at a guidance scale; the
+        reason where that is not known of one of them."""
         said = None
         for i in images:
             self.mixed.pop(i, None)
-            pair = self._pair({uuid: seen for (image, uuid), seen in self.streams.items() if image == i}, scale)
+            pair = self._pair(
+                {uuid: seen for (image, uuid), seen in self.streams.items() if image == i}, scale
+            )
             if isinstance(pair, str):
                 said = pair
                 continue
@@ -46,9 +54,11 @@ class FeatureStore:
         return said
 
     def _pair(self, seen: dict, scale: float) -> tuple | str:
-        """What the positive condition made of an image, and the negative one (the same without guidance); or why there
-        is no such pair."""
-        positive, negative = (([u for u in seen if u in group]) for group in (self.positive, self.negative))
+        """What the positive condition made of an image, and the negative one (the same without
+        guidance); or why there is no such pair."""
+        positive, negative = (
+            ([u for u in seen if u in group]) for group in (self.positive, self.negative)
+        )
         if not seen:
             return "no condition was computed on all tokens"
         if len(positive) != 1 or len(negative) > 1:

@@ -1,4 +1,5 @@
-"""What was computed tells its neighbours: a correction spread from active tokens to the inactive ones around them."""
+"""What was computed tells its neighbours: a correction spread from active tokens to the inactive
+ones around them."""
 
 from __future__ import annotations
 
@@ -9,10 +10,11 @@ from torch import Tensor
 
 
 def spread(values: Tensor, mask: Tensor, patch: int, radius: float = 1.0) -> Tensor:
-    """Normalised convolution (Knutsson & Westin 1993) of values (C, [T,] H, W), known where `mask` (1, [T,] H, W).
+    """Normalised convolution (Knutsson & Westin 1993) of values (C, [T,] H, W), known where `mask`
+    (1, [T,] H, W).
 
-    radius: standard deviation of the Gaussian, in tokens. Far from anything known the result goes to zero, so that a
-    forecast stays as it was there."""
+    radius: standard deviation of the Gaussian, in tokens. Far from anything known the result goes
+    to zero, so that a forecast stays as it was there."""
     sigma = radius * patch
     reach = max(1, round(2.5 * sigma))
     line = [math.exp(-0.5 * (i / sigma) ** 2) for i in range(-reach, reach + 1)]

@@ -46,4 +46,6 @@ class Together:
         tokens = next((c.tokens for c in choices if c.tokens is not None), None)
         density = min(c.density for c in choices)
         measures = next((c.measures for c in choices if c.measures), None)
-        return Action(level, tokens, density, measures if tokens is None and density == 1.0 else None)
+        return Action(
+            level, tokens, density, measures if tokens is None and density == 1.0 else None
+        )

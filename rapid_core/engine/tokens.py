@@ -1,4 +1,5 @@
-"""Image tokens and latent pixels: a token is a patch of the latent, in the order frames, rows, columns."""
+"""Image tokens and latent pixels: a token is a patch of the latent, in the order frames, rows,
+columns."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class TokenGrid:
-    """Tokens of a latent (C, [T,] H, W) cut into patches of `patch` x `patch` pixels; odd sides are padded."""
+    """Tokens of a latent (C, [T,] H, W) cut into patches of `patch` x `patch` pixels; odd sides are
+    padded."""
 
     shape: tuple[int, ...]  # of one latent, (C, H, W) or (C, T, H, W)
     patch: int = 2
@@ -41,7 +43,8 @@ class TokenGrid:
         return out[None] if len(self.shape) == 4 else out
 
     def to_tokens(self, pixels: Tensor) -> Tensor:
-        """Mean over each token's pixels: (H, W) or (T, H, W), any leading size of 1 -> (N,), float32."""
+        """Mean over each token's pixels: (H, W) or (T, H, W), any leading size of 1 -> (N,),
+        float32."""
         frames, rows, columns = self.size
         pixels = pixels.reshape(frames, *self.shape[-2:]).float()
         high, wide = rows * self.patch - self.shape[-2], columns * self.patch - self.shape[-1]

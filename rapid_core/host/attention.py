@@ -12,7 +12,13 @@ from torch import Tensor
 from .blocks import CALL
 
 KEY = "optimized_attention_override"
-POSITIONAL = ("heads", "mask", "attn_precision", "skip_reshape", "skip_output_reshape")  # after q, k, v
+POSITIONAL = (
+    "heads",
+    "mask",
+    "attn_precision",
+    "skip_reshape",
+    "skip_output_reshape",
+)  # after q, k, v
 
 
 def install(transformer_options: dict) -> None:
@@ -21,7 +27,15 @@ def install(transformer_options: dict) -> None:
 
 
 @torch.compiler.disable()
-def attend(previous: Callable | None, func: Callable, q: Tensor, k: Tensor, v: Tensor, *args: Any, **named: Any):
+def attend(
+    previous: Callable | None,
+    func: Callable,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *args: Any,
+    **named: Any,
+):
     """Outside the blocks of a call of ours this is `previous`, or the host's attention `func`."""
     go = func if previous is None else partial(previous, func)
     call = (named.get("transformer_options") or {}).get(CALL)

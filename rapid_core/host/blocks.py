@@ -1,8 +1,9 @@
-"""Block hooks: measure or add the block stack's residual (reuse), or run the blocks on some tokens (region).
+"""Block hooks: measure or add the block stack's residual (reuse), or run the blocks on some tokens
+(region).
 
-Installed by `patches_replace["dit"]` on a run's own options, or, where a family has no such hook, as object patches of
-the blocks' `forward`. Outside compiled graphs: a compiled host model would otherwise freeze the decision of its first
-call into the graph.
+Installed by `patches_replace["dit"]` on a run's own options, or, where a family has no such hook,
+as object patches of the blocks' `forward`. Outside compiled graphs: a compiled host model would
+otherwise freeze the decision of its first call into the graph.
 """
 
 from __future__ import annotations
@@ -24,8 +25,15 @@ from .sequence import Sequence
 from .subset import Subset
 
 # Kinds of transformer_options["patches"] that act inside or between blocks.
-BETWEEN = ("attn1_patch", "attn1_output_patch", "attn2_patch", "attn2_output_patch", "double_block", "single_block",
-           "noise_refiner")  # fmt: skip
+BETWEEN = (
+    "attn1_patch",
+    "attn1_output_patch",
+    "attn2_patch",
+    "attn2_output_patch",
+    "double_block",
+    "single_block",
+    "noise_refiner",
+)
 CALL = "rapid_call"  # key of the Call in a model call's transformer_options
 
 
@@ -33,9 +41,10 @@ CALL = "rapid_call"  # key of the Call in a model call's transformer_options
 class Call:
     """One model call: its rows are chunk * len(images) + position, `tracks` has one entry a chunk.
 
-    tracks: of residuals, empty where reuse is not installed. subset: tokens and K/V, where a region policy is. sparse,
-    spared: how attention is sparse, and the blocks where it is dense all the same. see: where to show the modulation
-    vector of the first block. witness: where to keep the tokens that enter and leave the blocks."""
+    tracks: of residuals, empty where reuse is not installed. subset: tokens and K/V, where a region
+    policy is. sparse, spared: how attention is sparse, and the blocks where it is dense all the
+    same. see: where to show the modulation vector of the first block. witness: where to keep the
+    tokens that enter and leave the blocks."""
 
     images: list[int]
     tracks: list[Track]
@@ -52,10 +61,15 @@ class Call:
 
     def forecast(self) -> Tensor:
         """Residuals of all rows, (rows, N, C)."""
-        return torch.cat([track.forecast(self.images, self.sigma, self.order) for track in self.tracks])
+        return torch.cat(
+            [track.forecast(self.images, self.sigma, self.order) for track in self.tracks]
+        )
 
-    def attend(self, go: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, named: dict) -> Tensor:
-        """One attention of the running block: its keys and values completed, its tiles chosen. `go`: the host's."""
+    def attend(
+        self, go: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, named: dict
+    ) -> Tensor:
+        """One attention of the running block: its keys and values completed, its tiles chosen.
+        `go`: the host's."""
         assert self.sequence is not None
         at, kind = self.sequence.attention()
         axis = 2 if named.get("skip_reshape") else 1
@@ -78,14 +92,21 @@ class Call:
                 track.add(image, self.sigma, residual[row].clone(), mask)
 
 
-def _plainly(go: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, named: dict, lay: Lay) -> Tensor:
+def _plainly(
+    go: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, named: dict, lay: Lay
+) -> Tensor:
     """The host's own attention."""
     return go(q, k, v, **named)
 
 
 def install(replace: dict, architecture: Architecture, model: Any) -> str | None:
-    """Put the hooks into `patches_replace["dit"]`; returns the reason where a foreign patch holds a block."""
-    found = {(place.group.name, i): place for (_, i), place in places(architecture, model).items() if place.group.name}
+    """Put the hooks into `patches_replace["dit"]`; returns the reason where a foreign patch holds a
+    block."""
+    found = {
+        (place.group.name, i): place
+        for (_, i), place in places(architecture, model).items()
+        if place.group.name
+    }
     foreign = [key for key in found if key in replace]
     if foreign:
         name, i = foreign[0]
@@ -96,10 +117,15 @@ def install(replace: dict, architecture: Architecture, model: Any) -> str | None
 
 
 def foreign(transformer_options: dict) -> str | None:
-    """Why neither some tokens nor the blocks' residual can stand for the blocks: patches of other nodes inside or
-    between them, which address tokens by their place and are not part of the residual."""
+    """Why neither some tokens nor the blocks' residual can stand for the blocks: patches of other
+    nodes inside or between them, which address tokens by their place and are not part of the
+    residual."""
     there = [name for name in BETWEEN if transformer_options.get("patches", {}).get(name)]
-    return f"another node patches the model's blocks ({', '.join(there)}); they are computed whole" if there else None
+    return (
+        f"another node patches the model's blocks ({', '.join(there)}); they are computed whole"
+        if there
+        else None
+    )
 
 
 @torch.compiler.disable()
@@ -111,7 +137,8 @@ def block_hook(place: Place, args: dict, extra: dict) -> dict:
 
 
 def run_block(call: Call, place: Place, args: dict, original: Callable[[dict], dict]) -> dict:
-    """What a hook does in a call of ours; the last block of a passed-over stack adds the forecast."""
+    """What a hook does in a call of ours; the last block of a passed-over stack adds the
+    forecast."""
     if call.reuse and place.main:
         return _pass_through(call, place.last, args)
     measuring = bool(call.tracks) and place.main
@@ -134,7 +161,8 @@ def run_block(call: Call, place: Place, args: dict, original: Callable[[dict], d
 
 
 def _measure(call: Call, place: Place, img: Tensor) -> None:
-    """Remember what the stack added to the image tokens; single blocks of FLUX carry text before them."""
+    """Remember what the stack added to the image tokens; single blocks of FLUX carry text before
+    them."""
     assert call.entry is not None
     text = img.shape[1] - call.entry.shape[1]
     where = None if call.subset is None else call.subset.ran(call.entry.shape[1], img.device)
@@ -155,31 +183,37 @@ def _pass_through(call: Call, last: bool, args: dict) -> dict:
 
 
 class LayerHook:
-    """A block's `forward`, where the host has no hook for it (NextDiT); stateless, as an object patch must be."""
+    """A block's `forward`, where the host has no hook for it (NextDiT); stateless, as an object
+    patch must be."""
 
     def __init__(self, original: Callable[..., Tensor], place: Place):
         self.original, self.place = original, place
 
     @torch.compiler.disable()
-    def __call__(self, x: Tensor, x_mask: Any, freqs_cis: Tensor, *rest: Any, **named: Any) -> Tensor:
+    def __call__(
+        self, x: Tensor, x_mask: Any, freqs_cis: Tensor, *rest: Any, **named: Any
+    ) -> Tensor:
         options = named.get("transformer_options") or {}
         call: Call | None = options.get(CALL)
         if call is None:
             return self.original(x, x_mask, freqs_cis, *rest, **named)
         args = {"img": x, "pe": freqs_cis, "transformer_options": options}
-        run = lambda a: {"img": self.original(a["img"], x_mask, a["pe"], *rest, **named)}  # noqa: E731
+
+        def run(a):
+            return {"img": self.original(a["img"], x_mask, a["pe"], *rest, **named)}
+
         return run_block(call, self.place, args, run)["img"]
 
 
 def layer_patches(architecture: Architecture, patcher: Any) -> dict[str, LayerHook]:
-    """Object patches of a family without block hooks: name under the model -> forward. Another node's patch of the same
-    `forward` is what ours calls."""
+    """Object patches of a family without block hooks: name under the model -> forward. Another
+    node's patch of the same `forward` is what ours calls."""
     patches = {}
     for (attribute, i), place in places(architecture, patcher.model.diffusion_model).items():
         if not place.group.name:
             name = f"diffusion_model.{attribute}.{i}.forward"
             forward = patcher.get_model_object(name)
-            patches[name] = LayerHook(forward.original if isinstance(forward, LayerHook) else forward, place)
+            patches[name] = LayerHook(
+                forward.original if isinstance(forward, LayerHook) else forward, place
+            )
     return patches
-
-

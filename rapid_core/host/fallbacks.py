@@ -24,7 +24,9 @@ def check_host(run: HostRun, evaluation: Evaluation, model_options: dict) -> Non
     foreign = blocks.foreign(model_options.get("transformer_options", {}))
     if foreign:
         evaluation.fall_back(foreign, [*evaluation.images(Level.REUSE), *evaluation.partial()])
-        if evaluation.images(Level.RUN):  # a part of the batch would be given what the patch keeps of other rows
+        if evaluation.images(
+            Level.RUN
+        ):  # a part of the batch would be given what the patch keeps of other rows
             evaluation.fall_back(foreign, evaluation.images(Level.HOLD))
         keep_nothing(run, foreign)
     if run.reuse_blocked:
@@ -33,7 +35,9 @@ def check_host(run: HostRun, evaluation: Evaluation, model_options: dict) -> Non
     blocked = run.blocked or run.calls.unsplit
     if blocked:
         evaluation.fall_back(blocked, evaluation.partial())
-    if get_wrappers_with_key(WrappersMP.DIFFUSION_MODEL, "easycache", model_options, is_model_options=True):
+    if get_wrappers_with_key(
+        WrappersMP.DIFFUSION_MODEL, "easycache", model_options, is_model_options=True
+    ):
         inside = "EasyCache, which is on this model, too, would keep what was computed in part"
         evaluation.fall_back(inside, [*evaluation.images(Level.REUSE), *evaluation.partial()])
         keep_nothing(run, inside)

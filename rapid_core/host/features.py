@@ -1,5 +1,5 @@
-"""A model's own tokens, for policies that look at them: as they enter the blocks, and as the final layer's matrix sees
-them (TPDM, Ye et al. 2024)."""
+"""A model's own tokens, for policies that look at them: as they enter the blocks, and as the final
+layer's matrix sees them (TPDM, Ye et al. 2024)."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ FAMILIES = (SD3.family,)  # whose final layer is known
 
 @dataclass
 class Witness:
-    """What passes the blocks of one model call: image tokens (rows, N, C) before the first and after the last block,
-    and the modulation vector (rows, C)."""
+    """What passes the blocks of one model call: image tokens (rows, N, C) before the first and
+    after the last block, and the modulation vector (rows, C)."""
 
     before: Tensor | None = None
     after: Tensor | None = None
@@ -31,11 +31,14 @@ class Witness:
     def enter(self, place: Place, args: dict) -> None:
         """A block begins; `args` are its arguments."""
         if place.first:
-            self.before, self.modulation = args["img"].clone(), args["vec"]  # blocks may add to their input in place
+            self.before, self.modulation = (
+                args["img"].clone(),
+                args["vec"],
+            )  # blocks may add to their input in place
 
     def leave(self, place: Place, out: dict) -> None:
-        """A block has ended. Not cloned: what a ControlNet adds to the last block's tokens is added in place, and the
-        final layer sees it."""
+        """A block has ended. Not cloned: what a ControlNet adds to the last block's tokens is added
+        in place, and the final layer sees it."""
         if place.last:
             self.after = out["img"]
 
@@ -43,26 +46,37 @@ class Witness:
 def unseen(
     view: View, architecture: Architecture | None, model: Any, shape: tuple[int, ...], guider: Any
 ) -> str | None:
-    """Why a policy cannot look at the tokens of a run on latents of this shape (B, C, H, W); None where it can."""
+    """Why a policy cannot look at the tokens of a run on latents of this shape (B, C, H, W); None
+    where it can."""
     family = architecture.family if architecture else type(model).__name__
     if family != view.family or family not in FAMILIES or architecture is None:
         return f"they are for {view.family}, this model is {family}"
-    hidden, grid = int(getattr(model, architecture.hidden)), TokenGrid(shape[1:], architecture.patch(model)).size
+    hidden, grid = (
+        int(getattr(model, architecture.hidden)),
+        TokenGrid(shape[1:], architecture.patch(model)).size,
+    )
     if hidden != view.hidden:
         return f"their tokens are {view.hidden} wide, this model's {hidden}"
     if grid != (1, view.side, view.side):
         pixels = 8 * architecture.patch(model) * view.side
-        return (f"they look at {view.side} x {view.side} tokens ({pixels} x {pixels} px), this latent has "
-                f"{grid[1]} x {grid[2]}")  # fmt: skip
+        return (
+            f"they look at {view.side} x {view.side} tokens ({pixels} x {pixels} px), this latent has "
+            f"{grid[1]} x {grid[2]}"
+        )
     other = sorted(set(guider.conds) - {"positive", "negative"})
     return f"they do not know guidance with a condition named {other[0]}" if other else None
 
 
 def watch(
-    policies: tuple, architecture: Architecture | None, model: Any, shape: tuple[int, ...], guider: Any, room: Room
+    policies: tuple,
+    architecture: Architecture | None,
+    model: Any,
+    shape: tuple[int, ...],
+    guider: Any,
+    room: Room,
 ) -> tuple[FeatureStore | None, str | None]:
-    """A store for what the policies look at and what it takes in words, or why there is none; (None, None) where no
-    policy looks."""
+    """A store for what the policies look at and what it takes in words, or why there is none;
+    (None, None) where no policy looks."""
     view = next((p.view for p in reversed(policies) if getattr(p, "view", None)), None)
     if view is None:
         return None, None
@@ -70,8 +84,12 @@ def watch(
     if reason:
         return None, blind(view.kind, reason)
     each = view.side**2 * 2 * view.hidden
-    _, said = room.says("tokens for heads", each * (room.rows * room.element + room.batch * 4), view.kind, 0.0)
-    uuids = ([c.get("uuid") for c in guider.conds.get(name, ())] for name in ("positive", "negative"))
+    _, said = room.says(
+        "tokens for heads", each * (room.rows * room.element + room.batch * 4), view.kind, 0.0
+    )
+    uuids = (
+        [c.get("uuid") for c in guider.conds.get(name, ())] for name in ("positive", "negative")
+    )
     return FeatureStore(view.kind, shape[1:], *uuids), said
 
 
@@ -81,7 +99,8 @@ def blind(kind: str, reason: str) -> str:
 
 
 def keep(store: FeatureStore, witness: Witness, model: Any, uuids: list, images: list[int]) -> None:
-    """Keep what a model call of these conditions and images showed; its rows are chunk * len(images) + position."""
+    """Keep what a model call of these conditions and images showed; its rows are chunk *
+    len(images) + position."""
     if witness.before is None or witness.after is None or witness.modulation is None:
         return
     last = model.final_layer

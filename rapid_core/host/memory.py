@@ -15,16 +15,25 @@ HEAD = 64  # channels of a head at least, for counting what is kept head by head
 
 
 class Room:
-    """What a run has to hold rows for: `conditions` times images, and bytes an element takes. sampler: its name."""
+    """What a run has to hold rows for: `conditions` times images, and bytes an element takes.
+    sampler: its name."""
 
     def __init__(self, guider: Any, batch: int, sampler: str = ""):
-        unguided = set(guider.conds) <= {"positive", "negative"} and abs(getattr(guider, "cfg", 0.0) - 1.0) < 1e-6
-        # Samplers of that name look at the negative whatever the scale, and say so in options of their own only.
+        unguided = (
+            set(guider.conds) <= {"positive", "negative"}
+            and abs(getattr(guider, "cfg", 0.0) - 1.0) < 1e-6
+        )
+        # Samplers of that name look at the negative whatever the scale, and say so in options of
+        # their own only.
         asked = guider.model_options.get("disable_cfg1_optimization") or "cfg_pp" in sampler
         spared = "negative" if unguided and not asked else None
         self.conditions = [c for name, slot in guider.conds.items() for c in slot if name != spared]
         self.base, patcher = guider.model_patcher.model, guider.model_patcher
-        cast = patcher.get_model_object("manual_cast_dtype") if hasattr(self.base, "manual_cast_dtype") else None
+        cast = (
+            patcher.get_model_object("manual_cast_dtype")
+            if hasattr(self.base, "manual_cast_dtype")
+            else None
+        )
         self.element = (cast or self.base.get_dtype()).itemsize  # patches of it are not applied yet
         self.rows = len(self.conditions) * batch
         self.batch = batch
@@ -37,35 +46,54 @@ class Room:
         return True, said
 
 
-def key_store(policy: Any, cost: CostModel, regions: Regions, room: Room) -> tuple[KVStore | None, str]:
-    """A store for the keys and values of a region policy, and what it takes in words; None where that is more than
-    the policy allows."""
-    needed = bytes_of(policy.kv_cache, rows_kept(policy.kv_cache, cost, regions, room), cost.hidden,
-                      cost.image_attentions() * room.rows, room.element)  # fmt: skip
+def key_store(
+    policy: Any, cost: CostModel, regions: Regions, room: Room
+) -> tuple[KVStore | None, str]:
+    """A store for the keys and values of a region policy, and what it takes in words; None where
+    that is more than the policy allows."""
+    needed = bytes_of(
+        policy.kv_cache,
+        rows_kept(policy.kv_cache, cost, regions, room),
+        cost.hidden,
+        cost.image_attentions() * room.rows,
+        room.element,
+    )
     fits, said = room.says("keys and values", needed, policy.kv_cache, policy.memory_limit)
     if not fits:
         return None, f"{said}: tokens are computed all or none"
     counted = frozenset(c.get("uuid") for c in room.conditions) if policy.memory_limit else None
-    return KVStore(room.batch, policy.kv_cache, regions.grid.size, policy.reach or 4.0, counted), said
+    return KVStore(
+        room.batch, policy.kv_cache, regions.grid.size, policy.reach or 4.0, counted
+    ), said
 
 
 def rows_kept(kind: str, cost: CostModel, regions: Regions, room: Room) -> int:
-    """Rows of keys that a run will keep, text and references included; of prompts of different lengths the longest."""
+    """Rows of keys that a run will keep, text and references included; of prompts of different
+    lengths the longest."""
     if kind == "pooled":
         return cost.kept_tokens(number_of_pools(regions.grid.size), 0) * room.rows
-    text = max((c["cross_attn"].shape[1] for c in room.conditions if c.get("cross_attn") is not None), default=0)
-    text, image = text + -text % cost.multiple, regions.grid.number + -regions.grid.number % cost.multiple
-    references = [cost.architecture.reference_tokens(room.base.diffusion_model, c.get("reference_latents"))
-                  for c in room.conditions]  # fmt: skip
+    text = max(
+        (c["cross_attn"].shape[1] for c in room.conditions if c.get("cross_attn") is not None),
+        default=0,
+    )
+    text, image = (
+        text + -text % cost.multiple,
+        regions.grid.number + -regions.grid.number % cost.multiple,
+    )
+    references = [
+        cost.architecture.reference_tokens(room.base.diffusion_model, c.get("reference_latents"))
+        for c in room.conditions
+    ]
     return sum(cost.kept_tokens(image, text + found) for found in references) * room.batch
 
 
 def with_left_out(
     policies: tuple, cost: CostModel, number: int, room: Room
 ) -> tuple[tuple, LeftOut | None, str | None]:
-    """Policies, a store for what sparse attention leaves out of pictures of `number` image tokens, and what it takes in
-    words. Where that is more than is allowed there is no store, and only means stand in. Attention can be sparse in one
-    way only: that of the policy that is about nothing else, or of the last."""
+    """Policies, a store for what sparse attention leaves out of pictures of `number` image tokens,
+    and what it takes in words. Where that is more than is allowed there is no store, and only means
+    stand in. Attention can be sparse in one way only: that of the policy that is about nothing
+    else, or of the last."""
     sparse = [p for p in policies if p.sparsity]
     if not sparse:
         return policies, None, None
@@ -86,9 +114,13 @@ def left_out_store(
     points = 2 if sparsity.left_out == "forecast" else 1
     attentions = cost.image_attentions(sparsity.dense_first, sparsity.dense_last)
     tiles = number // sparsity.tile
-    chosen = whole // (PAIR * sparsity.tile) * tiles_kept(density, tiles) * (cost.hidden // HEAD) * 4  # their numbers
+    chosen = (
+        whole // (PAIR * sparsity.tile) * tiles_kept(density, tiles) * (cost.hidden // HEAD) * 4
+    )  # their numbers
     needed = (points * whole * cost.hidden * room.element + chosen) * attentions * room.rows
-    fits, said = room.says("differences to dense attention", needed, sparsity.left_out, sparsity.memory_limit)
+    fits, said = room.says(
+        "differences to dense attention", needed, sparsity.left_out, sparsity.memory_limit
+    )
     if not fits:
         return None, f"{said}: none are kept, means stand in for what is left out"
     return LeftOut(SLOPE if sparsity.left_out == "forecast" else 0.0), said

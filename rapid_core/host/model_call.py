@@ -1,4 +1,5 @@
-"""APPLY_MODEL: images of a batch are split by action, held rows get placeholders, and FLOPs are counted."""
+"""APPLY_MODEL: images of a batch are split by action, held rows get placeholders, and FLOPs are
+counted."""
 
 from __future__ import annotations
 
@@ -44,13 +45,17 @@ class Part:
 class ModelCalls:
     """Carries out one evaluation's decision in the one place that every architecture passes.
 
-    Rows of a joined batch are chunk * B + image, a chunk being one condition. reuses: whether residuals are measured;
-    looks: whether the first evaluation's modulation vector is wanted;
-    store: keys and values, where a region policy is; sparsity: where a policy makes attention sparse; left_out: by how
-    much that differs from dense attention."""
+    Rows of a joined batch are chunk * B + image, a chunk being one condition. reuses: whether
+    residuals are measured; looks: whether the first evaluation's modulation vector is wanted;
+    store: keys and values, where a region policy is; sparsity: where a policy makes attention
+    sparse; left_out: by how much that differs from dense attention."""
 
     def __init__(
-        self, state: RunState, model: Any, architecture: Architecture | None, cost: CostModel | None,
+        self,
+        state: RunState,
+        model: Any,
+        architecture: Architecture | None,
+        cost: CostModel | None,
         left_out: LeftOut | None = None,
     ):
         self.state, self.model, self.architecture = state, model, architecture
@@ -62,11 +67,19 @@ class ModelCalls:
         self.spared: frozenset[int] = frozenset()  # numbers of blocks whose attention stays dense
         self.tiles: dict[tuple, Tiles] = {}  # by grid and device
         self.trust = Trust()
-        self.unsplit: str | None = None  # why a call could not be split, which the next one need not try
+        self.unsplit: str | None = (
+            None  # why a call could not be split, which the next one need not try
+        )
         self.mass_at = -1  # number of the block whose attention mass is measured
 
     def __call__(
-        self, executor: Any, evaluation: Evaluation, x: Tensor, t: Tensor, arguments: dict, options: dict
+        self,
+        executor: Any,
+        evaluation: Evaluation,
+        x: Tensor,
+        t: Tensor,
+        arguments: dict,
+        options: dict,
     ) -> Tensor:
         """One executor call per group of images with the same action."""
         streams = streams_of(options)
@@ -82,59 +95,120 @@ class ModelCalls:
         return torch.zeros_like(x) if out is None else out
 
     def _parts(
-        self, evaluation: Evaluation, x: Tensor, t: Tensor, arguments: dict, chunks: int, repeated: bool
+        self,
+        evaluation: Evaluation,
+        x: Tensor,
+        t: Tensor,
+        arguments: dict,
+        chunks: int,
+        repeated: bool,
     ) -> list[Part]:
-        """Groups of images; everything at once where the batch cannot be split. The decision itself stays: other
-        streams of this evaluation may already have obeyed it, and what was left out there is forecast."""
+        """Groups of images; everything at once where the batch cannot be split. The decision itself
+        stays: other streams of this evaluation may already have obeyed it, and what was left out
+        there is forecast."""
         groups: dict[tuple, list[int]] = {}
         for i, action in enumerate(evaluation.actions):
             if action.level is not Level.HOLD:
                 action = DENSE if repeated and action.level is Level.RUN else action
                 count = None if action.tokens is None else len(action.tokens)
-                groups.setdefault((action.level, count, action.density, action.measures), []).append(i)
+                groups.setdefault(
+                    (action.level, count, action.density, action.measures), []
+                ).append(i)
         try:
-            return [self._part(evaluation, images, x, t, arguments, chunks, Action(level, None, *attention), count)
-                    for (level, count, *attention), images in groups.items()]  # fmt: skip
+            return [
+                self._part(
+                    evaluation,
+                    images,
+                    x,
+                    t,
+                    arguments,
+                    chunks,
+                    Action(level, None, *attention),
+                    count,
+                )
+                for (level, count, *attention), images in groups.items()
+            ]
         except NotSliceable as error:
             self.unsplit = f"the batch cannot be split: {error}"
             evaluation.say(self.unsplit)
             everything = list(range(self.state.batch))
-            return [Part(DENSE, everything, rows_of(everything, self.state.batch, chunks), x, t, arguments)]
+            return [
+                Part(
+                    DENSE,
+                    everything,
+                    rows_of(everything, self.state.batch, chunks),
+                    x,
+                    t,
+                    arguments,
+                )
+            ]
 
     def _part(
-        self, evaluation: Evaluation, images: list[int], x: Tensor, t: Tensor, arguments: dict, chunks: int,
-        action: Action, count: int | None,
+        self,
+        evaluation: Evaluation,
+        images: list[int],
+        x: Tensor,
+        t: Tensor,
+        arguments: dict,
+        chunks: int,
+        action: Action,
+        count: int | None,
     ) -> Part:
-        """Rows of `images`, all decided for `action`; count: tokens of each that run, None for all."""
+        """Rows of `images`, all decided for `action`; count: tokens of each that run, None for
+        all."""
         rows, total = rows_of(images, self.state.batch, chunks), x.shape[0]
         if len(rows) != total:
             where = index(rows, x.device)
-            x, t, arguments = x[where], take_rows(t, where, total), take_rows(arguments, where, total)
+            x, t, arguments = (
+                x[where],
+                take_rows(t, where, total),
+                take_rows(arguments, where, total),
+            )
         part = Part(action, images, rows, x, t, arguments)
         if action.level is Level.REUSE:
-            part.arguments = {**arguments, "control": None}  # its residuals are part of the block stack's
+            part.arguments = {
+                **arguments,
+                "control": None,
+            }  # its residuals are part of the block stack's
         elif count is not None:
             chosen = [evaluation.actions[i].tokens for i in images]
             part.tokens = torch.stack([c for c in chosen if c is not None]).repeat(chunks, 1)
             assert self.architecture is not None
             number = self.architecture.image_tokens(self.model, tuple(x.shape))
-            residuals = control.narrowed(arguments["control"], part.tokens, number, self.architecture, self.model)
+            residuals = control.narrowed(
+                arguments["control"], part.tokens, number, self.architecture, self.model
+            )
             part.arguments = {**arguments, "control": residuals}
         return part
 
-    def _run(self, executor: Any, evaluation: Evaluation, part: Part, options: dict, repeated: bool) -> Tensor:
+    def _run(
+        self, executor: Any, evaluation: Evaluation, part: Part, options: dict, repeated: bool
+    ) -> Tensor:
         streams, uuids, x = streams_of(options), options["uuids"], part.x
         context, level = part.arguments["c_crossattn"], part.action.level
-        self.spend(evaluation, part.images, x, context, len(uuids), level, part.tokens, part.arguments["extra"])
+        self.spend(
+            evaluation,
+            part.images,
+            x,
+            context,
+            len(uuids),
+            level,
+            part.tokens,
+            part.arguments["extra"],
+        )
         call = None
         looks = self.looks and evaluation.index == 0
-        alone = len(set(uuids)) == len(uuids)  # else it is not known which of two conditions was seen
+        alone = len(set(uuids)) == len(
+            uuids
+        )  # else it is not known which of two conditions was seen
         shown = self.state.features if part.whole and alone else None
         wanted = any(thing is not None for thing in (self.store, self.sparsity, shown))
         if not repeated and (self.reuses or looks or wanted):
             call = self._call(evaluation, part, streams)
             call.see = partial(self._see, part, uuids) if looks else None
-            call.witness = features.Witness() if shown and tuple(x.shape[1:]) == shown.shape else None
+            call.witness = (
+                features.Witness() if shown and tuple(x.shape[1:]) == shown.shape else None
+            )
             options = {**options, blocks.CALL: call}
         out = call_model(executor, x, part.t, part.arguments, options)
         if shown and call is not None and call.witness is not None:
@@ -149,17 +223,29 @@ class ModelCalls:
         return out
 
     def _see(self, part: Part, uuids: Sequence, vec: Tensor) -> None:
-        """Keep the modulation vector (rows, ..., D) of each image's first positive condition for learned policies."""
-        count, chunk = len(part.images), next((n for n, uuid in enumerate(uuids) if uuid in self.positive), None)
+        """Keep the modulation vector (rows, ..., D) of each image's first positive condition for
+        learned policies."""
+        count, chunk = (
+            len(part.images),
+            next((n for n, uuid in enumerate(uuids) if uuid in self.positive), None),
+        )
         if vec.shape[0] == len(part.rows) and chunk is not None:
             first = chunk * count
             for position, image in enumerate(part.images):
-                self.state.pooled[image] = vec[first + position].float().reshape(-1, vec.shape[-1]).mean(0)
+                self.state.pooled[image] = (
+                    vec[first + position].float().reshape(-1, vec.shape[-1]).mean(0)
+                )
 
     def _call(self, evaluation: Evaluation, part: Part, streams: list[Hashable]) -> blocks.Call:
         key = (tuple(part.x.shape[1:]), str(part.x.device))
         tracks = [self.state.residual((stream, *key)) for stream in streams] if self.reuses else []
-        call = blocks.Call(part.images, tracks, evaluation.sigma, self.state.order, part.action.level is Level.REUSE)
+        call = blocks.Call(
+            part.images,
+            tracks,
+            evaluation.sigma,
+            self.state.order,
+            part.action.level is Level.REUSE,
+        )
         if call.reuse or self.architecture is None:
             return call
         grid = TokenGrid(tuple(part.x.shape[1:]), self.architecture.patch(self.model))
@@ -169,26 +255,45 @@ class ModelCalls:
             regions = self.state.regions
             for chunk, stream in enumerate(streams):
                 count = len(part.images)
-                tokens = None if part.tokens is None else part.tokens[chunk * count : (chunk + 1) * count]
+                tokens = (
+                    None
+                    if part.tokens is None
+                    else part.tokens[chunk * count : (chunk + 1) * count]
+                )
                 self.store.tick(stream, part.images, evaluation.sigma, tokens, part.x.device)
-            call.subset = Subset(self.store, streams, part.images, call.sequence, part.tokens, regions, self.mass_at)
+            call.subset = Subset(
+                self.store, streams, part.images, call.sequence, part.tokens, regions, self.mass_at
+            )
         measures = part.action.measures is not None and self.left_out is not None
         if self.sparsity is not None and (part.action.density < 1.0 or measures):
             keys = [(stream, *key) for stream in streams]
             call.sparse, call.spared = self._sparse(evaluation, part, grid, keys), self.spared
         return call
 
-    def _sparse(self, evaluation: Evaluation, part: Part, grid: TokenGrid, streams: list) -> SparseAttention:
-        """Sparse attention over the tiles of a latent; what stays dense is a reason of the evaluation."""
+    def _sparse(
+        self, evaluation: Evaluation, part: Part, grid: TokenGrid, streams: list
+    ) -> SparseAttention:
+        """Sparse attention over the tiles of a latent; what stays dense is a reason of the
+        evaluation."""
         assert self.sparsity is not None
         key = (grid.size, str(part.x.device))
-        if key not in self.tiles:  # here and not in every attention: a copy to the device waits for it
+        if (
+            key not in self.tiles
+        ):  # here and not in every attention: a copy to the device waits for it
             self.tiles[key] = Tiles.of(grid.size, self.sparsity.tile).to(part.x.device)
-        how, measures, density = self.sparsity, part.action.measures, part.action.measures or part.action.density
+        how, measures, density = (
+            self.sparsity,
+            part.action.measures,
+            part.action.measures or part.action.density,
+        )
         ledger = None
         if self.left_out is not None:
-            ledger = Ledger(self.left_out, streams, part.images, evaluation.sigma, density, measures is not None)
-        return SparseAttention(self.tiles[key], density, how.backend, how.pooled, evaluation.say, self.trust, ledger)
+            ledger = Ledger(
+                self.left_out, streams, part.images, evaluation.sigma, density, measures is not None
+            )
+        return SparseAttention(
+            self.tiles[key], density, how.backend, how.pooled, evaluation.say, self.trust, ledger
+        )
 
     @property
     def bytes(self) -> int:
@@ -196,19 +301,30 @@ class ModelCalls:
         return sum(store.bytes for store in (self.store, self.left_out) if store is not None)
 
     def _whole_latent(self, x: Tensor) -> bool:
-        """Whether a call sees the run's own latent; a condition with an area sees a part of it, and is dense."""
+        """Whether a call sees the run's own latent; a condition with an area sees a part of it, and
+        is dense."""
         regions = self.state.regions
         return regions is not None and tuple(x.shape[1:]) == regions.grid.shape
 
     def spend(
-        self, evaluation: Evaluation, images: Iterable[int], x: Tensor, context: Any, chunks: int, level: Level,
-        tokens: Tensor | None = None, extra: dict | None = None,
+        self,
+        evaluation: Evaluation,
+        images: Iterable[int],
+        x: Tensor,
+        context: Any,
+        chunks: int,
+        level: Level,
+        tokens: Tensor | None = None,
+        extra: dict | None = None,
     ) -> None:
-        """Count the FLOPs of `chunks` conditions of these images. extra: the model's other arguments."""
+        """Count the FLOPs of `chunks` conditions of these images. extra: the model's other
+        arguments."""
         dense = spent = 1.0  # of an unknown architecture: calls are counted
         if self.architecture is not None and self.cost is not None:
             text = context.shape[1] if isinstance(context, Tensor) else 0
-            references = self.architecture.reference_tokens(self.model, (extra or {}).get("ref_latents"))
+            references = self.architecture.reference_tokens(
+                self.model, (extra or {}).get("ref_latents")
+            )
             number = self.architecture.image_tokens(self.model, tuple(x.shape)) + references
             flops = self.cost.flops(number, text)
             dense = spent = float(flops.dense)
@@ -225,8 +341,9 @@ class ModelCalls:
 
 
 def streams_of(options: dict) -> list[Hashable]:
-    """Conditioning streams of a call, one a chunk: place of its list (0: positive) and uuid. The uuid alone is not
-    enough: for a condition with an area the host gives the other list a copy under the same one."""
+    """Conditioning streams of a call, one a chunk: place of its list (0: positive) and uuid. The
+    uuid alone is not enough: for a condition with an area the host gives the other list a copy
+    under the same one."""
     return list(zip(options["cond_or_uncond"], options["uuids"], strict=True))
 
 

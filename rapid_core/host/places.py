@@ -10,8 +10,8 @@ from ..architectures import Architecture, Group
 
 @dataclass(frozen=True)
 class Place:
-    """Where a block stands: its number among all blocks, its group, and whether it is the first or last of a stack.
-    main: whether its stack is the one that reuse passes over."""
+    """Where a block stands: its number among all blocks, its group, and whether it is the first or
+    last of a stack. main: whether its stack is the one that reuse passes over."""
 
     number: int
     group: Group

@@ -1,8 +1,10 @@
-"""A SAMPLER whose noise levels are chosen by a policy's step head while the run goes on; see `policies.jumps`.
+"""A SAMPLER whose noise levels are chosen by a policy's step head while the run goes on; see
+`policies.jumps`.
 
-A sampler has no MODEL to patch. What the other heads decide is carried out by a `HostRun` that lives inside the sampler
-function, one for each image; its record goes to the log of the model that was sampled with. Where the model carries a
-chain of other techniques, they do the rest of the run and their record tells of the sampler."""
+A sampler has no MODEL to patch. What the other heads decide is carried out by a `HostRun` that
+lives inside the sampler function, one for each image; its record goes to the log of the model that
+was sampled with. Where the model carries a chain of other techniques, they do the rest of the run
+and their record tells of the sampler."""
 
 from __future__ import annotations
 
@@ -35,19 +37,32 @@ NAME = "RAPID Policy Sampler"
 
 
 def policy_sampler(file: PolicyFile, speedup: float, hidden: Any = None) -> KSAMPLER:
-    """A SAMPLER that jumps by a file's step head, in at most 1 / speedup of the schedule's evaluations. Raises
-    PolicyError for a file without step head. hidden: of the node, as ComfyUI gives it."""
-    return KSAMPLER(sample_rapid_policy, {"file": file, "policy": jumps_policy(file, speedup), "node": node_of(hidden)})
+    """A SAMPLER that jumps by a file's step head, in at most 1 / speedup of the schedule's
+    evaluations. Raises PolicyError for a file without step head. hidden: of the node, as ComfyUI
+    gives it."""
+    return KSAMPLER(
+        sample_rapid_policy,
+        {"file": file, "policy": jumps_policy(file, speedup), "node": node_of(hidden)},
+    )
 
 
 @torch.no_grad()
 def sample_rapid_policy(
-    model: Any, x: Tensor, sigmas: Tensor, extra_args: dict | None = None, callback: Any = None, disable: Any = None,
-    *, file: PolicyFile, policy: HeadsPolicy, choose: Choose | None = None, node: str = "",
-) -> Tensor:  # fmt: skip
-    """k-diffusion's signature. From sigmas[0] to sigmas[-1]; of the levels between only the number counts. choose: what
-    picks the next level, the step head where it is None. Raises ValueError for what cannot be sampled so, PolicyError
-    for another model than the file's."""
+    model: Any,
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: dict | None = None,
+    callback: Any = None,
+    disable: Any = None,
+    *,
+    file: PolicyFile,
+    policy: HeadsPolicy,
+    choose: Choose | None = None,
+    node: str = "",
+) -> Tensor:
+    """k-diffusion's signature. From sigmas[0] to sigmas[-1]; of the levels between only the number
+    counts. choose: what picks the next level, the step head where it is None. Raises ValueError for
+    what cannot be sampled so, PolicyError for another model than the file's."""
     levels = sigmas.tolist()
     if len(levels) < 2:
         return x
@@ -66,19 +81,35 @@ class JumpRun:
     """One run of the sampler."""
 
     def __init__(
-        self, model: Any, x: Tensor, sigmas: Tensor, arguments: dict, file: PolicyFile, policy: HeadsPolicy,
-        choose: Choose | None, node: str,
+        self,
+        model: Any,
+        x: Tensor,
+        sigmas: Tensor,
+        arguments: dict,
+        file: PolicyFile,
+        policy: HeadsPolicy,
+        choose: Choose | None,
+        node: str,
     ):
-        self.model, self.guider, self.sigmas, self.levels = model, guider_of(model), sigmas, sigmas.tolist()
+        self.model, self.guider, self.sigmas, self.levels = (
+            model,
+            guider_of(model),
+            sigmas,
+            sigmas.tolist(),
+        )
         self.file, self.choose, self.batch, self.node = file, choose, len(x), node
         self.arguments = {"model_options": self.guider.model_options, **arguments}
         options = self.arguments["model_options"].get("transformer_options", {})
         self.chain: Chain | None = options.get(KEY)
         check_run(file, self.guider, x, self.levels, self.chain, "easycache" in options)
         if not hasattr(model, "noise") and self.batch > 1:
-            raise cannot(f"{type(model).__name__} stands between the sampler and ComfyUI's inpainting")
+            raise cannot(
+                f"{type(model).__name__} stands between the sampler and ComfyUI's inpainting"
+            )
         self.outer = run_of(self.arguments["model_options"]) if self.chain else None
-        self.policy = replace(policy, heads=on_device(policy.heads, x.device))  # one copy for all images
+        self.policy = replace(
+            policy, heads=on_device(policy.heads, x.device)
+        )  # one copy for all images
         self.notes: list[str] = []
         self.inner = self._inner()
         self.steps, self.scale = len(self.levels) - 1, max(1.0, self.levels[0])
@@ -86,7 +117,8 @@ class JumpRun:
         self.records: list[RunRecord] = []
 
     def _inner(self) -> HeadsPolicy:
-        """The heads that decide what is computed of an evaluation; why those that are there do nothing is noted."""
+        """The heads that decide what is computed of an evaluation; why those that are there do
+        nothing is noted."""
         architecture, why = describe(self.guider.model_patcher.model.diffusion_model), None
         if self.chain is not None:
             techniques = ", ".join(policy.technique for policy in self.chain.policies)
@@ -96,7 +128,9 @@ class JumpRun:
         idle = [name for name in self.policy.names if name != "step"]
         if why is None or not idle:
             return replace(self.policy, use=tuple(idle))
-        self.notes.append(f"{self.file.name}: nothing is done by its heads {', '.join(idle)}: {why}")
+        self.notes.append(
+            f"{self.file.name}: nothing is done by its heads {', '.join(idle)}: {why}"
+        )
         return replace(self.policy, use=(), sparsity=None)
 
     def image(self, number: int, x: Tensor, tell: Any) -> Tensor:
@@ -108,33 +142,51 @@ class JumpRun:
 
     def _descend(self, x: Tensor, arguments: dict, state: RunState | None, tell: Any) -> Tensor:
         ends, ones = (self.levels[0], self.levels[-1]), x.new_ones(1)
-        pooled = lambda: state.pooled.get(0) if state else None  # noqa: E731
+
+        def pooled():
+            return state.pooled.get(0) if state else None
+
         head = StepHead(self.policy, self.steps, ends[1], self.scale, pooled)
 
         def told(*seen: Any) -> None:
             self.made[-1] += 1
             tell(*seen)
 
-        out = descend(lambda x, sigma: self.model(x, sigma * ones, **arguments), x, self.sigmas[0], ends,
-                      affordable(self.policy.speedup, self.steps), self.choose or head, told)  # fmt: skip
+        out = descend(
+            lambda x, sigma: self.model(x, sigma * ones, **arguments),
+            x,
+            self.sigmas[0],
+            ends,
+            affordable(self.policy.speedup, self.steps),
+            self.choose or head,
+            told,
+        )
         self.notes += [note for note in head.notes if note not in self.notes]
         return out
 
     @contextmanager
     def _around(self, x: Tensor, arguments: dict) -> Iterator[tuple[dict, RunState | None]]:
-        """model_options for an image's evaluations, and the state of the run that sees them; None where none does."""
+        """model_options for an image's evaluations, and the state of the run that sees them; None
+        where none does."""
         options = arguments["model_options"]
         if self.chain is not None:
-            if self.outer is None or self.batch > 1:  # a run of the whole batch does not follow single images
+            if (
+                self.outer is None or self.batch > 1
+            ):  # a run of the whole batch does not follow single images
                 yield options, None
                 return
             options = copy_nested_dicts(options)
             self.outer.look(options["transformer_options"])
             yield options, self.outer.state
             return
-        run, status, original = self._own(x, arguments.get("denoise_mask")), "failed", self.guider.model_options
+        run, status, original = (
+            self._own(x, arguments.get("denoise_mask")),
+            "failed",
+            self.guider.model_options,
+        )
         try:
-            # The host takes PREDICT_NOISE's wrappers from the guider, all others from the arguments.
+            # The host takes PREDICT_NOISE's wrappers from the guider, all others from the
+            # arguments.
             self.guider.model_options = options = run.install(options)
             yield options, run.state
             status = "finished"
@@ -146,12 +198,22 @@ class JumpRun:
             self.records.append(run.finish(status, None))
 
     def _own(self, x: Tensor, mask: Tensor | None) -> HostRun:
-        return HostRun(Chain((self.inner,), node=self.node), self.guider, x, sample_rapid_policy, self.sigmas, mask)
+        return HostRun(
+            Chain((self.inner,), node=self.node),
+            self.guider,
+            x,
+            sample_rapid_policy,
+            self.sigmas,
+            mask,
+        )
 
     def finish(self, result: Tensor | None) -> None:
         """Put what happened where a report finds it."""
         counts = ", ".join(map(str, self.made))
-        said = [f"{self.file.name} chose the noise levels: {counts} evaluations instead of {self.steps}", *self.notes]
+        said = [
+            f"{self.file.name} chose the noise levels: {counts} evaluations instead of {self.steps}",
+            *self.notes,
+        ]
         if self.outer is not None:
             for text in said:
                 self.outer.diary.note(text)
@@ -164,7 +226,9 @@ class JumpRun:
     def _latent(self, result: Tensor) -> Tensor:
         """What the host will make of the sampler's result."""
         base = self.guider.inner_model
-        return base.process_latent_out(base.model_sampling.inverse_noise_scaling(self.sigmas[-1], result).float())
+        return base.process_latent_out(
+            base.model_sampling.inverse_noise_scaling(self.sigmas[-1], result).float()
+        )
 
 
 class Progress:
@@ -175,7 +239,9 @@ class Progress:
         self.x, self.denoised = list(x.split(1)), list(x.split(1))
         self.bar = trange(len(levels) - 1, disable=disable)
 
-    def __call__(self, image: int, x: Tensor, denoised: Tensor, sigma: Tensor, after: float) -> None:
+    def __call__(
+        self, image: int, x: Tensor, denoised: Tensor, sigma: Tensor, after: float
+    ) -> None:
         """An image was evaluated at `sigma` and goes on to `after`."""
         steps, batch = len(self.levels) - 1, len(self.x)
         passed = sum(level >= after for level in self.levels[1:])
@@ -183,33 +249,50 @@ class Progress:
         self.bar.update(done - self.done)
         self.done, self.x[image], self.denoised[image] = done, x, denoised
         if self.callback is not None:
-            shown = {"x": torch.cat(self.x), "denoised": torch.cat(self.denoised)} if batch > 1 else {
-                "x": x, "denoised": denoised}  # fmt: skip
+            shown = (
+                {"x": torch.cat(self.x), "denoised": torch.cat(self.denoised)}
+                if batch > 1
+                else {"x": x, "denoised": denoised}
+            )
             self.callback({**shown, "i": done - 1, "sigma": sigma, "sigma_hat": sigma})
 
 
 def guider_of(model: Any) -> Any:
-    """ComfyUI's guider inside the model that a sampler function is given. Raises ValueError where there is none."""
+    """ComfyUI's guider inside the model that a sampler function is given. Raises ValueError where
+    there is none."""
     guider = getattr(model, "inner_model", None)
     if not all(hasattr(guider, name) for name in ("conds", "model_patcher", "inner_model")):
-        raise ValueError(f"{NAME}: it was given {type(model).__name__} to evaluate; accepted is a model with ComfyUI's "
-                         "guider in it. Connect it to SamplerCustom or SamplerCustomAdvanced itself.")  # fmt: skip
+        raise ValueError(
+            f"{NAME}: it was given {type(model).__name__} to evaluate; accepted is a model with ComfyUI's "
+            "guider in it. Connect it to SamplerCustom or SamplerCustomAdvanced itself."
+        )
     return guider
 
 
 def check_run(
-    file: PolicyFile, guider: Any, x: Tensor, levels: list[float], chain: Chain | None, foreign: bool
+    file: PolicyFile,
+    guider: Any,
+    x: Tensor,
+    levels: list[float],
+    chain: Chain | None,
+    foreign: bool,
 ) -> None:
     """Raise ValueError for a run that the sampler cannot do."""
     base = guider.model_patcher.model
     check_base(file, base)
     check_channels(base, x)
     if x.ndim not in (4, 5):
-        raise ValueError(f"{NAME}: a latent of shape {tuple(x.shape)} was given; accepted are pictures and videos.")
+        raise ValueError(
+            f"{NAME}: a latent of shape {tuple(x.shape)} was given; accepted are pictures and videos."
+        )
     if levels[0] < levels[-1]:
-        raise ValueError(f"{NAME}: sigmas rise from {levels[0]:g} to {levels[-1]:g}; accepted are falling ones.")
+        raise ValueError(
+            f"{NAME}: sigmas rise from {levels[0]:g} to {levels[-1]:g}; accepted are falling ones."
+        )
     plans = [p.technique for p in chain.policies if p.technique in PLANS] if chain else []
     if plans or foreign:
         other = "RAPID Accelerate" if plans else "EasyCache or LazyCache"
-        raise ValueError(f"{NAME}: {other} is on this model, and {file.name} would be a second plan of what is "
-                         "computed. Take one of them away.")  # fmt: skip
+        raise ValueError(
+            f"{NAME}: {other} is on this model, and {file.name} would be a second plan of what is "
+            "computed. Take one of them away."
+        )

@@ -11,15 +11,21 @@ from ..record import EvaluationRecord
 
 
 def running_server() -> Any:
-    """The host's server, where this process is one; None in scripts, which its import would change."""
+    """The host's server, where this process is one; None in scripts, which its import would
+    change."""
     return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
 
 
 def tell(node: str, evaluations: Sequence[EvaluationRecord], sigmas: Sequence[float]) -> None:
-    """Show on a node, by its execution id, how its run goes on, where a browser runs this workflow; see `so_far`. Other
-    clients would take the binary message for a preview; they announce no features."""
+    """Show on a node, by its execution id, how its run goes on, where a browser runs this workflow;
+    see `so_far`. Other clients would take the binary message for a preview; they announce no
+    features."""
     server = running_server()
-    features = getattr(server, "sockets_metadata", {}).get(getattr(server, "client_id", None), {}).get("feature_flags")
+    features = (
+        getattr(server, "sockets_metadata", {})
+        .get(getattr(server, "client_id", None), {})
+        .get("feature_flags")
+    )
     if node and features:
         try:
             server.send_progress_text(so_far(evaluations, sigmas), node, server.client_id)
@@ -28,13 +34,17 @@ def tell(node: str, evaluations: Sequence[EvaluationRecord], sigmas: Sequence[fl
 
 
 def so_far(evaluations: Sequence[EvaluationRecord], sigmas: Sequence[float]) -> str:
-    """A line about a run that has made these evaluations of a schedule. Of a batch, numbers are means over images."""
+    """A line about a run that has made these evaluations of a schedule. Of a batch, numbers are
+    means over images."""
     last, steps = evaluations[-1], len(sigmas) - 1
     step = min(steps, max(1, sum(sigma >= last.sigma for sigma in sigmas)))
     images = len(last.levels)
     left_out = sum(level != "run" for e in evaluations for level in e.levels) / images
     partial = sum(0 < share < 1 for e in evaluations for share in e.share) / images
-    spent, dense = sum(sum(e.cost) for e in evaluations), sum(sum(e.dense_cost) for e in evaluations)
+    spent, dense = (
+        sum(sum(e.cost) for e in evaluations),
+        sum(sum(e.dense_cost) for e in evaluations),
+    )
     speed = f", {dense / spent:.1f}x so far" if spent else ""
     some = f", {partial:.3g} in part" if partial else ""
     # Short, and what matters first: the page shows two lines of a node of usual width.

@@ -1,10 +1,16 @@
-"""One sampling run in ComfyUI: decides in PREDICT_NOISE, holds in CALC_COND_BATCH, splits and reuses in APPLY_MODEL."""
+"""One sampling run in ComfyUI: decides in PREDICT_NOISE, holds in CALC_COND_BATCH, splits and
+reuses in APPLY_MODEL."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from comfy.patcher_extension import WrappersMP, add_wrapper_with_key, copy_nested_dicts, get_wrappers_with_key
+from comfy.patcher_extension import (
+    WrappersMP,
+    add_wrapper_with_key,
+    copy_nested_dicts,
+    get_wrappers_with_key,
+)
 from torch import Tensor
 
 from ..actions import Level, Window
@@ -30,7 +36,9 @@ WRAPPER_KEY = "rapid"
 
 def run_of(options: dict) -> HostRun | None:
     """The run whose wrappers are in these model_options."""
-    found = get_wrappers_with_key(WrappersMP.PREDICT_NOISE, WRAPPER_KEY, options, is_model_options=True)
+    found = get_wrappers_with_key(
+        WrappersMP.PREDICT_NOISE, WRAPPER_KEY, options, is_model_options=True
+    )
     return found[-1].__self__ if found else None
 
 
@@ -38,7 +46,13 @@ class HostRun:
     """State and wrappers of one run. `guider` is ComfyUI's; nothing of it is kept after the run."""
 
     def __init__(
-        self, chain: Any, guider: Any, noise: Tensor, sampler: Any, sigmas: Tensor, mask: Tensor | None = None
+        self,
+        chain: Any,
+        guider: Any,
+        noise: Tensor,
+        sampler: Any,
+        sigmas: Tensor,
+        mask: Tensor | None = None,
     ):
         patcher = guider.model_patcher
         self.chain = chain
@@ -50,15 +64,23 @@ class HostRun:
         self.reuse_blocked: str | None = None  # why blocks cannot be hooked
         self.blocked: str | None = None  # why tokens cannot be chosen
         function = getattr(sampler, "sampler_function", sampler)
-        self.sampler = getattr(function, "__name__", type(function).__name__).removeprefix("sample_")
+        self.sampler = getattr(function, "__name__", type(function).__name__).removeprefix(
+            "sample_"
+        )
         self.shape, self.resized = tuple(noise.shape), False
         self.sigmas = tuple(sigmas.tolist())
         room, cost = Room(guider, self.shape[0], self.sampler), None
-        self.policies, left_out, self.kept_of_attention = chain.policies, None, None  # the last in words
+        self.policies, left_out, self.kept_of_attention = (
+            chain.policies,
+            None,
+            None,
+        )  # the last in words
         if self.architecture is not None:
             cost = CostModel(self.model, self.architecture)
             number = self.architecture.image_tokens(self.model, self.shape)
-            self.policies, left_out, self.kept_of_attention = with_left_out(self.policies, cost, number, room)
+            self.policies, left_out, self.kept_of_attention = with_left_out(
+                self.policies, cost, number, room
+            )
         sampling = patcher.get_model_object("model_sampling")  # patches of it are not applied yet
         self.state = self._state(self.policies, sampling, noise, mask)
         seen = self.policies, self.architecture, self.model, self.shape, guider
@@ -75,16 +97,21 @@ class HostRun:
             self.diary.note(said)
             if policy.metric == "attention":
                 self.calls.mass_at = len(places(self.architecture, self.model)) // 2
-        self.conditions = Conditions(self.state, self.architecture, self.model, self.calls.store, interpolate,
-                                     left_out)  # fmt: skip
+        self.conditions = Conditions(
+            self.state, self.architecture, self.model, self.calls.store, interpolate, left_out
+        )
 
-    def _state(self, policies: tuple, sampling: Any, noise: Tensor, mask: Tensor | None) -> RunState:
+    def _state(
+        self, policies: tuple, sampling: Any, noise: Tensor, mask: Tensor | None
+    ) -> RunState:
         """State of the run, and the actors of all techniques that can work on this model."""
         regional = [p for p in policies if p.regional]
         regions = None
         if regional and self.architecture is None:
             name = type(self.model).__name__
-            self.diary.note(f"{name} is not known to region-adaptive sampling; all tokens are computed")
+            self.diary.note(
+                f"{name} is not known to region-adaptive sampling; all tokens are computed"
+            )
             policies = tuple(p for p in policies if not p.regional)
         elif regional:
             assert self.architecture is not None
@@ -97,14 +124,19 @@ class HostRun:
             regions = Regions.of_run(grid, noise, mask, painted, threshold, oldest)
         actors = []
         for policy in policies:
-            bounds = (float(sampling.percent_to_sigma(p)) for p in (policy.start_percent, policy.end_percent))
+            bounds = (
+                float(sampling.percent_to_sigma(p))
+                for p in (policy.start_percent, policy.end_percent)
+            )
             actors.append(policy.start(Window(*bounds)))
         order = max((p.forecast_order for p in policies), default=0)
         reach = regional[-1].reach if regions else None
         history = max((p.history for p in policies), default=0)
         part = mask if mask is not None and mask.shape[1:] == noise.shape[1:] else None
         self.together, euler = Together(tuple(actors)), self.sampler == "euler"
-        return RunState(noise.shape[0], order, self.together, self.sigmas, regions, reach, history, euler, part)
+        return RunState(
+            noise.shape[0], order, self.together, self.sigmas, regions, reach, history, euler, part
+        )
 
     def install(self, options: dict) -> dict:
         """A copy of the guider's model_options with this run's wrappers and hooks in it."""
@@ -142,13 +174,15 @@ class HostRun:
         return blocks.install(replace, self.architecture, self.model)
 
     def look(self, transformer_options: dict) -> None:
-        """Have the first evaluation's modulation vector kept, for a sampler that decides by it. Blocks that are
-        replaced already are so by this run, or do not show theirs."""
+        """Have the first evaluation's modulation vector kept, for a sampler that decides by it.
+        Blocks that are replaced already are so by this run, or do not show theirs."""
         self.calls.looks = True
         self._install_hooks(transformer_options)
 
     # PREDICT_NOISE: once per evaluation, around everything else.
-    def predict_noise(self, executor: Any, x: Tensor, timestep: Tensor, model_options: dict, seed: Any = None):
+    def predict_noise(
+        self, executor: Any, x: Tensor, timestep: Tensor, model_options: dict, seed: Any = None
+    ):
         """Decide, let the host evaluate, remember."""
         self.diary.begin()
         if x.shape[0] != self.state.batch:
@@ -173,9 +207,14 @@ class HostRun:
         return denoised
 
     def _mix(self, evaluation: Evaluation, scale: float) -> None:
-        """Put together what the conditions showed of the model's tokens, for the policy that looks at them."""
+        """Put together what the conditions showed of the model's tokens, for the policy that looks
+        at them."""
         shown = self.state.features
-        reason = shown.end(evaluation.index, evaluation.images(Level.RUN), float(scale)) if shown else None
+        reason = (
+            shown.end(evaluation.index, evaluation.images(Level.RUN), float(scale))
+            if shown
+            else None
+        )
         if shown and reason:
             self.diary.note(features.blind(shown.kind, reason))
 
@@ -203,31 +242,67 @@ class HostRun:
         finally:
             self.dense_call = before
 
-    def apply_model(self, executor: Any, x: Tensor, t: Tensor, c_concat: Any = None, c_crossattn: Any = None,
-                    control: Any = None, transformer_options: dict = {}, **extra: Any) -> Tensor:  # noqa: B006
+    def apply_model(
+        self,
+        executor: Any,
+        x: Tensor,
+        t: Tensor,
+        c_concat: Any = None,
+        c_crossattn: Any = None,
+        control: Any = None,
+        transformer_options: dict = {},  # noqa: B006
+        **extra: Any,
+    ) -> Tensor:
         """The host's arguments, put into a dict so that they can be sliced together."""
-        arguments = {"c_concat": c_concat, "c_crossattn": c_crossattn, "control": control, "extra": extra}
+        arguments = {
+            "c_concat": c_concat,
+            "c_crossattn": c_crossattn,
+            "control": control,
+            "extra": extra,
+        }
         chunks, evaluation = len(transformer_options.get("uuids") or ()), self.current
-        other = executor.class_obj is not self.base  # the negative's model of DualModelGuider, another GPU's copy
-        if evaluation is not None and not (self.dense_call or other) and x.shape[0] == chunks * self.state.batch:
+        other = (
+            executor.class_obj is not self.base
+        )  # the negative's model of DualModelGuider, another GPU's copy
+        if (
+            evaluation is not None
+            and not (self.dense_call or other)
+            and x.shape[0] == chunks * self.state.batch
+        ):
             return self.calls(executor, evaluation, x, t, arguments, transformer_options)
         if evaluation is not None:
             images = range(self.state.batch)
-            self.calls.spend(evaluation, images, x, c_crossattn, max(chunks, 1), Level.RUN, extra=extra)
+            self.calls.spend(
+                evaluation, images, x, c_crossattn, max(chunks, 1), Level.RUN, extra=extra
+            )
         return call_model(executor, x, t, arguments, transformer_options)
 
     def finish(self, status: str, result: Any) -> RunRecord:
-        """The record of the run; all tensors are dropped, for an exception's traceback would keep them with the run."""
-        family = self.architecture.marked if self.architecture else f"{type(self.model).__name__} (unverified)"
+        """The record of the run; all tensors are dropped, for an exception's traceback would keep
+        them with the run."""
+        family = (
+            self.architecture.marked
+            if self.architecture
+            else f"{type(self.model).__name__} (unverified)"
+        )
         policies = tuple(p.settings() for p in self.chain.policies)
         thin = any(e.thin for e in self.diary.evaluations)  # elsewhere nothing is kept
-        for text in (*self.together.notes, *([self.kept_of_attention] if self.kept_of_attention and thin else [])):
+        for text in (
+            *self.together.notes,
+            *([self.kept_of_attention] if self.kept_of_attention and thin else []),
+        ):
             self.diary.note(text)
         regional = [p for p in self.policies if p.regional]
-        said = idle(regional[-1], self.diary.evaluations) if status == "finished" and self.calls.store else None
+        said = (
+            idle(regional[-1], self.diary.evaluations)
+            if status == "finished" and self.calls.store
+            else None
+        )
         self.diary.notes += [said] if said else []
         try:
-            return self.diary.finish(self.state, self.sampler, family, self.shape, policies, status, result)
+            return self.diary.finish(
+                self.state, self.sampler, family, self.shape, policies, status, result
+            )
         finally:
             for held in (self.state, self.calls.store, self.calls.left_out):
                 if held is not None:

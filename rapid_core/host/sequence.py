@@ -10,8 +10,9 @@ from .places import Place
 
 
 class Sequence:
-    """Tokens of one model call. number: image tokens of the latent; padding: tokens the model itself appends. text and
-    extra, tokens before and after the image, and `length`, of the whole attention, are measured at the first block."""
+    """Tokens of one model call. number: image tokens of the latent; padding: tokens the model
+    itself appends. text and extra, tokens before and after the image, and `length`, of the whole
+    attention, are measured at the first block."""
 
     def __init__(self, number: int, padding: int = 0):
         self.number, self.padding = number, padding
@@ -34,10 +35,13 @@ class Sequence:
         assert self.place is not None
         nth, kinds = self.nth, self.place.group.attentions
         self.nth += 1
-        return (self.place.number, nth), kinds[nth] if nth < len(kinds) else IMAGE  # SD3.5 medium's second attention
+        return (self.place.number, nth), kinds[nth] if nth < len(
+            kinds
+        ) else IMAGE  # SD3.5 medium's second attention
 
     def lay(self, queries: int, tokens: Tensor | None = None) -> Lay:
-        """How the keys of an attention lie; `tokens` (rows, K) of the image are among its `queries`, all if None."""
+        """How the keys of an attention lie; `tokens` (rows, K) of the image are among its
+        `queries`, all if None."""
         text = queries - (self.number if tokens is None else tokens.shape[1]) - self.extra
         return Lay(text, self.extra, tokens)
 
@@ -54,5 +58,7 @@ class Sequence:
         else:
             self.text, self.extra = length - self.number - self.padding, self.padding
         if self.text < 0 or self.extra < 0:
-            raise RuntimeError(f"RAPID: {length} tokens arrived where {self.number} image tokens were expected")
+            raise RuntimeError(
+                f"RAPID: {length} tokens arrived where {self.number} image tokens were expected"
+            )
         self.length = self.text + self.number + self.extra

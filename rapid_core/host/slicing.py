@@ -1,4 +1,5 @@
-"""Rows of a joined batch: row = chunk * B + image, and everything that is batched along with the latents."""
+"""Rows of a joined batch: row = chunk * B + image, and everything that is batched along with the
+latents."""
 
 from __future__ import annotations
 
@@ -18,14 +19,17 @@ def rows_of(images: list[int], batch: int, chunks: int) -> list[int]:
 
 
 def take_rows(value: Any, rows: Tensor, total: int) -> Any:
-    """`value` for the chosen rows only: tensors with `total` rows are indexed, those with one row are shared."""
+    """`value` for the chosen rows only: tensors with `total` rows are indexed, those with one row
+    are shared."""
     if isinstance(value, Tensor):
         if value.ndim == 0 or value.shape[0] == 1:
             return value
         if value.shape[0] != total:
             raise NotSliceable(f"an argument has {value.shape[0]} rows where {total} were expected")
         return value.index_select(0, rows.to(value.device))
-    if isinstance(value, (list, tuple)) and any(isinstance(v, (Tensor, list, tuple)) for v in value):
+    if isinstance(value, (list, tuple)) and any(
+        isinstance(v, (Tensor, list, tuple)) for v in value
+    ):
         return type(value)(take_rows(v, rows, total) for v in value)
     if isinstance(value, dict):
         return {k: take_rows(v, rows, total) for k, v in value.items()}

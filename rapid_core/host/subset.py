@@ -1,7 +1,9 @@
-"""One model call on some of its image tokens: which rows pass the blocks, and whose keys and values they attend to.
+"""One model call on some of its image tokens: which rows pass the blocks, and whose keys and values
+they attend to.
 
-Between the first and the last block of a stack the image has K tokens instead of N; after the last one it is whole
-again, with zeros where nothing was computed (their forecast is put in when the evaluation ends).
+Between the first and the last block of a stack the image has K tokens instead of N; after the last
+one it is whole again, with zeros where nothing was computed (their forecast is put in when the
+evaluation ends).
 """
 
 from __future__ import annotations
@@ -21,13 +23,19 @@ from .sequence import Sequence
 
 
 class Subset:
-    """Tokens of one model call. tokens: (rows, K) sorted image tokens of every row, None for all; rows are chunk *
-    len(images) + position, a chunk being a conditioning stream. regions, mass_at: where to report the attention mass
-    that image tokens receive, and in which block."""
+    """Tokens of one model call. tokens: (rows, K) sorted image tokens of every row, None for all;
+    rows are chunk * len(images) + position, a chunk being a conditioning stream. regions, mass_at:
+    where to report the attention mass that image tokens receive, and in which block."""
 
     def __init__(
-        self, store: KVStore, streams: list[Hashable], images: list[int], sequence: Sequence,
-        tokens: Tensor | None = None, regions: Regions | None = None, mass_at: int = -1,
+        self,
+        store: KVStore,
+        streams: list[Hashable],
+        images: list[int],
+        sequence: Sequence,
+        tokens: Tensor | None = None,
+        regions: Regions | None = None,
+        mass_at: int = -1,
     ):
         self.regions, self.mass_at = regions, mass_at
         self.store, self.streams, self.images = store, streams, images
@@ -36,8 +44,8 @@ class Subset:
         self._places: dict[int, Tensor] = {}
 
     def ran(self, length: int, device: torch.device) -> Tensor | None:
-        """Mask (rows, length) of the tokens of a sequence that ran, with or without text before the image; None for
-        all."""
+        """Mask (rows, length) of the tokens of a sequence that ran, with or without text before the
+        image; None for all."""
         if self.tokens is None:
             return None
         text = self.sequence.text if length == self.sequence.length else 0
@@ -56,7 +64,8 @@ class Subset:
         return {**out, "img": self._widened(place, out["img"])} if place.last else out
 
     def _rows(self, text: int) -> Tensor:
-        """Places (rows, M) of the computed tokens in a sequence with `text` tokens before the image."""
+        """Places (rows, M) of the computed tokens in a sequence with `text` tokens before the
+        image."""
         assert self.tokens is not None
         found = self._places.get(text)
         if found is not None:
@@ -80,13 +89,15 @@ class Subset:
         return args
 
     def _narrowed_times(self, vec: Tensor) -> Tensor:
-        """Modulation (rows, T, 6, C) of Wan 2.2, whose frames may have noise levels of their own -> (rows, K, 6, C)."""
+        """Modulation (rows, T, 6, C) of Wan 2.2, whose frames may have noise levels of their own ->
+        (rows, K, 6, C)."""
         assert self.tokens is not None
         frame = self.tokens // -(-self.sequence.number // vec.shape[1])
         return vec.gather(1, frame[:, :, None, None].expand(-1, -1, *vec.shape[2:]))
 
     def _narrowed_positions(self, pe: Tensor) -> Tensor:
-        """Rotary positions (1 or rows, ..., length, ...) of the computed tokens; all blocks share one tensor."""
+        """Rotary positions (1 or rows, ..., length, ...) of the computed tokens; all blocks share
+        one tensor."""
         if self._positions is None or self._positions[0] is not pe:
             axis = 1 + list(pe.shape[1:]).index(self.sequence.length)
             rows = self._rows(self.sequence.text)
@@ -100,15 +111,25 @@ class Subset:
     def _widened(self, place: Place, img: Tensor) -> Tensor:
         text = self.sequence.before(place)
         rows = self._rows(text)
-        out = img.new_zeros(img.shape[0], text + self.sequence.number + self.sequence.extra, img.shape[2])
+        out = img.new_zeros(
+            img.shape[0], text + self.sequence.number + self.sequence.extra, img.shape[2]
+        )
         return out.scatter_(1, rows[:, :, None].expand(-1, -1, img.shape[2]), img)
 
     # Attention.
     def attend(
-        self, go: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, named: dict, at: tuple[int, int], axis: int
+        self,
+        go: Callable[..., Tensor],
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        named: dict,
+        at: tuple[int, int],
+        axis: int,
     ) -> Tensor:
-        """One attention of the current block: keep its keys and values, or complete them from the cache. go: attention
-        of (q, k, v, the host's arguments, how the keys lie); axis of tokens; at: (block, n-th attention in it)."""
+        """One attention of the current block: keep its keys and values, or complete them from the
+        cache. go: attention of (q, k, v, the host's arguments, how the keys lie); axis of tokens;
+        at: (block, n-th attention in it)."""
         count, seq = len(self.images), self.sequence
         lay = seq.lay(q.shape[axis], self.tokens)
         if self.tokens is None:
@@ -116,16 +137,24 @@ class Subset:
                 of = slice(chunk * count, (chunk + 1) * count)
                 self.store.write(stream, at, self.images, k[of], v[of], axis, lay.text)
             if at == (self.mass_at, 0) and self.regions is not None:
-                self._report_mass(received_mass(q, k, axis, named["heads"], slice(lay.text, lay.text + seq.number)))
+                self._report_mass(
+                    received_mass(
+                        q, k, axis, named["heads"], slice(lay.text, lay.text + seq.number)
+                    )
+                )
             return go(q, k, v, named, lay)
         rows, total = self._rows(lay.text), lay.text + seq.number + seq.extra
         mask, parts = self._mask(named.get("mask"), rows, total, lay.text), []
         for chunk, stream in enumerate(self.streams):
             of = slice(chunk * count, (chunk + 1) * count)
-            keys = self.store.merge(stream, at, self.images, k[of], v[of], rows[of], lay.text, total)
+            keys = self.store.merge(
+                stream, at, self.images, k[of], v[of], rows[of], lay.text, total
+            )
             seen = _for_keys(_of_rows(mask, of), keys, rows[of], q.dtype)
             some = replace(lay, tokens=self.tokens[of], chunk=chunk)
-            parts.append(go(q[of], keys.k, keys.v, named if seen is None else {**named, "mask": seen}, some))
+            parts.append(
+                go(q[of], keys.k, keys.v, named if seen is None else {**named, "mask": seen}, some)
+            )
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _report_mass(self, mass: Tensor) -> None:
@@ -134,13 +163,17 @@ class Subset:
         text = mass.shape[1] - self.sequence.number - self.sequence.extra
         for row in range(len(mass)):
             image = self.images[row % len(self.images)]
-            self.regions.attended(image, mass[row, text : text + self.sequence.number], len(self.streams))
+            self.regions.attended(
+                image, mass[row, text : text + self.sequence.number], len(self.streams)
+            )
 
     def _mask(self, mask: Tensor | None, rows: Tensor, total: int, text: int) -> Tensor | None:
         """The attention mask (..., queries, keys) for the computed queries and all keys."""
         if mask is None:
             return None
-        if mask.shape[-1] == rows.shape[1] != total:  # made for the computed tokens only: text, then nothing masked
+        if (
+            mask.shape[-1] == rows.shape[1] != total
+        ):  # made for the computed tokens only: text, then nothing masked
             image = mask.new_full((*mask.shape[:-1], total - text), mask.dtype == torch.bool)
             mask = torch.cat((mask[..., :text], image), -1)
         if mask.ndim < 2 or mask.shape[-2] != total:  # one line for all queries
@@ -150,9 +183,11 @@ class Subset:
         return take(flat, rows).view(len(rows), *([1] * (mask.ndim - 3)), -1, total)
 
 
-def received_mass(q: Tensor, k: Tensor, axis: int, heads: int, asking: slice, samples: int = 64) -> Tensor:
-    """Mean attention (rows, L) that each key gets from about `samples` queries spread over those that are `asking`;
-    axis of tokens 1 for (rows, L, heads * D), 2 for (rows, heads, L, D)."""
+def received_mass(
+    q: Tensor, k: Tensor, axis: int, heads: int, asking: slice, samples: int = 64
+) -> Tensor:
+    """Mean attention (rows, L) that each key gets from about `samples` queries spread over those
+    that are `asking`; axis of tokens 1 for (rows, L, heads * D), 2 for (rows, heads, L, D)."""
     q, k = (heads_first(t, heads, axis == 2) for t in (q, k))
     q = q[:, :, asking]
     few = q[:, :, :: max(1, q.shape[2] // samples)].float()
@@ -160,11 +195,14 @@ def received_mass(q: Tensor, k: Tensor, axis: int, heads: int, asking: slice, sa
 
 
 def _for_keys(mask: Tensor | None, keys: Keys, rows: Tensor, dtype: torch.dtype) -> Tensor | None:
-    """The mask for keys that are not the whole sequence: fresh tokens, then pools with their bias."""
+    """The mask for keys that are not the whole sequence: fresh tokens, then pools with their
+    bias."""
     if keys.bias is None and not keys.fresh_only:
         return mask
     if mask is not None:
-        places = rows.view(len(rows), *([1] * (mask.ndim - 2)), rows.shape[1]).expand(-1, *mask.shape[1:-1], -1)
+        places = rows.view(len(rows), *([1] * (mask.ndim - 2)), rows.shape[1]).expand(
+            -1, *mask.shape[1:-1], -1
+        )
         mask = mask.expand(len(rows), *mask.shape[1:]).gather(-1, places)
     if keys.bias is None:
         return mask

@@ -1,10 +1,12 @@
-"""Weights with which computed derivatives stand for those that a run leaves out, fitted to whole runs.
+"""Weights with which computed derivatives stand for those that a run leaves out, fitted to whole
+runs.
 
-Under Euler the error of the latent after step i is the sum of step lengths times errors of derivatives, so that a
-derivative that is left out is asked for the true mean over its step *less what earlier errors have added up to*. The
-fit is ridge least squares towards Adams-Bashforth's weights; all it has to know of the runs are inner products of
-their derivatives, few enough to lie in a policy file. So weights can be found while sampling, for whatever is
-computed, and not only for the plan that was searched."""
+Under Euler the error of the latent after step i is the sum of step lengths times errors of
+derivatives, so that a derivative that is left out is asked for the true mean over its step *less
+what earlier errors have added up to*. The fit is ridge least squares towards Adams-Bashforth's
+weights; all it has to know of the runs are inner products of their derivatives, few enough to lie
+in a policy file. So weights can be found while sampling, for whatever is computed, and not only for
+the plan that was searched."""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ GAUSS = (0.5 - math.sqrt(3) / 6, 0.5 + math.sqrt(3) / 6)  # two nodes: exact for
 
 
 def adams_bashforth(levels: Sequence[float], start: float, stop: float | None) -> list[float]:
-    """Weights of the values at `levels` for their polynomial's mean over start .. stop; its value at start for None."""
+    """Weights of the values at `levels` for their polynomial's mean over start .. stop; its value
+    at start for None."""
     if stop is None:
         return [float(w) for w in weights(levels, start)]
     at = [weights(levels, start + node * (stop - start)) for node in GAUSS]
@@ -32,9 +35,10 @@ def adams_bashforth(levels: Sequence[float], start: float, stop: float | None) -
 
 @dataclass(frozen=True)
 class Gram:
-    """Inner products of guided derivatives, in the mean over runs on a schedule of N steps, float64. products (N, N):
-    of those at its noise levels; means (N, N): at [j, i] of the one at level j and the mean derivative over step i.
-    The two are the same where nothing is known of what lies within the steps."""
+    """Inner products of guided derivatives, in the mean over runs on a schedule of N steps,
+    float64. products (N, N): of those at its noise levels; means (N, N): at [j, i] of the one at
+    level j and the mean derivative over step i. The two are the same where nothing is known of what
+    lies within the steps."""
 
     products: Tensor
     means: Tensor
@@ -54,8 +58,8 @@ class Gram:
 
 @dataclass
 class Fit:
-    """The weights of one run, step by step. order: of Adams-Bashforth's polynomial; pull (N,): inner products of the
-    derivatives with the error of the latent so far."""
+    """The weights of one run, step by step. order: of Adams-Bashforth's polynomial; pull (N,):
+    inner products of the derivatives with the error of the latent so far."""
 
     gram: Gram
     schedule: Sequence[float]
@@ -67,19 +71,23 @@ class Fit:
         self.pull = torch.zeros(len(self.schedule) - 1, dtype=torch.float64)
 
     def weights(self, used: Sequence[int]) -> tuple[float, ...]:
-        """Of the derivatives computed at the steps `used`, oldest first, in place of the present step's."""
+        """Of the derivatives computed at the steps `used`, oldest first, in place of the present
+        step's."""
         i, places = self.step, list(used)
         levels = [self.schedule[j] for j in places[-(self.order + 1) :]]
         prior = torch.zeros(len(places), dtype=torch.float64)
         stop = self.schedule[i + 1] if self.gram.within else None
-        prior[-len(levels) :] = torch.tensor(adams_bashforth(levels, self.schedule[i], stop), dtype=torch.float64)
+        prior[-len(levels) :] = torch.tensor(
+            adams_bashforth(levels, self.schedule[i], stop), dtype=torch.float64
+        )
         inner = self.gram.products[places][:, places]
         ridge = RIDGE * inner.diagonal().mean() * torch.eye(len(places), dtype=torch.float64)
         wanted = self.gram.means[places, i] - self.pull[places] / self._length()
         return tuple(torch.linalg.solve(inner + ridge, wanted + ridge @ prior).float().tolist())
 
     def go_on(self, used: Sequence[int] = (), by: Sequence[float] = ()) -> None:
-        """To the next step, over the present one by these weights of the derivatives at `used`; its own for none."""
+        """To the next step, over the present one by these weights of the derivatives at `used`; its
+        own for none."""
         places, sums = (list(used), by) if used else ([self.step], (1.0,))
         made = self.gram.products[:, places] @ torch.tensor(sums, dtype=torch.float64)
         self.pull += self._length() * (made - self.gram.means[:, self.step])

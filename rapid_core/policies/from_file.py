@@ -22,7 +22,9 @@ from .tpdm import FAMILY, KIND, TPDMHeads, TPDMPolicy
 
 PLUS = "rapid+"  # heads on top of plans
 STRUCTURES = ("rapid3", PLUS, KIND)  # of heads; a file that names none has the first
-NOWHERE = torch.device("meta")  # where heads are made before they are filled: nothing drawn, and sizes cost nothing
+NOWHERE = torch.device(
+    "meta"
+)  # where heads are made before they are filled: nothing drawn, and sizes cost nothing
 PLAN_TENSORS = ("plan.", "sigmas", "gram.")
 LONGEST = 8  # evaluations in a row that thresholds of the trainer may leave out
 SAME = 0.02  # relative difference of speed-ups that are the same budget
@@ -48,8 +50,11 @@ def plans_of(file: PolicyFile) -> list[Plan]:
     for i, budget in enumerate(file.budgets):
         on = file.tensor(f"plan.{i}.computed", (steps,), torch.uint8).bool().tolist()
         if not on[0] or sum(on) > max(1, steps / budget * (1 + SAME)):
-            raise file.wrong(f"plan.{i}.computed", f"computes {sum(on)} of {steps} steps; the first must be among "
-                             f"them, and {budget:g} times the speed allows {steps / budget:.1f}")  # fmt: skip
+            raise file.wrong(
+                f"plan.{i}.computed",
+                f"computes {sum(on)} of {steps} steps; the first must be among "
+                f"them, and {budget:g} times the speed allows {steps / budget:.1f}",
+            )
         out.append(Plan(tuple(on), schedule, gram))
     return out
 
@@ -58,7 +63,9 @@ def _gram(file: PolicyFile, steps: int) -> Gram | None:
     """What weights are fitted to; None in a file that leaves them to Adams-Bashforth."""
     if not any(name.startswith("gram.") for name in file.tensors):
         return None
-    products, means = (file.tensor(f"gram.{name}", (steps, steps), torch.float64) for name in ("products", "means"))
+    products, means = (
+        file.tensor(f"gram.{name}", (steps, steps), torch.float64) for name in ("products", "means")
+    )
     if not torch.allclose(products, products.T) or not products.diagonal().min() > 0:
         raise file.wrong("gram.products", "must be symmetrical and above 0 on the diagonal")
     return Gram(products, means)
@@ -69,23 +76,46 @@ def head_tensors(heads: Heads) -> dict[str, torch.Tensor]:
     return {name: value.float() for name, value in heads.state_dict().items()}
 
 
-def head_metadata(heads: Heads, forecast_order: int, densities: Sequence[float], backend: str = "auto") -> dict:
-    """Metadata of a heads file beside what all files have. backend: of the sparse attention, if a head chooses it."""
+def head_metadata(
+    heads: Heads, forecast_order: int, densities: Sequence[float], backend: str = "auto"
+) -> dict:
+    """Metadata of a heads file beside what all files have. backend: of the sparse attention, if a
+    head chooses it."""
     sparse = {"sparse_backend": backend} if "sparse" in heads.heads else {}
-    return {"heads": list(heads.heads), "channels": heads.channels, "hidden": heads.hidden, "numbers": heads.numbers,
-            "width": heads.width, "scales": heads.scales, "forecast_order": forecast_order,
-            "densities": list(densities), **sparse}  # fmt: skip
+    return {
+        "heads": list(heads.heads),
+        "channels": heads.channels,
+        "hidden": heads.hidden,
+        "numbers": heads.numbers,
+        "width": heads.width,
+        "scales": heads.scales,
+        "forecast_order": forecast_order,
+        "densities": list(densities),
+        **sparse,
+    }
 
 
 def heads_of(file: PolicyFile) -> Heads:
     """The heads of a heads file, for use only. Raises PolicyError."""
     names = file.number("heads")
-    if not isinstance(names, list) or not names or any(name not in tuple(OUTPUTS) for name in names):
+    if (
+        not isinstance(names, list)
+        or not names
+        or any(name not in tuple(OUTPUTS) for name in names)
+    ):
         raise file.wrong("heads", f"= {names!r}; wanted are some of {', '.join(OUTPUTS)}")
-    sizes = {field: _whole(file, field, 1, 65536) for field in ("channels", "hidden", "numbers", "width")}
+    sizes = {
+        field: _whole(file, field, 1, 65536) for field in ("channels", "hidden", "numbers", "width")
+    }
     scales = file.number("scales")
-    if not isinstance(scales, dict) or set(scales) != set(names) or not all(_positive(v) for v in scales.values()):
-        raise file.wrong("scales", f"= {scales!r}; wanted is a positive number for each of {', '.join(names)}")
+    if (
+        not isinstance(scales, dict)
+        or set(scales) != set(names)
+        or not all(_positive(v) for v in scales.values())
+    ):
+        raise file.wrong(
+            "scales", f"= {scales!r}; wanted is a positive number for each of {', '.join(names)}"
+        )
     with NOWHERE:
         heads = Heads(heads=names, scales=scales, **sizes)
     return _filled(file, heads, PLAN_TENSORS if structure_of(file) == PLUS else ())
@@ -93,15 +123,23 @@ def heads_of(file: PolicyFile) -> Heads:
 
 def tpdm_metadata(heads: TPDMHeads) -> dict:
     """Metadata of a file of TPDM's heads beside what all files have."""
-    return {"structure": KIND, "heads": list(heads.heads), "hidden": heads.hidden, "side": heads.side,
-            "width": heads.width}  # fmt: skip
+    return {
+        "structure": KIND,
+        "heads": list(heads.heads),
+        "hidden": heads.hidden,
+        "side": heads.side,
+        "width": heads.width,
+    }
 
 
 def tpdm_of(file: PolicyFile) -> TPDMHeads:
     """TPDM's heads of a heads file, for use only. Raises PolicyError."""
     if file.architecture != FAMILY:
-        raise file.wrong("architecture", f"= {file.architecture!r}; heads of structure {KIND} look at the tokens of "
-                         f"{FAMILY} models")  # fmt: skip
+        raise file.wrong(
+            "architecture",
+            f"= {file.architecture!r}; heads of structure {KIND} look at the tokens of "
+            f"{FAMILY} models",
+        )
     if file.number("heads") != ["step"]:
         raise file.wrong("heads", f"= {file.number('heads')!r}; wanted is the step head alone")
     most = {"hidden": 16384, "side": 1024, "width": 1024}
@@ -122,7 +160,8 @@ def structure_of(file: PolicyFile) -> str:
 
 
 def _filled(file: PolicyFile, heads: Module, others: tuple[str, ...] = ()) -> Module:
-    """Heads with the file's tensors in them, which must be theirs and no others but those that begin with `others`."""
+    """Heads with the file's tensors in them, which must be theirs and no others but those that
+    begin with `others`."""
     wanted = heads.state_dict()
     extra = {name for name in file.tensors if name not in wanted and not name.startswith(others)}
     if extra:
@@ -148,7 +187,11 @@ def heads_policy(file: PolicyFile, speedup: float) -> HeadsPolicy:
     if structure_of(file) == KIND:
         return TPDMPolicy(tpdm_of(file), speedup, source=file.name)
     heads, densities = heads_of(file), file.number("densities")
-    if not isinstance(densities, list) or len(densities) != 3 or not all(_positive(d) and d < 1 for d in densities):
+    if (
+        not isinstance(densities, list)
+        or len(densities) != 3
+        or not all(_positive(d) and d < 1 for d in densities)
+    ):
         raise file.wrong("densities", f"= {densities!r}; wanted are three numbers between 0 and 1")
     order = _whole(file, "forecast_order", 0, 2)
     sparsity = Sparsity(_backend(file)) if "sparse" in heads.heads else None
@@ -156,17 +199,34 @@ def heads_policy(file: PolicyFile, speedup: float) -> HeadsPolicy:
         if heads.numbers != 1:
             raise file.wrong("numbers", f"= {heads.numbers}; wanted is 1, the noise level")
         if "pace" in heads.heads:
-            raise file.wrong("heads", f"= {', '.join(heads.heads)}; a pace head needs plans (structure {PLUS})")
+            raise file.wrong(
+                "heads", f"= {', '.join(heads.heads)}; a pace head needs plans (structure {PLUS})"
+            )
         return HeadsPolicy(heads, speedup, order, tuple(densities), sparsity, file.name)
     mode = file.metadata.get("mode", "cap")
     if mode not in MODES or heads.numbers != NUMBERS:
-        raise file.wrong("mode", f"= {mode!r} with {heads.numbers} numbers; wanted is one of {', '.join(MODES)}, with "
-                         f"{NUMBERS}")  # fmt: skip
+        raise file.wrong(
+            "mode",
+            f"= {mode!r} with {heads.numbers} numbers; wanted is one of {', '.join(MODES)}, with "
+            f"{NUMBERS}",
+        )
     if "pace" not in heads.heads or "step" in heads.heads:
-        raise file.wrong("heads", f"= {', '.join(heads.heads)}; heads that begin with a plan need the pace head in "
-                         "place of the step head")  # fmt: skip
-    return PlannedPolicy(heads, speedup, order, tuple(densities), sparsity, file.name, mode=mode,
-                         plan=nearest_plan(file, speedup), ladder=tuple(reversed(plans_of(file))))  # fmt: skip
+        raise file.wrong(
+            "heads",
+            f"= {', '.join(heads.heads)}; heads that begin with a plan need the pace head in "
+            "place of the step head",
+        )
+    return PlannedPolicy(
+        heads,
+        speedup,
+        order,
+        tuple(densities),
+        sparsity,
+        file.name,
+        mode=mode,
+        plan=nearest_plan(file, speedup),
+        ladder=tuple(reversed(plans_of(file))),
+    )
 
 
 def _backend(file: PolicyFile) -> str:
@@ -188,10 +248,15 @@ def jumps_policy(file: PolicyFile, speedup: float) -> HeadsPolicy:
     instead = "has no step head to choose noise levels with; connect it to RAPID Accelerate instead"
     if file.kind != "heads":
         raise file.wrong("kind", f"= {file.kind!r} {instead}")
-    why = {KIND: "a sampler does not see its tokens", PLUS: "its jumps are from step to step of a plan"}
+    why = {
+        KIND: "a sampler does not see its tokens",
+        PLUS: "its jumps are from step to step of a plan",
+    }
     if structure_of(file) in why:
         found = structure_of(file)
-        raise file.wrong("structure", f"= {found!r}: {why[found]}; connect it to RAPID Accelerate instead")
+        raise file.wrong(
+            "structure", f"= {found!r}: {why[found]}; connect it to RAPID Accelerate instead"
+        )
     policy = heads_policy(file, speedup)
     if "step" not in policy.heads.heads:
         raise file.wrong("heads", f"= {', '.join(policy.heads.heads)}: {instead}")
@@ -199,7 +264,8 @@ def jumps_policy(file: PolicyFile, speedup: float) -> HeadsPolicy:
 
 
 def check_base(file: PolicyFile, base: Any) -> None:
-    """Raise PolicyError where a policy was not made for the family or size of the host's model `base`."""
+    """Raise PolicyError where a policy was not made for the family or size of the host's model
+    `base`."""
     architecture, network = describe(base.diffusion_model), base.diffusion_model
     check_family(file, architecture.family if architecture else type(network).__name__)
     channels = getattr(getattr(base, "latent_format", None), "latent_channels", None)
@@ -209,13 +275,15 @@ def check_base(file: PolicyFile, base: Any) -> None:
 def check_family(file: PolicyFile, family: str) -> None:
     """Raise PolicyError for a policy of another model family."""
     if file.architecture != family:
-        raise PolicyError(f"policy {file.name}: architecture = {file.architecture!r}, trained on {file.base_model}; "
-                          f"this model is {family}. Choose a policy of its family, or none.")  # fmt: skip
+        raise PolicyError(
+            f"policy {file.name}: architecture = {file.architecture!r}, trained on {file.base_model}; "
+            f"this model is {family}. Choose a policy of its family, or none."
+        )
 
 
 def check_model(file: PolicyFile, channels: int | None, hidden: int) -> None:
-    """Raise PolicyError for a policy made for latents or a model of another size. Schedules and thresholds that do not
-    say for which size are believed."""
+    """Raise PolicyError for a policy made for latents or a model of another size. Schedules and
+    thresholds that do not say for which size are believed."""
     sizes = {"hidden": hidden}
     if file.kind == "heads" and structure_of(file) != KIND:
         sizes["channels"] = channels
@@ -224,13 +292,16 @@ def check_model(file: PolicyFile, channels: int | None, hidden: int) -> None:
             continue
         wanted = _whole(file, field, 1, 65536)
         if there is not None and wanted != there:
-            raise file.wrong(field, f"= {wanted}, trained on {file.base_model}; this model has {there}. It is of "
-                             "another size: choose a policy made for this model, or none")  # fmt: skip
+            raise file.wrong(
+                field,
+                f"= {wanted}, trained on {file.base_model}; this model has {there}. It is of "
+                "another size: choose a policy made for this model, or none",
+            )
 
 
 def policy_of(file: PolicyFile, speedup: float) -> SchedulePolicy | ThresholdPolicy | HeadsPolicy:
-    """The file's policy at a speed-up. Between the budgets it was made for, the nearest plan is moved, thresholds are
-    interpolated; to heads it is a ceiling. Raises PolicyError."""
+    """The file's policy at a speed-up. Between the budgets it was made for, the nearest plan is
+    moved, thresholds are interpolated; to heads it is a ceiling. Raises PolicyError."""
     if file.kind == "schedule":
         return SchedulePolicy(speedup, plan=nearest_plan(file, speedup), source=file.name)
     if file.kind == "threshold":
@@ -240,12 +311,15 @@ def policy_of(file: PolicyFile, speedup: float) -> SchedulePolicy | ThresholdPol
 
 def threshold_policy(file: PolicyFile, speedup: float) -> ThresholdPolicy:
     """Cache Reuse with the file's threshold. Raises PolicyError."""
-    longest = _whole(file, "max_consecutive", 1, 100) if "max_consecutive" in file.metadata else IN_A_ROW
+    longest = (
+        _whole(file, "max_consecutive", 1, 100) if "max_consecutive" in file.metadata else IN_A_ROW
+    )
     return ThresholdPolicy(threshold_of(file, speedup), max_consecutive=longest, source=file.name)
 
 
 def threshold_of(file: PolicyFile, speedup: float) -> float:
-    """Cache Reuse's threshold at a speed-up, between those of the budgets on a line of logarithms."""
+    """Cache Reuse's threshold at a speed-up, between those of the budgets on a line of
+    logarithms."""
     budgets = file.budgets
     found = file.tensor("thresholds", (len(budgets),), torch.float32).tolist()
     if min(found) <= 0:

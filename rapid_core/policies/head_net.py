@@ -1,9 +1,11 @@
-"""The policy heads of RAPID3 (Zhao et al. 2025): one small network each, its condition coming in through AdaLN.
+"""The policy heads of RAPID3 (Zhao et al. 2025): one small network each, its condition coming in
+through AdaLN.
 
-The structure is that of the one published implementation of this family of policies (TPDM, Ye et al. 2024): 3 x 3
-convolution, group norm modulated by the condition, 3 x 3 convolution of stride 2, pooling to 16 x 16 and its maximum,
-two linear layers. Where the condition comes from is ours: the model's pooled modulation vector, seen once at the first
-evaluation, and an embedding of the noise level."""
+The structure is that of the one published implementation of this family of policies (TPDM, Ye et
+al. 2024): 3 x 3 convolution, group norm modulated by the condition, 3 x 3 convolution of stride 2,
+pooling to 16 x 16 and its maximum, two linear layers. Where the condition comes from is ours: the
+model's pooled modulation vector, seen once at the first evaluation, and an embedding of the noise
+level."""
 
 from __future__ import annotations
 
@@ -21,8 +23,9 @@ POOLED = 16
 
 
 def packed(latent: Tensor) -> Tensor:
-    """Latents (B, C, H, W) -> (B, 4 C, H / 2, W / 2): 2 x 2 pixels a token, odd sides padded. Of videos (B, C, T, H, W)
-    the root mean square over the frames, with the mean's sign: one row an image, however many frames."""
+    """Latents (B, C, H, W) -> (B, 4 C, H / 2, W / 2): 2 x 2 pixels a token, odd sides padded. Of
+    videos (B, C, T, H, W) the root mean square over the frames, with the mean's sign: one row an
+    image, however many frames."""
     if latent.ndim == 5:
         mean = latent.float().mean(2)
         latent = latent.float().square().mean(2).sqrt().copysign(mean)
@@ -53,9 +56,12 @@ class AdaNorm(nn.Module):
 
 
 class Head(nn.Module):
-    """Logits (B, outputs) of a packed latent (B, channels, H, W) and a condition (B, D). eps: of the group norm."""
+    """Logits (B, outputs) of a packed latent (B, channels, H, W) and a condition (B, D). eps: of
+    the group norm."""
 
-    def __init__(self, channels: int, condition: int, outputs: int, width: int = 128, eps: float = 1e-5):
+    def __init__(
+        self, channels: int, condition: int, outputs: int, width: int = 128, eps: float = 1e-5
+    ):
         super().__init__()
         self.conv1 = nn.Conv2d(channels, width, 3, padding=1)
         self.norm1 = AdaNorm(width, condition, eps)
@@ -74,8 +80,8 @@ class Head(nn.Module):
 
 
 class Condition(nn.Module):
-    """Condition (B, D) of all heads: the model's pooled vector (B, hidden), and embeddings of numbers (B, n): noise
-    level and, where the policy knows budgets, what is left of it."""
+    """Condition (B, D) of all heads: the model's pooled vector (B, hidden), and embeddings of
+    numbers (B, n): noise level and, where the policy knows budgets, what is left of it."""
 
     def __init__(self, hidden: int, numbers: int, width: int = 128):
         super().__init__()
@@ -84,12 +90,15 @@ class Condition(nn.Module):
         self.levels = nn.Linear(numbers * LEVELS_WIDTH, width)
 
     def forward(self, pooled: Tensor, numbers: Tensor) -> Tensor:
-        scale = pooled.square().mean(1, keepdim=True).add(1e-6).rsqrt()  # models differ in the size of their vectors
+        scale = (
+            pooled.square().mean(1, keepdim=True).add(1e-6).rsqrt()
+        )  # models differ in the size of their vectors
         return self.pooled(pooled * scale) + self.levels(embedding(numbers).flatten(1))
 
 
 def beta(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Parameters (alpha, beta) of a jump, each 1 + exp(logit): unimodal. logits (..., 2), paper's P_step."""
+    """Parameters (alpha, beta) of a jump, each 1 + exp(logit): unimodal. logits (..., 2), paper's
+    P_step."""
     alpha, other = (1 + logits.clamp(-8, 8).exp()).unbind(-1)
     return alpha, other
 
@@ -101,6 +110,7 @@ def beta_mode(logits: Tensor) -> Tensor:
 
 
 def on_device(heads: Module, device: torch.device) -> Module:
-    """Heads, or a copy of them on another device: clones of a model, and training, share the module."""
+    """Heads, or a copy of them on another device: clones of a model, and training, share the
+    module."""
     here = next(heads.parameters()).device
     return heads if here == device else copy.deepcopy(heads).to(device)

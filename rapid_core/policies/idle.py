@@ -12,7 +12,8 @@ SHARE = "lower keep_ratio, warm_up or tail, raise refresh_interval, or take more
 
 
 def idle(policy: Any, evaluations: Sequence[EvaluationRecord]) -> str | None:
-    """Words for a run that computed every token in every evaluation without a reason given, and what to change."""
+    """Words for a run that computed every token in every evaluation without a reason given, and
+    what to change."""
     if not evaluations or any(e.reasons or min(e.share) < 1 for e in evaluations):
         return None
     change = CLOCKS if getattr(policy, "error_threshold", 0.0) else SHARE

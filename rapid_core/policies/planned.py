@@ -1,7 +1,9 @@
-"""Heads that begin with a plan (`rapid+`): they learn where an image needs more evaluations than a plan has, or fewer.
+"""Heads that begin with a plan (`rapid+`): they learn where an image needs more evaluations than a
+plan has, or fewer.
 
-Beyond RAPID3: heads know what is left of the budget and how rough the trajectory is, one file serves all speed-ups,
-what is held is forecast with weights fitted to what was computed, and heads that say nothing are the plan."""
+Beyond RAPID3: heads know what is left of the budget and how rough the trajectory is, one file
+serves all speed-ups, what is held is forecast with weights fitted to what was computed, and heads
+that say nothing are the plan."""
 
 from __future__ import annotations
 
@@ -23,9 +25,9 @@ MODES = {"cap": 1.0, "average": 1.5}  # what an image may spend at most, as a mu
 
 @dataclass(frozen=True)
 class PlannedPolicy(HeadsPolicy):
-    """Heads on top of a plan; None: on even spacing. ladder: plans from the fewest evaluations to the most, that one
-    among them. mode: "cap", no image spends more than the budget, or "average", images of a calibration set spent it
-    in the mean, none more than half as much again."""
+    """Heads on top of a plan; None: on even spacing. ladder: plans from the fewest evaluations to
+    the most, that one among them. mode: "cap", no image spends more than the budget, or "average",
+    images of a calibration set spent it in the mean, none more than half as much again."""
 
     technique: str = "rapid+"
     plan: Plan | None = None
@@ -35,7 +37,9 @@ class PlannedPolicy(HeadsPolicy):
     @property
     def schedule(self) -> SchedulePolicy:
         """The plan by itself."""
-        return SchedulePolicy(self.speedup, forecast_order=self.forecast_order, plan=self.plan, source=self.source)
+        return SchedulePolicy(
+            self.speedup, forecast_order=self.forecast_order, plan=self.plan, source=self.source
+        )
 
     def start(self, window: Window) -> PlannedActor:
         return PlannedActor(self, window)
@@ -64,13 +68,17 @@ class PlannedActor(HeadsActor):
 
     def _numbers(self, sigma: Tensor) -> Tensor:
         unknown = sigma.new_ones(())
-        errors = torch.stack([(unknown if e is None else e).to(sigma).clamp(0, 1).sqrt() for e in self.errors])
+        errors = torch.stack(
+            [(unknown if e is None else e).to(sigma).clamp(0, 1).sqrt() for e in self.errors]
+        )
         return torch.cat((super()._numbers(sigma), errors[:, None].float()), 1)
 
     def _most(self, steps: int) -> int:
         return affordable(max(1.0, self.planned.speedup / MODES[self.planned.mode]), steps)
 
-    def _one(self, number: int, image: ImageState, observation: Observation, logits: dict | None) -> Action:
+    def _one(
+        self, number: int, image: ImageState, observation: Observation, logits: dict | None
+    ) -> Action:
         if observation.step in self.charged.get(number, ()):
             return DENSE  # a second look at a step, which a plan computes whole
         return super()._one(number, image, observation, logits)
@@ -80,15 +88,21 @@ class PlannedActor(HeadsActor):
         here = observation.schedule[observation.step]
         return here, here
 
-    def _leap(self, number: int, logits: Tensor, start: float, observation: Observation) -> tuple[float, Choice]:
+    def _leap(
+        self, number: int, logits: Tensor, start: float, observation: Observation
+    ) -> tuple[float, Choice]:
         self._plan(observation)
         charged, steps = self.charged[number], observation.steps
         last, left = max(charged), self._most(steps) - len(charged)
         targets = [marks and onward(marks, last, left) for marks in self.rungs]
         targets[OWN] = following(self.marks, last, len(charged), left)
         leaning = torch.tensor(lean(targets, often(self._most(steps))))
-        pace = self._pick(logits + leaning if self.policy.tape is None else drawn(logits, leaning).log())
-        return observation.schedule[targets[pace] or steps], Choice(pace=pace, lean=tuple(leaning.tolist()))
+        pace = self._pick(
+            logits + leaning if self.policy.tape is None else drawn(logits, leaning).log()
+        )
+        return observation.schedule[targets[pace] or steps], Choice(
+            pace=pace, lean=tuple(leaning.tolist())
+        )
 
     def _plan(self, observation: Observation) -> None:
         """Settle the plan and the rungs about it, once a run."""
@@ -97,8 +111,12 @@ class PlannedActor(HeadsActor):
         self.marks, ladder = self.schedule.plan(observation), self.planned.ladder
         self.notes = sorted({*self.notes, *self.schedule.notes})
         own = ladder.index(self.planned.plan) if self.planned.plan in ladder else None
-        near = [ladder[own + rung] if own is not None and rung and 0 <= own + rung < len(ladder) else None
-                for rung in RUNGS]  # fmt: skip
+        near = [
+            ladder[own + rung]
+            if own is not None and rung and 0 <= own + rung < len(ladder)
+            else None
+            for rung in RUNGS
+        ]
         self.rungs = [plan and plan.on(observation.steps, observation.schedule) for plan in near]
 
     def _weights(self, number: int, image: ImageState, observation: Observation) -> Weights:

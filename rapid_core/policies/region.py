@@ -1,8 +1,9 @@
 """Region-adaptive sampling (RAS, Liu et al. 2025): only the tokens that matter pass the model.
 
-The signal is a statistic of the guided derivative at each token, raised with the time since the token was last
-computed. Differences to the paper's code, on purpose: a neglected token rises in priority whatever the direction of the
-selection, counters start anew when a token is computed, and nothing is counted in absolute step numbers.
+The signal is a statistic of the guided derivative at each token, raised with the time since the
+token was last computed. Differences to the paper's code, on purpose: a neglected token rises in
+priority whatever the direction of the selection, counters start anew when a token is computed, and
+nothing is counted in absolute step numbers.
 """
 
 from __future__ import annotations
@@ -21,26 +22,37 @@ INACTIVE = ("hold", "forecast", "interpolate")
 DIRECTIONS = ("low", "high")
 DUE_AGE = 4  # evaluations after which a token is due whatever its forecast promises
 WAIT = 2  # evaluations that fewer than a block of due tokens may wait for others
-KEPT_AGE = 8  # evaluations after which clocks compute tokens that an inpaint mask keeps: with all others
-PRECISIONS = ("forecast", "model", "8 bit", "pooled", "host memory", "none")  # of cached keys and values
+KEPT_AGE = (
+    8  # evaluations after which clocks compute tokens that an inpaint mask keeps: with all others
+)
+PRECISIONS = (
+    "forecast",
+    "model",
+    "8 bit",
+    "pooled",
+    "host memory",
+    "none",
+)  # of cached keys and values
 
 
 @dataclass(frozen=True)
 class RegionPolicy:
     """keep_ratio: share of image tokens computed, mean over the sparse evaluations, in (0, 1].
 
-    warm_up, tail: shares of the steps at the beginning and end that compute all tokens. refresh_interval: sparse
-    evaluations between two that compute all tokens; 0 = none. resets: shares of the schedule at which all tokens are
-    computed. drift_threshold: relative L1 error of the forecast of computed tokens above which the next evaluation
-    computes all; 0 = off. error_threshold: above 0, a token is computed when the estimated error of its forecasts,
-    added up since it was computed, reaches it: as many as are due, none (hold), or all (but for what an inpaint mask
-    keeps) where that is more than keep_ratio; metric, direction, starvation and slope do not count then. metric,
-    direction: which tokens come first ("low" values of the metric or "high" ones). starvation: k of the priority
-    +-log(metric) + k * age. slope: the share runs from keep_ratio * (1 + slope) to keep_ratio * (1 - slope).
-    inactive: what the other tokens do. reach: how far a forecast may go, in distances of the two evaluations it is made
-    from. kv_cache, memory_limit (GiB, 0 = none): how keys and values are kept, and how much of them.
-    focus: (1 or B, H, W), 0 .. 1, of any size: tokens that come first (with error_threshold: that are due at half of
-    it). seed: of the random metric."""
+    warm_up, tail: shares of the steps at the beginning and end that compute all tokens.
+    refresh_interval: sparse evaluations between two that compute all tokens; 0 = none. resets:
+    shares of the schedule at which all tokens are computed. drift_threshold: relative L1 error of
+    the forecast of computed tokens above which the next evaluation computes all; 0 = off.
+    error_threshold: above 0, a token is computed when the estimated error of its forecasts, added
+    up since it was computed, reaches it: as many as are due, none (hold), or all (but for what an
+    inpaint mask keeps) where that is more than keep_ratio; metric, direction, starvation and slope
+    do not count then. metric, direction: which tokens come first ("low" values of the metric or
+    "high" ones). starvation: k of the priority +-log(metric) + k * age. slope: the share runs from
+    keep_ratio * (1 + slope) to keep_ratio * (1 - slope). inactive: what the other tokens do. reach:
+    how far a forecast may go, in distances of the two evaluations it is made from. kv_cache,
+    memory_limit (GiB, 0 = none): how keys and values are kept, and how much of them. focus: (1 or
+    B, H, W), 0 .. 1, of any size: tokens that come first (with error_threshold: that are due at
+    half of it). seed: of the random metric."""
 
     keep_ratio: float
     warm_up: float = 0.15
@@ -69,13 +81,18 @@ class RegionPolicy:
 
     @property
     def levels(self) -> frozenset[Level]:
-        return frozenset((Level.RUN, Level.HOLD))  # with a fixed share where a mask keeps everything
+        return frozenset(
+            (Level.RUN, Level.HOLD)
+        )  # with a fixed share where a mask keeps everything
 
     def least(self, state: TokenState) -> float:
-        """Smallest share of the tokens that may be chosen which a sparse evaluation of the run computes."""
+        """Smallest share of the tokens that may be chosen which a sparse evaluation of the run
+        computes."""
         if not self.slope or not state.free:
             return self.keep_ratio
-        return min(1.0, max(self.keep_ratio * (1 - abs(self.slope)), block_of(state.number) / state.free))
+        return min(
+            1.0, max(self.keep_ratio * (1 - abs(self.slope)), block_of(state.number) / state.free)
+        )
 
     @property
     def due(self) -> tuple[float, int]:
@@ -90,24 +107,46 @@ class RegionPolicy:
         return replace(self, focus=mask)
 
     def settings(self) -> dict:
-        return {**{k: v for k, v in vars(self).items() if k != "focus"}, "mask": self.focus is not None}
+        return {
+            **{k: v for k, v in vars(self).items() if k != "focus"},
+            "mask": self.focus is not None,
+        }
 
 
 def clocks(threshold: float, keep_ratio: float = 0.75, **cache) -> RegionPolicy:
-    """Every token has a clock of its own, and nothing else decides; `cache`: kv_cache and memory_limit."""
-    return RegionPolicy(keep_ratio, warm_up=0.0, tail=0.03, refresh_interval=0, error_threshold=threshold, **cache)
+    """Every token has a clock of its own, and nothing else decides; `cache`: kv_cache and
+    memory_limit."""
+    return RegionPolicy(
+        keep_ratio, warm_up=0.0, tail=0.03, refresh_interval=0, error_threshold=threshold, **cache
+    )
 
 
 def paper(family: str, keep_ratio: float, memory_limit: float = 0.0) -> RegionPolicy:
-    """The published schedules: 28 steps of SD3 (start 4, resets 12 and 20) or 30 of Lumina (4, 12 and 22).
+    """The published schedules: 28 steps of SD3 (start 4, resets 12 and 20) or 30 of Lumina (4, 12
+    and 22).
 
-    Metric, hold and starvation as in the paper; other families take SD3's. Lumina's share falls over the run, from
-    .6875 to .3125 at a keep_ratio of .5 (its skip list grows by 256 of 4,096 tokens every 4 steps). Starvation has the
-    sign of the paper's text, not that of its code, which lets neglected tokens starve."""
-    steps, resets, slope = (30, (12, 22), 0.375) if family in ("lumina2", "z_image") else (28, (12, 20), 0.0)
-    return RegionPolicy(keep_ratio, warm_up=4 / steps, tail=0.0, refresh_interval=0,
-                        resets=tuple(r / steps for r in resets), metric="std", direction="low", starvation=0.1,
-                        slope=slope, inactive="hold", forecast_order=0, kv_cache="model", memory_limit=memory_limit)
+    Metric, hold and starvation as in the paper; other families take SD3's. Lumina's share falls
+    over the run, from .6875 to .3125 at a keep_ratio of .5 (its skip list grows by 256 of 4,096
+    tokens every 4 steps). Starvation has the sign of the paper's text, not that of its code, which
+    lets neglected tokens starve."""
+    steps, resets, slope = (
+        (30, (12, 22), 0.375) if family in ("lumina2", "z_image") else (28, (12, 20), 0.0)
+    )
+    return RegionPolicy(
+        keep_ratio,
+        warm_up=4 / steps,
+        tail=0.0,
+        refresh_interval=0,
+        resets=tuple(r / steps for r in resets),
+        metric="std",
+        direction="low",
+        starvation=0.1,
+        slope=slope,
+        inactive="hold",
+        forecast_order=0,
+        kv_cache="model",
+        memory_limit=memory_limit,
+    )
 
 
 class RegionActor:
@@ -119,7 +158,9 @@ class RegionActor:
         self.policy = policy
 
     def act(self, observation: Observation) -> tuple[Action, ...]:
-        return tuple(self._one(observation, image, number) for number, image in enumerate(observation.images))
+        return tuple(
+            self._one(observation, image, number) for number, image in enumerate(observation.images)
+        )
 
     def _one(self, observation: Observation, image: ImageState, number: int) -> Action:
         state = image.tokens
@@ -137,7 +178,8 @@ class RegionActor:
         return Action(Level.RUN, chosen.sort().values)
 
     def _due(self, image: ImageState, state: TokenState) -> Action:
-        """All tokens that are due, rounded up to whole blocks; fewer than a block wait, but not for long."""
+        """All tokens that are due, rounded up to whole blocks; fewer than a block wait, but not for
+        long."""
         p = self.policy
         if state.due is None or state.drift is None:
             return DENSE
@@ -150,19 +192,31 @@ class RegionActor:
         order = torch.where(state.age >= DUE_AGE, 1e6 + state.drift, state.drift)
         order = order if state.wanted is None else order.masked_fill(~state.wanted, -1e9)
         count = state.free if many else min(math.ceil(state.due / block) * block, state.free)
-        return DENSE if count >= state.number else Action(Level.RUN, order.topk(count).indices.sort().values)
+        return (
+            DENSE
+            if count >= state.number
+            else Action(Level.RUN, order.topk(count).indices.sort().values)
+        )
 
     def _all(self, observation: Observation, image: ImageState) -> bool:
         """Whether this evaluation computes all tokens."""
         p, step, steps = self.policy, observation.step, observation.steps
-        if image.since_dense < 0 or step < math.ceil(p.warm_up * steps) or step >= steps - math.ceil(p.tail * steps):
+        if (
+            image.since_dense < 0
+            or step < math.ceil(p.warm_up * steps)
+            or step >= steps - math.ceil(p.tail * steps)
+        ):
             return True
         if p.refresh_interval and image.since_dense >= p.refresh_interval:
             return True
         # A reset belongs to a step; a second evaluation in it (heun) need not be dense again.
         if any(step == round(r * steps) for r in p.resets) and image.since_dense > 0:
             return True
-        return bool(p.drift_threshold) and image.measured is not None and image.measured > p.drift_threshold
+        return (
+            bool(p.drift_threshold)
+            and image.measured is not None
+            and image.measured > p.drift_threshold
+        )
 
     def _ratio(self, observation: Observation) -> float:
         """Share of tokens at this step, on the line that `slope` gives."""
@@ -173,7 +227,8 @@ class RegionActor:
 
 
 def rounded(count: float, number: int) -> int:
-    """Token counts as matrix units like them: multiples of 64 in big pictures, at least one block."""
+    """Token counts as matrix units like them: multiples of 64 in big pictures, at least one
+    block."""
     block = block_of(number)
     return min(number, max(block, round(count / block) * block))
 
@@ -184,23 +239,32 @@ def block_of(number: int) -> int:
 
 
 def oldest(share: float) -> int:
-    """Age from which a token goes before all others. share: the smallest in the run. With at least K of N tokens
-    computed at a time, no token waits longer than oldest + ceil(N / K) evaluations."""
+    """Age from which a token goes before all others. share: the smallest in the run. With at least
+    K of N tokens computed at a time, no token waits longer than oldest + ceil(N / K)
+    evaluations."""
     return max(2, math.ceil(2 / share))
 
 
-def priority(policy: RegionPolicy, state: TokenState, observation: Observation, number: int) -> Tensor:
-    """Priority (N,) of the tokens, float32: paper's eq. 1 in logarithms, R = metric * exp(k * age)."""
+def priority(
+    policy: RegionPolicy, state: TokenState, observation: Observation, number: int
+) -> Tensor:
+    """Priority (N,) of the tokens, float32: paper's eq. 1 in logarithms, R = metric * exp(k *
+    age)."""
     if policy.metric == "rounds":
         order = state.age.float()  # round-robin: the oldest first, then a checkerboard-like scatter
         spread = torch.arange(state.number, device=order.device)
         order = order + (spread * 0.6180339887) % 1.0
     elif policy.metric == "random":
-        generator = torch.Generator().manual_seed(policy.seed * 1000003 + observation.index * 1009 + number)
+        generator = torch.Generator().manual_seed(
+            policy.seed * 1000003 + observation.index * 1009 + number
+        )
         order = torch.rand(state.number, generator=generator).to(state.age.device)
     else:
         sign = 1.0 if policy.direction == "high" else -1.0
-        order = sign * metric(policy.metric, state).clamp_min(1e-12).log() + policy.starvation * state.age
+        order = (
+            sign * metric(policy.metric, state).clamp_min(1e-12).log()
+            + policy.starvation * state.age
+        )
     if policy.metric != "random":
         late = state.age >= oldest(policy.least(state))
         order = torch.where(late, 1e6 + state.age.float(), order)
@@ -212,8 +276,8 @@ def priority(policy: RegionPolicy, state: TokenState, observation: Observation, 
 def metric(name: str, state: TokenState) -> Tensor:
     """A token's signal (N,), float32, mean over its pixels.
 
-    std: over the channels of the derivative; l2: its norm; change: how much it had changed when last computed;
-    attention: what the image's queries gave it."""
+    std: over the channels of the derivative; l2: its norm; change: how much it had changed when
+    last computed; attention: what the image's queries gave it."""
     if name == "change":
         return state.change
     if name == "attention" and state.attention is not None:
@@ -226,8 +290,8 @@ def metric(name: str, state: TokenState) -> Tensor:
 
 
 def per_frame(order: Tensor, state: TokenState, count: int) -> Tensor:
-    """The best tokens of each frame that has any to choose, so that none starves; the remainder by priority. A frame
-    with fewer than its share leaves the rest to the others."""
+    """The best tokens of each frame that has any to choose, so that none starves; the remainder by
+    priority. A frame with fewer than its share leaves the rest to the others."""
     frames = state.grid[0]
     rank = order.view(frames, -1).argsort(1, descending=True).argsort(1).flatten()
     wanted = torch.ones_like(rank, dtype=torch.bool) if state.wanted is None else state.wanted

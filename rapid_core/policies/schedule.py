@@ -1,8 +1,10 @@
-"""Schedules: which evaluations are computed is settled before the run; what is left out is forecast by quadrature.
+"""Schedules: which evaluations are computed is settled before the run; what is left out is forecast
+by quadrature.
 
-A sampling run is a quadrature of the derivative over the noise level. Under Euler an evaluation that is left out needs
-the mean derivative over its step, and the polynomial through the computed ones gives it as a weighted sum of them
-(Adams-Bashforth on the run's own noise levels). For other samplers the polynomial's value is the forecast."""
+A sampling run is a quadrature of the derivative over the noise level. Under Euler an evaluation
+that is left out needs the mean derivative over its step, and the polynomial through the computed
+ones gives it as a weighted sum of them (Adams-Bashforth on the run's own noise levels). For other
+samplers the polynomial's value is the forecast."""
 
 from __future__ import annotations
 
@@ -17,26 +19,30 @@ from .fit import TERMS, Fit, Gram, adams_bashforth
 
 Weights = tuple[tuple[float, float], ...] | None  # see `Action.weights`
 MOST_WEIGHTS = 4  # computed derivatives that a forecast may be the sum of
-# The share of its slope by which the polynomial moves on. At every computed evaluation the share is measured that would
-# have been best to get there (0 and less where guidance makes the beginning of a run rough, near 1 at its end); three
-# fifths of it and two fifths are best for what comes next. Before there is such a measurement the latest derivative is
-# held, as in a step of Euler's, if the first two differ by much (SD3-like .7 to 2.5, FLUX-like .04 to .13).
+# The share of its slope by which the polynomial moves on. At every computed evaluation the share is
+# measured that would have been best to get there (0 and less where guidance makes the beginning of
+# a run rough, near 1 at its end); three fifths of it and two fifths are best for what comes next.
+# Before there is such a measurement the latest derivative is held, as in a step of Euler's, if the
+# first two differ by much (SD3-like .7 to 2.5, FLUX-like .04 to .13).
 KEPT, FOLLOWED = 0.4, 0.6
 USUAL, ROUGH = 0.75, 0.3
 FEW = 3  # evaluations of a run, too few to have one at its very end
 
 
 def even(count: int, steps: int, few: bool = False) -> tuple[bool, ...]:
-    """`count` of `steps` evaluations, evenly spaced, the first and the last among them; few: of a whole run, in which
-    the last one comes earlier where there are no more than `FEW`."""
+    """`count` of `steps` evaluations, evenly spaced, the first and the last among them; few: of a
+    whole run, in which the last one comes earlier where there are no more than `FEW`."""
     count = min(max(count, 1), steps)
     back = 0.5 if few and count <= FEW and 2 * count < steps else 1.0
-    chosen = {round(i * (steps - back) / (count - back)) for i in range(count)} if count > 1 else {0}
+    chosen = (
+        {round(i * (steps - back) / (count - back)) for i in range(count)} if count > 1 else {0}
+    )
     return tuple(i in chosen for i in range(steps))
 
 
 def affordable(speedup: float, steps: int) -> int:
-    """Evaluations that may be computed of `steps` within 1 / speedup of their cost; the first always is."""
+    """Evaluations that may be computed of `steps` within 1 / speedup of their cost; the first
+    always is."""
     return max(1, math.floor(steps / speedup + 1e-9))
 
 
@@ -48,9 +54,9 @@ def slope_of(image: ImageState) -> float:
 
 
 def multistep(image: ImageState, observation: Observation, order: int) -> Weights:
-    """Weights of the latest computed derivatives for what an evaluation is left out for: their polynomial's mean over
-    the step under Euler, its value otherwise, as far as its slope was found to hold. None where no noise levels are
-    known."""
+    """Weights of the latest computed derivatives for what an evaluation is left out for: their
+    polynomial's mean over the step under Euler, its value otherwise, as far as its slope was found
+    to hold. None where no noise levels are known."""
     slope, used = slope_of(image), image.levels[-(order + 1) :]
     if not used:
         return None
@@ -61,8 +67,8 @@ def multistep(image: ImageState, observation: Observation, order: int) -> Weight
 
 @dataclass(frozen=True)
 class Plan:
-    """A searched plan. computed: whether each step's evaluation is; schedule: noise levels it was searched on; gram:
-    what the weights of forecasts are fitted to (None: Adams-Bashforth's)."""
+    """A searched plan. computed: whether each step's evaluation is; schedule: noise levels it was
+    searched on; gram: what the weights of forecasts are fitted to (None: Adams-Bashforth's)."""
 
     computed: tuple[bool, ...]
     schedule: tuple[float, ...]
@@ -72,11 +78,15 @@ class Plan:
         """Whether a run's noise levels are the plan's, within a thousandth of the highest."""
         if len(schedule) != len(self.schedule):
             return False
-        return max(abs(a - b) for a, b in zip(schedule, self.schedule, strict=True)) <= 1e-3 * self.schedule[0]
+        return (
+            max(abs(a - b) for a, b in zip(schedule, self.schedule, strict=True))
+            <= 1e-3 * self.schedule[0]
+        )
 
     def on(self, most: int, schedule: Sequence[float]) -> tuple[bool, ...]:
-        """The same share of the steps of a run, at the noise levels where the plan's evaluations lie; thinned out to
-        `most`. Placed by step instead, a plan loses up to 4 dB to even spacing on another scheduler."""
+        """The same share of the steps of a run, at the noise levels where the plan's evaluations
+        lie; thinned out to `most`. Placed by step instead, a plan loses up to 4 dB to even spacing
+        on another scheduler."""
         own, fits = len(self.computed), self.fits(schedule)
         at = [float(i) if fits else self._place(level) for i, level in enumerate(schedule[:-1])]
         count = min(most, max(1, round(sum(self.computed) * len(at) / own)))
@@ -86,7 +96,9 @@ class Plan:
         first, last = (bent(place, marks, range(len(marks))) for place in (at[0], at[-1]))
         if count < 2 or last - first < 1:  # hardly any of the plan's lie within the run
             return even(count, len(at), few=True)
-        pairs = any(a and b for a, b in itertools.pairwise(self.computed)) or 2 * count > len(at) + 1
+        pairs = (
+            any(a and b for a, b in itertools.pairwise(self.computed)) or 2 * count > len(at) + 1
+        )
         gap, chosen = 1 if pairs else 2, list[int]()
         for i in range(count):  # between two of the plan's where they are not as many
             wanted = bent(first + i * (last - first) / (count - 1), range(len(marks)), marks)
@@ -110,8 +122,8 @@ def bent(x: float, xs: Sequence[float], ys: Sequence[float]) -> float:
 
 @dataclass(frozen=True)
 class SchedulePolicy:
-    """Even spacing, or a plan, within a budget. speedup: dense over spent evaluations, at least 1; a ceiling on what is
-    spent.
+    """Even spacing, or a plan, within a budget. speedup: dense over spent evaluations, at least 1;
+    a ceiling on what is spent.
 
     forecast_order: of the polynomial that stands for what is left out."""
 
@@ -157,7 +169,9 @@ class ScheduleActor:
         if number not in self.plans:
             self.plans[number] = self.plan(observation)
         plan = self.plans[number]
-        if self.held.get(number, step) < step and image.since_computed == 0:  # what was to be held had to be computed
+        if (
+            self.held.get(number, step) < step and image.since_computed == 0
+        ):  # what was to be held had to be computed
             left = max(0, sum(plan[step:]) - 1)
             plan[step:] = even(left + 1, steps - step + 1)[1:]
         self.held.pop(number, None)
@@ -171,23 +185,32 @@ class ScheduleActor:
         steps, plan = observation.steps, self.policy.plan
         count = affordable(self.policy.speedup, steps)
         if steps > 1 and count < 2:
-            self.notes = [f"{steps} steps at {self.policy.speedup:g} times the speed: one evaluation is computed"]
+            self.notes = [
+                f"{steps} steps at {self.policy.speedup:g} times the speed: one evaluation is computed"
+            ]
         if plan is None or count < 2:
             return list(even(count, steps, few=True))
         fits = observation.euler and plan.fits(observation.schedule)
-        if count <= FEW and not plan.fits(observation.schedule):  # where the last one lies decides the picture
-            self.notes = [f"{self.policy.source} was searched for euler on other noise levels: so few evaluations are "
-                          "spaced evenly instead"]  # fmt: skip
+        if count <= FEW and not plan.fits(
+            observation.schedule
+        ):  # where the last one lies decides the picture
+            self.notes = [
+                f"{self.policy.source} was searched for euler on other noise levels: so few evaluations are "
+                "spaced evenly instead"
+            ]
             return list(even(count, steps, few=True))
         if fits and plan.gram is not None and self.courses is None:
             self.courses = {}
         if not fits:
-            self.notes = [f"{self.policy.source} was searched for euler on other noise levels: its plan is moved to "
-                          "this run's steps, forecasts are Adams-Bashforth's"]  # fmt: skip
+            self.notes = [
+                f"{self.policy.source} was searched for euler on other noise levels: its plan is moved to "
+                "this run's steps, forecasts are Adams-Bashforth's"
+            ]
         return list(plan.on(count, observation.schedule))
 
     def weights(self, number: int, image: ImageState, observation: Observation) -> Weights:
-        """Of the forecast for a step that is left out: fitted ones where the plan's noise levels are the run's."""
+        """Of the forecast for a step that is left out: fitted ones where the plan's noise levels
+        are the run's."""
         plan, found = self.policy.plan, None
         if plan is not None and self.courses is not None:
             if number not in self.courses:
@@ -204,11 +227,13 @@ class Course:
     def __init__(self, plan: Plan):
         assert plan.gram is not None
         self.fit = Fit(plan.gram, plan.schedule)
-        self.held: dict[int, tuple[list[int], tuple[float, ...]]] = {}  # steps left out: what stands for them
+        self.held: dict[
+            int, tuple[list[int], tuple[float, ...]]
+        ] = {}  # steps left out: what stands for them
 
     def weights(self, observation: Observation, levels: Sequence[float]) -> Weights:
-        """Weights of the derivatives computed at `levels` for the present step; None where one of them is not at the
-        beginning of a step."""
+        """Weights of the derivatives computed at `levels` for the present step; None where one of
+        them is not at the beginning of a step."""
         step, schedule = observation.step, observation.schedule
         while self.fit.step < step:
             at = self.fit.step

@@ -1,4 +1,5 @@
-"""Sparse attention (RAPID3's third level): each tile of image tokens attends to the tiles that matter to it."""
+"""Sparse attention (RAPID3's third level): each tile of image tokens attends to the tiles that
+matter to it."""
 
 from __future__ import annotations
 
@@ -12,18 +13,20 @@ LEVELS_FILE = Path(__file__).with_name("sparse_levels.json")
 
 
 def measured_levels() -> dict:
-    """RAPID3's three sparsity levels as data: `densities`, the `refresh_interval` of the measurements, and `measured`.
+    """RAPID3's three sparsity levels as data: `densities`, the `refresh_interval` of the
+    measurements, and `measured`.
 
-    A row has density, left_out, demo model, prompts, psnr (dB to dense, with all evaluations at this level) and cost
-    (share of dense FLOPs, on the demo model itself and as published ones)."""
+    A row has density, left_out, demo model, prompts, psnr (dB to dense, with all evaluations at
+    this level) and cost (share of dense FLOPs, on the demo model itself and as published ones)."""
     return json.loads(LEVELS_FILE.read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
 class SparsePolicy:
-    """density: share of the pairs of image tiles that are attended to, in (0, 1], between start_percent and end_percent
-    of the schedule. sparsity: how it is computed. refresh_interval: where differences to dense attention are kept,
-    sparse evaluations between two that measure them."""
+    """density: share of the pairs of image tiles that are attended to, in (0, 1], between
+    start_percent and end_percent of the schedule. sparsity: how it is computed. refresh_interval:
+    where differences to dense attention are kept, sparse evaluations between two that measure
+    them."""
 
     density: float
     sparsity: Sparsity = Sparsity()
@@ -47,7 +50,8 @@ class SparsePolicy:
 
 
 class SparseActor:
-    """The same density throughout the window, with dense evaluations that measure what it leaves out."""
+    """The same density throughout the window, with dense evaluations that measure what it leaves
+    out."""
 
     asks = False
 
@@ -60,6 +64,9 @@ class SparseActor:
     def _one(self, image: ImageState, sigma: float) -> Action:
         if sigma not in self.window:
             return DENSE
-        if self.policy.sparsity.remembers and not 0 <= image.since_measured < self.policy.refresh_interval:
+        if (
+            self.policy.sparsity.remembers
+            and not 0 <= image.since_measured < self.policy.refresh_interval
+        ):
             return Action(measures=self.policy.density)
         return Action(density=self.policy.density)

@@ -10,8 +10,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen for one image: jump in (0, 1), cache 0 (recompute) or 1 (reuse), sparse 0 (dense) to 3; None: no
-    such head, or a void choice. pace: place in `prior.RUNGS`; lean: what was added to its logits."""
+    """What was chosen for one image: jump in (0, 1), cache 0 (recompute) or 1 (reuse), sparse 0
+    (dense) to 3; None: no such head, or a void choice. pace: place in `prior.RUNGS`; lean: what was
+    added to its logits."""
 
     jump: float | None = None
     cache: int | None = None
@@ -24,7 +25,13 @@ class Tape(Protocol):
     """Where training writes what was seen and chosen."""
 
     def add(
-        self, image: int, evaluation: int, inputs: dict[str, Tensor], numbers: Tensor, pooled: Tensor, choice: Choice
+        self,
+        image: int,
+        evaluation: int,
+        inputs: dict[str, Tensor],
+        numbers: Tensor,
+        pooled: Tensor,
+        choice: Choice,
     ) -> None:
         """One decision; inputs by head (C, H, W), numbers (n,), pooled (D,)."""
         ...

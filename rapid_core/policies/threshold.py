@@ -1,4 +1,5 @@
-"""Cache Reuse: skip while the estimated forecast error, accumulated since the last computation, stays small."""
+"""Cache Reuse: skip while the estimated forecast error, accumulated since the last computation,
+stays small."""
 
 from __future__ import annotations
 
@@ -12,12 +13,13 @@ IN_A_ROW = 3  # evaluations that may be left out, unless told otherwise
 
 @dataclass(frozen=True)
 class ThresholdPolicy:
-    """Accumulated-error rule of TeaCache (Liu et al. 2024) and EasyCache, on a forecast instead of a held value.
+    """Accumulated-error rule of TeaCache (Liu et al. 2024) and EasyCache, on a forecast instead of
+    a held value.
 
-    threshold: accumulated relative L1 error, each step's times its weight (`step_weights`), at which an evaluation is
-    computed again.
-    max_consecutive: evaluations in a row that may be left out.
-    guard: after a forecast measured worse than this relative L1 error the next evaluation is computed; 0 = off."""
+    threshold: accumulated relative L1 error, each step's times its weight (`step_weights`), at
+    which an evaluation is computed again. max_consecutive: evaluations in a row that may be left
+    out. guard: after a forecast measured worse than this relative L1 error the next evaluation is
+    computed; 0 = off."""
 
     threshold: float
     start_percent: float = 0.0
@@ -57,11 +59,17 @@ class ThresholdActor:
 
     def _one(self, image: int, observation: Observation) -> Action:
         state = observation.images[image]
-        total = observation.weight * state.error + (self.accumulated.get(image, 0.0) if state.since_computed else 0.0)
+        total = observation.weight * state.error + (
+            self.accumulated.get(image, 0.0) if state.since_computed else 0.0
+        )
         allowed = (
             observation.sigma in self.window
             and state.since_computed < self.policy.max_consecutive
-            and not (self.policy.guard and state.measured is not None and state.measured > self.policy.guard)
+            and not (
+                self.policy.guard
+                and state.measured is not None
+                and state.measured > self.policy.guard
+            )
             and math.isfinite(total)
             and total < self.policy.threshold
         )

@@ -1,9 +1,10 @@
-"""TPDM: one head looks at the model's own tokens after every computed evaluation and says how far to jump.
+"""TPDM: one head looks at the model's own tokens after every computed evaluation and says how far
+to jump.
 
-Ye et al. 2024 (arXiv 2412.01243), as their code for Stable Diffusion 3 has it: the tokens before the blocks and those
-that the final layer's matrix sees, and the modulation vector, all mixed by guidance. Of the Beta distribution that
-comes out its mode is taken; the next noise level is that share of the present one. Here evaluations of the sampler's
-grid above that level are held."""
+Ye et al. 2024 (arXiv 2412.01243), as their code for Stable Diffusion 3 has it: the tokens before
+the blocks and those that the final layer's matrix sees, and the modulation vector, all mixed by
+guidance. Of the Beta distribution that comes out its mode is taken; the next noise level is that
+share of the present one. Here evaluations of the sampler's grid above that level are held."""
 
 from __future__ import annotations
 
@@ -24,13 +25,15 @@ EPS = 1e-6
 
 
 def squares(tokens: Tensor, side: int) -> Tensor:
-    """Tokens (B, side * side, C) as a picture (B, C, side, side) in which each four that follow one another are a 2 x 2
-    square. Not how tokens lie in the picture they stand for; the published weights have learned it this way."""
+    """Tokens (B, side * side, C) as a picture (B, C, side, side) in which each four that follow one
+    another are a 2 x 2 square. Not how tokens lie in the picture they stand for; the published
+    weights have learned it this way."""
     return rearrange(tokens, "b (h w p q) c -> b c (h p) (w q)", h=side // 2, w=side // 2, p=2, q=2)
 
 
 class TPDMHeads(nn.Module):
-    """The step head alone. hidden: width of a token; side: of the square that the picture's tokens make, even."""
+    """The step head alone. hidden: width of a token; side: of the square that the picture's tokens
+    make, even."""
 
     def __init__(self, hidden: int = HIDDEN, side: int = SIDE, width: int = WIDTH):
         super().__init__()
@@ -38,8 +41,8 @@ class TPDMHeads(nn.Module):
         self.heads = nn.ModuleDict({"step": Head(2 * hidden, hidden, OUTPUTS["step"], width, EPS)})
 
     def forward(self, tokens: Tensor, modulation: Tensor) -> dict[str, Tensor]:
-        """Logits (B, 2) of Beta's parameters, each 1 + exp(logit); tokens (B, side * side, 2 hidden) and modulation
-        (B, hidden) as in `Features`."""
+        """Logits (B, 2) of Beta's parameters, each 1 + exp(logit); tokens (B, side * side, 2
+        hidden) and modulation (B, hidden) as in `Features`."""
         return {"step": self.heads["step"](squares(tokens.float(), self.side), modulation.float())}
 
 
@@ -67,9 +70,13 @@ class TPDMActor(HeadsActor):
         self.decided: dict[int, int] = {}  # evaluation that an image's last decision looked at
 
     def ask(self, looks: Sequence[Look | None], sigma: Tensor) -> Tensor | None:
-        """Logits (images * 2,) of the images that were computed since they were last decided on, one image at a time:
-        what the head sees of one is 50 MB."""
-        shown = {i: look.features for i, look in enumerate(looks) if look is not None and look.features is not None}
+        """Logits (images * 2,) of the images that were computed since they were last decided on,
+        one image at a time: what the head sees of one is 50 MB."""
+        shown = {
+            i: look.features
+            for i, look in enumerate(looks)
+            if look is not None and look.features is not None
+        }
         self.known = list(shown)
         new = {i: seen for i, seen in shown.items() if self.decided.get(i) != seen.evaluation}
         self.asked = list(new)
@@ -78,7 +85,9 @@ class TPDMActor(HeadsActor):
         self.heads, out = on_device(self.heads, sigma.device), []
         with torch.no_grad():
             for i, seen in new.items():
-                logits = self.heads(seen.tokens[None].to(sigma.device), seen.modulation[None].to(sigma.device))
+                logits = self.heads(
+                    seen.tokens[None].to(sigma.device), seen.modulation[None].to(sigma.device)
+                )
                 self.decided[i] = seen.evaluation
                 out.append(logits["step"][0])
         return torch.cat(out)

@@ -1,4 +1,5 @@
-"""The example workflows in ComfyUI's page: they open, every node is known, and they are what their API twins are.
+"""The example workflows in ComfyUI's page: they open, every node is known, and they are what their
+API twins are.
 
 `--pictures .` makes the workflows and their thumbnails anew from the API twins."""
 
@@ -29,7 +30,8 @@ WORDS = {
 SIZE = (600, 344)  # pixels of a thumbnail
 LIMIT = 400_000  # bytes of all thumbnails, which travel with the pack
 
-# Columns filled from top to bottom in the order of the run, as high as lets the whole fit a page at its largest.
+# Columns filled from top to bottom in the order of the run, as high as lets the whole fit a page at
+# its largest.
 MAKE = """async ([graph, text, id]) => {
   await app.loadApiJson(graph, "example");
   const note = LiteGraph.createNode("MarkdownNote");
@@ -76,19 +78,29 @@ def make(page, name, picture):
     graph = examples.numbered(examples.api(name))
     text, number = examples.note(graph, WORDS[name]), str(uuid.uuid5(uuid.NAMESPACE_URL, name))
     workflow = examples.with_addresses(page.do(MAKE, [graph, text, number]))
-    picture(f"example_workflows/{name}.json").write_text(json.dumps(workflow, indent=1) + "\n", encoding="utf-8")
+    picture(f"example_workflows/{name}.json").write_text(
+        json.dumps(workflow, indent=1) + "\n", encoding="utf-8"
+    )
     kinds = {node["class_type"] for node in graph.values()}
     shown = [kind for kind in kinds if kind.startswith("RAPID_") and kind != "RAPID_Report"]
     if name.startswith("demo_"):  # nothing is missing: run it, and show what it says
         page.run()
         page.look_at("RAPID_Report", ".rapid-report .row")
         if "RAPID_RegionAdaptive" in kinds:
-            page.page.wait_for_function("() => document.querySelector('.rapid-report img')?.naturalWidth")
+            page.page.wait_for_function(
+                "() => document.querySelector('.rapid-report img')?.naturalWidth"
+            )
         shown += ["RAPID_Report", "SaveImage"]
     else:
-        shown += [kind for kind in kinds if "Sampler" in kind or kind in ("UNETLoader", "CheckpointLoaderSimple")]
+        shown += [
+            kind
+            for kind in kinds
+            if "Sampler" in kind or kind in ("UNETLoader", "CheckpointLoaderSimple")
+        ]
     page.do(ROW, shown)
-    page.do("() => app.graph._nodes.forEach(n => { n.has_errors = false })")  # files are missing on this machine only
+    page.do(
+        "() => app.graph._nodes.forEach(n => { n.has_errors = false })"
+    )  # files are missing on this machine only
     page.shot(picture(f"example_workflows/{name}.png"), *shown)
     shot = Image.open(picture(f"example_workflows/{name}.png")).convert("RGB")
     picture(f"example_workflows/{name}.png").unlink()
@@ -106,22 +118,40 @@ def test_an_example_opens_and_is_its_api_twin(graph, server, picture, request, n
     workflow = json.loads((examples.FOLDER / f"{name}.json").read_text(encoding="utf-8"))
     page.load(workflow)
     page.page.wait_for_function("n => app.graph._nodes.length === n", arg=len(workflow["nodes"]))
-    kinds = page.do("() => [app.graph._nodes.map(n => n.type), Object.keys(LiteGraph.registered_node_types)]")
+    kinds = page.do(
+        "() => [app.graph._nodes.map(n => n.type), Object.keys(LiteGraph.registered_node_types)]"
+    )
     assert set(kinds[0]) <= set(kinds[1])
     found, twin = page.do("async () => (await app.graphToPrompt()).output"), examples.api(name)
-    assert examples.described(found) == examples.described(examples.completed(twin, server.client.object_info()))
+    assert examples.described(found) == examples.described(
+        examples.completed(twin, server.client.object_info())
+    )
     (note,) = (node for node in workflow["nodes"] if node["type"] == "MarkdownNote")
     demo = name.startswith("demo_")  # whose policies lie in the pack
-    files = [file.removeprefix("rapid_policies/") if demo else file for file in examples.files(twin)]
+    files = [
+        file.removeprefix("rapid_policies/") if demo else file for file in examples.files(twin)
+    ]
     assert all(f"{file}`" in note["widgets_values"][0] for file in files)
-    offered = {model["name"] for node in workflow["nodes"] for model in node["properties"].get("models", [])}
-    needed = {file.split("/", 1)[1] for file in examples.files(twin) if not file.startswith("rapid_policies/")}
+    offered = {
+        model["name"]
+        for node in workflow["nodes"]
+        for model in node["properties"].get("models", [])
+    }
+    needed = {
+        file.split("/", 1)[1]
+        for file in examples.files(twin)
+        if not file.startswith("rapid_policies/")
+    }
     assert offered == (set() if demo else needed)
 
 
 def test_every_example_has_a_thumbnail_that_is_small(repository):
     paths = [examples.picture_path(name) for name in examples.names()]
-    assert {path.stem for path in examples.FOLDER.glob("*.json")} == set(examples.names()) == set(WORDS)
+    assert (
+        {path.stem for path in examples.FOLDER.glob("*.json")}
+        == set(examples.names())
+        == set(WORDS)
+    )
     assert all(Image.open(path).size == SIZE for path in paths)
     assert sum(path.stat().st_size for path in paths) < LIMIT
 
@@ -137,7 +167,9 @@ def test_the_first_picture_comes_as_readme_says(graph):
         page.page.get_by_text(word, exact=True).first.click()
     page.page.wait_for_function("() => app.graph._nodes.some(n => n.comfyClass === 'RAPID_Report')")
     page.run()
-    page.page.wait_for_selector(".rapid-report .row")  # in view, at a size at which the page draws text
+    page.page.wait_for_selector(
+        ".rapid-report .row"
+    )  # in view, at a size at which the page draws text
     totals = page.page.locator(".rapid-report .totals").inner_text()
     assert "of 28 evaluations computed" in totals and "by the clock" in totals
     (picture,) = page.outputs("SaveImage")["images"]

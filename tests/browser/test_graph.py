@@ -1,4 +1,5 @@
-"""RAPID in ComfyUI's own page: found by search, run, reported on, kept over a reload, in both renderers."""
+"""RAPID in ComfyUI's own page: found by search, run, reported on, kept over a reload, in both
+renderers."""
 
 import json
 
@@ -7,7 +8,8 @@ import pytest
 from devkit.base_folder import REPOSITORY
 from rapid_testing import examples
 
-# Milliseconds to compile the sources, run them and begin, without imports and exports, which others need as well.
+# Milliseconds to compile the sources, run them and begin, without imports and exports, which others
+# need as well.
 COMPILED = """async sources => { const bare = s => s.replace(/^import .*$/gm, "").replace(/^export /gm, "")
   .replaceAll("import.meta.url", "location.href");
   const began = performance.now(); new Function("app", "api", sources.map(bare).join("\\n"))(
@@ -33,7 +35,8 @@ def example(name, size=128, **changes):
 
 
 def opened(name, size=128):
-    """The same example as people open it: with an id of its own, by which the browser keeps its report."""
+    """The same example as people open it: with an id of its own, by which the browser keeps its
+    report."""
     workflow = json.loads((examples.FOLDER / f"{name}.json").read_text(encoding="utf-8"))
     for node in workflow["nodes"]:
         if node["type"] == "KSampler":
@@ -44,7 +47,8 @@ def opened(name, size=128):
 
 
 def shown(page):
-    """What the panel shows: totals, cells as (class, share, hover text) by row, remarks and maps."""
+    """What the panel shows: totals, cells as (class, share, hover text) by row, remarks and
+    maps."""
     return page.do("""() => { const root = document.querySelector(".rapid-report"); const texts = name =>
       [...root.querySelectorAll(name)].map(e => e.textContent); return {
         text: root.textContent, totals: texts(".totals"), alerts: texts(".alert"), remarks: texts("li"),
@@ -62,14 +66,30 @@ def check_panel(page):
     """The panel says what the API's record says."""
     record, panel = record_of(page), shown(page)
     totals, images = record["totals"], record["shape"][0]
-    assert panel["totals"][0].startswith(f"{totals['computed']} of {totals['evaluations']} evaluations computed")
-    assert f"{totals['held']} left out, {totals['speedup_allowed']:.2f}x by FLOPs" in panel["totals"][0]
-    assert len(panel["rows"]) == images and all(len(row) == len(record["evaluations"]) for row in panel["rows"])
+    assert panel["totals"][0].startswith(
+        f"{totals['computed']} of {totals['evaluations']} evaluations computed"
+    )
+    assert (
+        f"{totals['held']} left out, {totals['speedup_allowed']:.2f}x by FLOPs"
+        in panel["totals"][0]
+    )
+    assert len(panel["rows"]) == images and all(
+        len(row) == len(record["evaluations"]) for row in panel["rows"]
+    )
     for image, row in enumerate(panel["rows"]):
         for (name, share, hover), evaluation in zip(row, record["evaluations"], strict=True):
-            assert name.split()[:2] == ["cell", evaluation["levels"][image]] and share == evaluation["share"][image]
-            words = LEVELS[evaluation["levels"][image]] if share in (0, 1) else f"computed {100 * share:.0f} % of"
-            assert hover.startswith(f"evaluation {evaluation['index'] + 1}, sigma ") and words in hover
+            assert (
+                name.split()[:2] == ["cell", evaluation["levels"][image]]
+                and share == evaluation["share"][image]
+            )
+            words = (
+                LEVELS[evaluation["levels"][image]]
+                if share in (0, 1)
+                else f"computed {100 * share:.0f} % of"
+            )
+            assert (
+                hover.startswith(f"evaluation {evaluation['index'] + 1}, sigma ") and words in hover
+            )
     return record, panel
 
 
@@ -82,7 +102,9 @@ def test_nodes_are_found_by_what_people_look_for_and_dragged_in(graph):
     assert kinds == ["RAPID_CacheReuse", "RAPID_Accelerate", "RAPID_RegionAdaptive"]
 
 
-@pytest.mark.parametrize("vue, palette", [(False, "dark"), (True, "light")], ids=["litegraph-dark", "nodes2-light"])
+@pytest.mark.parametrize(
+    "vue, palette", [(False, "dark"), (True, "light")], ids=["litegraph-dark", "nodes2-light"]
+)
 def test_an_example_runs_and_the_report_shows_what_the_api_says(graph, picture, vue, palette):
     page = graph(**{"Comfy.VueNodes.Enabled": vue, "Comfy.ColorPalette": palette})
     page.load(example("demo_region", 256))
@@ -91,7 +113,9 @@ def test_an_example_runs_and_the_report_shows_what_the_api_says(graph, picture, 
     record, panel = check_panel(page)
     assert record["totals"]["partial"]
     assert panel["maps"] == [file["filename"] for file in page.outputs("RAPID_Report")["rapid_map"]]
-    page.page.wait_for_function("() => [...document.querySelectorAll('.rapid-report img')].every(i => i.naturalWidth)")
+    page.page.wait_for_function(
+        "() => [...document.querySelectorAll('.rapid-report img')].every(i => i.naturalWidth)"
+    )
     page.shot(picture(f"demo_output/report_{palette}.png"), "RAPID_Report")
     mine = [line for line in page.said if line[0] == "error" and "rapid" in " ".join(line)]
     assert mine == []
@@ -103,21 +127,32 @@ def test_a_batch_has_a_row_for_every_image_and_its_record_can_be_copied(graph):
     page.run()
     page.look_at("RAPID_Report", ".rapid-report .row")
     record, panel = check_panel(page)
-    assert len(panel["rows"]) == 3 and panel["maps"] == [] and record["totals"]["held"]  # no tokens were chosen
+    assert (
+        len(panel["rows"]) == 3 and panel["maps"] == [] and record["totals"]["held"]
+    )  # no tokens were chosen
     button = page.page.locator(".rapid-report button").first
-    for plain in (False, True):  # over plain http, but for this machine's own address, pages have no clipboard object
+    for plain in (
+        False,
+        True,
+    ):  # over plain http, but for this machine's own address, pages have no clipboard object
         page.do("() => navigator.clipboard.writeText('')")
         if plain:
-            page.do("() => Object.defineProperty(navigator, 'clipboard', { value: undefined, configurable: true })")
-        page.do("() => { const button = document.querySelector('.rapid-report button'); window.saidByButton = []; "
-                "new MutationObserver(() => window.saidByButton.push(button.textContent)).observe(button, "
-                "{ childList: true, characterData: true, subtree: true }) }")  # it says so for a moment only
+            page.do(
+                "() => Object.defineProperty(navigator, 'clipboard', { value: undefined, configurable: true })"
+            )
+        page.do(
+            "() => { const button = document.querySelector('.rapid-report button'); window.saidByButton = []; "
+            "new MutationObserver(() => window.saidByButton.push(button.textContent)).observe(button, "
+            "{ childList: true, characterData: true, subtree: true }) }"
+        )  # it says so for a moment only
         button.click()
         page.page.wait_for_function("() => window.saidByButton.includes('Copied')")
         if plain:
             page.do("() => { delete navigator.clipboard }")
         assert json.loads(page.do("() => navigator.clipboard.readText()")) == record
-        page.page.wait_for_function("() => document.querySelector('.rapid-report button').textContent !== 'Copied'")
+        page.page.wait_for_function(
+            "() => document.querySelector('.rapid-report button').textContent !== 'Copied'"
+        )
 
 
 @pytest.mark.parametrize("vue", [False, True], ids=["litegraph", "nodes2"])
@@ -127,16 +162,21 @@ def test_the_node_tells_how_the_run_goes_on(graph, vue, name):
     page.load(example(name, sample={"seed": 11 + vue}))  # what the server has kept does not go on
     page.run()
     page.look_at("RAPID_Report", ".rapid-report .row")
-    kind = next(kind for kind in ("RAPID_CacheReuse", "RAPID_RegionAdaptive")
-                if page.do("k => app.graph._nodes.some(n => n.comfyClass === k)", kind))  # fmt: skip
+    kind = next(
+        kind
+        for kind in ("RAPID_CacheReuse", "RAPID_RegionAdaptive")
+        if page.do("k => app.graph._nodes.some(n => n.comfyClass === k)", kind)
+    )
     totals = record_of(page)["totals"]
     text = f"step 10 of 10: {totals['held']} not computed, {totals['speedup_allowed']:.1f}x so far"
     text += f", {totals['partial']} in part" if totals["partial"] else ""
     page.look_at(kind)
     line = page.page.get_by_text(text, exact=True).filter(visible=True).first
     line.wait_for()
-    assert line.evaluate("e => { for (; e && !e.clientHeight; e = e.parentElement); "
-                         "return e.scrollHeight <= e.clientHeight + 1 }")  # fmt: skip
+    assert line.evaluate(
+        "e => { for (; e && !e.clientHeight; e = e.parentElement); "
+        "return e.scrollHeight <= e.clientHeight + 1 }"
+    )
 
 
 @pytest.mark.parametrize("vue", [False, True], ids=["litegraph", "nodes2"])
@@ -147,12 +187,19 @@ def test_a_reload_keeps_the_workflow_and_its_report(graph, vue):
     page.run()
     page.look_at("RAPID_Report", ".rapid-report .row")
     ran, panel = page.do("() => app.graph.serialize()"), shown(page)
-    # A run is not an edit: nothing of it is in the workflow, its undo steps and the pictures that carry it.
-    assert [node["properties"] for node in ran["nodes"]] == [node["properties"] for node in before["nodes"]]
+    # A run is not an edit: nothing of it is in the workflow, its undo steps and the pictures that
+    # carry it.
+    assert [node["properties"] for node in ran["nodes"]] == [
+        node["properties"] for node in before["nodes"]
+    ]
     page.open()
     page.look_at("RAPID_Report", ".rapid-report .row")
     after = shown(page)
-    assert after["rows"] == panel["rows"] and after["totals"] == panel["totals"] and after["maps"] == panel["maps"]
+    assert (
+        after["rows"] == panel["rows"]
+        and after["totals"] == panel["totals"]
+        and after["maps"] == panel["maps"]
+    )
     assert "without token maps" in after["text"] and "without token maps" not in panel["text"]
 
 
@@ -166,8 +213,15 @@ def test_a_report_shows_nothing_of_other_workflows_or_broken_records(graph):
     page.do(SAY, [own, number, None])  # a cached node that has nothing to show
     page.do(SAY, [own, number, {"images": [{"filename": "a.png"}]}])
     record = json.loads(output["rapid_record"][0])
-    for broken in ('{"a": NaN}', json.dumps({**record, "evaluations": [{}]}), json.dumps({"version": 2})):
-        page.do(SAY, [own, number, {**output, "text": ["RAPID: euler on flux"], "rapid_record": [broken]}])
+    for broken in (
+        '{"a": NaN}',
+        json.dumps({**record, "evaluations": [{}]}),
+        json.dumps({"version": 2}),
+    ):
+        page.do(
+            SAY,
+            [own, number, {**output, "text": ["RAPID: euler on flux"], "rapid_record": [broken]}],
+        )
         assert shown(page)["text"] == "RAPID: euler on flux"
     page.do(SAY, [own, number, output])
     assert shown(page)["totals"] == panel["totals"]
@@ -189,7 +243,9 @@ def test_a_report_finds_its_workflow_where_the_run_ends_between_two_questions(gr
     page.load(opened("demo_flux"))
     page.look_at("RAPID_Report", ".rapid-report .row")
     missed = []
-    page.page.route(f"**/history/{own}", lambda route: (missed.append(1), route.fulfill(json={})), times=1)
+    page.page.route(
+        f"**/history/{own}", lambda route: (missed.append(1), route.fulfill(json={})), times=1
+    )
     page.load(opened("demo_accelerate"))
     page.do(RENUMBER, number)
     page.look_at("RAPID_Report", ".rapid-report")
@@ -201,19 +257,26 @@ def test_a_report_finds_its_workflow_where_the_run_ends_between_two_questions(gr
 def test_in_a_subgraph_the_report_is_shown_too(graph, vue):
     page = graph(**{"Comfy.VueNodes.Enabled": vue})
     page.load(example("demo_flux"))
-    page.do("() => { const some = app.graph._nodes.filter(n => n.comfyClass.startsWith('RAPID_')); "
-            "app.canvas.selectItems(some); app.graph.convertToSubgraph(new Set(some)) }")  # fmt: skip
+    page.do(
+        "() => { const some = app.graph._nodes.filter(n => n.comfyClass.startsWith('RAPID_')); "
+        "app.canvas.selectItems(some); app.graph.convertToSubgraph(new Set(some)) }"
+    )
     assert not page.do("() => app.graph._nodes.some(n => n.comfyClass?.startsWith('RAPID_'))")
     page.run()
-    page.do("() => { const n = app.graph._nodes.find(n => n.subgraph); app.canvas.openSubgraph(n.subgraph, n) }")
+    page.do(
+        "() => { const n = app.graph._nodes.find(n => n.subgraph); app.canvas.openSubgraph(n.subgraph, n) }"
+    )
     page.look_at("RAPID_Report", ".rapid-report .row")
     assert shown(page)["totals"][0].startswith(f"{record_of(page)['totals']['computed']} of 10")
 
 
 def broken(page, kind, widget, value):
     """Give the first node of a kind a setting with which it fails."""
-    page.do("([kind, name, value]) => { const n = app.graph._nodes.find(n => n.type === kind); "
-            "n.widgets.find(w => w.name === name).value = value }", [kind, widget, value])  # fmt: skip
+    page.do(
+        "([kind, name, value]) => { const n = app.graph._nodes.find(n => n.type === kind); "
+        "n.widgets.find(w => w.name === name).value = value }",
+        [kind, widget, value],
+    )
 
 
 def test_a_run_that_failed_does_not_pass_for_the_one_before(graph):
@@ -224,7 +287,9 @@ def test_a_run_that_failed_does_not_pass_for_the_one_before(graph):
     broken(page, "UNETLoader", "unet_name", "lumina.safetensors")  # which takes a loader of its own
     page.run()
     page.look_at("RAPID_Report", ".rapid-report .alert.run")
-    assert shown(page)["alerts"] == ["The latest run failed in UNETLoader; below is what was known before."]
+    assert shown(page)["alerts"] == [
+        "The latest run failed in UNETLoader; below is what was known before."
+    ]
     page.open()  # and a reload does not make it true again
     page.look_at("RAPID_Report", ".rapid-report .alert.run")
     assert "The latest run failed in UNETLoader" in shown(page)["alerts"][0] and shown(page)["rows"]
@@ -250,7 +315,9 @@ def test_an_example_without_its_model_says_which_file_is_missing(graph):
     page.load(json.loads((examples.FOLDER / "flux1_dev.json").read_text(encoding="utf-8")))
     page.page.wait_for_function("() => app.graph._nodes.some(n => n.type === 'UNETLoader')")
     page.page.get_by_test_id("queue-button").click()
-    page.page.wait_for_function("() => app.graph._nodes.find(n => n.type === 'UNETLoader').has_errors")
+    page.page.wait_for_function(
+        "() => app.graph._nodes.find(n => n.type === 'UNETLoader').has_errors"
+    )
     assert "flux1-dev.safetensors" in page.page.locator("body").inner_text()
     queue = json.loads(page.server.client._request("/queue"))
     assert queue == {"queue_running": [], "queue_pending": []}
@@ -261,10 +328,14 @@ def test_the_packs_scripts_load_fast_and_say_nothing(graph):
     page = graph()
     page.open()
     page.page.wait_for_timeout(1000)
-    entries = page.do("() => performance.getEntriesByType('resource').map(e => e.name).filter(name => "
-                      "name.includes('/extensions/rapid/')).map(name => name.split('/').pop())")  # fmt: skip
+    entries = page.do(
+        "() => performance.getEntriesByType('resource').map(e => e.name).filter(name => "
+        "name.includes('/extensions/rapid/')).map(name => name.split('/').pop())"
+    )
     scripts = sorted(path.name for path in (REPOSITORY / "web").glob("*.js"))
     assert {*scripts, "report.css"} <= set(entries)
     sources = [(REPOSITORY / "web" / name).read_text(encoding="utf-8") for name in scripts]
-    assert min(page.do(COMPILED, sources) for _ in range(5)) < 50  # the least: other processes may come between
+    assert (
+        min(page.do(COMPILED, sources) for _ in range(5)) < 50
+    )  # the least: other processes may come between
     assert not [line for line in page.said if "/extensions/rapid/" in " ".join(line)]

@@ -59,11 +59,14 @@ def sentences() -> list[re.Pattern]:
     keys = re.findall(rf"^  (?:{word}|\[((?:{word}|[\s+])+)\]):", text, re.MULTILINE)
     known = [plain or "".join(re.findall(word, several)) for plain, several, _ in keys]
     assert len(known) > 60
-    return [re.compile("([\\s\\S]*?)".join(map(re.escape, re.split(r"\{\d\}", one)))) for one in known]
+    return [
+        re.compile("([\\s\\S]*?)".join(map(re.escape, re.split(r"\{\d\}", one)))) for one in known
+    ]
 
 
 def is_known(said: str, sentences: list[re.Pattern]) -> bool:
-    """Whether a sentence is among these; of one that only adds its end to another, whether that one is."""
+    """Whether a sentence is among these; of one that only adds its end to another, whether that one
+    is."""
     found = next((match for pattern in sentences if (match := pattern.fullmatch(said))), None)
     return found is not None and (found.re.pattern != ENDING or is_known(found[1], sentences))
 
@@ -85,13 +88,15 @@ def demo_pack(comfy_host: Comfy) -> ModuleType:
 
 @pytest.fixture(scope="session")
 def pack_module(pack: ModuleType) -> Callable[[str], ModuleType]:
-    """Modules of the loaded pack, e.g. pack_module("rapid_core.record"); a plain import is another copy."""
+    """Modules of the loaded pack, e.g. pack_module("rapid_core.record"); a plain import is another
+    copy."""
     return lambda name: importlib.import_module(f"{pack.__name__}.{name}")
 
 
 @pytest.fixture(scope="session")
 def load_tiny(comfy_host: Comfy, tmp_path_factory: pytest.TempPathFactory) -> Callable:
-    """load_tiny(kind, seed=0): a fresh MODEL of kind "flux", "sd3" or "sd35"; its file is made once."""
+    """load_tiny(kind, seed=0): a fresh MODEL of kind "flux", "sd3" or "sd35"; its file is made
+    once."""
     import comfy.sd
 
     from rapid_testing.tiny_models import save_tiny_model

@@ -16,7 +16,9 @@ STEPS = 12
 
 @pytest.fixture
 def accelerate(comfy_host, pack):
-    return lambda model, speedup: comfy_host.run_node("RAPID_Accelerate", model=model, speedup=speedup)[0]
+    return lambda model, speedup: comfy_host.run_node(
+        "RAPID_Accelerate", model=model, speedup=speedup
+    )[0]
 
 
 def strip(record, image=0):
@@ -38,8 +40,8 @@ def test_speed_one_leaves_the_model_alone(accelerate, tiny_model):
 
 
 def test_under_euler_what_is_left_out_is_a_step_of_adams_bashforth(accelerate, tiny_sd3, record_of):
-    """Against the same run written down by hand: two-step weights on the run's own noise levels, of whose slope as much
-    is taken as each image's latest computed derivatives say."""
+    """Against the same run written down by hand: two-step weights on the run's own noise levels, of
+    whose slope as much is taken as each image's latest computed derivatives say."""
     import comfy.sample
     import comfy.samplers
 
@@ -56,8 +58,13 @@ def test_under_euler_what_is_left_out_is_a_step_of_adams_bashforth(accelerate, t
                 d = (x - model(x, sigmas[i] * x.new_ones(x.shape[0]), **extra_args)) / s
                 if len(known) > 1:
                     (a, before), (b, latest) = known[-2:]
-                    line, change = ((latest - before) * (s - b) / (b - a)).flatten(1), (d - latest).flatten(1)
-                    share = (KEPT + FOLLOWED * (line * change).sum(1) / line.square().sum(1)).clamp(0, 1)
+                    line, change = (
+                        ((latest - before) * (s - b) / (b - a)).flatten(1),
+                        (d - latest).flatten(1),
+                    )
+                    share = (KEPT + FOLLOWED * (line * change).sum(1) / line.square().sum(1)).clamp(
+                        0, 1
+                    )
                 elif known:
                     moved = (d - known[0][1]).flatten(1).abs().mean(1) / d.flatten(1).abs().mean(1)
                     share = torch.where(moved > ROUGH, 0.0, USUAL)
@@ -66,19 +73,39 @@ def test_under_euler_what_is_left_out_is_a_step_of_adams_bashforth(accelerate, t
                 d = known[0][1]
             else:
                 (a, before), (b, latest) = known[-2:]
-                d = latest + share.view(-1, 1, 1, 1) * (latest - before) * ((s + e) / 2 - b) / (b - a)
+                d = latest + share.view(-1, 1, 1, 1) * (latest - before) * ((s + e) / 2 - b) / (
+                    b - a
+                )
             x = x + (e - s) * d
         return x
 
-    sigmas = comfy.samplers.calculate_sigmas(tiny_sd3.get_model_object("model_sampling"), "simple", STEPS)
+    sigmas = comfy.samplers.calculate_sigmas(
+        tiny_sd3.get_model_object("model_sampling"), "simple", STEPS
+    )
     wanted = comfy.sample.sample_custom(
-        tiny_sd3, comfy.sample.prepare_noise(latent, 0), 2.0, comfy.samplers.KSAMPLER(by_hand), sigmas,
-        make_conditioning(0), make_conditioning(1), latent, disable_pbar=True, seed=0,
-    )  # fmt: skip
+        tiny_sd3,
+        comfy.sample.prepare_noise(latent, 0),
+        2.0,
+        comfy.samplers.KSAMPLER(by_hand),
+        sigmas,
+        make_conditioning(0),
+        make_conditioning(1),
+        latent,
+        disable_pbar=True,
+        seed=0,
+    )
     assert (found - wanted).abs().max() < 1e-4 * wanted.abs().max()
 
 
-SAMPLERS = ["euler_ancestral", "heun", "dpmpp_2m", "dpmpp_3m_sde", "lcm", "dpm_adaptive", "res_multistep"]
+SAMPLERS = [
+    "euler_ancestral",
+    "heun",
+    "dpmpp_2m",
+    "dpmpp_3m_sde",
+    "lcm",
+    "dpm_adaptive",
+    "res_multistep",
+]
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -99,7 +126,10 @@ def test_image_to_image_and_few_steps(accelerate, record_of, tiny_sd3):
     assert strip(record_of(patched)) == "#.."
     assert "one evaluation is computed" in record_of(patched).text()
     sample(patched, steps=STEPS, cfg=2.0, denoise=0.5, latent=torch.randn(1, 16, 16, 16))
-    assert strip(record_of(patched)).count("#") == STEPS // 2 and len(strip(record_of(patched))) == STEPS
+    assert (
+        strip(record_of(patched)).count("#") == STEPS // 2
+        and len(strip(record_of(patched))) == STEPS
+    )
 
 
 def test_on_a_model_of_no_known_family_whole_evaluations_are_left_out_all_the_same(
@@ -114,17 +144,29 @@ def test_on_a_model_of_no_known_family_whole_evaluations_are_left_out_all_the_sa
     assert totals["computed"] == STEPS // 2 and totals["speedup_allowed"] == 2
 
 
-def test_together_with_cache_reuse_the_least_is_computed(accelerate, record_of, tiny_sd3, comfy_host):
-    both = comfy_host.run_node("RAPID_CacheReuse", model=accelerate(tiny_sd3, 2.0), reuse_threshold=9.0,
-                               start_percent=0.0, end_percent=1.0, max_consecutive=3, forecast_order=1, level="hold",
-                               guard=0.0)[0]  # fmt: skip
+def test_together_with_cache_reuse_the_least_is_computed(
+    accelerate, record_of, tiny_sd3, comfy_host
+):
+    both = comfy_host.run_node(
+        "RAPID_CacheReuse",
+        model=accelerate(tiny_sd3, 2.0),
+        reuse_threshold=9.0,
+        start_percent=0.0,
+        end_percent=1.0,
+        max_consecutive=3,
+        forecast_order=1,
+        level="hold",
+        guard=0.0,
+    )[0]
     assert torch.isfinite(sample(both, steps=STEPS, cfg=2.0)).all()
     assert record_of(both).totals["computed"] < 6
 
 
 @pytest.mark.parametrize("speedup", [0.5, 7.0, float("nan"), "fast"])
 def test_a_speed_that_is_not_offered_is_refused(accelerate, tiny_model, speedup):
-    with pytest.raises(ValueError, match="RAPID Accelerate: speedup = .* accepted is a number from 1 to 6"):
+    with pytest.raises(
+        ValueError, match="RAPID Accelerate: speedup = .* accepted is a number from 1 to 6"
+    ):
         accelerate(tiny_model, speedup)
 
 
@@ -142,8 +184,14 @@ def saved(pack_module, policy_folder):
     write, written = pack_module("rapid_core.policy_file").write, []
 
     def save(kind, tensors, name="test.safetensors", **more):
-        metadata = dict(architecture="sd3", base_model="tiny", budgets=[2.0], reward="psnr", licence="Apache-2.0",
-                        training_command="-")  # fmt: skip
+        metadata = dict(
+            architecture="sd3",
+            base_model="tiny",
+            budgets=[2.0],
+            reward="psnr",
+            licence="Apache-2.0",
+            training_command="-",
+        )
         written.append(write(policy_folder / name, kind, {**metadata, **more}, tensors).path)
         return name
 
@@ -156,31 +204,58 @@ def load(comfy_host, name):
     return comfy_host.run_node("RAPID_LoadPolicy", policy=name)[0]
 
 
-def test_a_threshold_policy_samples_as_cache_reuse_does(comfy_host, pack, pack_module, saved, tiny_sd3):
-    """guard 0: on random weights every forecast is bad, and with the guard on nothing would be left out."""
+def test_a_threshold_policy_samples_as_cache_reuse_does(
+    comfy_host, pack, pack_module, saved, tiny_sd3
+):
+    """guard 0: on random weights every forecast is bad, and with the guard on nothing would be left
+    out."""
     policy = load(comfy_host, saved("threshold", {"thresholds": torch.tensor([0.7])}))
     by_node = comfy_host.run_node("RAPID_Accelerate", model=tiny_sd3, speedup=2.0, policy=policy)[0]
-    unguarded = replace(pack_module("rapid_core.policies.from_file").policy_of(policy, 2.0), guard=0.0)
-    settings = dict(model=tiny_sd3, reuse_threshold=0.7, start_percent=0.0, end_percent=1.0, max_consecutive=3,
-                    forecast_order=1, level="hold")  # fmt: skip
-    by_hand = [comfy_host.run_node("RAPID_CacheReuse", **settings, guard=guard)[0] for guard in (0.5, 0.0)]
+    unguarded = replace(
+        pack_module("rapid_core.policies.from_file").policy_of(policy, 2.0), guard=0.0
+    )
+    settings = dict(
+        model=tiny_sd3,
+        reuse_threshold=0.7,
+        start_percent=0.0,
+        end_percent=1.0,
+        max_consecutive=3,
+        forecast_order=1,
+        level="hold",
+    )
+    by_hand = [
+        comfy_host.run_node("RAPID_CacheReuse", **settings, guard=guard)[0] for guard in (0.5, 0.0)
+    ]
     by_policy = [by_node, pack_module("rapid_core.host.chain").attach(tiny_sd3, unguarded)]
-    wanted, found = ([sample(m, steps=STEPS, cfg=2.0) for m in models] for models in (by_hand, by_policy))
+    wanted, found = (
+        [sample(m, steps=STEPS, cfg=2.0) for m in models] for models in (by_hand, by_policy)
+    )
     assert all(torch.allclose(*pair) for pair in zip(found, wanted, strict=True))
     assert not torch.allclose(found[1], sample(tiny_sd3, steps=STEPS, cfg=2.0))
 
 
-def test_a_schedule_policy_computes_its_steps(comfy_host, pack, pack_module, saved, tiny_sd3, record_of):
+def test_a_schedule_policy_computes_its_steps(
+    comfy_host, pack, pack_module, saved, tiny_sd3, record_of
+):
     import comfy.samplers
 
-    sigmas = comfy.samplers.calculate_sigmas(tiny_sd3.get_model_object("model_sampling"), "simple", STEPS).tolist()
-    schedule, files = (pack_module(f"rapid_core.policies.{name}") for name in ("schedule", "from_file"))
+    sigmas = comfy.samplers.calculate_sigmas(
+        tiny_sd3.get_model_object("model_sampling"), "simple", STEPS
+    ).tolist()
+    schedule, files = (
+        pack_module(f"rapid_core.policies.{name}") for name in ("schedule", "from_file")
+    )
     on = tuple(i in (0, 1, 3, 6, 8, 11) for i in range(STEPS))
     gram = pack_module("rapid_core.policies.fit").Gram.of(products_of(bending(sigmas, 4)), STEPS)
     name = saved("schedule", files.plan_tensors([schedule.Plan(on, tuple(sigmas), gram)]))
-    patched = comfy_host.run_node("RAPID_Accelerate", model=tiny_sd3, speedup=2.0, policy=load(comfy_host, name))[0]
+    patched = comfy_host.run_node(
+        "RAPID_Accelerate", model=tiny_sd3, speedup=2.0, policy=load(comfy_host, name)
+    )[0]
     sample(patched, steps=STEPS, cfg=2.0)
-    assert strip(record_of(patched)) == "".join("#" if run else "." for run in on) and not record_of(patched).notes
+    assert (
+        strip(record_of(patched)) == "".join("#" if run else "." for run in on)
+        and not record_of(patched).notes
+    )
     sample(patched, steps=STEPS, cfg=2.0, sampler="heun")
     assert "moved to this run's steps" in record_of(patched).text()
 
@@ -189,33 +264,57 @@ def test_policies_are_listed_and_read_again_when_they_change(comfy_host, pack, s
     name = saved("threshold", {"thresholds": torch.tensor([0.7])})
     node = comfy_host.nodes.NODE_CLASS_MAPPINGS["RAPID_LoadPolicy"]
     options = node.define_schema().inputs[0].options
-    assert name == options[0] and options[-1].startswith("demo-")  # one's own before those of the demo models
+    assert name == options[0] and options[-1].startswith(
+        "demo-"
+    )  # one's own before those of the demo models
     before = node.fingerprint_inputs(policy=name)
     policy = load(comfy_host, saved("threshold", {"thresholds": torch.tensor([0.2])}))
     assert node.fingerprint_inputs(policy=name) != before
     assert policy.tensors["thresholds"].item() == pytest.approx(0.2)
-    with pytest.raises(ValueError, match="architecture = 'sd3', trained on tiny; this model is flux"):
+    with pytest.raises(
+        ValueError, match="architecture = 'sd3', trained on tiny; this model is flux"
+    ):
         comfy_host.run_node("RAPID_Accelerate", model=tiny_flux, speedup=2.0, policy=policy)
     with pytest.raises(ValueError, match="policy = 'none.safetensors' was given; there is"):
         load(comfy_host, "none.safetensors")
 
 
-@pytest.mark.parametrize("kind, tensors, said", [
-    ("threshold", {"thresholds": torch.tensor([math.nan])}, "thresholds holds NaN or infinite values"),
-    ("threshold", {"thresholds": torch.tensor([0.1, 0.2])}, r"thresholds has shape \(2,\); wanted is 1"),
-    ("schedule", {"sigmas": torch.tensor([1.0, 0.5, 0.0])}, "plan.0.computed is missing from the tensors"),
-    ("heads", {}, "heads is missing from the metadata"),
-])  # fmt: skip
-def test_a_file_with_anything_wrong_is_refused_when_it_is_loaded(comfy_host, pack, saved, kind, tensors, said):
+@pytest.mark.parametrize(
+    "kind, tensors, said",
+    [
+        (
+            "threshold",
+            {"thresholds": torch.tensor([math.nan])},
+            "thresholds holds NaN or infinite values",
+        ),
+        (
+            "threshold",
+            {"thresholds": torch.tensor([0.1, 0.2])},
+            r"thresholds has shape \(2,\); wanted is 1",
+        ),
+        (
+            "schedule",
+            {"sigmas": torch.tensor([1.0, 0.5, 0.0])},
+            "plan.0.computed is missing from the tensors",
+        ),
+        ("heads", {}, "heads is missing from the metadata"),
+    ],
+)
+def test_a_file_with_anything_wrong_is_refused_when_it_is_loaded(
+    comfy_host, pack, saved, kind, tensors, said
+):
     with pytest.raises(ValueError, match=f"policy test.safetensors: {said}"):
         load(comfy_host, saved(kind, tensors))
 
 
 @pytest.fixture
 def heads_file(pack_module, saved):
-    """heads_file(kind, hidden, **logits): name of a policy file whose heads always answer the same, or, wild, what
-    depends on what they see; all three, unless logits name some."""
-    files, module = pack_module("rapid_core.policies.from_file"), pack_module("rapid_core.policies.heads")
+    """heads_file(kind, hidden, **logits): name of a policy file whose heads always answer the same,
+    or, wild, what depends on what they see; all three, unless logits name some."""
+    files, module = (
+        pack_module("rapid_core.policies.from_file"),
+        pack_module("rapid_core.policies.heads"),
+    )
 
     def save(kind, hidden, channels=16, sparse_backend="auto", wild=False, **logits):
         torch.manual_seed(5)
@@ -231,17 +330,25 @@ def heads_file(pack_module, saved):
 
 @pytest.mark.parametrize("kind", ["flux", "sd3"])
 @pytest.mark.parametrize("batch, cfg", [(1, 1.0), (2, 3.0)])
-def test_heads_decide_in_the_host(comfy_host, pack, heads_file, load_tiny, record_of, kind, batch, cfg):
+def test_heads_decide_in_the_host(
+    comfy_host, pack, heads_file, load_tiny, record_of, kind, batch, cfg
+):
     model = load_tiny(kind)
     near_dense = dict(step=[2.0, 0.0], cache=[2.0, 0.0], sparse=[2.0, 0.0, 0.0, 0.0])
     name, spent = heads_file(kind, model.model.diffusion_model.hidden_size, **near_dense), {}
     policy = load(comfy_host, name)
     for speedup in (1.0 + 1e-6, 4.0):  # what they want, and what they are allowed
-        patched = comfy_host.run_node("RAPID_Accelerate", model=model, speedup=speedup, policy=policy)[0]
-        result = sample(patched, steps=STEPS, cfg=cfg, latent=empty_latent(batch=batch, height=32, width=32))
+        patched = comfy_host.run_node(
+            "RAPID_Accelerate", model=model, speedup=speedup, policy=policy
+        )[0]
+        result = sample(
+            patched, steps=STEPS, cfg=cfg, latent=empty_latent(batch=batch, height=32, width=32)
+        )
         record = record_of(patched)
         assert torch.isfinite(result).all() and record.policies[0]["technique"] == "rapid3"
-        spent[speedup] = [sum(e.levels[image] == "run" for e in record.evaluations) for image in range(batch)]
+        spent[speedup] = [
+            sum(e.levels[image] == "run" for e in record.evaluations) for image in range(batch)
+        ]
     assert max(spent[4.0]) <= STEPS // 4 < min(spent[1.0 + 1e-6])
 
 
@@ -251,7 +358,9 @@ def test_heads_decide_for_an_image_in_a_batch_as_they_do_for_it_alone(
     """Two noises; what the heads see of an image is its own."""
     model = load_tiny("flux")
     name = heads_file("flux", model.model.diffusion_model.hidden_size, wild=True, step=[-3.0, 0.0])
-    patched = comfy_host.run_node("RAPID_Accelerate", model=model, speedup=1.1, policy=load(comfy_host, name))[0]
+    patched = comfy_host.run_node(
+        "RAPID_Accelerate", model=model, speedup=1.1, policy=load(comfy_host, name)
+    )[0]
     slope = torch.linspace(-2, 2, 32).expand(16, 32, 32)
     latent = torch.stack((slope.mT, slope))
     both = sample(patched, steps=STEPS, denoise=0.8, latent=latent)
@@ -272,7 +381,9 @@ def test_a_sparse_head_acts_with_the_backend_of_its_file(
     model = load_tiny("flux")
     hidden, answers = model.model.diffusion_model.hidden_size, [0.0, 0.0, 9.0, 0.0]
     name = heads_file("flux", hidden, sparse_backend=backend, sparse=answers)
-    patched = comfy_host.run_node("RAPID_Accelerate", model=model, speedup=1.1, policy=load(comfy_host, name))[0]
+    patched = comfy_host.run_node(
+        "RAPID_Accelerate", model=model, speedup=1.1, policy=load(comfy_host, name)
+    )[0]
     found = sample(patched, steps=STEPS, latent=empty_latent(height=32, width=32))
     evaluations = record_of(patched).evaluations
     assert any(e.cost[0] < e.dense_cost[0] for e in evaluations if e.levels[0] == "run") == thin
@@ -284,7 +395,9 @@ def test_with_recompute_everywhere_and_jumps_of_one_step_heads_are_stock_euler(
     comfy_host, pack, pack_module, heads_file, tiny_sd3, record_of
 ):
     hidden = tiny_sd3.model.diffusion_model.hidden_size
-    name = heads_file("sd3", hidden, step=[9.0, -9.0], cache=[9.0, -9.0], sparse=[9.0, 0.0, 0.0, 0.0])
+    name = heads_file(
+        "sd3", hidden, step=[9.0, -9.0], cache=[9.0, -9.0], sparse=[9.0, 0.0, 0.0, 0.0]
+    )
     policy = pack_module("rapid_core.policies.from_file").policy_of(load(comfy_host, name), 1.0)
     patched = pack_module("rapid_core.host.chain").attach(tiny_sd3, policy)
     found, wanted = (sample(m, steps=STEPS, cfg=2.0) for m in (patched, tiny_sd3))
@@ -299,28 +412,45 @@ def test_heads_that_say_nothing_are_their_plan_with_any_sampler(
 ):
     import comfy.samplers
 
-    sigmas = comfy.samplers.calculate_sigmas(tiny_sd3.get_model_object("model_sampling"), scheduler, STEPS).tolist()
-    files, module, schedule, planned = (pack_module(f"rapid_core.policies.{name}")
-                                        for name in ("from_file", "heads", "schedule", "planned"))  # fmt: skip
+    sigmas = comfy.samplers.calculate_sigmas(
+        tiny_sd3.get_model_object("model_sampling"), scheduler, STEPS
+    ).tolist()
+    files, module, schedule, planned = (
+        pack_module(f"rapid_core.policies.{name}")
+        for name in ("from_file", "heads", "schedule", "planned")
+    )
     on = tuple(i in (0, 1, 3, 6, 8, 11) for i in range(STEPS))
     gram = pack_module("rapid_core.policies.fit").Gram.of(products_of(bending(sigmas, 4)), STEPS)
     plans = files.plan_tensors([schedule.Plan(on, tuple(sigmas), gram)])
-    heads = module.Heads(16, tiny_sd3.model.diffusion_model.hidden_size, ("pace",), planned.NUMBERS, 16)
+    heads = module.Heads(
+        16, tiny_sd3.model.diffusion_model.hidden_size, ("pace",), planned.NUMBERS, 16
+    )
     heads.heads["pace"].fc2.weight.data.zero_()
     more = {**files.head_metadata(heads, 1, (0.5, 0.25, 0.125)), "structure": "rapid+"}
     drawn, marks = [], []
-    for kind, tensors, said in (("schedule", plans, {}), ("heads", {**files.head_tensors(heads), **plans}, more)):
+    for kind, tensors, said in (
+        ("schedule", plans, {}),
+        ("heads", {**files.head_tensors(heads), **plans}, more),
+    ):
         policy = load(comfy_host, saved(kind, tensors, f"{kind}.safetensors", **said))
-        patched = comfy_host.run_node("RAPID_Accelerate", model=tiny_sd3, speedup=speedup, policy=policy)[0]
+        patched = comfy_host.run_node(
+            "RAPID_Accelerate", model=tiny_sd3, speedup=speedup, policy=policy
+        )[0]
         drawn.append(sample(patched, steps=STEPS, cfg=2.0, sampler=sampler, scheduler=scheduler))
         marks.append(strip(record_of(patched)))
     assert marks[0] == marks[1] and "." in marks[0] and torch.equal(*drawn)
 
 
-def test_two_plans_on_one_model_are_not_both_followed(accelerate, comfy_host, pack, heads_file, tiny_sd3, record_of):
+def test_two_plans_on_one_model_are_not_both_followed(
+    accelerate, comfy_host, pack, heads_file, tiny_sd3, record_of
+):
     name = heads_file("sd3", tiny_sd3.model.diffusion_model.hidden_size)
-    patched = comfy_host.run_node("RAPID_Accelerate", model=accelerate(tiny_sd3, 2.0), speedup=2.0,
-                                  policy=load(comfy_host, name))[0]  # fmt: skip
+    patched = comfy_host.run_node(
+        "RAPID_Accelerate",
+        model=accelerate(tiny_sd3, 2.0),
+        speedup=2.0,
+        policy=load(comfy_host, name),
+    )[0]
     sample(patched, steps=STEPS, cfg=2.0)
     record = record_of(patched)
     assert [p["technique"] for p in record.policies] == ["rapid3"]
@@ -331,13 +461,33 @@ def test_thresholds_out_of_a_file_are_a_plan_among_others_and_cache_reuse_is_non
     accelerate, comfy_host, pack, pack_module, saved, tiny_sd3
 ):
     policy = load(comfy_host, saved("threshold", {"thresholds": torch.tensor([0.7])}))
-    thresholds = lambda model: comfy_host.run_node("RAPID_Accelerate", model=model, speedup=2.0, policy=policy)[0]  # noqa: E731
-    reuse = comfy_host.run_node("RAPID_CacheReuse", model=tiny_sd3, reuse_threshold=0.7, start_percent=0.0,
-                                end_percent=1.0, max_consecutive=3, forecast_order=1, level="hold", guard=0.5)[0]
+
+    def thresholds(model):
+        return comfy_host.run_node("RAPID_Accelerate", model=model, speedup=2.0, policy=policy)[0]
+
+    reuse = comfy_host.run_node(
+        "RAPID_CacheReuse",
+        model=tiny_sd3,
+        reuse_threshold=0.7,
+        start_percent=0.0,
+        end_percent=1.0,
+        max_consecutive=3,
+        forecast_order=1,
+        level="hold",
+        guard=0.5,
+    )[0]
     chain_of = pack_module("rapid_core.host.chain").chain_of
     for patched, kept, said in (
-        (thresholds(accelerate(tiny_sd3, 2.0)), ["cache_reuse"], ["schedule and cache_reuse were set"]),
-        (accelerate(thresholds(tiny_sd3), 2.0), ["schedule"], ["cache_reuse and schedule were set"]),
+        (
+            thresholds(accelerate(tiny_sd3, 2.0)),
+            ["cache_reuse"],
+            ["schedule and cache_reuse were set"],
+        ),
+        (
+            accelerate(thresholds(tiny_sd3), 2.0),
+            ["schedule"],
+            ["cache_reuse and schedule were set"],
+        ),
         (accelerate(reuse, 2.0), ["cache_reuse", "schedule"], []),
     ):
         chain = chain_of(patched)
@@ -345,7 +495,9 @@ def test_thresholds_out_of_a_file_are_a_plan_among_others_and_cache_reuse_is_non
         assert [note.split(" on this")[0] for note in chain.notes] == said
 
 
-def test_heads_see_the_models_pooled_vector(comfy_host, pack, heads_file, pack_module, tiny_sd3, monkeypatch):
+def test_heads_see_the_models_pooled_vector(
+    comfy_host, pack, heads_file, pack_module, tiny_sd3, monkeypatch
+):
     """Another prompt gives another vector."""
     hidden, seen = tiny_sd3.model.diffusion_model.hidden_size, []
     module = pack_module("rapid_core.policies.heads")
@@ -368,13 +520,25 @@ def test_heads_see_the_models_pooled_vector(comfy_host, pack, heads_file, pack_m
 
 
 def region_node(comfy_host, model, **changes):
-    settings = dict(keep_ratio=0.5, preset="custom", warm_up=0.2, tail=0.1, refresh_interval=3, drift_threshold=0.0,
-                    metric="std", direction="low", starvation=0.3, inactive="forecast", slope=0.0)  # fmt: skip
+    settings = dict(
+        keep_ratio=0.5,
+        preset="custom",
+        warm_up=0.2,
+        tail=0.1,
+        refresh_interval=3,
+        drift_threshold=0.0,
+        metric="std",
+        direction="low",
+        starvation=0.3,
+        inactive="forecast",
+        slope=0.0,
+    )
     return comfy_host.run_node("RAPID_RegionAdaptive", model=model, **{**settings, **changes})[0]
 
 
 def test_the_budget_holds_beside_region_adaptive(accelerate, record_of, tiny_sd3, comfy_host):
-    """After token subsets parts of the history have levels of their own; what is to be held is held all the same."""
+    """After token subsets parts of the history have levels of their own; what is to be held is held
+    all the same."""
     both = region_node(comfy_host, accelerate(tiny_sd3, 2.0))
     sample(both, steps=STEPS, cfg=2.0, latent=empty_latent(height=32, width=32))
     marks = strip(record_of(both))
@@ -394,12 +558,28 @@ def test_heads_count_steps_whatever_a_sampler_evaluates_in_them(
     assert len(ran) == STEPS // 2  # the first half, since these heads never jump
 
 
-def test_sparse_attention_keeps_its_settings_beside_heads(comfy_host, pack, heads_file, load_tiny, record_of):
+def test_sparse_attention_keeps_its_settings_beside_heads(
+    comfy_host, pack, heads_file, load_tiny, record_of
+):
     model = load_tiny("sd3")
-    thin = comfy_host.run_node("RAPID_SparseAttention", model=model, density=0.25, start_percent=0.0, end_percent=1.0,
-                               dense_first=0, dense_last=0, backend="gather", left_out="forecast", refresh_interval=2,
-                               memory_limit=0.0, tile="16")[0]  # fmt: skip
-    policy = load(comfy_host, heads_file("sd3", model.model.diffusion_model.hidden_size, sparse=[0.0, 0.0, 9.0, 0.0]))
+    thin = comfy_host.run_node(
+        "RAPID_SparseAttention",
+        model=model,
+        density=0.25,
+        start_percent=0.0,
+        end_percent=1.0,
+        dense_first=0,
+        dense_last=0,
+        backend="gather",
+        left_out="forecast",
+        refresh_interval=2,
+        memory_limit=0.0,
+        tile="16",
+    )[0]
+    policy = load(
+        comfy_host,
+        heads_file("sd3", model.model.diffusion_model.hidden_size, sparse=[0.0, 0.0, 9.0, 0.0]),
+    )
     both = comfy_host.run_node("RAPID_Accelerate", model=thin, speedup=1.5, policy=policy)[0]
     sample(both, steps=STEPS, cfg=2.0, latent=empty_latent(height=32, width=32))
     record = record_of(both)
@@ -408,7 +588,9 @@ def test_sparse_attention_keeps_its_settings_beside_heads(comfy_host, pack, head
     assert all(e.cost[0] >= e.dense_cost[0] for e in measuring)
 
 
-@pytest.mark.parametrize("field, value, said", [("channels", 4, "channels = 4"), ("hidden", 7, "hidden = 7")])
+@pytest.mark.parametrize(
+    "field, value, said", [("channels", 4, "channels = 4"), ("hidden", 7, "hidden = 7")]
+)
 def test_heads_of_another_size_are_refused_when_the_node_runs(
     comfy_host, pack, heads_file, tiny_sd3, field, value, said
 ):

@@ -32,14 +32,26 @@ def test_the_demos_table_compares_with_as_many_steps_as_were_computed(ready, mon
         rows = measure.Measurement(ready, "flux", measure.prompts(1)).rows(judge.load())
     found = {row.method: row for row in rows}
     assert list(found) == ["dense", "cache_reuse", "easycache", "lazycache", "fewer_steps"]
-    assert found["fewer_steps"].computed == math.ceil(found["cache_reuse"].computed) < found["dense"].computed == 28
-    assert found["dense"].speedup == 1 and found["dense"].psnr is None and found["cache_reuse"].psnr > 20
+    assert (
+        found["fewer_steps"].computed
+        == math.ceil(found["cache_reuse"].computed)
+        < found["dense"].computed
+        == 28
+    )
+    assert (
+        found["dense"].speedup == 1
+        and found["dense"].psnr is None
+        and found["cache_reuse"].psnr > 20
+    )
 
 
 def test_the_region_suite_writes_its_rows_and_goes_on_where_it_stopped(ready, tmp_path):
     text = region.run(ready, ["flux"], 2, tmp_path, quick=True)
     log = (tmp_path / "region-flux.jsonl").read_text(encoding="utf-8")
-    rows = {(r["method"], r["target"]): r for r in json.loads((tmp_path / "region.json").read_text())["rows"]}
+    rows = {
+        (r["method"], r["target"]): r
+        for r in json.loads((tmp_path / "region.json").read_text())["rows"]
+    }
     assert rows["dense", "1.0"]["equal"] == 2 and rows["dense", "1.0"]["cost"] == pytest.approx(1.0)
     assert {r["prompts"] for r in rows.values()} == {2}
     found = rows["region", "0.25"]
@@ -73,16 +85,28 @@ def test_figures_of_other_weights_are_not_mixed_in(ready, tmp_path):
         region.run(ready, ["flux"], 2, tmp_path, quick=True)
 
 
-def test_the_sparse_suite_writes_what_is_kept_how_long_it_takes_and_its_rows(ready, tmp_path, capsys):
-    sparse.run(ready, sparse.parser().parse_args(["--quick", "--models", "sd3", "--out", str(tmp_path)]))
-    masses = {(r["selection"], r["density"]): r for r in json.loads((tmp_path / "sparse_mass.json").read_text())}
+def test_the_sparse_suite_writes_what_is_kept_how_long_it_takes_and_its_rows(
+    ready, tmp_path, capsys
+):
+    sparse.run(
+        ready, sparse.parser().parse_args(["--quick", "--models", "sd3", "--out", str(tmp_path)])
+    )
+    masses = {
+        (r["selection"], r["density"]): r
+        for r in json.loads((tmp_path / "sparse_mass.json").read_text())
+    }
     for density in attention.DENSITIES:
         ours, best = masses["ours", density], masses["oracle", density]
         assert masses["random", density]["mass"] < ours["mass"] <= best["mass"] <= 1.0
         assert ours["of_oracle"] > 0.95
     clock = json.loads((tmp_path / "sparse_clock.json").read_text())
-    assert {r["backend"] for r in clock} == {"host", "torch", "gather"} and all(r["seconds"] > 0 for r in clock)
-    rows = {(r["method"], r["target"]): r for r in json.loads((tmp_path / "sparse.json").read_text())["rows"]}
+    assert {r["backend"] for r in clock} == {"host", "torch", "gather"} and all(
+        r["seconds"] > 0 for r in clock
+    )
+    rows = {
+        (r["method"], r["target"]): r
+        for r in json.loads((tmp_path / "sparse.json").read_text())["rows"]
+    }
     assert rows["sparse", "0.25"]["cost"] < 1.0 and rows["sparse", "0.25"]["equal"] == 0
     assert rows["sparse", "0.25"]["psnr"] > rows["sparse_dropped", "0.25"]["psnr"]
 
@@ -94,21 +118,55 @@ def heads_file(path, hidden):
     for layer in (heads.heads["step"].conv1, heads.heads["step"].conv2, heads.heads["step"].fc1):
         layer.weight.data *= 10
     heads.heads["step"].fc2.weight.data *= 100
-    return write(path, "heads", {**METADATA, **head_metadata(heads, 1, (0.5, 0.25, 0.125))}, head_tensors(heads))
+    return write(
+        path,
+        "heads",
+        {**METADATA, **head_metadata(heads, 1, (0.5, 0.25, 0.125))},
+        head_tensors(heads),
+    )
 
 
 def test_the_policy_suite_compares_policies_at_the_cost_of_a_speed_up(ready, tmp_path):
     shutil.copy(policy.SHIPPED / "demo-flux-solution.safetensors", tmp_path)
     hidden = Subject(ready, FAMILIES["flux"]).model.model.diffusion_model.hidden_size
     heads_file(tmp_path / "demo-flux-some-heads.safetensors", hidden)
-    flags = ["--quick", "--models", "flux", "--speedups", "2", "--out", str(tmp_path), "--policies", str(tmp_path),
-             "--methods", "default_plan", "cache_reuse", "easycache", "fewer_euler", "plan_solution", "random",
-             "some_heads", "some_heads_shuffled", "dense_noise1"]  # fmt: skip
+    flags = [
+        "--quick",
+        "--models",
+        "flux",
+        "--speedups",
+        "2",
+        "--out",
+        str(tmp_path),
+        "--policies",
+        str(tmp_path),
+        "--methods",
+        "default_plan",
+        "cache_reuse",
+        "easycache",
+        "fewer_euler",
+        "plan_solution",
+        "random",
+        "some_heads",
+        "some_heads_shuffled",
+        "dense_noise1",
+    ]
     text = policy.run(ready, policy.parser().parse_args(flags))
-    rows = {(r["method"], r["target"]): r for r in json.loads((tmp_path / "policy_flux.json").read_text())["rows"]}
-    assert rows["default_plan", "2x"]["computed"] == 14 and rows["default_plan", "2x"]["cost"] == pytest.approx(0.5)
-    assert rows["fewer_euler", "2x"]["cost"] == pytest.approx(0.5) and rows["cache_reuse", "2x"]["cost"] <= 0.55
-    assert rows["random", "2x"]["computed"] == 14 and rows["random", "2x"]["psnr"] < rows["default_plan", "2x"]["psnr"]
+    rows = {
+        (r["method"], r["target"]): r
+        for r in json.loads((tmp_path / "policy_flux.json").read_text())["rows"]
+    }
+    assert rows["default_plan", "2x"]["computed"] == 14 and rows["default_plan", "2x"][
+        "cost"
+    ] == pytest.approx(0.5)
+    assert (
+        rows["fewer_euler", "2x"]["cost"] == pytest.approx(0.5)
+        and rows["cache_reuse", "2x"]["cost"] <= 0.55
+    )
+    assert (
+        rows["random", "2x"]["computed"] == 14
+        and rows["random", "2x"]["psnr"] < rows["default_plan", "2x"]["psnr"]
+    )
     assert rows["plan_solution", "2x"]["computed"] == 14 and rows["easycache", "2x"]["cost"] < 1
     assert rows["dense_noise1", "1.0"]["psnr"] is rows["dense_noise1", "1.0"]["psnr_ode"] is None
     assert rows["dense_noise1", "1.0"]["fid"] != rows["dense", "1.0"]["fid"]

@@ -9,8 +9,17 @@ import torch
 from rapid_testing.sampling import empty_latent, make_conditioning
 
 LATENT = empty_latent()
-SAMPLERS = ["euler", "heun", "heunpp2", "dpmpp_2m", "res_multistep", "uni_pc", "dpm_2", "euler_ancestral",
-            "dpmpp_2m_sde"]  # fmt: skip
+SAMPLERS = [
+    "euler",
+    "heun",
+    "heunpp2",
+    "dpmpp_2m",
+    "res_multistep",
+    "uni_pc",
+    "dpm_2",
+    "euler_ancestral",
+    "dpmpp_2m_sde",
+]
 
 
 @pytest.fixture
@@ -20,7 +29,12 @@ def cache_reuse(pack_module):
 
     def patch(model, **settings):
         defaults = dict(
-            reuse_threshold=4.0, start_percent=0.0, end_percent=1.0, max_consecutive=3, forecast_order=1, level="hold",
+            reuse_threshold=4.0,
+            start_percent=0.0,
+            end_percent=1.0,
+            max_consecutive=3,
+            forecast_order=1,
+            level="hold",
             guard=0.0,  # forecasts on random weights are bad
         )
         return node.execute(model, **{**defaults, **settings}).args[0]
@@ -47,7 +61,9 @@ def test_threshold_zero_leaves_the_model_untouched(tiny_model, cache_reuse):
 
 
 @pytest.mark.parametrize("level", ["hold", "reuse"])
-def test_a_threshold_too_small_to_skip_is_dense_bit_for_bit(tiny_model, cache_reuse, sample, last_record, level):
+def test_a_threshold_too_small_to_skip_is_dense_bit_for_bit(
+    tiny_model, cache_reuse, sample, last_record, level
+):
     dense = sample(tiny_model, steps=6, **guided())
     patched = cache_reuse(tiny_model, reuse_threshold=1e-9, level=level)
     assert torch.equal(sample(patched, steps=6, **guided()), dense)
@@ -55,7 +71,9 @@ def test_a_threshold_too_small_to_skip_is_dense_bit_for_bit(tiny_model, cache_re
 
 
 @pytest.mark.parametrize("level", ["hold", "reuse"])
-def test_evaluations_are_left_out_and_later_runs_are_not(tiny_model, cache_reuse, sample, last_record, level):
+def test_evaluations_are_left_out_and_later_runs_are_not(
+    tiny_model, cache_reuse, sample, last_record, level
+):
     dense = sample(tiny_model, steps=12, **guided())
     patched = cache_reuse(tiny_model, level=level)
     fast = sample(patched, steps=12, **guided())
@@ -67,18 +85,31 @@ def test_evaluations_are_left_out_and_later_runs_are_not(tiny_model, cache_reuse
     assert torch.equal(sample(tiny_model, steps=12, **guided()), dense)
 
 
-def test_holding_order_zero_under_euler_is_one_larger_step(tiny_flux, cache_reuse, sample, last_record, comfy_host):
-    """With every second derivative held, Euler's two steps are algebraically one from the first to the last level."""
+def test_holding_order_zero_under_euler_is_one_larger_step(
+    tiny_flux, cache_reuse, sample, last_record, comfy_host
+):
+    """With every second derivative held, Euler's two steps are algebraically one from the first to
+    the last level."""
     import comfy.model_management
     import comfy.samplers
+
     sigmas = torch.tensor([1.0, 0.8, 0.5, 0.3, 0.0])
     patched = cache_reuse(tiny_flux, reuse_threshold=10.0, forecast_order=0, max_consecutive=1)
 
     def run(model, levels):
         noise = torch.randn(LATENT.shape, generator=torch.Generator().manual_seed(0))
         return comfy.samplers.sample(
-            model, noise, make_conditioning(0), make_conditioning(1), 1.0, model.load_device,
-            comfy.samplers.sampler_object("euler"), levels, model.model_options, latent_image=LATENT, seed=0,
+            model,
+            noise,
+            make_conditioning(0),
+            make_conditioning(1),
+            1.0,
+            model.load_device,
+            comfy.samplers.sampler_object("euler"),
+            levels,
+            model.model_options,
+            latent_image=LATENT,
+            seed=0,
         )
 
     fast = run(patched, sigmas)
@@ -88,10 +119,14 @@ def test_holding_order_zero_under_euler_is_one_larger_step(tiny_flux, cache_reus
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_every_evaluation_of_every_sampler_is_accounted_for(tiny_model, cache_reuse, sample, last_record, sampler):
+def test_every_evaluation_of_every_sampler_is_accounted_for(
+    tiny_model, cache_reuse, sample, last_record, sampler
+):
     calls = []
     model = tiny_model.clone()
-    model.set_model_unet_function_wrapper(lambda f, a: calls.append(1) or f(a["input"], a["timestep"], **a["c"]))
+    model.set_model_unet_function_wrapper(
+        lambda f, a: calls.append(1) or f(a["input"], a["timestep"], **a["c"])
+    )
     sample(model, sampler=sampler, steps=10, **guided())
     due = len(calls)
     calls.clear()
@@ -104,12 +139,16 @@ def test_every_evaluation_of_every_sampler_is_accounted_for(tiny_model, cache_re
         assert totals["evaluations"] == due
 
 
-def test_a_sampler_that_comes_back_to_noise_levels_may_be_forecast_by_a_parabola(tiny_model, cache_reuse, sample):
+def test_a_sampler_that_comes_back_to_noise_levels_may_be_forecast_by_a_parabola(
+    tiny_model, cache_reuse, sample
+):
     out = sample(cache_reuse(tiny_model, forecast_order=2, guard=0.0), sampler="heunpp2", steps=10)
     assert torch.isfinite(out).all()
 
 
-def test_images_of_a_batch_decide_for_themselves(tiny_model, cache_reuse, sample, last_record, pack_module):
+def test_images_of_a_batch_decide_for_themselves(
+    tiny_model, cache_reuse, sample, last_record, pack_module
+):
     actions = pack_module("rapid_core.actions")
     threshold = pack_module("rapid_core.policies.threshold")
     chain = pack_module("rapid_core.host.chain")
@@ -140,7 +179,9 @@ def test_images_of_a_batch_decide_for_themselves(tiny_model, cache_reuse, sample
     assert cost[1] == 0 and 0 < cost[2] < 0.2 * cost[0]
 
 
-def test_joined_and_split_streams_give_the_same_picture(tiny_sd3, cache_reuse, sample, last_record, monkeypatch):
+def test_joined_and_split_streams_give_the_same_picture(
+    tiny_sd3, cache_reuse, sample, last_record, monkeypatch
+):
     joined_model = cache_reuse(tiny_sd3)
     joined = sample(joined_model, steps=12, **guided())
     import comfy.samplers
@@ -148,13 +189,17 @@ def test_joined_and_split_streams_give_the_same_picture(tiny_sd3, cache_reuse, s
     monkeypatch.setattr(comfy.samplers, "can_concat_cond", lambda a, b: a is b)
     split_model = cache_reuse(tiny_sd3)
     split = sample(split_model, steps=12, **guided())
-    decisions = [[e.levels for e in last_record(m).evaluations] for m in (joined_model, split_model)]
+    decisions = [
+        [e.levels for e in last_record(m).evaluations] for m in (joined_model, split_model)
+    ]
     assert decisions[0] == decisions[1]
     assert torch.allclose(joined, split, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("level", ["hold", "reuse"])
-def test_prompts_of_different_lengths_are_handled(tiny_model, cache_reuse, sample, last_record, level):
+def test_prompts_of_different_lengths_are_handled(
+    tiny_model, cache_reuse, sample, last_record, level
+):
     patched = cache_reuse(tiny_model, level=level)
     out = sample(patched, steps=12, **guided(negative=make_conditioning(1, tokens=24)))
     assert torch.isfinite(out).all()
@@ -165,8 +210,11 @@ def test_prompts_of_different_lengths_are_handled(tiny_model, cache_reuse, sampl
 def test_no_state_outlives_a_run(tiny_model, cache_reuse, sample, change):
     settings = dict(steps=10, seed=1)
     other = {
-        "steps": dict(steps=7), "seed": dict(seed=9), "size": dict(latent=empty_latent(height=12, width=20)),
-        "batch": dict(latent=empty_latent(batch=2)), "prompt": dict(positive=make_conditioning(5)),
+        "steps": dict(steps=7),
+        "seed": dict(seed=9),
+        "size": dict(latent=empty_latent(height=12, width=20)),
+        "batch": dict(latent=empty_latent(batch=2)),
+        "prompt": dict(positive=make_conditioning(5)),
     }[change]
     wanted = sample(cache_reuse(tiny_model), **guided(**{**settings, **other}))
     reused = cache_reuse(tiny_model)
@@ -174,7 +222,9 @@ def test_no_state_outlives_a_run(tiny_model, cache_reuse, sample, change):
     assert torch.equal(sample(reused, **guided(**{**settings, **other})), wanted)
 
 
-def test_an_interrupted_run_leaves_nothing_behind(tiny_model, cache_reuse, sample, last_record, comfy_host):
+def test_an_interrupted_run_leaves_nothing_behind(
+    tiny_model, cache_reuse, sample, last_record, comfy_host
+):
     import comfy.model_management
 
     wanted = sample(cache_reuse(tiny_model), steps=10, **guided())
@@ -190,18 +240,24 @@ def test_an_interrupted_run_leaves_nothing_behind(tiny_model, cache_reuse, sampl
     assert torch.equal(sample(patched, steps=10, **guided()), wanted)
 
 
-def test_a_foreign_block_patch_makes_reuse_dense_and_the_report_says_so(tiny_flux, cache_reuse, sample, last_record):
+def test_a_foreign_block_patch_makes_reuse_dense_and_the_report_says_so(
+    tiny_flux, cache_reuse, sample, last_record
+):
     model = tiny_flux.clone()
-    model.set_model_patch_replace(lambda args, extra: extra["original_block"](args), "dit", "double_block", 1)
+    model.set_model_patch_replace(
+        lambda args, extra: extra["original_block"](args), "dit", "double_block", 1
+    )
     patched = cache_reuse(model, level="reuse")
     dense = sample(model, steps=8, **guided())
     assert torch.equal(sample(patched, steps=8, **guided()), dense)
     assert "another node replaced double_block 1" in last_record(patched).text()
 
 
-def test_a_batch_is_not_split_where_a_foreign_patch_may_keep_rows(comfy_host, pack, pack_module, tiny_flux, sample,
-                                                                  last_record):
-    """As the host's FluxKVCache does, which gives the first image's keys to whatever part of the batch it meets."""
+def test_a_batch_is_not_split_where_a_foreign_patch_may_keep_rows(
+    comfy_host, pack, pack_module, tiny_flux, sample, last_record
+):
+    """As the host's FluxKVCache does, which gives the first image's keys to whatever part of the
+    batch it meets."""
     actions, chain = pack_module("rapid_core.actions"), pack_module("rapid_core.host.chain")
     threshold = pack_module("rapid_core.policies.threshold")
 
@@ -209,15 +265,19 @@ def test_a_batch_is_not_split_where_a_foreign_patch_may_keep_rows(comfy_host, pa
         def act(self, observation):
             hold = actions.Action(actions.Level.HOLD)
             later = observation.index > 2
-            return tuple(hold if later and (i + observation.index) % 3 else actions.DENSE
-                         for i in range(len(observation.images)))  # fmt: skip
+            return tuple(
+                hold if later and (i + observation.index) % 3 else actions.DENSE
+                for i in range(len(observation.images))
+            )
 
     class Policy(threshold.ThresholdPolicy):
         def start(self, window):
             return Uneven(self, window)
 
     rows, model = [], tiny_flux.clone()
-    model.set_model_attn1_patch(lambda q, k, v, **extra: rows.append(q.shape[0]) or {"q": q, "k": k, "v": v})
+    model.set_model_attn1_patch(
+        lambda q, k, v, **extra: rows.append(q.shape[0]) or {"q": q, "k": k, "v": v}
+    )
     latent = empty_latent(batch=2)
     patched = chain.attach(model, Policy(1.0))
     sample(patched, steps=9, latent=latent)
@@ -234,7 +294,9 @@ def test_a_foreign_condition_function_is_yielded_to(tiny_sd3, cache_reuse, sampl
 
     model = tiny_sd3.clone()
     model.set_model_sampler_calc_cond_batch_function(
-        lambda a: comfy.samplers.calc_cond_batch(a["model"], a["conds"], a["input"], a["sigma"], a["model_options"])
+        lambda a: comfy.samplers.calc_cond_batch(
+            a["model"], a["conds"], a["input"], a["sigma"], a["model_options"]
+        )
     )
     patched = cache_reuse(model)
     assert torch.equal(sample(patched, steps=8, **guided()), sample(model, steps=8, **guided()))
@@ -261,7 +323,14 @@ def test_a_masked_latent_and_a_partial_denoise_sample(tiny_model, cache_reuse, s
     mask = torch.zeros(1, 1, 16, 16)
     mask[..., 4:12] = 1
     patched = cache_reuse(tiny_model)
-    out = sample(patched, steps=12, denoise=0.7, noise_mask=mask, latent=torch.randn(LATENT.shape), **guided())
+    out = sample(
+        patched,
+        steps=12,
+        denoise=0.7,
+        noise_mask=mask,
+        latent=torch.randn(LATENT.shape),
+        **guided(),
+    )
     assert torch.isfinite(out).all()
     assert last_record(patched).totals["held"] > 0
 
@@ -280,21 +349,27 @@ def test_a_condition_that_starts_late_is_computed_first(tiny_sd3, cache_reuse, s
 def test_where_a_range_ends_on_a_level_of_the_schedule_the_host_says_who_is_active(
     tiny_sd3, cache_reuse, sample, pack_module, monkeypatch, level, order, where
 ):
-    """The host compares in single precision: both of two conditions that meet there run. where: of the bound, in units
-    of a double's rounding."""
+    """The host compares in single precision: both of two conditions that meet there run. where: of
+    the bound, in units of a double's rounding."""
     import comfy.samplers
 
     sampling = tiny_sd3.get_model_object("model_sampling")
     meeting = comfy.samplers.calculate_sigmas(sampling, "simple", 16)[6].item()
     bound = meeting * (1 + where * 1e-9)
     own = type(sampling).percent_to_sigma
-    monkeypatch.setattr(type(sampling), "percent_to_sigma", lambda s, p: bound if p == 0.375 else own(s, p))
+    monkeypatch.setattr(
+        type(sampling), "percent_to_sigma", lambda s, p: bound if p == 0.375 else own(s, p)
+    )
     late = make_conditioning(3, start_percent=0.375, end_percent=1.0)
     early = make_conditioning(4, start_percent=0.0, end_percent=0.375)
     conditions, seen = pack_module("rapid_core.host.conditions"), []
     real = conditions.slot_key
-    monkeypatch.setattr(conditions, "slot_key", lambda i, c, *a: seen.append(real(i, c, *a)) or seen[-1])
-    patched = cache_reuse(tiny_sd3, reuse_threshold=9.0, max_consecutive=2, forecast_order=order, level=level)
+    monkeypatch.setattr(
+        conditions, "slot_key", lambda i, c, *a: seen.append(real(i, c, *a)) or seen[-1]
+    )
+    patched = cache_reuse(
+        tiny_sd3, reuse_threshold=9.0, max_consecutive=2, forecast_order=order, level=level
+    )
     out = sample(patched, steps=16, **guided(positive=early + late))
     assert torch.isfinite(out).all()
     numbers = [len(key[1]) for key in seen if key[0] == 0]
@@ -316,8 +391,12 @@ def test_a_window_that_ends_before_it_begins_is_refused(tiny_flux, cache_reuse):
         cache_reuse(tiny_flux, start_percent=0.8, end_percent=0.2)
 
 
-def test_outside_its_part_of_the_schedule_everything_is_computed(tiny_sd3, cache_reuse, sample, last_record):
-    patched = cache_reuse(tiny_sd3, reuse_threshold=10.0, start_percent=0.3, end_percent=0.7, guard=0.0)
+def test_outside_its_part_of_the_schedule_everything_is_computed(
+    tiny_sd3, cache_reuse, sample, last_record
+):
+    patched = cache_reuse(
+        tiny_sd3, reuse_threshold=10.0, start_percent=0.3, end_percent=0.7, guard=0.0
+    )
     sample(patched, steps=20)
     held = [e.sigma for e in last_record(patched).evaluations if e.levels[0] == "hold"]
     sigma = tiny_sd3.get_model_object("model_sampling").percent_to_sigma
@@ -327,12 +406,17 @@ def test_outside_its_part_of_the_schedule_everything_is_computed(tiny_sd3, cache
 @pytest.mark.parametrize(
     ("setting", "value", "words"),
     [
-        ("reuse_threshold", -1, "from 0 to 10"), ("reuse_threshold", float("nan"), "from 0 to 10"),
-        ("start_percent", 1.5, "start_percent"), ("max_consecutive", 0, "from 1 to 100"),
-        ("forecast_order", 3, "one of 0, 1, 2"), ("level", "sometimes", "hold, reuse"),
+        ("reuse_threshold", -1, "from 0 to 10"),
+        ("reuse_threshold", float("nan"), "from 0 to 10"),
+        ("start_percent", 1.5, "start_percent"),
+        ("max_consecutive", 0, "from 1 to 100"),
+        ("forecast_order", 3, "one of 0, 1, 2"),
+        ("level", "sometimes", "hold, reuse"),
     ],
 )
-def test_bad_settings_are_refused_with_what_is_accepted(tiny_flux, cache_reuse, setting, value, words):
+def test_bad_settings_are_refused_with_what_is_accepted(
+    tiny_flux, cache_reuse, setting, value, words
+):
     with pytest.raises(ValueError, match=words):
         cache_reuse(tiny_flux, **{setting: value})
 
@@ -349,7 +433,9 @@ def test_the_report_finds_the_run_of_its_latent(tiny_flux, cache_reuse, sample, 
 
 
 @pytest.mark.parametrize("level", ["hold", "reuse"])
-def test_a_second_look_at_a_condition_changes_no_history(tiny_sd3, cache_reuse, sample, last_record, level):
+def test_a_second_look_at_a_condition_changes_no_history(
+    tiny_sd3, cache_reuse, sample, last_record, level
+):
     """Skip-layer guidance evaluates the prompt again with other options, in a post-CFG function."""
     import comfy.samplers
 
@@ -368,7 +454,9 @@ def test_a_second_look_at_a_condition_changes_no_history(tiny_sd3, cache_reuse, 
         return cache_reuse(model, level=level)
 
     def noisy(options):
-        replace = {("double_block", 1): lambda args, extra: {"img": args["img"] * 3, "txt": args["txt"]}}
+        replace = {
+            ("double_block", 1): lambda args, extra: {"img": args["img"] * 3, "txt": args["txt"]}
+        }
         patched = {**options["transformer_options"], "patches_replace": {"dit": replace}}
         return {**options, "transformer_options": patched}
 
@@ -383,7 +471,9 @@ def test_a_latent_of_another_family_is_refused_in_words(tiny_flux, cache_reuse, 
         sample(cache_reuse(tiny_flux), latent=torch.randn(1, 4, 16, 16))
 
 
-def test_batched_control_residuals_are_split_with_the_images(tiny_flux, cache_reuse, sample, pack_module):
+def test_batched_control_residuals_are_split_with_the_images(
+    tiny_flux, cache_reuse, sample, pack_module
+):
     """ControlNet's residuals arrive as lists of tensors, one row an image of every stream."""
     take_rows = pack_module("rapid_core.host.slicing").take_rows
     rows = torch.tensor([1, 3])
@@ -395,7 +485,9 @@ def test_batched_control_residuals_are_split_with_the_images(tiny_flux, cache_re
         take_rows({"y": torch.zeros(3, 2)}, rows, 4)
 
 
-def test_a_run_tells_on_its_node_how_it_goes_on(comfy_host, pack, pack_module, tiny_flux, sample, monkeypatch):
+def test_a_run_tells_on_its_node_how_it_goes_on(
+    comfy_host, pack, pack_module, tiny_flux, sample, monkeypatch
+):
     """As a browser sees it: a line an evaluation, on the node that patched the model last."""
     from comfy_api.latest import io
 
@@ -403,20 +495,31 @@ def test_a_run_tells_on_its_node_how_it_goes_on(comfy_host, pack, pack_module, t
 
     class Browser:
         client_id = "a browser"
-        sockets_metadata = {"a browser": {"feature_flags": {"supports_preview_metadata": True}},
-                            "a script": {"feature_flags": {}}}  # fmt: skip
+        sockets_metadata = {
+            "a browser": {"feature_flags": {"supports_preview_metadata": True}},
+            "a script": {"feature_flags": {}},
+        }
 
         def send_progress_text(self, *arguments):
             told.append(arguments)
 
     node = comfy_host.nodes.NODE_CLASS_MAPPINGS["RAPID_CacheReuse"]
-    settings = dict(reuse_threshold=9.0, start_percent=0.0, end_percent=1.0, max_consecutive=1, forecast_order=1,
-                    level="hold", guard=0.0)  # fmt: skip
+    settings = dict(
+        reuse_threshold=9.0,
+        start_percent=0.0,
+        end_percent=1.0,
+        max_consecutive=1,
+        forecast_order=1,
+        level="hold",
+        guard=0.0,
+    )
     data = {"hidden_inputs": {io.Hidden.unique_id: "7:3"}}
     patched = node.PREPARE_CLASS_CLONE(data).execute(tiny_flux, **settings).args[0]
     sample(patched, steps=8)
     assert not told  # nobody looks
-    monkeypatch.setitem(sys.modules, "server", SimpleNamespace(PromptServer=SimpleNamespace(instance=Browser())))
+    monkeypatch.setitem(
+        sys.modules, "server", SimpleNamespace(PromptServer=SimpleNamespace(instance=Browser()))
+    )
     sample(patched, steps=8)
     lines = [text for text, *_ in told]
     assert len(lines) == 8 and all(rest == ["7:3", "a browser"] for _, *rest in told)
@@ -430,4 +533,6 @@ def test_a_run_tells_on_its_node_how_it_goes_on(comfy_host, pack, pack_module, t
     told.clear()
     Browser.client_id = "a browser"
     sample(patched, steps=4, sampler="heun")
-    assert [text.split(":")[0] for text, *_ in told] == [f"step {i} of 4" for i in (1, 2, 2, 3, 3, 4, 4)]
+    assert [text.split(":")[0] for text, *_ in told] == [
+        f"step {i} of 4" for i in (1, 2, 2, 3, 3, 4, 4)
+    ]

@@ -1,4 +1,5 @@
-"""The cost formulas against torch's FLOP counter, and the trainable twins against ComfyUI's classes."""
+"""The cost formulas against torch's FLOP counter, and the trainable twins against ComfyUI's
+classes."""
 
 import importlib
 
@@ -19,7 +20,9 @@ BATCH, HEIGHT, WIDTH, TEXT = 2, 16, 24, 12
 def call(model, tokens=TEXT):
     """One call of a host's diffusion_model on random inputs."""
     x = torch.randn(BATCH, 16, HEIGHT, WIDTH)
-    arguments = dict(context=torch.randn(BATCH, tokens, 64), y=torch.randn(BATCH, 64), transformer_options={})
+    arguments = dict(
+        context=torch.randn(BATCH, tokens, 64), y=torch.randn(BATCH, 64), transformer_options={}
+    )
     if hasattr(model, "double_blocks"):
         arguments["guidance"] = torch.full((BATCH,), 3.5)
     with torch.no_grad():
@@ -37,7 +40,9 @@ def counted(model) -> int:
 def test_the_cost_formula_equals_torchs_counter(kind, request):
     model = request.getfixturevalue(kind).model.diffusion_model
     architecture = describe(model)
-    formula = CostModel(model, architecture).flops(architecture.image_tokens(model, (BATCH, 16, HEIGHT, WIDTH)), TEXT)
+    formula = CostModel(model, architecture).flops(
+        architecture.image_tokens(model, (BATCH, 16, HEIGHT, WIDTH)), TEXT
+    )
     assert BATCH * formula.dense == pytest.approx(counted(model), rel=0.01)
 
 
@@ -45,8 +50,13 @@ def test_the_cost_formula_equals_torchs_counter(kind, request):
 def test_the_cost_of_a_reuse_equals_torchs_counter(kind, request):
     model = request.getfixturevalue(kind).model.diffusion_model
     architecture = describe(model)
-    formula = CostModel(model, architecture).flops(architecture.image_tokens(model, (BATCH, 16, HEIGHT, WIDTH)), TEXT)
-    through = lambda args, extra: {k: args[k] for k in ("img", "txt") if k in args}  # noqa: E731
+    formula = CostModel(model, architecture).flops(
+        architecture.image_tokens(model, (BATCH, 16, HEIGHT, WIDTH)), TEXT
+    )
+
+    def through(args, extra):
+        return {k: args[k] for k in ("img", "txt") if k in args}
+
     groups = ((g.name, len(getattr(model, g.attribute))) for g in architecture.groups)
     replace = {"dit": {(name, i): through for name, number in groups for i in range(number)}}
     x, arguments, _ = call(model)
@@ -71,7 +81,11 @@ def test_a_twin_gives_what_the_hosts_class_gives(kind, comfy_host, demo_pack, tm
     context, pooled = torch.randn(BATCH, 8, 64), torch.randn(BATCH, 64)
     t, guidance = torch.tensor([0.7, 0.2]), torch.tensor([1.0, 3.0])
     scale = {"flux": 1, "sd3": 1000, "lumina": 1}[kind]
-    extra = {"flux": {"guidance": guidance, "y": pooled}, "sd3": {"y": pooled}, "lumina": {"num_tokens": 8}}[kind]
+    extra = {
+        "flux": {"guidance": guidance, "y": pooled},
+        "sd3": {"y": pooled},
+        "lumina": {"num_tokens": 8},
+    }[kind]
     with torch.no_grad():
         wanted = host(x, t * scale, context=context, transformer_options={}, **extra)
         got = model.twin(x, t, context, pooled, guidance)
@@ -83,12 +97,18 @@ def load_demo(demo_pack, kind, path):
     import comfy.sd
 
     if kind == "lumina":
-        return importlib.import_module(f"{demo_pack.__name__}.nextdit").load(path).model.diffusion_model
+        return (
+            importlib.import_module(f"{demo_pack.__name__}.nextdit")
+            .load(path)
+            .model.diffusion_model
+        )
     return comfy.sd.load_diffusion_model(path).model.diffusion_model
 
 
 @pytest.mark.parametrize("kind", ["flux", "sd3"])
-def test_the_demos_heads_cost_less_than_a_hundredth_of_a_dense_evaluation_of_1024_tokens(kind, comfy_host, demo_pack):
+def test_the_demos_heads_cost_less_than_a_hundredth_of_a_dense_evaluation_of_1024_tokens(
+    kind, comfy_host, demo_pack
+):
     comfy_host.load_core_nodes("nodes_flux.py")
     subject = Subject(comfy_host, FAMILIES[kind])
     hidden = subject.model.model.diffusion_model.hidden_size

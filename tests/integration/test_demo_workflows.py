@@ -32,7 +32,11 @@ def test_the_example_draws_a_picture_and_reports(server, kind, tmp_path):
     assert picture.stat().st_size > 1000
     record = json.loads(outputs["report"]["rapid_record"][0])
     totals = record["totals"]
-    assert (record["format"], record["version"], record["status"]) == ("rapid-record", 1, "finished")
+    assert (record["format"], record["version"], record["status"]) == (
+        "rapid-record",
+        1,
+        "finished",
+    )
     assert totals["computed"] + totals["held"] == totals["evaluations"] == 28
     assert totals["held"] > 5 and totals["speedup_allowed"] > 1.2
     assert f"{totals['computed']} of 28 evaluations computed" in outputs["report"]["text"][0]
@@ -44,11 +48,23 @@ def test_the_accelerate_example_follows_its_policy(server, tmp_path):
     (picture,) = server.client.save_images(outputs, tmp_path)
     assert picture.stat().st_size > 1000
     record = json.loads(outputs["report"]["rapid_record"][0])
-    assert record["totals"]["computed"] == 9 and record["totals"]["speedup_allowed"] == pytest.approx(28 / 9, rel=1e-3)
-    assert record["policies"][0]["source"] == "demo-flux-solution.safetensors" and not record["notes"]
+    assert record["totals"]["computed"] == 9 and record["totals"][
+        "speedup_allowed"
+    ] == pytest.approx(28 / 9, rel=1e-3)
+    assert (
+        record["policies"][0]["source"] == "demo-flux-solution.safetensors" and not record["notes"]
+    )
     with pytest.raises(WorkflowError, match="sd3"):
-        server.client.run(workflow("accelerate", **{"model.unet_name": "sd3.safetensors", "positive.model": "sd3",
-                                                    "negative.model": "sd3"}))  # fmt: skip
+        server.client.run(
+            workflow(
+                "accelerate",
+                **{
+                    "model.unet_name": "sd3.safetensors",
+                    "positive.model": "sd3",
+                    "negative.model": "sd3",
+                },
+            )
+        )
 
 
 def test_the_policy_example_follows_its_plan_and_says_what_it_is(server, tmp_path):
@@ -76,13 +92,17 @@ def pixels(client, graph, folder):
 
 
 def in_this_process(comfy, graph):
-    """The same workflow by calling its nodes one by one, in a process that has run nothing else of it."""
+    """The same workflow by calling its nodes one by one, in a process that has run nothing else of
+    it."""
     done = {}
 
     def output(name):
         if name not in done:
             node = graph[name]
-            inputs = {k: output(v[0])[v[1]] if isinstance(v, list) else v for k, v in node["inputs"].items()}
+            inputs = {
+                k: output(v[0])[v[1]] if isinstance(v, list) else v
+                for k, v in node["inputs"].items()
+            }
             done[name] = comfy.run_node(node["class_type"], **inputs)
         return done[name]
 
@@ -91,12 +111,17 @@ def in_this_process(comfy, graph):
 
 
 @pytest.mark.parametrize("kind", ["flux", "sd3"])
-def test_after_other_runs_the_picture_is_that_of_a_fresh_process(server, comfy_host, pack, demo_pack, tmp_path, kind):
+def test_after_other_runs_the_picture_is_that_of_a_fresh_process(
+    server, comfy_host, pack, demo_pack, tmp_path, kind
+):
     comfy_host.load_core_nodes("nodes_flux.py")
     comfy_host.load_core_nodes("nodes_sd3.py")
     graph = workflow(kind, **{"sample.seed": 3})
     changes = [
-        {"sample.steps": 9}, {"sample.seed": 4}, {"latent.width": 192}, {"latent.batch_size": 2},
+        {"sample.steps": 9},
+        {"sample.seed": 4},
+        {"latent.width": 192},
+        {"latent.batch_size": 2},
         {"positive.text": "flat red background"},
     ]
     for change in changes:
@@ -116,7 +141,9 @@ def test_one_line_an_image_of_a_batch(server, tmp_path):
 
 def test_an_unknown_word_is_named(server):
     with pytest.raises(WorkflowError, match="'tiger'"):
-        server.client.run(workflow("flux", **{"positive.text": "flat red background, big blue tiger"}))
+        server.client.run(
+            workflow("flux", **{"positive.text": "flat red background, big blue tiger"})
+        )
 
 
 def test_a_setting_out_of_range_is_refused(server):
@@ -127,7 +154,9 @@ def test_a_setting_out_of_range_is_refused(server):
 def test_an_interrupted_workflow_leaves_the_next_one_right(server, tmp_path):
     client = server.client
     wanted = pixels(client, workflow("sd3", **{"sample.seed": 11}), tmp_path / "wanted")
-    job = client.submit(workflow("sd3", **{"sample.seed": 12, "latent.width": 512, "latent.height": 512}))
+    job = client.submit(
+        workflow("sd3", **{"sample.seed": 12, "latent.width": 512, "latent.height": 512})
+    )
     timer = threading.Timer(1.0, client.interrupt)
     timer.start()
     with pytest.raises(WorkflowError, match="interrupted"):
@@ -138,7 +167,12 @@ def test_an_interrupted_workflow_leaves_the_next_one_right(server, tmp_path):
 
 def test_an_empty_latent_of_another_channel_count_is_corrected_as_without_the_pack(server):
     graph = workflow("flux")
-    graph["latent"] = {"class_type": "EmptyLatentImage", "inputs": {"width": 128, "height": 128, "batch_size": 1}}
+    graph["latent"] = {
+        "class_type": "EmptyLatentImage",
+        "inputs": {"width": 128, "height": 128, "batch_size": 1},
+    }
     graph["sample"]["inputs"]["denoise"] = 1.0
-    outputs = server.client.run(graph)  # the host itself corrects empty latents of other channel counts
+    outputs = server.client.run(
+        graph
+    )  # the host itself corrects empty latents of other channel counts
     assert json.loads(outputs["report"]["rapid_record"][0])["shape"][1] == 16

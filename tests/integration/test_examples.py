@@ -13,14 +13,31 @@ from rapid_testing.workflows import FILES, fits, problems
 
 EXAMPLES = sorted((REPOSITORY / "example_workflows" / "api").glob("*.json"))
 NAMES = [path.stem for path in EXAMPLES]
-CORE = ("flux", "sd3", "model_advanced", "lumina2", "qwen", "edit_model", "cfg", "hunyuan", "video", "preview_any")
+CORE = (
+    "flux",
+    "sd3",
+    "model_advanced",
+    "lumina2",
+    "qwen",
+    "edit_model",
+    "cfg",
+    "hunyuan",
+    "video",
+    "preview_any",
+)
 PATCHES = {"RAPID_Accelerate", "RAPID_CacheReuse", "RAPID_RegionAdaptive"}
 SAMPLERS = {"KSampler", "KSamplerAdvanced"}
 SAVERS = {"SaveImage", "SaveVideo"}
 FAMILY = {
-    "flux1_dev": "flux", "flux1_kontext": "flux", "sd3.5_large": "sd35", "lumina2": "lumina2", "z_image": "z_image",
-    "qwen_image": "qwen_image", "qwen_image_edit": "qwen_image", "wan2.2_t2v": "wan",
-}  # fmt: skip
+    "flux1_dev": "flux",
+    "flux1_kontext": "flux",
+    "sd3.5_large": "sd35",
+    "lumina2": "lumina2",
+    "z_image": "z_image",
+    "qwen_image": "qwen_image",
+    "qwen_image_edit": "qwen_image",
+    "wan2.2_t2v": "wan",
+}
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +49,9 @@ def registered(comfy_host, pack, demo_pack):
 
 
 def read(name):
-    return json.loads((REPOSITORY / "example_workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
+    return json.loads(
+        (REPOSITORY / "example_workflows" / "api" / f"{name}.json").read_text(encoding="utf-8")
+    )
 
 
 def of_kind(graph, kinds):
@@ -51,9 +70,17 @@ def test_comfyui_refuses_nothing_but_files_that_are_not_there(registered, name):
 
     graph = read(name)
     errors = asyncio.run(execution.validate_prompt(name, copy.deepcopy(graph), None))[3]
-    refused = {(node, error["extra_info"].get("input_name")) for node, found in errors.items()
-               for error in found["errors"]}  # fmt: skip
-    absent = {(i, key) for i, node in graph.items() for key in node["inputs"] if (node["class_type"], key) in FILES}
+    refused = {
+        (node, error["extra_info"].get("input_name"))
+        for node, found in errors.items()
+        for error in found["errors"]
+    }
+    absent = {
+        (i, key)
+        for i, node in graph.items()
+        for key in node["inputs"]
+        if (node["class_type"], key) in FILES
+    }
     assert refused == (set() if name.startswith("demo_") else absent)
 
 
@@ -65,7 +92,10 @@ def test_each_sampler_has_a_rapid_node_and_a_report_of_its_own(name):
     reports = {given["latent"][0]: given for given in inputs}
     assert samplers and sorted(reports) == sorted(samplers)
     patches = [graph[sampler]["inputs"]["model"][0] for sampler in samplers]
-    assert len(set(patches)) == len(samplers) and {graph[patch]["class_type"] for patch in patches} <= PATCHES
+    assert (
+        len(set(patches)) == len(samplers)
+        and {graph[patch]["class_type"] for patch in patches} <= PATCHES
+    )
     assert [reports[sampler]["model"][0] for sampler in samplers] == patches
     assert of_kind(graph, SAVERS)
 
@@ -85,7 +115,10 @@ def stand_in(kind, name, model, shape):
     if "Loader" in kind:
         return (model.clone(),)
     if "TextEncode" in kind:
-        seed, extra = int(name == "negative"), {"reference_latents": [noise]} if "Edit" in kind else {}
+        seed, extra = (
+            int(name == "negative"),
+            {"reference_latents": [noise]} if "Edit" in kind else {},
+        )
         return (make_conditioning(seed, **extra),)
     return ({"samples": noise if kind == "VAEEncode" else torch.zeros_like(noise)},)
 
@@ -99,20 +132,30 @@ def reports_of(comfy_host, graph, model, shape):
         if name not in done and kind.startswith(STOOD_IN):
             done[name] = stand_in(kind, name, model, shape)
         elif name not in done:
-            inputs = {k: outputs(v[0])[v[1]] if isinstance(v, list) else v for k, v in given.items() if k != "picture"}
+            inputs = {
+                k: outputs(v[0])[v[1]] if isinstance(v, list) else v
+                for k, v in given.items()
+                if k != "picture"
+            }
             done[name] = comfy_host.run_node(kind, **inputs)
         return done[name]
 
-    return {graph[name]["inputs"]["latent"][0]: outputs(name)[1] for name in of_kind(graph, {"RAPID_Report"})}
+    return {
+        graph[name]["inputs"]["latent"][0]: outputs(name)[1]
+        for name in of_kind(graph, {"RAPID_Report"})
+    }
 
 
 @pytest.mark.parametrize("name", FAMILY)
 def test_an_example_samples_and_reports_on_a_tiny_model(registered, comfy_host, family, name):
-    """What is asked of RAPID Accelerate is kept to; on random weights Cache Reuse may leave out nothing."""
+    """What is asked of RAPID Accelerate is kept to; on random weights Cache Reuse may leave out
+    nothing."""
     graph = read(name)
     for sampler, report in reports_of(comfy_host, graph, *family(FAMILY[name])).items():
         given = graph[sampler]["inputs"]
-        steps = min(given.get("end_at_step", given["steps"]), given["steps"]) - given.get("start_at_step", 0)
+        steps = min(given.get("end_at_step", given["steps"]), given["steps"]) - given.get(
+            "start_at_step", 0
+        )
         assert "finished" in report and f"of {steps} evaluations computed" in report
         if graph[given["model"][0]]["class_type"] == "RAPID_Accelerate":
             assert f"{steps // 2} of {steps} evaluations computed" in report
@@ -130,15 +173,29 @@ BREAKAGES = {
     "sample.cfg: 101.0 is outside 0.0 .. 100.0": lambda g: g["sample"]["inputs"].update(cfg=101.0),
     "sample.steps: 2.5 is no INT": lambda g: g["sample"]["inputs"].update(steps=2.5),
     "sample.steps: True is no INT": lambda g: g["sample"]["inputs"].update(steps=True),
-    "sample.sampler_name: 'eulr' is none of": lambda g: g["sample"]["inputs"].update(sampler_name="eulr"),
-    "sample.model: 'flux' is written where a link": lambda g: g["sample"]["inputs"].update(model="flux"),
+    "sample.sampler_name: 'eulr' is none of": lambda g: g["sample"]["inputs"].update(
+        sampler_name="eulr"
+    ),
+    "sample.model: 'flux' is written where a link": lambda g: g["sample"]["inputs"].update(
+        model="flux"
+    ),
     "latent.width: 1020 is no multiple of 16": lambda g: g["latent"]["inputs"].update(width=1020),
-    "sample.model: takes MODEL; output 0 of clip is": lambda g: g["sample"]["inputs"].update(model=["clip", 0]),
-    "sample.model: is linked to output 1 of model": lambda g: g["sample"]["inputs"].update(model=["model", 1]),
-    "report.picture: is linked to nowhere": lambda g: g["report"]["inputs"].update(picture=["nowhere", 0]),
+    "sample.model: takes MODEL; output 0 of clip is": lambda g: g["sample"]["inputs"].update(
+        model=["clip", 0]
+    ),
+    "sample.model: is linked to output 1 of model": lambda g: g["sample"]["inputs"].update(
+        model=["model", 1]
+    ),
+    "report.picture: is linked to nowhere": lambda g: g["report"]["inputs"].update(
+        picture=["nowhere", 0]
+    ),
     "clip.type: 'flx' is none of": lambda g: g["clip"]["inputs"].update(type="flx"),
-    "model.unet_name: 'flux1-dev' is none of": lambda g: g["model"]["inputs"].update(unet_name="flux1-dev"),
-    "guidance: nothing that is shown or saved": lambda g: g["sample"]["inputs"].update(positive=["positive", 0]),
+    "model.unet_name: 'flux1-dev' is none of": lambda g: g["model"]["inputs"].update(
+        unet_name="flux1-dev"
+    ),
+    "guidance: nothing that is shown or saved": lambda g: g["sample"]["inputs"].update(
+        positive=["positive", 0]
+    ),
 }
 
 
@@ -153,13 +210,21 @@ def test_a_broken_workflow_is_said_to_be_broken(registered, said):
 def test_a_model_file_that_is_not_there_is_found_when_asked_for(registered):
     found = problems(read("flux1_dev"), registered, files=True)
     assert {problem.split(":")[0] for problem in found} == {
-        "model.unet_name", "clip.clip_name1", "clip.clip_name2", "vae.vae_name"
-    }  # fmt: skip
+        "model.unet_name",
+        "clip.clip_name1",
+        "clip.clip_name2",
+        "vae.vae_name",
+    }
 
 
 @pytest.mark.parametrize(
     "given, wanted, right",
-    [("MODEL", "MODEL", True), ("MODEL", "CLIP", False), ("IMAGE", "*", True), ("INT", "FLOAT,INT", True)],
+    [
+        ("MODEL", "MODEL", True),
+        ("MODEL", "CLIP", False),
+        ("IMAGE", "*", True),
+        ("INT", "FLOAT,INT", True),
+    ],
 )
 def test_types_fit_when_they_have_one_in_common(given, wanted, right):
     assert fits(given, wanted) is right

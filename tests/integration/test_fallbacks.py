@@ -1,4 +1,5 @@
-"""Samplers and set-ups that do what a forecast cannot follow: nothing is left out there, and the report says why."""
+"""Samplers and set-ups that do what a forecast cannot follow: nothing is left out there, and the
+report says why."""
 
 from types import SimpleNamespace
 
@@ -8,14 +9,27 @@ import torch
 from rapid_testing.sampling import empty_latent, make_conditioning, sample
 
 STEPS = 12
-REGION = dict(preset="custom", keep_ratio=0.5, warm_up=0.2, tail=0.1, refresh_interval=3, drift_threshold=0.0,
-              metric="std", direction="low", starvation=0.1, inactive="forecast", slope=0.0,
-              kv_cache="model")  # fmt: skip
+REGION = dict(
+    preset="custom",
+    keep_ratio=0.5,
+    warm_up=0.2,
+    tail=0.1,
+    refresh_interval=3,
+    drift_threshold=0.0,
+    metric="std",
+    direction="low",
+    starvation=0.1,
+    inactive="forecast",
+    slope=0.0,
+    kv_cache="model",
+)
 
 
 @pytest.fixture
 def accelerate(comfy_host, pack):
-    return lambda model, speedup=2.0: comfy_host.run_node("RAPID_Accelerate", model=model, speedup=speedup)[0]
+    return lambda model, speedup=2.0: comfy_host.run_node(
+        "RAPID_Accelerate", model=model, speedup=speedup
+    )[0]
 
 
 def custom(model, function, sigmas, latent=None):
@@ -26,15 +40,26 @@ def custom(model, function, sigmas, latent=None):
     latent = empty_latent() if latent is None else latent
     sampler = function if hasattr(function, "sample") else comfy.samplers.KSAMPLER(function)
     with torch.inference_mode():
-        return comfy.sample.sample_custom(model, comfy.sample.prepare_noise(latent, 0), 2.0, sampler, sigmas,
-                                          make_conditioning(0), make_conditioning(1), latent, disable_pbar=True,
-                                          seed=0).clone()  # fmt: skip
+        return comfy.sample.sample_custom(
+            model,
+            comfy.sample.prepare_noise(latent, 0),
+            2.0,
+            sampler,
+            sigmas,
+            make_conditioning(0),
+            make_conditioning(1),
+            latent,
+            disable_pbar=True,
+            seed=0,
+        ).clone()
 
 
 def sigmas_of(model):
     import comfy.samplers
 
-    return comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", STEPS)
+    return comfy.samplers.calculate_sigmas(
+        model.get_model_object("model_sampling"), "simple", STEPS
+    )
 
 
 def test_noise_levels_that_rise_are_computed_densely(accelerate, tiny_sd3, record_of):
@@ -49,7 +74,9 @@ def test_noise_levels_that_rise_are_computed_densely(accelerate, tiny_sd3, recor
     assert "noise levels that rise are computed densely" in record_of(patched).text()
 
 
-def test_a_latent_that_changes_its_size_is_computed_densely_from_there_on(accelerate, tiny_sd3, record_of):
+def test_a_latent_that_changes_its_size_is_computed_densely_from_there_on(
+    accelerate, tiny_sd3, record_of
+):
     def shrinking(model, x, sigmas, extra_args=None, callback=None, disable=None):
         for i in range(len(sigmas) - 1):
             if i == 6:
@@ -65,7 +92,9 @@ def test_a_latent_that_changes_its_size_is_computed_densely_from_there_on(accele
     assert len(record_of(patched).evaluations) == 6
 
 
-def test_a_sampler_that_keeps_keys_and_values_has_every_call_computed(accelerate, tiny_sd3, record_of):
+def test_a_sampler_that_keeps_keys_and_values_has_every_call_computed(
+    accelerate, tiny_sd3, record_of
+):
     calls = []
 
     def sample_ar_video(model, x, sigmas, extra_args=None, callback=None, disable=None):
@@ -85,11 +114,22 @@ def test_a_sampler_that_keeps_keys_and_values_has_every_call_computed(accelerate
 def test_levels_that_a_sampler_reckons_anew_are_those_of_the_schedule(
     accelerate, comfy_host, tiny_sd3, record_of, sampler, node
 ):
-    """Both looks at a step are at one level, and no line goes through two points a rounding apart."""
-    reuse = dict(reuse_threshold=9.0, start_percent=0.0, end_percent=1.0, max_consecutive=2, forecast_order=1,
-                 level="hold", guard=0.0)  # fmt: skip
-    patched = (accelerate(tiny_sd3) if node == "accelerate"
-               else comfy_host.run_node("RAPID_CacheReuse", model=tiny_sd3, **reuse)[0])  # fmt: skip
+    """Both looks at a step are at one level, and no line goes through two points a rounding
+    apart."""
+    reuse = dict(
+        reuse_threshold=9.0,
+        start_percent=0.0,
+        end_percent=1.0,
+        max_consecutive=2,
+        forecast_order=1,
+        level="hold",
+        guard=0.0,
+    )
+    patched = (
+        accelerate(tiny_sd3)
+        if node == "accelerate"
+        else comfy_host.run_node("RAPID_CacheReuse", model=tiny_sd3, **reuse)[0]
+    )
     found = sample(patched, steps=STEPS, cfg=2.0, sampler=sampler)
     levels = {e.sigma for e in record_of(patched).evaluations}
     first = max(levels)  # the sampler moves it a little off 1
@@ -106,38 +146,59 @@ def test_a_forecast_does_not_cross_keyframes_of_a_hook(comfy_host, pack_module):
     group = comfy.hooks.HookKeyframeGroup()
     for strength, start in ((1.0, 0.0), (0.5, 0.4), (0.2, 0.7)):
         group.add(comfy.hooks.HookKeyframe(strength, start))
-    group.initialize_timesteps(SimpleNamespace(model_sampling=SimpleNamespace(percent_to_sigma=lambda p: 1 - p)))
+    group.initialize_timesteps(
+        SimpleNamespace(model_sampling=SimpleNamespace(percent_to_sigma=lambda p: 1 - p))
+    )
     hook, hooks = comfy.hooks.Hook(), comfy.hooks.HookGroup()
     hook.hook_keyframe = group
     hooks.add(hook)
     seen = [hook_state({"hooks": hooks}, sigma) for sigma in (1.0, 0.61, 0.6, 0.4, 0.3, 0.1)]
     assert seen == [(0,), (0,), (1,), (1,), (2,), (2,)] and hook_state({}, 0.5) == ()
-    for sigma, place in zip((1.0, 0.61, 0.6, 0.4, 0.3, 0.1), seen, strict=True):  # as the host counts them
+    for sigma, place in zip(
+        (1.0, 0.61, 0.6, 0.4, 0.3, 0.1), seen, strict=True
+    ):  # as the host counts them
         group.prepare_current_keyframe(sigma, {"sample_sigmas": torch.tensor([1.0, 0.0])})
         assert group._current_index == place[0]
 
 
 @pytest.mark.main_host
 @pytest.mark.parametrize("node", ["region", "accelerate"])
-def test_a_guider_with_another_model_for_the_negative(accelerate, comfy_host, load_tiny, record_of, node):
-    """It is called with this run's options; hooks and keys of the first model are not for its blocks."""
+def test_a_guider_with_another_model_for_the_negative(
+    accelerate, comfy_host, load_tiny, record_of, node
+):
+    """It is called with this run's options; hooks and keys of the first model are not for its
+    blocks."""
     import comfy.sample
     import comfy.samplers
 
     comfy_host.load_core_nodes("nodes_custom_sampler.py")
     main, other = load_tiny("sd3"), load_tiny("sd3", seed=1)
     del other.model.diffusion_model.joint_blocks[0]
-    patched = accelerate(main) if node == "accelerate" else comfy_host.run_node("RAPID_RegionAdaptive", model=main,
-                                                                                **REGION)[0]  # fmt: skip
+    patched = (
+        accelerate(main)
+        if node == "accelerate"
+        else comfy_host.run_node("RAPID_RegionAdaptive", model=main, **REGION)[0]
+    )
     found = {}
     for name, model in (("ours", patched), ("dense", main)):
-        guider = comfy_host.run_node("DualModelGuider", model=model, model_negative=other, cfg=3.0,
-                                     positive=make_conditioning(0), negative=make_conditioning(1))[0]  # fmt: skip
+        guider = comfy_host.run_node(
+            "DualModelGuider",
+            model=model,
+            model_negative=other,
+            cfg=3.0,
+            positive=make_conditioning(0),
+            negative=make_conditioning(1),
+        )[0]
         with torch.inference_mode():
             latent = empty_latent()
-            found[name] = guider.sample(comfy.sample.prepare_noise(latent, 0), latent,
-                                        comfy.samplers.sampler_object("euler"), sigmas_of(main), disable_pbar=True,
-                                        seed=0).clone()  # fmt: skip
+            found[name] = guider.sample(
+                comfy.sample.prepare_noise(latent, 0),
+                latent,
+                comfy.samplers.sampler_object("euler"),
+                sigmas_of(main),
+                disable_pbar=True,
+                seed=0,
+            ).clone()
     error = (found["ours"] - found["dense"]).square().mean() / found["dense"].square().mean()
     assert float(error) < 0.1
     totals = record_of(patched).totals

@@ -18,26 +18,34 @@ MOST = 4 * 2**20  # bytes of the archive
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """A running server whose only copy of this pack came out of the archive. Beside it are the demo's nodes and models,
-    which are not in the archive, since something has to be drawn with."""
+    """A running server whose only copy of this pack came out of the archive. Beside it are the
+    demo's nodes and models, which are not in the archive, since something has to be drawn with."""
     base = make_base_folder(tmp_path_factory.mktemp("installed"))
     folder = base / "custom_nodes" / "rapid"
     folder.unlink()  # the link to the repository
     archive = pack(REPOSITORY, base / "node.zip")
     assert archive.stat().st_size < MOST
     zipfile.ZipFile(archive).extractall(folder)
-    extra = ("--enable-manager",) if importlib.util.find_spec("comfyui_manager") and shutil.which("git") else ()
+    extra = (
+        ("--enable-manager",)
+        if importlib.util.find_spec("comfyui_manager") and shutil.which("git")
+        else ()
+    )
     with ComfyServer(host_tree(), base, threads=1, extra=extra) as running:
         yield running
 
 
 def test_unpacked_beside_the_manager_it_starts_and_draws(installed):
     log = installed.log.read_text(encoding="utf-8", errors="replace")
-    failed = [line for line in log.splitlines() if "IMPORT FAILED" in line and "custom_nodes" in line]
+    failed = [
+        line for line in log.splitlines() if "IMPORT FAILED" in line and "custom_nodes" in line
+    ]
     assert "ComfyUI-Manager" in log and failed == [], installed.log_tail(80)
     info = installed.client.object_info()
     assert len([name for name in info if name.startswith("RAPID_")]) == 7
-    nodes = json.loads((REPOSITORY / "example_workflows" / "api" / "demo_policy.json").read_text(encoding="utf-8"))
+    nodes = json.loads(
+        (REPOSITORY / "example_workflows" / "api" / "demo_policy.json").read_text(encoding="utf-8")
+    )
     nodes["latent"]["inputs"].update(width=128, height=128)
     outputs = installed.client.run(nodes)
     totals = json.loads(outputs["report"]["rapid_record"][0])["totals"]

@@ -20,7 +20,10 @@ def test_the_curl_example_draws_a_picture(server, repository):
     (command,) = re.findall(r"^curl .*$", text, re.MULTILINE)
     answer = typed(command, server.url, repository)
     assert not answer["node_errors"]
-    asking, deadline = f"curl -s http://127.0.0.1:8188/history/{answer['prompt_id']}", time.monotonic() + 120
+    asking, deadline = (
+        f"curl -s http://127.0.0.1:8188/history/{answer['prompt_id']}",
+        time.monotonic() + 120,
+    )
     while not (history := typed(asking, server.url, repository)):
         assert time.monotonic() < deadline, server.log_tail()
         time.sleep(0.5)
@@ -30,7 +33,9 @@ def test_the_curl_example_draws_a_picture(server, repository):
 
 
 def test_a_setting_out_of_range_is_refused_with_its_limits(server, repository):
-    nodes = json.loads((repository / "example_workflows" / "api" / "demo_flux.json").read_text(encoding="utf-8"))
+    nodes = json.loads(
+        (repository / "example_workflows" / "api" / "demo_flux.json").read_text(encoding="utf-8")
+    )
     nodes["accelerate"]["inputs"]["guard"] = 99.0
     with pytest.raises(WorkflowError, match="guard") as error:
         server.client.run(nodes)
@@ -38,7 +43,10 @@ def test_a_setting_out_of_range_is_refused_with_its_limits(server, repository):
 
 
 def typed(command: str, url: str, folder) -> dict:
-    """JSON that a command of README answers, asked of our server instead of one on the usual port."""
+    """JSON that a command of README answers, asked of our server instead of one on the usual
+    port."""
     command = command.replace("http://127.0.0.1:8188", url)
-    done = subprocess.run([BASH, "-c", command], cwd=folder, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [BASH, "-c", command], cwd=folder, capture_output=True, text=True, timeout=60, check=True
+    )
     return json.loads(done.stdout)

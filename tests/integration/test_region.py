@@ -28,12 +28,15 @@ class Probe:
         return {"technique": self.technique}
 
     def act(self, observation):
-        return tuple(self.actions.Action(tokens=self.choose(observation, i, state.tokens))
-                     for i, state in enumerate(observation.images))  # fmt: skip
+        return tuple(
+            self.actions.Action(tokens=self.choose(observation, i, state.tokens))
+            for i, state in enumerate(observation.images)
+        )
 
 
 def some(share, seed=0, uneven=0):
     """Random tokens of every second evaluation; uneven: how many fewer of each further image."""
+
     def choose(observation, image, tokens):
         if observation.index % 2 == 0 or tokens is None:
             return None
@@ -45,7 +48,9 @@ def some(share, seed=0, uneven=0):
 
 
 def attach(pack_module, model, choose, **settings):
-    return pack_module("rapid_core.host.chain").attach(model, Probe(pack_module, choose, **settings))
+    return pack_module("rapid_core.host.chain").attach(
+        model, Probe(pack_module, choose, **settings)
+    )
 
 
 def falsified(options):
@@ -71,19 +76,26 @@ def test_any_subset_at_the_same_latent_gives_what_dense_gives(
 
 
 @pytest.mark.parametrize("kind", FROM_FILES + BUILT)
-def test_any_subset_of_an_odd_size_gives_what_dense_gives(kind, family, pack_module, comfy_host, make_conditioning):
+def test_any_subset_of_an_odd_size_gives_what_dense_gives(
+    kind, family, pack_module, comfy_host, make_conditioning
+):
     model, latent = family(kind)
     patched = attach(pack_module, model, some(0.4))
     size = (10, 18 if kind == "hunyuan_video" else 17)  # that model pads nothing
-    dense, partial = run_twice(patched, (2, *latent[:-2], *size), make_conditioning(0), make_conditioning(1), cfg=3.0)
+    dense, partial = run_twice(
+        patched, (2, *latent[:-2], *size), make_conditioning(0), make_conditioning(1), cfg=3.0
+    )
     record = pack_module("rapid_core.host.chain").chain_of(patched).log.records[-1]
     assert 0 < record.evaluations[1].share[0] < 1, record.evaluations[1].reasons
     assert (dense - partial).abs().max() < 1e-5 * dense.abs().max()
 
 
 @pytest.mark.parametrize("kv_cache", ["model", "forecast"])
-def test_a_whole_area_keeps_its_streams_apart(tiny_sd3, pack_module, comfy_host, make_conditioning, kv_cache):
-    """The host gives the negative list a copy of it under the same uuid, and joins both into one call."""
+def test_a_whole_area_keeps_its_streams_apart(
+    tiny_sd3, pack_module, comfy_host, make_conditioning, kv_cache
+):
+    """The host gives the negative list a copy of it under the same uuid, and joins both into one
+    call."""
     patched = attach(pack_module, tiny_sd3, some(0.4), kv_cache=kv_cache)
     positive = make_conditioning(0, area=(16, 16, 0, 0))
     dense, partial = run_twice(patched, (2, 16, 16, 16), positive, make_conditioning(1), cfg=3.0)
@@ -112,13 +124,16 @@ def test_any_subset_gives_what_dense_gives_in_half_precision(
     assert (dense - wrong).abs().mean() > 2 * noise
 
 
-def test_frames_with_noise_levels_of_their_own_keep_them(family, pack_module, comfy_host, make_conditioning):
+def test_frames_with_noise_levels_of_their_own_keep_them(
+    family, pack_module, comfy_host, make_conditioning
+):
     model, latent = family("wan22")
     mask = torch.ones(2, 1, *latent[1:])
     mask[:, :, 0], mask[:, :, 1] = 0.0, 0.5  # the first frame is given, the second half noised
     patched = attach(pack_module, model, some(0.4))
-    dense, partial = run_twice(patched, (2, *latent), make_conditioning(0), make_conditioning(1), 3.0,
-                               mask=mask)  # fmt: skip
+    dense, partial = run_twice(
+        patched, (2, *latent), make_conditioning(0), make_conditioning(1), 3.0, mask=mask
+    )
     record = pack_module("rapid_core.host.chain").chain_of(patched).log.records[-1]
     assert 0 < record.evaluations[1].share[0] < 1, record.evaluations[1].reasons
     assert (dense - partial).abs().max() < 1e-5 * dense.abs().max()
@@ -140,7 +155,9 @@ def test_reusing_the_residual_at_the_same_latent_gives_what_dense_gives(
     policy.levels, policy.regional = frozenset(actions.Level), False
     chain = pack_module("rapid_core.host.chain")
     patched = chain.attach(model, policy)
-    dense, reused = run_twice(patched, (2, *latent), make_conditioning(0), make_conditioning(1), cfg=3.0)
+    dense, reused = run_twice(
+        patched, (2, *latent), make_conditioning(0), make_conditioning(1), cfg=3.0
+    )
     record = chain.chain_of(patched).log.records[-1]
     assert record.evaluations[1].levels == ("reuse", "reuse"), record.evaluations[1].reasons
     assert (dense - reused).abs().max() < 1e-5 * dense.abs().max()
@@ -150,7 +167,9 @@ def test_reusing_the_residual_at_the_same_latent_gives_what_dense_gives(
 OF_SOME = [("flux", "pooled"), ("sd35", "pooled"), ("wan", "pooled"), ("lumina2", "none")]
 
 
-@pytest.mark.parametrize(("kind", "kv_cache"), [*((kind, "model") for kind in FROM_FILES + BUILT), *OF_SOME])
+@pytest.mark.parametrize(
+    ("kind", "kv_cache"), [*((kind, "model") for kind in FROM_FILES + BUILT), *OF_SOME]
+)
 def test_the_cost_of_a_subset_is_what_torch_counts(
     kind, kv_cache, family, pack_module, comfy_host, make_conditioning
 ):
@@ -185,26 +204,44 @@ def test_reference_tokens_are_counted(kind, family, pack_module, comfy_host, mak
 
 
 @pytest.mark.parametrize("kv_cache", ["forecast", "8 bit", "pooled", "host memory", "none"])
-@pytest.mark.parametrize("kind, uneven", [
-    ("flux", 0), ("flux", 4), ("sd35", 0), ("sd35", 4), ("wan", 0), ("lumina2", 0), ("qwen_image", 0),
-])  # fmt: skip
-def test_other_caches_run_and_come_near(kind, uneven, kv_cache, family, pack_module, comfy_host, make_conditioning):
-    """Also where images of the batch compute different numbers of tokens, so that the batch is split."""
+@pytest.mark.parametrize(
+    "kind, uneven",
+    [
+        ("flux", 0),
+        ("flux", 4),
+        ("sd35", 0),
+        ("sd35", 4),
+        ("wan", 0),
+        ("lumina2", 0),
+        ("qwen_image", 0),
+    ],
+)
+def test_other_caches_run_and_come_near(
+    kind, uneven, kv_cache, family, pack_module, comfy_host, make_conditioning
+):
+    """Also where images of the batch compute different numbers of tokens, so that the batch is
+    split."""
     model, latent = family(kind)
     patched = attach(pack_module, model, some(0.5, uneven=uneven), kv_cache=kv_cache)
-    dense, partial = run_twice(patched, (2, *latent), make_conditioning(0), make_conditioning(1), cfg=3.0)
+    dense, partial = run_twice(
+        patched, (2, *latent), make_conditioning(0), make_conditioning(1), cfg=3.0
+    )
     error = ((dense - partial).abs().mean() / dense.abs().mean()).item()
     assert error < {"8 bit": 0.02, "host memory": 1e-5, "forecast": 1e-5}.get(kv_cache, 0.6)
     assert torch.isfinite(partial).all()
 
 
 def test_pools_of_equal_keys_are_exact(pack_module):
-    """With all keys and values of a pool equal, the log-count bias makes attention to pools exact."""
+    """With all keys and values of a pool equal, the log-count bias makes attention to pools
+    exact."""
     kv = pack_module("rapid_core.engine.kv")
     torch.manual_seed(0)
     grid, text = (1, 5, 6), 3
     members, number = kv.pools(grid, torch.device("cpu")), 30
-    assert sorted(members.flatten().tolist()) == [*range(number), *[number] * 6]  # of an odd row three pools are half
+    assert sorted(members.flatten().tolist()) == [
+        *range(number),
+        *[number] * 6,
+    ]  # of an odd row three pools are half
     tiles = torch.empty(number + 1, dtype=torch.long)
     tiles[members] = torch.arange(len(members))[:, None]
     tiles = tiles[:-1]
@@ -220,7 +257,9 @@ def test_pools_of_equal_keys_are_exact(pack_module):
     q = torch.randn(1, 2, 4, 8)
     bias = torch.cat((torch.zeros(1, 1, 1, rows.shape[1]), keys.bias[:, None, None]), -1)
     attention = torch.nn.functional.scaled_dot_product_attention
-    assert torch.allclose(attention(q, keys.k, keys.v, attn_mask=bias), attention(q, k, v), atol=1e-5)
+    assert torch.allclose(
+        attention(q, keys.k, keys.v, attn_mask=bias), attention(q, k, v), atol=1e-5
+    )
 
 
 def test_forecast_keys_lie_on_the_line_of_their_latest_two(pack_module):
@@ -237,11 +276,14 @@ def test_forecast_keys_lie_on_the_line_of_their_latest_two(pack_module):
         fresh = line(sigma)[:, :, rows[0]]
         store.tick("a", [0], sigma, tokens, torch.device("cpu"))
         keys = store.merge("a", 0, [0], fresh, -fresh, rows, text, 7)
-        assert torch.allclose(keys.k, line(sigma), atol=1e-5) and torch.allclose(keys.v, -line(sigma), atol=1e-5)
+        assert torch.allclose(keys.k, line(sigma), atol=1e-5) and torch.allclose(
+            keys.v, -line(sigma), atol=1e-5
+        )
 
 
 def test_a_second_look_at_a_level_takes_the_place_of_the_first(pack_module):
-    """heun and its like compute a level twice; the line goes through two levels, not through one twice."""
+    """heun and its like compute a level twice; the line goes through two levels, not through one
+    twice."""
     kv = pack_module("rapid_core.engine.kv")
     torch.manual_seed(0)
     slope, start, wrong = torch.randn(3, 2, 1, 7, 4)
@@ -268,7 +310,9 @@ def test_forecast_keys_are_rounded_once(pack_module, dtype):
         store.tick("a", [0], sigma, None, torch.device("cpu"))
         store.write("a", 0, [0], values, values, 2, 0)
     store.tick("a", [0], 0.77, torch.tensor([[0]]), torch.device("cpu"))
-    found = store.merge("a", 0, [0], seen[1][:, :, :1], seen[1][:, :, :1], torch.tensor([[0]]), 0, 64).k
+    found = store.merge(
+        "a", 0, [0], seen[1][:, :, :1], seen[1][:, :, :1], torch.tensor([[0]]), 0, 64
+    ).k
     levels = torch.tensor([1.0, 0.9, 0.77])
     before, latest = seen.float()
     line = latest + (levels[2] - levels[1]) / (levels[1] - levels[0]) * (latest - before)
@@ -278,17 +322,23 @@ def test_forecast_keys_are_rounded_once(pack_module, dtype):
 
 def test_pools_leave_out_what_stands_behind_the_image(pack_module):
     kv = pack_module("rapid_core.engine.kv")
-    k = torch.cat((torch.full((1, 1, 3, 4), 7.0), torch.ones(1, 1, 8, 4), torch.full((1, 1, 5, 4), 9.0)), 2)
+    k = torch.cat(
+        (torch.full((1, 1, 3, 4), 7.0), torch.ones(1, 1, 8, 4), torch.full((1, 1, 5, 4), 9.0)), 2
+    )
     kept = kv.Pooled(1, 2, 8, kv.pools((1, 2, 4), torch.device("cpu")))
     kept.write([0], k, k, 3)
     assert all(torch.equal(held, torch.ones(1, 1, 2, 4)) for held in kept.tensors)
 
 
 def test_forecast_keys_survive_another_length_of_text(pack_module):
-    """The host may pad a prompt in one evaluation and not in the next; the image rows keep their line."""
+    """The host may pad a prompt in one evaluation and not in the next; the image rows keep their
+    line."""
     kv = pack_module("rapid_core.engine.kv")
     store = kv.KVStore(1, "forecast", (1, 1, 3))
-    line = lambda sigma, text: torch.full((1, 1, text + 3, 2), sigma)  # noqa: E731
+
+    def line(sigma, text):
+        return torch.full((1, 1, text + 3, 2), sigma)
+
     for sigma, text in ((1.0, 2), (0.8, 4)):
         store.tick("a", [0], sigma, None, torch.device("cpu"))
         store.write("a", 0, [0], line(sigma, text), line(sigma, text), 2, text)
@@ -304,12 +354,25 @@ def test_forecast_keys_survive_another_length_of_text(pack_module):
 @pytest.fixture(scope="module")
 def region(comfy_host, pack):
     """region(model, **settings): the node's output."""
-    inputs = dict(preset="custom", warm_up=0.2, tail=0.1, refresh_interval=3, drift_threshold=0.0, metric="std",
-                  direction="low", starvation=0.1, inactive="forecast", slope=0.0, kv_cache="model")  # fmt: skip
+    inputs = dict(
+        preset="custom",
+        warm_up=0.2,
+        tail=0.1,
+        refresh_interval=3,
+        drift_threshold=0.0,
+        metric="std",
+        direction="low",
+        starvation=0.1,
+        inactive="forecast",
+        slope=0.0,
+        kv_cache="model",
+    )
 
     def patch(model, keep_ratio=0.5, **settings):
         values = {**inputs, **settings}
-        return comfy_host.run_node("RAPID_RegionAdaptive", model=model, keep_ratio=keep_ratio, **values)[0]
+        return comfy_host.run_node(
+            "RAPID_RegionAdaptive", model=model, keep_ratio=keep_ratio, **values
+        )[0]
 
     return patch
 
@@ -326,30 +389,47 @@ def strip(record, image=0):
 
 @pytest.mark.parametrize("sampler", ["euler", "heun"])
 def test_every_token_may_have_its_own_clock(tiny_sd3, region, sample, last_record, sampler):
-    """error_threshold: each image of a batch computes as many tokens as are due, none or all of them."""
-    patched = region(tiny_sd3, keep_ratio=0.8, error_threshold=1.5, warm_up=0.0, tail=0.0, refresh_interval=0)
+    """error_threshold: each image of a batch computes as many tokens as are due, none or all of
+    them."""
+    patched = region(
+        tiny_sd3, keep_ratio=0.8, error_threshold=1.5, warm_up=0.0, tail=0.0, refresh_interval=0
+    )
     latent = torch.zeros(2, 16, 16, 24)
     result = sample(patched, steps=14, cfg=2.0, sampler=sampler, latent=latent)
     record = last_record(patched)
     assert torch.isfinite(result).all() and record.totals["partial"] > 0
     assert len({e.share for e in record.evaluations}) > 2, record.text()
     assert torch.equal(result, sample(patched, steps=14, cfg=2.0, sampler=sampler, latent=latent))
-    still = region(tiny_sd3, keep_ratio=0.8, error_threshold=9.0, warm_up=0.0, tail=0.0, refresh_interval=0)
+    still = region(
+        tiny_sd3, keep_ratio=0.8, error_threshold=9.0, warm_up=0.0, tail=0.0, refresh_interval=0
+    )
     sample(still, steps=14, cfg=2.0, sampler=sampler, latent=latent)
-    assert last_record(still).totals["held"] > 0 and last_record(still).totals["flops"] < record.totals["flops"]
+    assert (
+        last_record(still).totals["held"] > 0
+        and last_record(still).totals["flops"] < record.totals["flops"]
+    )
 
 
 def test_ratio_one_leaves_the_model_untouched(tiny_model, region):
-    for preset in ("clocks", "custom", "paper"):  # in custom the browser sends an error_threshold, too
+    for preset in (
+        "clocks",
+        "custom",
+        "paper",
+    ):  # in custom the browser sends an error_threshold, too
         for threshold in (0.0, 0.04):
-            assert region(tiny_model, keep_ratio=1.0, preset=preset, error_threshold=threshold) is tiny_model
+            assert (
+                region(tiny_model, keep_ratio=1.0, preset=preset, error_threshold=threshold)
+                is tiny_model
+            )
     assert region(tiny_model, keep_ratio=0.5, preset="clocks", error_threshold=0.0) is tiny_model
 
 
 def test_the_clocks_preset_has_a_schedule_of_its_own(tiny_sd3, region, sample):
     latent = torch.zeros(1, 16, 16, 24)
     preset = region(tiny_sd3, keep_ratio=0.75, preset="clocks", error_threshold=1.5)
-    same = region(tiny_sd3, keep_ratio=0.75, error_threshold=1.5, warm_up=0.0, tail=0.03, refresh_interval=0)
+    same = region(
+        tiny_sd3, keep_ratio=0.75, error_threshold=1.5, warm_up=0.0, tail=0.03, refresh_interval=0
+    )
     assert torch.equal(*(sample(m, steps=14, cfg=2.0, latent=latent) for m in (preset, same)))
 
 
@@ -374,7 +454,9 @@ def test_every_sampler_works(tiny_model, region, sample, last_record, sampler):
 
 @pytest.mark.parametrize("metric", ["std", "l2", "change", "attention", "random", "rounds"])
 @pytest.mark.parametrize("inactive", ["hold", "forecast", "interpolate"])
-def test_metrics_and_modes_run_on_batches_and_odd_sizes(tiny_sd3, region, sample, last_record, metric, inactive):
+def test_metrics_and_modes_run_on_batches_and_odd_sizes(
+    tiny_sd3, region, sample, last_record, metric, inactive
+):
     patched = region(tiny_sd3, metric=metric, inactive=inactive, keep_ratio=0.3)
     result = sample(patched, steps=8, cfg=2.0, latent=torch.zeros(3, 16, 15, 21))
     assert torch.isfinite(result).all()
@@ -385,30 +467,46 @@ def test_metrics_and_modes_run_on_batches_and_odd_sizes(tiny_sd3, region, sample
 
 
 @pytest.mark.parametrize("kind", ["flux", "flux with a reference", "z_image"])
-def test_received_attention_is_what_the_images_queries_give(kind, family, region, sample, pack_module, monkeypatch):
+def test_received_attention_is_what_the_images_queries_give(
+    kind, family, region, sample, pack_module, monkeypatch
+):
     subset, seen = pack_module("rapid_core.host.subset"), []
     mass = subset.received_mass
-    monkeypatch.setattr(subset, "received_mass", lambda *a: seen.append((a, mass(*a))) or seen[-1][1])
+    monkeypatch.setattr(
+        subset, "received_mass", lambda *a: seen.append((a, mass(*a))) or seen[-1][1]
+    )
     from rapid_testing.sampling import make_conditioning
 
     model, latent = family(kind.split()[0])
-    extra = {"reference_latents": [torch.randn(1, *latent)[..., :8, :8]]} if "reference" in kind else {}
-    sample(region(model, metric="attention"), steps=3, latent=torch.zeros(1, *latent),
-           positive=make_conditioning(0, **extra))  # fmt: skip
+    extra = (
+        {"reference_latents": [torch.randn(1, *latent)[..., :8, :8]]} if "reference" in kind else {}
+    )
+    sample(
+        region(model, metric="attention"),
+        steps=3,
+        latent=torch.zeros(1, *latent),
+        positive=make_conditioning(0, **extra),
+    )
     (q, k, axis, heads, asking), found = seen[0]
     number = latent[-1] * latent[-2] // 4
     assert (asking.start, asking.stop - asking.start) == (32 if kind == "z_image" else 16, number)
     q, k = (t if axis == 2 else t.unflatten(2, (heads, -1)).transpose(1, 2) for t in (q, k))
     weights = (q.float() @ k.float().transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)
-    assert torch.allclose(found, weights[:, :, asking][:, :, :: max(1, number // 64)].mean((1, 2)), atol=1e-6)
+    assert torch.allclose(
+        found, weights[:, :, asking][:, :, :: max(1, number // 64)].mean((1, 2)), atol=1e-6
+    )
 
 
-def test_joined_and_split_streams_give_the_same_picture(tiny_sd3, region, sample, last_record, monkeypatch):
+def test_joined_and_split_streams_give_the_same_picture(
+    tiny_sd3, region, sample, last_record, monkeypatch
+):
     import comfy.model_management
 
     from rapid_testing.sampling import make_conditioning
 
-    prompts = dict(positive=make_conditioning(0, tokens=16), negative=make_conditioning(1, tokens=16))
+    prompts = dict(
+        positive=make_conditioning(0, tokens=16), negative=make_conditioning(1, tokens=16)
+    )
     settings = dict(steps=8, cfg=3.0, **prompts)
     joined_model, split_model = region(tiny_sd3), region(tiny_sd3)
     joined = sample(joined_model, **settings)
@@ -423,8 +521,13 @@ def test_prompts_of_different_lengths_are_split_and_work(tiny_model, region, sam
     from rapid_testing.sampling import make_conditioning
 
     patched = region(tiny_model)
-    result = sample(patched, steps=8, cfg=3.0, positive=make_conditioning(0, tokens=24),
-                    negative=make_conditioning(1, tokens=16))  # fmt: skip
+    result = sample(
+        patched,
+        steps=8,
+        cfg=3.0,
+        positive=make_conditioning(0, tokens=24),
+        negative=make_conditioning(1, tokens=16),
+    )
     assert torch.isfinite(result).all() and last_record(patched).totals["partial"] > 0
 
 
@@ -450,11 +553,15 @@ def test_a_mask_smaller_than_a_block_computes_no_more_than_it(
     patched = region(tiny_sd3, keep_ratio=0.9)
     result = sample(patched, steps=10, latent=torch.randn(1, 16, 16, 16), noise_mask=mask)
     record = last_record(patched)
-    assert torch.isfinite(result).all() and strip(record) == ("##+++#+++#" if computed else "##...#...#")
+    assert torch.isfinite(result).all() and strip(record) == (
+        "##+++#+++#" if computed else "##...#...#"
+    )
     assert all(len(unpack(e.tokens[0])) == computed for e in record.evaluations if e.tokens[0])
 
 
-def test_clocks_come_back_to_what_an_inpaint_mask_keeps(tiny_sd3, region, sample, last_record, pack_module):
+def test_clocks_come_back_to_what_an_inpaint_mask_keeps(
+    tiny_sd3, region, sample, last_record, pack_module
+):
     kept_age, mask = pack_module("rapid_core.policies.region").KEPT_AGE, torch.zeros(1, 1, 16, 16)
     mask[..., :8, :] = 1
     patched = region(tiny_sd3, keep_ratio=0.75, preset="clocks", error_threshold=1.5)
@@ -465,7 +572,9 @@ def test_clocks_come_back_to_what_an_inpaint_mask_keeps(tiny_sd3, region, sample
     assert max(b - a for a, b in zip(dense, dense[1:], strict=False)) <= kept_age + 1
 
 
-def test_a_mask_of_another_size_says_what_comes_first(tiny_model, region, sample, last_record, pack_module):
+def test_a_mask_of_another_size_says_what_comes_first(
+    tiny_model, region, sample, last_record, pack_module
+):
     unpack = pack_module("rapid_core.record").unpack
     mask = torch.zeros(1, 40, 40)
     mask[:, 20:, :] = 1
@@ -487,7 +596,8 @@ def test_a_memory_limit_too_small_is_dense_with_the_reason(tiny_model, region, s
 
 @pytest.fixture
 def cache_of(pack_module, sample, monkeypatch):
-    """cache_of(model, **settings): bytes of keys and values as said before a run, and most of them during it."""
+    """cache_of(model, **settings): bytes of keys and values as said before a run, and most of them
+    during it."""
     run, memory = pack_module("rapid_core.host.run"), pack_module("rapid_core.host.memory")
     of, make = memory.bytes_of, run.key_store
 
@@ -495,34 +605,52 @@ def cache_of(pack_module, sample, monkeypatch):
         said, stores, held = [], [], [0]
         monkeypatch.setattr(memory, "bytes_of", lambda *a: said.append(of(*a)) or said[-1])
         monkeypatch.setattr(run, "key_store", lambda *a: stores.append(make(*a)) or stores[-1])
-        sample(model, callback=lambda *_: held.append(stores[0][0].bytes if stores[0][0] else 0), **settings)
+        sample(
+            model,
+            callback=lambda *_: held.append(stores[0][0].bytes if stores[0][0] else 0),
+            **settings,
+        )
         return said[0], max(held)
 
     return measured
 
 
 @pytest.mark.parametrize("kv_cache", ["forecast", "model"])
-def test_what_is_held_of_a_prompt_ends_with_it(tiny_sd3, region, pack_module, sample, make_conditioning, monkeypatch,
-                                               kv_cache):  # fmt: skip
+def test_what_is_held_of_a_prompt_ends_with_it(
+    tiny_sd3, region, pack_module, sample, make_conditioning, monkeypatch, kv_cache
+):
     run, stores = pack_module("rapid_core.host.run"), []
     make = run.key_store
     monkeypatch.setattr(run, "key_store", lambda *a: stores.append(make(*a)) or stores[-1])
 
     def held(positive):
         found = []
-        sample(region(tiny_sd3, kv_cache=kv_cache), steps=12, cfg=2.0, positive=positive,
-               callback=lambda *_: found.append(stores[-1][0].bytes))  # fmt: skip
+        sample(
+            region(tiny_sd3, kv_cache=kv_cache),
+            steps=12,
+            cfg=2.0,
+            positive=positive,
+            callback=lambda *_: found.append(stores[-1][0].bytes),
+        )
         return found
 
     alone = held(make_conditioning(0))
-    both = held(make_conditioning(0, start_percent=0.0, end_percent=0.5)
-                + make_conditioning(3, start_percent=0.5, end_percent=1.0))  # fmt: skip
+    both = held(
+        make_conditioning(0, start_percent=0.0, end_percent=0.5)
+        + make_conditioning(3, start_percent=0.5, end_percent=1.0)
+    )
     assert both[-1] == alone[-1] > 0 and both[3] == alone[3]
 
 
-@pytest.mark.parametrize("kv_cache", ["forecast", "model", "8 bit", "pooled", "host memory", "none"])
-@pytest.mark.parametrize("kind", ["flux", "sd35", "lumina2", "z_image", "wan", "flux with a reference"])
-def test_the_memory_said_before_is_what_is_taken(kind, kv_cache, family, region, cache_of, make_conditioning):
+@pytest.mark.parametrize(
+    "kv_cache", ["forecast", "model", "8 bit", "pooled", "host memory", "none"]
+)
+@pytest.mark.parametrize(
+    "kind", ["flux", "sd35", "lumina2", "z_image", "wan", "flux with a reference"]
+)
+def test_the_memory_said_before_is_what_is_taken(
+    kind, kv_cache, family, region, cache_of, make_conditioning
+):
     model, (*rest, height, width) = family(kind.split()[0])
     extra = {"reference_latents": [torch.randn(1, *rest, 8, 8)]} if "reference" in kind else {}
     settings = dict(steps=6, cfg=2.0, positive=make_conditioning(0, **extra))
@@ -533,7 +661,9 @@ def test_the_memory_said_before_is_what_is_taken(kind, kv_cache, family, region,
 
 
 @pytest.mark.parametrize("sampler", ["euler_cfg_pp", "dpmpp_2m_cfg_pp", "euler"])
-def test_samplers_that_look_at_the_negative_at_scale_one_are_counted_so(tiny_model, region, cache_of, sampler):
+def test_samplers_that_look_at_the_negative_at_scale_one_are_counted_so(
+    tiny_model, region, cache_of, sampler
+):
     said, held = cache_of(region(tiny_model), steps=6, cfg=1.0, sampler=sampler)
     assert said == held > 0
 
@@ -542,11 +672,18 @@ def test_a_memory_limit_holds_for_cfg_pp(tiny_flux, region, sample, last_record,
     one, _ = cache_of(region(tiny_flux), steps=6, cfg=1.0)
     patched = region(tiny_flux, memory_limit=1.5 * one / 2**30)
     assert cache_of(patched, steps=6, cfg=1.0, sampler="euler_cfg_pp") == (2 * one, 0)
-    assert last_record(patched).totals["partial"] == 0 and "memory_limit" in last_record(patched).text()
-    assert cache_of(patched, steps=6, cfg=1.0)[1] == one and last_record(patched).totals["partial"] > 0
+    assert (
+        last_record(patched).totals["partial"] == 0
+        and "memory_limit" in last_record(patched).text()
+    )
+    assert (
+        cache_of(patched, steps=6, cfg=1.0)[1] == one and last_record(patched).totals["partial"] > 0
+    )
 
 
-def test_a_condition_that_was_not_counted_is_not_kept(tiny_flux, region, sample, last_record, cache_of):
+def test_a_condition_that_was_not_counted_is_not_kept(
+    tiny_flux, region, sample, last_record, cache_of
+):
     """Another node asks for the negative's result in the midst of a run at scale one."""
     import comfy.sample
     import comfy.samplers
@@ -556,14 +693,25 @@ def test_a_condition_that_was_not_counted_is_not_kept(tiny_flux, region, sample,
     class Curious(comfy.samplers.KSAMPLER):
         def sample(self, model_wrap, sigmas, extra_args, *rest):
             options = {**extra_args["model_options"], "disable_cfg1_optimization": True}
-            return super().sample(model_wrap, sigmas, {**extra_args, "model_options": options}, *rest)
+            return super().sample(
+                model_wrap, sigmas, {**extra_args, "model_options": options}, *rest
+            )
 
     patched, latent = region(tiny_flux, memory_limit=1.0), torch.zeros(1, 16, 16, 16)
     sampler = comfy.samplers.sampler_object("euler")
     curious = Curious(sampler.sampler_function, sampler.extra_options, sampler.inpaint_options)
     with torch.inference_mode():
-        comfy.sample.sample_custom(patched, torch.randn(1, 16, 16, 16), 1.0, curious, torch.linspace(1, 0, 9),
-                                   make_conditioning(0), make_conditioning(1), latent, disable_pbar=True)
+        comfy.sample.sample_custom(
+            patched,
+            torch.randn(1, 16, 16, 16),
+            1.0,
+            curious,
+            torch.linspace(1, 0, 9),
+            make_conditioning(0),
+            make_conditioning(1),
+            latent,
+            disable_pbar=True,
+        )
     assert last_record(patched).totals["partial"] == 0
     assert "a condition that memory_limit was not counted for" in last_record(patched).text()
 
@@ -571,7 +719,8 @@ def test_a_condition_that_was_not_counted_is_not_kept(tiny_flux, region, sample,
 def test_what_one_more_condition_cannot_follow_is_dense_for_it_alone(
     tiny_flux, region, sample, last_record, comfy_host
 ):
-    """PerpNeg asks for a third condition after the others have obeyed the decision; there is no room for its keys."""
+    """PerpNeg asks for a third condition after the others have obeyed the decision; there is no
+    room for its keys."""
     from rapid_testing.sampling import make_conditioning
 
     shares = {}
@@ -580,7 +729,9 @@ def test_what_one_more_condition_cannot_follow_is_dense_for_it_alone(
         if name == "perp-neg":
             empty = make_conditioning(5)
             comfy_host.load_core_nodes("nodes_perpneg.py")
-            (model,) = comfy_host.run_node("PerpNeg", model=model, empty_conditioning=empty, neg_scale=1.0)
+            (model,) = comfy_host.run_node(
+                "PerpNeg", model=model, empty_conditioning=empty, neg_scale=1.0
+            )
         patched = region(model, memory_limit=1.0)
         sample(patched, steps=14, cfg=2.0)
         shares[name] = [e.share for e in last_record(patched).evaluations]
@@ -588,25 +739,39 @@ def test_what_one_more_condition_cannot_follow_is_dense_for_it_alone(
     assert "a condition that memory_limit was not counted for" in last_record(patched).text()
 
 
-def test_easycache_on_the_same_model_keeps_nothing_that_is_partial(tiny_flux, region, sample, last_record, comfy_host):
+def test_easycache_on_the_same_model_keeps_nothing_that_is_partial(
+    tiny_flux, region, sample, last_record, comfy_host
+):
     comfy_host.load_core_nodes("nodes_easycache.py")
-    (cached,) = comfy_host.run_node("EasyCache", model=tiny_flux, reuse_threshold=0.0, start_percent=0.15,
-                                    end_percent=0.95, verbose=False)  # fmt: skip
+    (cached,) = comfy_host.run_node(
+        "EasyCache",
+        model=tiny_flux,
+        reuse_threshold=0.0,
+        start_percent=0.15,
+        end_percent=0.95,
+        verbose=False,
+    )
     patched = region(cached)
     assert torch.equal(sample(patched, steps=10), sample(cached, steps=10))
-    assert last_record(patched).totals["partial"] == 0 and "EasyCache" in last_record(patched).text()
+    assert (
+        last_record(patched).totals["partial"] == 0 and "EasyCache" in last_record(patched).text()
+    )
 
 
 @pytest.mark.parametrize("kv_cache", ["forecast", "model", "pooled"])
-def test_an_area_condition_is_dense_with_the_reason(tiny_sd3, region, sample, last_record, comfy_host, kv_cache):
+def test_an_area_condition_is_dense_with_the_reason(
+    tiny_sd3, region, sample, last_record, comfy_host, kv_cache
+):
     from rapid_testing.sampling import make_conditioning
 
     positive = make_conditioning(0)
     positive[0][1]["area"] = (8, 8, 0, 0)
     patched = region(tiny_sd3, kv_cache=kv_cache)
     both = positive + make_conditioning(2)
-    assert torch.equal(sample(patched, steps=6, cfg=2.0, positive=both),
-                       sample(tiny_sd3, steps=6, cfg=2.0, positive=both))  # fmt: skip
+    assert torch.equal(
+        sample(patched, steps=6, cfg=2.0, positive=both),
+        sample(tiny_sd3, steps=6, cfg=2.0, positive=both),
+    )
     assert any("has an area" in r for e in last_record(patched).evaluations for r in e.reasons)
 
 
@@ -626,12 +791,21 @@ def test_keys_and_values_are_kept_only_where_an_area_is_the_whole_latent(
 IDLE = "all tokens were computed in every evaluation: "
 
 
-@pytest.mark.parametrize(("settings", "change"), [
-    (dict(keep_ratio=0.99), "lower keep_ratio"), (dict(warm_up=1.0), "lower keep_ratio, warm_up"),
-    (dict(preset="clocks", error_threshold=0.01, sampler="euler_ancestral"), "a sampler that adds no noise"),
-    (dict(preset="clocks", error_threshold=1e-3, sampler="dpmpp_sde"), "raise error_threshold"),
-])  # fmt: skip
-def test_a_run_that_left_nothing_out_says_what_to_change(tiny_sd3, region, sample, last_record, settings, change):
+@pytest.mark.parametrize(
+    ("settings", "change"),
+    [
+        (dict(keep_ratio=0.99), "lower keep_ratio"),
+        (dict(warm_up=1.0), "lower keep_ratio, warm_up"),
+        (
+            dict(preset="clocks", error_threshold=0.01, sampler="euler_ancestral"),
+            "a sampler that adds no noise",
+        ),
+        (dict(preset="clocks", error_threshold=1e-3, sampler="dpmpp_sde"), "raise error_threshold"),
+    ],
+)
+def test_a_run_that_left_nothing_out_says_what_to_change(
+    tiny_sd3, region, sample, last_record, settings, change
+):
     sampler = settings.get("sampler", "euler")
     patched = region(tiny_sd3, **{k: v for k, v in settings.items() if k != "sampler"})
     sample(patched, steps=8, sampler=sampler)
@@ -645,7 +819,9 @@ def test_a_run_that_left_nothing_out_says_what_to_change(tiny_sd3, region, sampl
     assert IDLE not in last_record(short).text()
 
 
-def test_an_unknown_model_is_dense_with_the_reason(tiny_model, region, sample, last_record, pack_module, monkeypatch):
+def test_an_unknown_model_is_dense_with_the_reason(
+    tiny_model, region, sample, last_record, pack_module, monkeypatch
+):
     monkeypatch.setattr(pack_module("rapid_core.host.run"), "describe", lambda model: None)
     patched = region(tiny_model)
     assert torch.equal(sample(patched, steps=6), sample(tiny_model, steps=6))
@@ -655,8 +831,11 @@ def test_an_unknown_model_is_dense_with_the_reason(tiny_model, region, sample, l
 def live_tensors():
     """Bytes of all tensors that Python can reach."""
     gc.collect()
-    seen = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in gc.get_objects()
-            if type(t) is torch.Tensor}  # fmt: skip
+    seen = {
+        t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
+        for t in gc.get_objects()
+        if type(t) is torch.Tensor
+    }
     return sum(seen.values())
 
 
@@ -694,7 +873,9 @@ def test_nothing_is_held_while_the_exception_of_a_run_is_handled(
     run = pack_module("rapid_core.host.run")
     store = pack_module("rapid_core.engine.kv").KVStore
     make, runs, held = run.HostRun.install, [], []
-    monkeypatch.setattr(run.HostRun, "install", lambda self, *a: runs.append(self) or make(self, *a))
+    monkeypatch.setattr(
+        run.HostRun, "install", lambda self, *a: runs.append(self) or make(self, *a)
+    )
 
     def look():  # no part of the traceback
         ours = runs[-1]
@@ -723,7 +904,8 @@ def test_nothing_is_held_while_the_exception_of_a_run_is_handled(
 
 
 def test_size_batch_and_model_may_change_between_runs(family, region, sample):
-    """Two models patched by one node each, used in turn at different sizes: every picture is that of a fresh run."""
+    """Two models patched by one node each, used in turn at different sizes: every picture is that
+    of a fresh run."""
     models = {kind: family(kind) for kind in ("flux", "sd3", "lumina2")}
     patched = {kind: region(model) for kind, (model, _) in models.items()}
     for size in ((1, 16, 16), (2, 12, 20), (1, 16, 16)):
@@ -738,18 +920,32 @@ def test_cache_reuse_and_region_adaptive_work_on_one_model(
     kind, level, family, region, sample, last_record, comfy_host, make_conditioning
 ):
     model, latent = family(kind.split()[0])
-    settings = dict(start_percent=0.0, end_percent=1.0, max_consecutive=1, forecast_order=1, guard=0.0)
-    both = comfy_host.run_node("RAPID_CacheReuse", model=region(model), reuse_threshold=9.0, level=level,
-                               **settings)[0]  # fmt: skip
-    extra = {"reference_latents": [torch.randn(1, *latent)[..., :8, :8]]} if "reference" in kind else {}
-    result = sample(both, steps=12, cfg=2.0, latent=torch.zeros(1, *latent), positive=make_conditioning(0, **extra))
+    settings = dict(
+        start_percent=0.0, end_percent=1.0, max_consecutive=1, forecast_order=1, guard=0.0
+    )
+    both = comfy_host.run_node(
+        "RAPID_CacheReuse", model=region(model), reuse_threshold=9.0, level=level, **settings
+    )[0]
+    extra = (
+        {"reference_latents": [torch.randn(1, *latent)[..., :8, :8]]} if "reference" in kind else {}
+    )
+    result = sample(
+        both,
+        steps=12,
+        cfg=2.0,
+        latent=torch.zeros(1, *latent),
+        positive=make_conditioning(0, **extra),
+    )
     totals = last_record(both).totals
     assert torch.isfinite(result).all()
     assert totals["partial"] > 0 and totals["held"] + totals["reused"] > 0
 
 
-def test_a_control_that_ends_takes_its_history_with_it(tiny_model, comfy_host, pack_module, make_conditioning):
-    """A ControlNet from .3 to .6: where it begins and where it ends is computed, and the old forecasts are gone."""
+def test_a_control_that_ends_takes_its_history_with_it(
+    tiny_model, comfy_host, pack_module, make_conditioning
+):
+    """A ControlNet from .3 to .6: where it begins and where it ends is computed, and the old
+    forecasts are gone."""
     import comfy.controlnet
     import comfy.sample
     import comfy.samplers
@@ -771,18 +967,35 @@ def test_a_control_that_ends_takes_its_history_with_it(tiny_model, comfy_host, p
     patched = chain.attach(tiny_model, policy)
     control = Silent()
     control.timestep_percent_range = (0.3, 0.6)
-    positive, negative = make_conditioning(0, control=control, control_apply_to_uncond=False), make_conditioning(1)
+    positive, negative = (
+        make_conditioning(0, control=control, control_apply_to_uncond=False),
+        make_conditioning(1),
+    )
     levels = torch.linspace(1, 0, 11)
     with torch.inference_mode():
-        comfy.sample.sample_custom(patched, torch.randn(1, 16, 16, 16), 2.0, comfy.samplers.sampler_object("euler"),
-                                   levels, positive, negative, torch.zeros(1, 16, 16, 16), disable_pbar=True)
-    record, to_sigma = chain.chain_of(patched).log.records[-1], tiny_model.model.model_sampling.percent_to_sigma
+        comfy.sample.sample_custom(
+            patched,
+            torch.randn(1, 16, 16, 16),
+            2.0,
+            comfy.samplers.sampler_object("euler"),
+            levels,
+            positive,
+            negative,
+            torch.zeros(1, 16, 16, 16),
+            disable_pbar=True,
+        )
+    record, to_sigma = (
+        chain.chain_of(patched).log.records[-1],
+        tiny_model.model.model_sampling.percent_to_sigma,
+    )
     inside = [to_sigma(0.6) <= e.sigma <= to_sigma(0.3) for e in record.evaluations]
     expected = ["run" if k == 0 or inside[k] != inside[k - 1] else "hold" for k in range(10)]
     assert [e.levels[0] for e in record.evaluations] == expected and expected.count("run") == 3
 
 
-def test_patches_between_the_blocks_are_computed_whole(tiny_flux, region, sample, last_record, comfy_host):
+def test_patches_between_the_blocks_are_computed_whole(
+    tiny_flux, region, sample, last_record, comfy_host
+):
     """Z-Image's and Qwen's ControlNets come as patches that add to all tokens of a block."""
     model, lengths = tiny_flux.clone(), set()
 
@@ -794,8 +1007,17 @@ def test_patches_between_the_blocks_are_computed_whole(tiny_flux, region, sample
     patched = region(model)
     assert torch.equal(sample(patched, steps=8), sample(model, steps=8))
     assert "patches the model's blocks (double_block)" in last_record(patched).text()
-    reuse = comfy_host.run_node("RAPID_CacheReuse", model=model, reuse_threshold=9.0, level="reuse", start_percent=0.0,
-                                end_percent=1.0, max_consecutive=1, forecast_order=1, guard=0.0)[0]  # fmt: skip
+    reuse = comfy_host.run_node(
+        "RAPID_CacheReuse",
+        model=model,
+        reuse_threshold=9.0,
+        level="reuse",
+        start_percent=0.0,
+        end_percent=1.0,
+        max_consecutive=1,
+        forecast_order=1,
+        guard=0.0,
+    )[0]
     assert torch.equal(sample(reuse, steps=8), sample(model, steps=8))
 
 
@@ -809,21 +1031,36 @@ def test_a_clone_on_another_copy_of_the_model_gets_hooks_of_its_own(family, regi
     assert torch.equal(sample(moved, **settings), sample(region(other), **settings))
 
 
-def test_conditions_that_need_all_tokens_keep_no_cache(family, region, sample, last_record, make_conditioning):
+def test_conditions_that_need_all_tokens_keep_no_cache(
+    family, region, sample, last_record, make_conditioning
+):
     model, latent = family("hunyuan_video")
     positive = make_conditioning(0, guiding_frame_index=0)
     patched = region(model)
     sample(patched, steps=8, latent=torch.zeros(1, *latent), positive=positive)
     record = last_record(patched)
-    assert record.totals["partial"] == 0 and "guiding_frame_index is conditioned on" in record.text()
+    assert (
+        record.totals["partial"] == 0 and "guiding_frame_index is conditioned on" in record.text()
+    )
     assert record.bytes < 2**20
 
 
-def test_control_residuals_follow_their_tokens(tiny_model, pack_module, comfy_host, make_conditioning):
+def test_control_residuals_follow_their_tokens(
+    tiny_model, pack_module, comfy_host, make_conditioning
+):
     """ControlNet residuals of every block: a subset at the same latent still equals dense."""
     from comfy.patcher_extension import WrappersMP
 
-    def controlled(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **extra):  # noqa: B006
+    def controlled(
+        executor,
+        x,
+        t,
+        c_concat=None,
+        c_crossattn=None,
+        control=None,
+        transformer_options={},  # noqa: B006
+        **extra,
+    ):
         tokens = x.shape[-1] * x.shape[-2] // 4
         width = 128
         generator = torch.Generator().manual_seed(5)
@@ -843,15 +1080,21 @@ def test_control_residuals_follow_their_tokens(tiny_model, pack_module, comfy_ho
 
 
 @pytest.mark.parametrize("kind", ["flux", "qwen_image"])
-def test_reference_latents_are_always_computed(kind, family, pack_module, comfy_host, make_conditioning, last_record):
+def test_reference_latents_are_always_computed(
+    kind, family, pack_module, comfy_host, make_conditioning, last_record
+):
     model, latent = family(kind)
     reference = torch.randn(1, *latent)[..., :8, :8]
     positive = make_conditioning(0, reference_latents=[reference])
     patched = attach(pack_module, model, some(0.5))
     dense, partial = run_twice(patched, (1, *latent), positive, make_conditioning(1), cfg=3.0)
-    assert last_record(patched).evaluations[1].share[0] < 1, last_record(patched).evaluations[1].reasons
+    assert last_record(patched).evaluations[1].share[0] < 1, (
+        last_record(patched).evaluations[1].reasons
+    )
     assert (dense - partial).abs().max() < 1e-5 * dense.abs().max()
-    without, _ = run_twice(patched, (1, *latent), make_conditioning(0), make_conditioning(1), cfg=3.0)
+    without, _ = run_twice(
+        patched, (1, *latent), make_conditioning(0), make_conditioning(1), cfg=3.0
+    )
     assert (dense - without).abs().max() > 1e-3
 
 
@@ -865,11 +1108,15 @@ def test_text_masks_are_kept(family, pack_module, comfy_host, make_conditioning,
         dense, partial = run_twice(patched, (1, *latent), positive, make_conditioning(1), cfg=3.0)
         assert last_record(patched).evaluations[1].share[0] < 1
         assert (dense - partial).abs().max() < 1e-5 * dense.abs().max()
-        other, _ = run_twice(patched, (1, *latent), make_conditioning(0), make_conditioning(1), cfg=3.0)
+        other, _ = run_twice(
+            patched, (1, *latent), make_conditioning(0), make_conditioning(1), cfg=3.0
+        )
         assert (dense - other).abs().max() > 1e-3 * dense.abs().max()
 
 
-def test_videos_compute_some_tokens_of_every_frame(family, region, sample, last_record, pack_module):
+def test_videos_compute_some_tokens_of_every_frame(
+    family, region, sample, last_record, pack_module
+):
     unpack = pack_module("rapid_core.record").unpack
     for kind in ("wan", "hunyuan_video"):
         model, latent = family(kind)
@@ -883,17 +1130,28 @@ def test_videos_compute_some_tokens_of_every_frame(family, region, sample, last_
             assert max(per_frame) - min(per_frame) <= 4 and min(per_frame) > 0
 
 
-@pytest.mark.parametrize(("setting", "value"), [
-    ("keep_ratio", 0.0), ("keep_ratio", 1.5), ("metric", "beauty"), ("warm_up", -0.1), ("kv_cache", "4 bit"),
-    ("inactive", "dream"), ("preset", "best"), ("slope", 2.0),
-    ("error_threshold", -1.0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("keep_ratio", 0.0),
+        ("keep_ratio", 1.5),
+        ("metric", "beauty"),
+        ("warm_up", -0.1),
+        ("kv_cache", "4 bit"),
+        ("inactive", "dream"),
+        ("preset", "best"),
+        ("slope", 2.0),
+        ("error_threshold", -1.0),
+    ],
+)
 def test_bad_settings_are_refused(tiny_model, region, setting, value):
     with pytest.raises(ValueError, match=f"{setting} = .* was given; accepted is"):
         region(tiny_model, **{setting: value})
 
 
-@pytest.mark.parametrize(("kind", "first"), [("flux", "compiled first"), ("lumina2", "patched first")])
+@pytest.mark.parametrize(
+    ("kind", "first"), [("flux", "compiled first"), ("lumina2", "patched first")]
+)
 def test_compiled_models_keep_deciding(kind, first, family, region, sample, last_record):
     """A decision must not be frozen into the compiled graph of the first evaluation."""
     from comfy_api.torch_helpers import set_torch_compile_wrapper

@@ -21,16 +21,28 @@ def test_the_server_runs_a_workflow_and_gives_its_picture(server, tmp_path):
             "class_type": "EmptyImage",
             "inputs": {"width": 64, "height": 32, "batch_size": 1, "color": 255},
         },
-        "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "ground"}},
+        "2": {
+            "class_type": "SaveImage",
+            "inputs": {"images": ["1", 0], "filename_prefix": "ground"},
+        },
     }
     paths = server.client.save_images(server.client.run(graph, timeout=60), tmp_path)
     assert [path.read_bytes()[:8] for path in paths] == [b"\x89PNG\r\n\x1a\n"]
 
 
 def test_a_failing_node_is_named(server):
-    scale = {"image": ["1", 0], "upscale_method": "unknown", "width": 8, "height": 8, "crop": "disabled"}
+    scale = {
+        "image": ["1", 0],
+        "upscale_method": "unknown",
+        "width": 8,
+        "height": 8,
+        "crop": "disabled",
+    }
     graph = {
-        "1": {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 32, "batch_size": 1, "color": 0}},
+        "1": {
+            "class_type": "EmptyImage",
+            "inputs": {"width": 64, "height": 32, "batch_size": 1, "color": 0},
+        },
         "2": {"class_type": "ImageScale", "inputs": scale},
         "3": {"class_type": "PreviewImage", "inputs": {"images": ["2", 0]}},
     }
@@ -41,8 +53,15 @@ def test_a_failing_node_is_named(server):
 @pytest.mark.parametrize("orphan", ["TeaCache", "MagCache", "ApplyFBCacheOnModel"])
 def test_caches_of_packs_that_do_not_load_are_replaced(server, orphan):
     graph = examples.api("demo_flux")
-    (number,) = (i for i, node in graph.items() if node["class_type"] in ("RAPID_CacheReuse", "RAPID_Accelerate"))
-    graph[number] = {"class_type": orphan, "inputs": {"model": graph[number]["inputs"]["model"], "model_type": "flux"}}
+    (number,) = (
+        i
+        for i, node in graph.items()
+        if node["class_type"] in ("RAPID_CacheReuse", "RAPID_Accelerate")
+    )
+    graph[number] = {
+        "class_type": orphan,
+        "inputs": {"model": graph[number]["inputs"]["model"], "model_type": "flux"},
+    }
     graph["latent"]["inputs"].update(width=64, height=64)
     for node in graph.values():
         node.setdefault("_meta", {})  # the host's replacement counts on it

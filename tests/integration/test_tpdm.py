@@ -1,4 +1,5 @@
-"""TPDM's heads in the real ComfyUI: what they see of a small SD3-like model, and what they decide on it."""
+"""TPDM's heads in the real ComfyUI: what they see of a small SD3-like model, and what they decide
+on it."""
 
 import gc
 import weakref
@@ -15,7 +16,8 @@ NAME = "tpdm-test.safetensors"
 
 @pytest.fixture
 def accelerate(comfy_host, pack, pack_module):
-    """accelerate(model): the model with random TPDM heads out of a file; stay: heads that hardly jump at all."""
+    """accelerate(model): the model with random TPDM heads out of a file; stay: heads that hardly
+    jump at all."""
     import folder_paths
 
     module, files = (pack_module(f"rapid_core.policies.{name}") for name in ("tpdm", "from_file"))
@@ -26,8 +28,15 @@ def accelerate(comfy_host, pack, pack_module):
         heads = module.TPDMHeads(hidden, SIDE, 16)
         if stay:
             torch.nn.init.constant_(heads.heads["step"].fc2.bias[0], 20.0)
-        metadata = dict(architecture="sd3", base_model="tiny", budgets=[1.0], reward="-", licence="Apache-2.0",
-                        training_command="-", **files.tpdm_metadata(heads))  # fmt: skip
+        metadata = dict(
+            architecture="sd3",
+            base_model="tiny",
+            budgets=[1.0],
+            reward="-",
+            licence="Apache-2.0",
+            training_command="-",
+            **files.tpdm_metadata(heads),
+        )
         pack_module("rapid_core.policy_file").write(path, "heads", metadata, heads.state_dict())
         policy = comfy_host.run_node("RAPID_LoadPolicy", policy=NAME)[0]
         return comfy_host.run_node("RAPID_Accelerate", model=model, speedup=1.1, policy=policy)[0]
@@ -38,7 +47,8 @@ def accelerate(comfy_host, pack, pack_module):
 
 @pytest.fixture
 def looks(pack_module, monkeypatch):
-    """Every Features that the actor was shown: (number of the evaluation it decides, image, features)."""
+    """Every Features that the actor was shown: (number of the evaluation it decides, image,
+    features)."""
     module, seen = pack_module("rapid_core.policies.tpdm"), []
     real = module.TPDMActor.ask
 
@@ -52,8 +62,8 @@ def looks(pack_module, monkeypatch):
 
 
 class Hooks:
-    """What the model itself passes on in every call: tokens into the first block and into the final layer's matrix, and
-    its modulation vector, with the conditions of the rows."""
+    """What the model itself passes on in every call: tokens into the first block and into the final
+    layer's matrix, and its modulation vector, with the conditions of the rows."""
 
     def __init__(self, model):
         network, self.calls = model.model.diffusion_model, []
@@ -64,7 +74,9 @@ class Hooks:
         ]
 
     def _first(self, module, args, named):
-        self.calls.append({"before": args[1].clone(), "conds": named["transformer_options"]["cond_or_uncond"]})
+        self.calls.append(
+            {"before": args[1].clone(), "conds": named["transformer_options"]["cond_or_uncond"]}
+        )
 
     def _last(self, module, args):
         self.calls[-1]["vec"] = args[1].clone()
@@ -80,8 +92,8 @@ class Hooks:
             handle.remove()
 
     def mixed(self, batch, scale):
-        """Per computed evaluation and image (tokens, vec), conditions mixed by guidance; every evaluation has as many
-        conditions as the first."""
+        """Per computed evaluation and image (tokens, vec), conditions mixed by guidance; every
+        evaluation has as many conditions as the first."""
         rows, out = {}, []
         for call in self.calls:
             for chunk, cond in enumerate(call["conds"]):
@@ -116,7 +128,9 @@ def nears(a, b):
 
 @pytest.mark.parametrize("batch, cfg", [(1, 1.0), (1, 5.0), (2, 5.0)])
 @pytest.mark.parametrize("kind", ["sd3", "sd35"])
-def test_heads_see_what_the_model_passes_on(accelerate, load_tiny, record_of, looks, hooks, kind, batch, cfg):
+def test_heads_see_what_the_model_passes_on(
+    accelerate, load_tiny, record_of, looks, hooks, kind, batch, cfg
+):
     """All images decide alike here, so that every call has all rows."""
     model = load_tiny(kind)
     patched, watched = accelerate(model, stay=True), hooks(model)
@@ -149,35 +163,72 @@ def test_the_head_decides_and_joined_and_split_streams_decide_the_same(
     split = sample(split_model, **settings)
     decisions = [[e.levels for e in record_of(m).evaluations] for m in (joined_model, split_model)]
     assert decisions[0] == decisions[1]
-    assert any("hold" in levels for levels in decisions[0]) and any("run" in levels for levels in decisions[0][1:])
+    assert any("hold" in levels for levels in decisions[0]) and any(
+        "run" in levels for levels in decisions[0][1:]
+    )
     assert torch.allclose(joined, split, rtol=1e-4, atol=1e-4)
     assert len(first) == len(looks) > 1
     for (i, a), (j, b) in zip(first, looks, strict=True):
-        assert i == j and a.evaluation == b.evaluation and torch.allclose(a.tokens, b.tokens, rtol=1e-4, atol=1e-4)
+        assert (
+            i == j
+            and a.evaluation == b.evaluation
+            and torch.allclose(a.tokens, b.tokens, rtol=1e-4, atol=1e-4)
+        )
 
 
 def test_a_jump_lands_on_the_first_noise_level_below_it(accelerate, tiny_sd3, record_of, looks):
     """The strip of the record, from the published rule and the features that were seen."""
     patched = accelerate(tiny_sd3)
     sample(patched, steps=STEPS, cfg=4.0)
-    record, heads, shown = record_of(patched), policy_of(patched).heads, dict((f.evaluation, f) for _, f in looks)
+    record, heads, shown = (
+        record_of(patched),
+        policy_of(patched).heads,
+        dict((f.evaluation, f) for _, f in looks),
+    )
     target, expected = float("inf"), []
     for e in record.evaluations:
         runs = e.sigma <= target
         expected.append("run" if runs else "hold")
         if runs and e.index in shown:
-            a, b = heads(shown[e.index].tokens[None], shown[e.index].modulation[None])["step"][0].exp().tolist()
+            a, b = (
+                heads(shown[e.index].tokens[None], shown[e.index].modulation[None])["step"][0]
+                .exp()
+                .tolist()
+            )
             target = e.sigma * a / (a + b)
-    assert [e.levels[0] for e in record.evaluations] == expected and {"run", "hold"} == set(expected)
-    assert record.policies[0]["technique"] == "tpdm" and record.totals["held"] == expected.count("hold")
+    assert [e.levels[0] for e in record.evaluations] == expected and {"run", "hold"} == set(
+        expected
+    )
+    assert record.policies[0]["technique"] == "tpdm" and record.totals["held"] == expected.count(
+        "hold"
+    )
 
 
-def test_what_a_control_adds_to_the_last_block_is_seen(accelerate, tiny_sd3, looks, hooks, pack_module):
+def test_what_a_control_adds_to_the_last_block_is_seen(
+    accelerate, tiny_sd3, looks, hooks, pack_module
+):
     from comfy.patcher_extension import WrappersMP
 
-    def controlled(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **extra):  # noqa: B006
+    def controlled(
+        executor,
+        x,
+        t,
+        c_concat=None,
+        c_crossattn=None,
+        control=None,
+        transformer_options={},  # noqa: B006
+        **extra,
+    ):
         residual = torch.randn(1, SIDE**2, HIDDEN, generator=torch.Generator().manual_seed(5))
-        return executor(x, t, c_concat, c_crossattn, {"output": [residual, residual]}, transformer_options, **extra)
+        return executor(
+            x,
+            t,
+            c_concat,
+            c_crossattn,
+            {"output": [residual, residual]},
+            transformer_options,
+            **extra,
+        )
 
     model = tiny_sd3.clone()
     model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "control", controlled)
@@ -186,14 +237,27 @@ def test_what_a_control_adds_to_the_last_block_is_seen(accelerate, tiny_sd3, loo
     wanted = watched.mixed(1, 4.0)
     assert looks and all(nears(found.tokens, wanted[n][0]) for n, (_, found) in enumerate(looks))
     sample(accelerate(tiny_sd3), steps=4, cfg=4.0)
-    assert not torch.allclose(watched.mixed(1, 4.0)[len(wanted)][0], wanted[0][0], atol=0.1)  # it had an effect
+    assert not torch.allclose(
+        watched.mixed(1, 4.0)[len(wanted)][0], wanted[0][0], atol=0.1
+    )  # it had an effect
 
 
-@pytest.mark.parametrize("settings, said", [
-    ({"latent": empty_latent(height=16, width=32)}, "8 x 8 tokens (128 x 128 px), this latent has 8 x 16"),
-    ({"positive": make_conditioning(0) + make_conditioning(2)}, "2 positive and 1 negative conditions were computed"),
-])  # fmt: skip
-def test_what_heads_cannot_look_at_is_computed_and_said(accelerate, tiny_sd3, record_of, settings, said):
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        (
+            {"latent": empty_latent(height=16, width=32)},
+            "8 x 8 tokens (128 x 128 px), this latent has 8 x 16",
+        ),
+        (
+            {"positive": make_conditioning(0) + make_conditioning(2)},
+            "2 positive and 1 negative conditions were computed",
+        ),
+    ],
+)
+def test_what_heads_cannot_look_at_is_computed_and_said(
+    accelerate, tiny_sd3, record_of, settings, said
+):
     patched, settings = accelerate(tiny_sd3), dict(steps=4, cfg=3.0, **settings)
     found = sample(patched, **settings)
     assert torch.equal(found, sample(tiny_sd3, **settings))
@@ -208,7 +272,9 @@ def test_with_another_nodes_guidance_or_blocks_everything_is_computed_and_said(
     import comfy.samplers
 
     model = tiny_sd3.clone()
-    model.set_model_patch_replace(lambda args, extra: extra["original_block"](args), "dit", "double_block", 0)
+    model.set_model_patch_replace(
+        lambda args, extra: extra["original_block"](args), "dit", "double_block", 0
+    )
     patched = accelerate(model)
     sample(patched, steps=4, cfg=3.0)
     assert "another node replaced double_block 0" in record_of(patched).text()
@@ -216,13 +282,29 @@ def test_with_another_nodes_guidance_or_blocks_everything_is_computed_and_said(
 
     comfy_host.load_core_nodes("nodes_custom_sampler.py")
     patched = accelerate(tiny_sd3)
-    conditions = dict(cond1=make_conditioning(0), cond2=make_conditioning(2), negative=make_conditioning(1))
-    guider = comfy_host.run_node("DualCFGGuider", model=patched, cfg_conds=3.0, cfg_cond2_negative=2.0,
-                                 style="regular", **conditions)[0]  # fmt: skip
-    sigmas = comfy.samplers.calculate_sigmas(tiny_sd3.get_model_object("model_sampling"), "simple", 4)
+    conditions = dict(
+        cond1=make_conditioning(0), cond2=make_conditioning(2), negative=make_conditioning(1)
+    )
+    guider = comfy_host.run_node(
+        "DualCFGGuider",
+        model=patched,
+        cfg_conds=3.0,
+        cfg_cond2_negative=2.0,
+        style="regular",
+        **conditions,
+    )[0]
+    sigmas = comfy.samplers.calculate_sigmas(
+        tiny_sd3.get_model_object("model_sampling"), "simple", 4
+    )
     with torch.inference_mode():
-        guider.sample(torch.randn(1, 16, 16, 16), empty_latent(), comfy.samplers.sampler_object("euler"), sigmas,
-                      disable_pbar=True, seed=0)  # fmt: skip
+        guider.sample(
+            torch.randn(1, 16, 16, 16),
+            empty_latent(),
+            comfy.samplers.sampler_object("euler"),
+            sigmas,
+            disable_pbar=True,
+            seed=0,
+        )
     assert "they do not know guidance with a condition named middle" in record_of(patched).text()
     assert record_of(patched).totals["computed"] == 4
 
@@ -239,10 +321,18 @@ def test_a_guider_that_changes_its_scale_is_followed(accelerate, tiny_sd3, looks
 
     guider = Rising(patched)
     guider.set_conds(make_conditioning(0), make_conditioning(1))
-    sigmas = comfy.samplers.calculate_sigmas(tiny_sd3.get_model_object("model_sampling"), "simple", 4)
+    sigmas = comfy.samplers.calculate_sigmas(
+        tiny_sd3.get_model_object("model_sampling"), "simple", 4
+    )
     with torch.inference_mode():
-        guider.sample(torch.randn(1, 16, 16, 16), empty_latent(), comfy.samplers.sampler_object("euler"), sigmas,
-                      disable_pbar=True, seed=0)  # fmt: skip
+        guider.sample(
+            torch.randn(1, 16, 16, 16),
+            empty_latent(),
+            comfy.samplers.sampler_object("euler"),
+            sigmas,
+            disable_pbar=True,
+            seed=0,
+        )
     assert len(looks) > 1
     for n, (_, features) in enumerate(looks):
         assert nears(features.tokens, watched.mixed(1, 2.0 + n)[n][0])
@@ -251,16 +341,33 @@ def test_a_guider_that_changes_its_scale_is_followed(accelerate, tiny_sd3, looks
 def test_beside_region_adaptive_only_whole_evaluations_are_looked_at(
     accelerate, tiny_sd3, record_of, comfy_host, looks
 ):
-    settings = dict(keep_ratio=0.5, preset="custom", warm_up=0.0, tail=0.0, refresh_interval=3, drift_threshold=0.0,
-                    metric="std", direction="low", starvation=0.3, inactive="forecast", slope=0.0)  # fmt: skip
-    both = comfy_host.run_node("RAPID_RegionAdaptive", model=accelerate(tiny_sd3, stay=True), **settings)[0]
+    settings = dict(
+        keep_ratio=0.5,
+        preset="custom",
+        warm_up=0.0,
+        tail=0.0,
+        refresh_interval=3,
+        drift_threshold=0.0,
+        metric="std",
+        direction="low",
+        starvation=0.3,
+        inactive="forecast",
+        slope=0.0,
+    )
+    both = comfy_host.run_node(
+        "RAPID_RegionAdaptive", model=accelerate(tiny_sd3, stay=True), **settings
+    )[0]
     assert torch.isfinite(sample(both, steps=STEPS, cfg=3.0)).all()
-    whole = [e.index for e in record_of(both).evaluations if e.levels == ("run",) and e.share == (1.0,)]
+    whole = [
+        e.index for e in record_of(both).evaluations if e.levels == ("run",) and e.share == (1.0,)
+    ]
     assert 1 < len(whole) < 9 and {f.evaluation for _, f in looks} == set(whole)
     assert "no condition was computed on all tokens" in record_of(both).text()
 
 
-def test_features_are_counted_and_die_with_the_run(accelerate, tiny_sd3, record_of, pack_module, monkeypatch):
+def test_features_are_counted_and_die_with_the_run(
+    accelerate, tiny_sd3, record_of, pack_module, monkeypatch
+):
     module, alive = pack_module("rapid_core.engine.features"), []
     real = module.Features
 

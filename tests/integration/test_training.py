@@ -1,4 +1,5 @@
-"""Training on a workflow: finding its parts, drawing as it does, and going on after being killed."""
+"""Training on a workflow: finding its parts, drawing as it does, and going on after being
+killed."""
 
 import json
 import shlex
@@ -27,8 +28,12 @@ from training.policy_gradient import Trainer
 from training.references import reference
 from training.scorer import scorer_for
 
-PROMPTS = ["flat red background", "flat blue background, big red striped circle center", "grid green background",
-           "flat yellow background, small blue plain cross top right"]  # fmt: skip
+PROMPTS = [
+    "flat red background",
+    "flat blue background, big red striped circle center",
+    "grid green background",
+    "flat yellow background, small blue plain cross top right",
+]
 
 
 class InProcess:
@@ -52,7 +57,12 @@ def workflow(steps=6, size=128, **changes):
 
 @pytest.fixture(scope="module")
 def host(comfy_host, pack, demo_pack):
-    for name in ("nodes_flux.py", "nodes_sd3.py", "nodes_custom_sampler.py", "nodes_model_advanced.py"):
+    for name in (
+        "nodes_flux.py",
+        "nodes_sd3.py",
+        "nodes_custom_sampler.py",
+        "nodes_model_advanced.py",
+    ):
         comfy_host.load_core_nodes(name)
     return InProcess(comfy_host)
 
@@ -67,13 +77,19 @@ def node(class_type, **inputs):
 
 
 CUSTOM = {
-    "sample": node("SamplerCustomAdvanced", noise=["noise", 0], guider=["guider", 0], sampler=["how", 0],
-                   sigmas=["levels", 0], latent_image=["latent", 0]),
+    "sample": node(
+        "SamplerCustomAdvanced",
+        noise=["noise", 0],
+        guider=["guider", 0],
+        sampler=["how", 0],
+        sigmas=["levels", 0],
+        latent_image=["latent", 0],
+    ),
     "noise": node("RandomNoise", noise_seed=0),
     "guider": node("BasicGuider", model=["accelerate", 0], conditioning=["guidance", 0]),
     "how": node("KSamplerSelect", sampler_name="euler"),
     "levels": node("BasicScheduler", model=["model", 0], scheduler="simple", steps=6, denoise=1.0),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("changes", [{}, CUSTOM])
@@ -81,7 +97,11 @@ def test_a_workflow_draws_what_it_draws_in_the_host(host, changes):
     """Without this pack's node in it, and with prompt and seed of our own."""
     graph = Graph(workflow(**changes), host)
     site = graph.site
-    assert site.sampler == "sample" and site.model == ("model", 0) and site.texts == (("positive", "text"),)
+    assert (
+        site.sampler == "sample"
+        and site.model == ("model", 0)
+        and site.texts == (("positive", "text"),)
+    )
     found = graph.sample(PROMPTS[1], 5)
     run = host.comfy_host.run_node
     (model,) = run("UNETLoader", unet_name="flux.safetensors", weight_dtype="default")
@@ -89,8 +109,19 @@ def test_a_workflow_draws_what_it_draws_in_the_host(host, changes):
     (positive,) = run("FluxGuidance", conditioning=positive, guidance=1.0)
     (negative,) = run("RAPIDDemoPrompt", text="", model="flux")
     (latent,) = run("EmptySD3LatentImage", width=128, height=128, batch_size=1)
-    (wanted,) = run("KSampler", model=model, positive=positive, negative=negative, latent_image=latent, seed=5, steps=6,
-                    cfg=1.0, sampler_name="euler", scheduler="simple", denoise=1.0)  # fmt: skip
+    (wanted,) = run(
+        "KSampler",
+        model=model,
+        positive=positive,
+        negative=negative,
+        latent_image=latent,
+        seed=5,
+        steps=6,
+        cfg=1.0,
+        sampler_name="euler",
+        scheduler="simple",
+        denoise=1.0,
+    )
     assert torch.allclose(found, wanted["samples"], atol=1e-5)
     assert graph.picture(found).shape == (1, 3, 128, 128)
     assert graph.model_name == "flux.safetensors"
@@ -103,11 +134,17 @@ def test_a_batch_begins_with_the_same_noise(graph):
     assert not torch.allclose(found[:1], graph.sample(PROMPTS[0], 2))
 
 
-@pytest.mark.parametrize("changes, said", [
-    ({"sample": None}, "one sampler node is needed"),
-    ({"second": workflow()["sample"]}, r"choose with --sampler ID; in this workflow: sample \(KSampler\), second"),
-    ({"positive": node("LoadConditioning", name="kept")}, "no prompt text found"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"sample": None}, "one sampler node is needed"),
+        (
+            {"second": workflow()["sample"]},
+            r"choose with --sampler ID; in this workflow: sample \(KSampler\), second",
+        ),
+        ({"positive": node("LoadConditioning", name="kept")}, "no prompt text found"),
+    ],
+)
 def test_workflows_that_do_not_say_enough_are_refused(host, changes, said):
     with pytest.raises(WorkflowError, match=said):
         Graph(workflow(**changes), host)
@@ -123,22 +160,55 @@ def test_the_right_one_of_several_samplers_can_be_named(host):
         Graph({"nodes": []}, host)
 
 
-SIDES = node("ControlNetApplyAdvanced", positive=["guidance", 0], negative=["negative", 0], strength=1.0)
+SIDES = node(
+    "ControlNetApplyAdvanced", positive=["guidance", 0], negative=["negative", 0], strength=1.0
+)
 
 
-@pytest.mark.parametrize("changes", [
-    {"negative": node("ConditioningZeroOut", conditioning=["positive", 0])},
-    {"sides": SIDES, "sample": node("KSampler", **{**workflow()["sample"]["inputs"], "positive": ["sides", 0],
-                                                   "negative": ["sides", 1]})},
-    {"positive": node("CLIPTextEncodeLumina2", clip=["clip", 0], system_prompt="superior", user_prompt="a cat"),
-     "clip": node("CLIPLoader", clip_name="-")},
-    {"positive": node("CLIPTextEncodeFlux", clip=["clip", 0], clip_l=["words", 0], t5xxl="-", guidance=3.5),
-     "clip": node("CLIPLoader", clip_name="-"), "words": node("PrimitiveStringMultiline", value="a cat")},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"negative": node("ConditioningZeroOut", conditioning=["positive", 0])},
+        {
+            "sides": SIDES,
+            "sample": node(
+                "KSampler",
+                **{
+                    **workflow()["sample"]["inputs"],
+                    "positive": ["sides", 0],
+                    "negative": ["sides", 1],
+                },
+            ),
+        },
+        {
+            "positive": node(
+                "CLIPTextEncodeLumina2",
+                clip=["clip", 0],
+                system_prompt="superior",
+                user_prompt="a cat",
+            ),
+            "clip": node("CLIPLoader", clip_name="-"),
+        },
+        {
+            "positive": node(
+                "CLIPTextEncodeFlux", clip=["clip", 0], clip_l=["words", 0], t5xxl="-", guidance=3.5
+            ),
+            "clip": node("CLIPLoader", clip_name="-"),
+            "words": node("PrimitiveStringMultiline", value="a cat"),
+        },
+    ],
+)
 def test_the_prompt_is_found_in_graphs_that_people_have(host, changes):
-    """Its inputs may be connected, its negative side made from it, or both sides come out of one node."""
+    """Its inputs may be connected, its negative side made from it, or both sides come out of one
+    node."""
     texts = Graph(workflow(**changes), host).site.texts
-    names = {"clip_l", "t5xxl"} if "words" in changes else {"user_prompt"} if "clip" in changes else {"text"}
+    names = (
+        {"clip_l", "t5xxl"}
+        if "words" in changes
+        else {"user_prompt"}
+        if "clip" in changes
+        else {"text"}
+    )
     assert {name for _, name in texts} == names and {i for i, _ in texts} == {"positive"}
 
 
@@ -146,12 +216,17 @@ def test_this_packs_nodes_are_passed_by_wherever_they_stand_and_loaders_run_once
     changed = workflow(shift=node("ModelSamplingSD3", model=["accelerate", 0], shift=1.5))
     changed["sample"]["inputs"]["model"] = ["shift", 0]
     graph, ran = Graph(changed, host), []
-    monkeypatch.setattr(InProcess, "run", lambda self, kind, inputs: ran.append(kind) or self.comfy_host.run_node(
-        kind, **inputs))  # fmt: skip
+    monkeypatch.setattr(
+        InProcess,
+        "run",
+        lambda self, kind, inputs: ran.append(kind) or self.comfy_host.run_node(kind, **inputs),
+    )
     for seed in (0, 1):
         graph.sample(PROMPTS[0], seed)
     assert graph.site.model == ("shift", 0) and graph.model_name == "flux.safetensors"
-    assert ran.count("UNETLoader") == ran.count("ModelSamplingSD3") == 1 and ran.count("KSampler") == 2
+    assert (
+        ran.count("UNETLoader") == ran.count("ModelSamplingSD3") == 1 and ran.count("KSampler") == 2
+    )
     assert not any(kind.startswith("RAPID_") for kind in ran)
 
 
@@ -161,7 +236,9 @@ def test_texts_that_are_not_there_and_second_stages_are_refused(host):
             Graph(workflow(), host, texts=[text])
     second = workflow()["sample"]
     second["inputs"]["latent_image"] = ["sample", 0]
-    with pytest.raises(WorkflowError, match="the latent of sampler second comes from sampler sample"):
+    with pytest.raises(
+        WorkflowError, match="the latent of sampler second comes from sampler sample"
+    ):
         Graph(workflow(second=second), host, sampler="second")
 
 
@@ -196,19 +273,54 @@ class Killed(BaseException):
 
 
 def train(graph, folder, target="dense", plans=4, start=None, speedup=2.0):
-    args = Namespace(calibration=2, held_out=2, seed=0, target=target, speedups=[speedup], plans=plans, oracle=1,
-                     start=start, licence="Apache-2.0")  # fmt: skip
-    return train_plans(graph, PROMPTS, args, folder / "state", folder / "policy.safetensors", "a command")
+    args = Namespace(
+        calibration=2,
+        held_out=2,
+        seed=0,
+        target=target,
+        speedups=[speedup],
+        plans=plans,
+        oracle=1,
+        start=start,
+        licence="Apache-2.0",
+    )
+    return train_plans(
+        graph, PROMPTS, args, folder / "state", folder / "policy.safetensors", "a command"
+    )
 
 
 def learn(graph, folder, kind="rapid+", iterations=3, groups=2, reward=("psnr",), omega=0.0):
     leap = "pace" if kind == "rapid+" else "step"
-    args = Namespace(kind=kind, heads=[leap, "cache", "sparse"], seed=0, held_out=1, speedups=[1.5, 2.0],
-                     calibration=2, plans=3, oracle=0, target="dense", mode="average", start=None, train_prompts=None,
-                     iterations=iterations, prompts_per_update=groups, group=3, lr=1e-2, reward=list(reward),
-                     omega=omega, features="judge", advantages="values", discriminator_warm_up=3, discount=0.9,
-                     sparse_backend="gather", width=16, licence="Apache-2.0")  # fmt: skip
-    return train_heads(graph, PROMPTS, args, folder / "state", folder / "policy.safetensors", "a command")
+    args = Namespace(
+        kind=kind,
+        heads=[leap, "cache", "sparse"],
+        seed=0,
+        held_out=1,
+        speedups=[1.5, 2.0],
+        calibration=2,
+        plans=3,
+        oracle=0,
+        target="dense",
+        mode="average",
+        start=None,
+        train_prompts=None,
+        iterations=iterations,
+        prompts_per_update=groups,
+        group=3,
+        lr=1e-2,
+        reward=list(reward),
+        omega=omega,
+        features="judge",
+        advantages="values",
+        discriminator_warm_up=3,
+        discount=0.9,
+        sparse_backend="gather",
+        width=16,
+        licence="Apache-2.0",
+    )
+    return train_heads(
+        graph, PROMPTS, args, folder / "state", folder / "policy.safetensors", "a command"
+    )
 
 
 def learn_beside_a_discriminator(graph, folder):
@@ -217,7 +329,8 @@ def learn_beside_a_discriminator(graph, folder):
 
 @pytest.fixture(scope="module")
 def done(graph, tmp_path_factory):
-    """done(folder, train): what a training comes to that is over; a copy of its state is in the folder."""
+    """done(folder, train): what a training comes to that is over; a copy of its state is in the
+    folder."""
     kept = {}
 
     def copied(folder, train):
@@ -233,7 +346,11 @@ def done(graph, tmp_path_factory):
 def discriminator(folder):
     """All tensors of a discriminator's state, by name."""
     state = torch.load(folder / "state" / "checkpoint.pt", weights_only=True)["scorer"]
-    moments = {f"{i}.{name}": value for i, kept in state["optimiser"]["state"].items() for name, value in kept.items()}
+    moments = {
+        f"{i}.{name}": value
+        for i, kept in state["optimiser"]["state"].items()
+        for name, value in kept.items()
+    }
     return {**state["adapter"], **moments, "dense": state["dense"], "drawn": state["drawn"]}
 
 
@@ -263,28 +380,43 @@ def test_killed_at_any_moment_it_comes_to_the_same_end(graph, done, tmp_path, mo
     assert unclocked(found.metadata) == unclocked(whole.metadata)
     assert found.tensors.keys() == whole.tensors.keys()
     assert all(torch.equal(found.tensors[name], whole.tensors[name]) for name in whole.tensors)
-    assert len({unclocked((tmp_path / end / "policy.md").read_text()) for end in ("killed", "whole")}) == 1
+    assert (
+        len({unclocked((tmp_path / end / "policy.md").read_text()) for end in ("killed", "whole")})
+        == 1
+    )
     if train is learn_beside_a_discriminator:
         ours, theirs = discriminator(tmp_path / "killed"), discriminator(tmp_path / "whole")
-        assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)
+        assert ours.keys() == theirs.keys() and all(
+            torch.equal(ours[name], theirs[name]) for name in theirs
+        )
 
 
 def test_a_discriminator_learns_beside_the_heads_and_the_policy_says_so(graph, done, tmp_path):
     file, _ = done(tmp_path, learn_beside_a_discriminator)
     reward = file.metadata["reward"]
-    assert reward.startswith("(q + 1 d) / 2; q: 0.667 max(0, SSIM to the reference picture) + 0.333 mean")
-    assert file.metadata["reward"].endswith("warmed up for 3 steps, discounted by 0.9 an equivalent step")
-    lines = [json.loads(line) for line in (tmp_path / "state" / "scalars.jsonl").read_text().splitlines()]
+    assert reward.startswith(
+        "(q + 1 d) / 2; q: 0.667 max(0, SSIM to the reference picture) + 0.333 mean"
+    )
+    assert file.metadata["reward"].endswith(
+        "warmed up for 3 steps, discounted by 0.9 an equivalent step"
+    )
+    lines = [
+        json.loads(line) for line in (tmp_path / "state" / "scalars.jsonl").read_text().splitlines()
+    ]
     names = ("reward/ssim", "reward/judge", "reward/discriminator", "discriminator/accuracy")
     assert len(lines) == 3 and all(0 <= line[name] <= 1 for line in lines for name in names)
     assert all(line["discriminator/loss"] > 0 for line in lines)
     kept = discriminator(tmp_path)
-    assert len(kept["drawn"]) == 3 * (3 + 3) and len(kept["dense"]) == 3 + 3  # of the warm-up and of updates
+    assert (
+        len(kept["drawn"]) == 3 * (3 + 3) and len(kept["dense"]) == 3 + 3
+    )  # of the warm-up and of updates
     with pytest.raises(ValueError, match="training with other reward"):
         learn(graph, tmp_path, "rapid3", 3, 1, ("ssim", "judge:0.5"), 0.5)
 
 
-def test_rewards_of_pictures_need_a_decoder_and_say_so_before_anything_is_drawn(host, tmp_path, monkeypatch):
+def test_rewards_of_pictures_need_a_decoder_and_say_so_before_anything_is_drawn(
+    host, tmp_path, monkeypatch
+):
     monkeypatch.setattr(Graph, "sample", lambda *args, **named: pytest.fail("something was drawn"))
     blind = Graph(workflow(decode=None), host)
     for reward, omega in ((("ssim",), 0.0), (("psnr",), 1.0)):
@@ -295,7 +427,9 @@ def test_rewards_of_pictures_need_a_decoder_and_say_so_before_anything_is_drawn(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_policy_runs_in_accelerate_and_beats_even_spacing(graph, host, done, tmp_path, pack_module):
+def test_the_policy_runs_in_accelerate_and_beats_even_spacing(
+    graph, host, done, tmp_path, pack_module
+):
     """On the prompts it was searched on, at least."""
     file, _ = done(tmp_path, train)
     read = pack_module("rapid_core.policy_file").read
@@ -303,16 +437,25 @@ def test_the_policy_runs_in_accelerate_and_beats_even_spacing(graph, host, done,
     run = host.comfy_host.run_node
     errors = []
     for given in ({"policy": policy}, {}):
-        patch = lambda model, given=given: run("RAPID_Accelerate", model=model, speedup=2.0, **given)[0]  # noqa: E731
-        errors.append(sum((graph.sample(p, i, patch=patch) - graph.sample(p, i)).norm() for i, p in
-                          enumerate(PROMPTS[:2])))  # fmt: skip
+
+        def patch(model, given=given):
+            return run("RAPID_Accelerate", model=model, speedup=2.0, **given)[0]
+
+        errors.append(
+            sum(
+                (graph.sample(p, i, patch=patch) - graph.sample(p, i)).norm()
+                for i, p in enumerate(PROMPTS[:2])
+            )
+        )
     assert errors[0] < errors[1]
 
 
 def trainer_of(graph, folder, args):
     """A trainer on all prompts but the last, before its first update."""
     some, scorer = PROMPTS[:3], scorer_for(graph, PROMPTS, args, folder / "state")
-    method = method_of(graph, some, args, folder / "state", folder / "policy.safetensors", "a command")
+    method = method_of(
+        graph, some, args, folder / "state", folder / "policy.safetensors", "a command"
+    )
     return Trainer(graph, some, args, folder / "state", method, scorer, PROMPTS[3:])
 
 
@@ -323,52 +466,73 @@ class Named:
 
     @classmethod
     def INPUT_TYPES(cls):
-        return {"required": {"numbers": ("FLOATS",)}, "hidden": {"node": "UNIQUE_ID", "graph": "PROMPT"}}
+        return {
+            "required": {"numbers": ("FLOATS",)},
+            "hidden": {"node": "UNIQUE_ID", "graph": "PROMPT"},
+        }
 
     def go(self, numbers, node, graph):
         return numbers, node
 
 
 def test_nodes_are_called_as_the_host_does(comfy_host):
-    """Hidden inputs are given, wrapped lists unwrapped, dynamic inputs nested; unknown ones are left out."""
+    """Hidden inputs are given, wrapped lists unwrapped, dynamic inputs nested; unknown ones are
+    left out."""
     from comfy_api.latest import io
 
     class Sized(io.ComfyNode):
         @classmethod
         def define_schema(cls):
             options = [io.DynamicCombo.Option("by hand", [io.Int.Input("width")])]
-            return io.Schema(node_id="Sized", inputs=[io.DynamicCombo.Input("size", options=options)],
-                             outputs=[io.Int.Output()], hidden=[io.Hidden.unique_id])  # fmt: skip
+            return io.Schema(
+                node_id="Sized",
+                inputs=[io.DynamicCombo.Input("size", options=options)],
+                outputs=[io.Int.Output()],
+                hidden=[io.Hidden.unique_id],
+            )
 
         @classmethod
         def execute(cls, size):
             return io.NodeOutput(size["width"], cls.hidden.unique_id)
 
-    assert call(Named, "Named", {"numbers": {"__value__": [1.0, 2.0]}, "unknown": 3}) == ([1.0, 2.0], "Named")
+    assert call(Named, "Named", {"numbers": {"__value__": [1.0, 2.0]}, "unknown": 3}) == (
+        [1.0, 2.0],
+        "Named",
+    )
     assert call(Sized, "Sized", {"size": "by hand", "size.width": 4}) == (4, "Sized")
 
 
 def scalars(folder):
-    return [json.loads(line) for line in (folder / "state" / "scalars.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line) for line in (folder / "state" / "scalars.jsonl").read_text().splitlines()
+    ]
 
 
 def rewritten(file, path, tensors, **changes):
     """A schedule file with other tensors in it."""
-    about = {name: value for name, value in file.metadata.items() if name not in ("format", "version", "kind")}
+    about = {
+        name: value
+        for name, value in file.metadata.items()
+        if name not in ("format", "version", "kind")
+    }
     return write(path, "schedule", {**about, **changes}, {**file.tensors, **tensors}).path
 
 
 def ladder_of(file, path, **changes):
     """A schedule file with a denser plan beside its own at 2x; changes: of metadata."""
-    denser = {"plan.0.computed": torch.tensor([1, 1, 0, 1, 1, 0], dtype=torch.uint8),
-              "plan.1.computed": file.tensors["plan.0.computed"]}  # fmt: skip
+    denser = {
+        "plan.0.computed": torch.tensor([1, 1, 0, 1, 1, 0], dtype=torch.uint8),
+        "plan.1.computed": file.tensors["plan.0.computed"],
+    }
     return rewritten(file, path, denser, **{"budgets": [1.5, 2.0], **changes})
 
 
 def test_heads_that_learned_nothing_are_the_schedule_that_they_begin_with(graph, done, tmp_path):
     file, _ = done(tmp_path, train)
     ladder = ladder_of(file, tmp_path / "ladder.safetensors")
-    trainer = trainer_of(graph, tmp_path / "heads", arguments(f"{HEADS.replace('1.5 2', '2')} --start {ladder}"))
+    trainer = trainer_of(
+        graph, tmp_path / "heads", arguments(f"{HEADS.replace('1.5 2', '2')} --start {ladder}")
+    )
     wanted = trainer.reference(0)
     policy = SchedulePolicy(2.0, plan=plans_of(file)[0])
     alone = graph.sample(wanted.prompt, wanted.seed, attach(graph.model, policy))
@@ -396,8 +560,13 @@ def test_a_schedule_that_does_not_go_with_the_training_is_refused(graph, host, d
     file, _ = done(tmp_path, train)
     with pytest.raises(ValueError, match="budgets = 2; --speedups must be some of them"):
         trainer_of(graph, tmp_path / "a", arguments(f"{HEADS} --start {file.path}"))
-    start, ladder = f"{HEADS.replace('1.5 2', '2')} --start", ladder_of(file, tmp_path / "ladder.safetensors")
-    with pytest.raises(ValueError, match="the pace head chooses among the plans of a file, and here there is one"):
+    start, ladder = (
+        f"{HEADS.replace('1.5 2', '2')} --start",
+        ladder_of(file, tmp_path / "ladder.safetensors"),
+    )
+    with pytest.raises(
+        ValueError, match="the pace head chooses among the plans of a file, and here there is one"
+    ):
         trainer_of(graph, tmp_path / "a", arguments(f"{start} {file.path}"))
     larger = ladder_of(file, tmp_path / "larger.safetensors", hidden=3072)
     with pytest.raises(ValueError, match="hidden = 3072, trained on .*; this model has 256"):
@@ -438,11 +607,24 @@ def test_trained_heads_run_in_accelerate(graph, host, done, tmp_path, pack_modul
     assert file.kind == "heads" and file.metadata["method"] == kind and "equivalent steps" in table
     if kind == "rapid+":
         plan = read(tmp_path / "policy-plan.safetensors")
-        assert plan.kind == "schedule" and torch.equal(plan.tensors["plan.1.computed"], file.tensors["plan.1.computed"])
-        silent = [line["silent/2"] for line in scalars(tmp_path)]  # so few rollouts do not move the price
-        assert file.metadata["mode"] == "average" and silent[-1] > 0 and scalars(tmp_path)[-1]["price/2"] == PRICE
+        assert plan.kind == "schedule" and torch.equal(
+            plan.tensors["plan.1.computed"], file.tensors["plan.1.computed"]
+        )
+        silent = [
+            line["silent/2"] for line in scalars(tmp_path)
+        ]  # so few rollouts do not move the price
+        assert (
+            file.metadata["mode"] == "average"
+            and silent[-1] > 0
+            and scalars(tmp_path)[-1]["price/2"] == PRICE
+        )
     policy = pack_module("rapid_core.policy_file").read(file.path)
-    patch = lambda model: host.comfy_host.run_node("RAPID_Accelerate", model=model, speedup=2.0, policy=policy)[0]  # noqa: E731
+
+    def patch(model):
+        return host.comfy_host.run_node(
+            "RAPID_Accelerate", model=model, speedup=2.0, policy=policy
+        )[0]
+
     found = graph.sample(PROMPTS[0], 0, patch=patch)
     assert torch.isfinite(found).all() and not torch.equal(found, graph.sample(PROMPTS[0], 0))
 
@@ -457,21 +639,30 @@ def leaves(node, seen):
 
 
 def test_no_gradient_reaches_the_transformer(graph, tmp_path):
-    """Rollouts leave no graph behind; what an update differentiates ends at the heads, and it changes only them."""
+    """Rollouts leave no graph behind; what an update differentiates ends at the heads, and it
+    changes only them."""
     trainer = trainer_of(graph, tmp_path, arguments(HEADS))
     network, trainer.seen = graph.model.model.diffusion_model, []
     weights = {name: value.to("cpu", copy=True) for name, value in network.state_dict().items()}
     heads = {name: value.clone() for name, value in trainer.heads.state_dict().items()}
     group = trainer.group(0)
     rows = [row for trajectory in group for row in trajectory.rows]
-    kept = [x for row in rows for x in (*row.inputs.values(), row.numbers, row.pooled)] + [t.log_p for t in group]
+    kept = [x for row in rows for x in (*row.inputs.values(), row.numbers, row.pooled)] + [
+        t.log_p for t in group
+    ]
     assert len(rows) > 3 and not any(x.requires_grad or x.grad_fn is not None for x in kept)
     own = {id(p) for p in trainer.heads.parameters()}
-    assert {id(leaf) for leaf in leaves(log_probability(trainer.heads, rows)[0].sum().grad_fn, set())} == own
+    assert {
+        id(leaf) for leaf in leaves(log_probability(trainer.heads, rows)[0].sum().grad_fn, set())
+    } == own
     assert trainer.learner.update([group])["dropped_groups"] == 0
     assert all(p.grad is None for p in network.parameters())
-    assert all(torch.equal(value.cpu(), weights[name]) for name, value in network.state_dict().items())
-    assert any(not torch.equal(value, heads[name]) for name, value in trainer.heads.state_dict().items())
+    assert all(
+        torch.equal(value.cpu(), weights[name]) for name, value in network.state_dict().items()
+    )
+    assert any(
+        not torch.equal(value, heads[name]) for name, value in trainer.heads.state_dict().items()
+    )
 
 
 @pytest.mark.parametrize("kind, said", [("schedule", "| 2 | 3 of 6 |"), ("rapid3", "| 1 | ")])
@@ -484,17 +675,38 @@ def test_the_command_trains_in_a_comfyui_of_its_own_and_quickly(comfy_host, tmp_
     base = tmp_path / "base"
     make_base_folder(base)
     arguments = shlex.join(host_arguments(base, has_gpu(Path(sys.executable))))
-    command = [sys.executable, str(REPOSITORY / "training" / "train_policy.py"), "--quick", "--comfyui",
-               str(comfy_host.tree), "--workflow", str(tmp_path / "graph.json"), "--prompts",
-               str(tmp_path / "prompts.txt"), "--out", "ours", "--state", str(tmp_path / "state"), "--policies",
-               str(tmp_path / "policies"), f"--host-arguments={arguments}", "--kind", kind]  # fmt: skip
+    command = [
+        sys.executable,
+        str(REPOSITORY / "training" / "train_policy.py"),
+        "--quick",
+        "--comfyui",
+        str(comfy_host.tree),
+        "--workflow",
+        str(tmp_path / "graph.json"),
+        "--prompts",
+        str(tmp_path / "prompts.txt"),
+        "--out",
+        "ours",
+        "--state",
+        str(tmp_path / "state"),
+        "--policies",
+        str(tmp_path / "policies"),
+        f"--host-arguments={arguments}",
+        "--kind",
+        kind,
+    ]
     began = time.monotonic()
-    done = subprocess.run(command, capture_output=True, text=True, env=child_environment(1), cwd=tmp_path)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=child_environment(1), cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert said in done.stdout and (tmp_path / "policies" / "ours.safetensors").is_file()
     assert time.monotonic() - began < 180
     if kind == "rapid3":  # 64 tokens are one tile: nothing to choose
         assert "the sparse head has nothing to choose on this machine" in done.stdout
-        assert json.loads(read(tmp_path / "policies" / "ours.safetensors").metadata["heads"]) == ["step", "cache"]
+        assert json.loads(read(tmp_path / "policies" / "ours.safetensors").metadata["heads"]) == [
+            "step",
+            "cache",
+        ]
         assert list((tmp_path / "state" / "tensorboard" / "warm_up").iterdir())
     remove_base_folder(base)

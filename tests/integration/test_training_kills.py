@@ -35,10 +35,14 @@ def undisturbed(comfy_host, pack, demo_pack, tmp_path_factory):
 def start(folder: Path, *launcher: str) -> subprocess.Popen:
     """The trainings as a process of their own."""
     environment = child_environment(1)
-    environment["PYTHONPATH"] = f"{REPOSITORY / 'tests'}{';' if sys.platform == 'win32' else ':'}{REPOSITORY}"
+    environment["PYTHONPATH"] = (
+        f"{REPOSITORY / 'tests'}{';' if sys.platform == 'win32' else ':'}{REPOSITORY}"
+    )
     command = [sys.executable, *launcher, "-m", "rapid_testing.trainings", str(folder)]
     with open(folder / "log", "ab") as log:
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, env=environment, text=True)
+        return subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=log, env=environment, text=True
+        )
 
 
 def run(folder: Path, *launcher: str, most: float = 600.0) -> bool:
@@ -68,9 +72,13 @@ def contents(path: Path) -> tuple[dict, dict]:
 def same(one: Path, other: Path) -> None:
     """Fail unless both folders hold the same policies and cards, and scalars once a step."""
     for kind in KINDS:
-        (about, tensors), (wanted_about, wanted) = (contents(f / f"{kind}.safetensors") for f in (one, other))
+        (about, tensors), (wanted_about, wanted) = (
+            contents(f / f"{kind}.safetensors") for f in (one, other)
+        )
         assert unclocked(about) == unclocked(wanted_about)
-        assert tensors.keys() == wanted.keys() and all(torch.equal(tensors[n], wanted[n]) for n in wanted)
+        assert tensors.keys() == wanted.keys() and all(
+            torch.equal(tensors[n], wanted[n]) for n in wanted
+        )
         assert len({unclocked((folder / f"{kind}.md").read_text()) for folder in (one, other)}) == 1
         assert points(one / kind / "tensorboard") == points(other / kind / "tensorboard")
     assert lines(one) == lines(other) and len(lines(one)) == 3
@@ -80,26 +88,36 @@ def points(folder: Path) -> dict:
     """{tag: [(step, value)]} as TensorBoard shows them, without what time took."""
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     found = accumulator.EventAccumulator(str(folder), {accumulator.SCALARS: 0}).Reload()
-    return {tag: [(e.step, e.value) for e in found.Scalars(tag)] for tag in found.Tags()["scalars"]
-            if not tag.startswith("time/")}  # fmt: skip
+    return {
+        tag: [(e.step, e.value) for e in found.Scalars(tag)]
+        for tag in found.Tags()["scalars"]
+        if not tag.startswith("time/")
+    }
 
 
 def lines(folder: Path) -> list[dict]:
     """Lines of scalars.jsonl, without what time took."""
-    found = [json.loads(line) for line in (folder / "heads" / "scalars.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("when", "rollouts_per_second")} for line in found]
+    found = [
+        json.loads(line) for line in (folder / "heads" / "scalars.jsonl").read_text().splitlines()
+    ]
+    return [
+        {k: v for k, v in line.items() if k not in ("when", "rollouts_per_second")}
+        for line in found
+    ]
 
 
 @pytest.mark.slow
 def test_killed_at_random_moments_it_comes_to_the_same_end(undisturbed, tmp_path, pytestconfig):
-    """`--kills N` for more than a few, each at any moment of the two trainings. What comes to its end is compared; then
-    it is all begun again until there were kills enough."""
+    """`--kills N` for more than a few, each at any moment of the two trainings. What comes to its
+    end is compared; then it is all begun again until there were kills enough."""
     whole, seconds = undisturbed
     wanted, chance, kills, ends = pytestconfig.getoption("kills"), random.Random(), 0, 0
     while kills < wanted or not ends:
         folder = tmp_path / str(ends)
         folder.mkdir()
-        while not run(folder, most=(most := chance.uniform(0, seconds) if kills < wanted else 600.0)):
+        while not run(
+            folder, most=(most := chance.uniform(0, seconds) if kills < wanted else 600.0)
+        ):
             kills += 1
             print(f"kill {kills} of training {ends + 1} after {most:.2f} of {seconds:.2f} s")
         same(folder, whole)
@@ -110,7 +128,8 @@ def test_killed_at_random_moments_it_comes_to_the_same_end(undisturbed, tmp_path
 
 @pytest.mark.slow
 def test_two_processes_come_to_the_same_end_as_one(undisturbed, tmp_path):
-    """Groups, pictures of plans, references and held-out prompts are shared unevenly: there are three of each."""
+    """Groups, pictures of plans, references and held-out prompts are shared unevenly: there are
+    three of each."""
     assert run(tmp_path, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     same(tmp_path, undisturbed[0])
     for number in (0, 1):

@@ -1,4 +1,5 @@
-"""Thresholds found on a workflow: what they cost there and in the node, and going on after being killed."""
+"""Thresholds found on a workflow: what they cost there and in the node, and going on after being
+killed."""
 
 import pytest
 import torch
@@ -21,7 +22,9 @@ def graph(comfy_host, pack, demo_pack):
 
 
 def train(graph, folder, flags=FLAGS):
-    return train_thresholds(graph, PROMPTS, arguments(flags), folder / "state", folder / "policy.safetensors", "-")
+    return train_thresholds(
+        graph, PROMPTS, arguments(flags), folder / "state", folder / "policy.safetensors", "-"
+    )
 
 
 def cost(graph, policy):
@@ -40,7 +43,9 @@ def test_thresholds_cost_what_was_asked_for_within_a_step(graph, tmp_path):
     for speedup in (1.5, 2.0):
         policy = policy_of(file, speedup)
         assert policy.source == "policy.safetensors" and policy.max_consecutive == 8
-        assert 1 / speedup - 1 / 6 < cost(graph, policy) <= 1 / speedup  # within one of its six steps
+        assert (
+            1 / speedup - 1 / 6 < cost(graph, policy) <= 1 / speedup
+        )  # within one of its six steps
     assert "| 2 |" in table and table in (tmp_path / "policy.md").read_text()
 
 
@@ -70,9 +75,16 @@ def test_any_sampler_will_do_and_a_speed_out_of_reach_is_named(graph, comfy_host
     nodes = {i: {**node, "inputs": dict(node["inputs"])} for i, node in graph.nodes.items()}
     nodes["sample"]["inputs"]["sampler_name"] = "heun"
     other = Graph(nodes, graph.host)
-    file, _ = train(other, tmp_path / "heun", "--kind threshold --speedups 1.3 --calibration 1 --held-out 1")
+    file, _ = train(
+        other, tmp_path / "heun", "--kind threshold --speedups 1.3 --calibration 1 --held-out 1"
+    )
     assert file.budgets == (1.3,)
     with pytest.raises(ValueError, match="the sampler euler is needed .* samples with heun"):
         train(other, tmp_path / "solution", FLAGS + " --target solution")
-    with pytest.raises(ValueError, match=r"--speedups 6: with this workflow's steps Cache Reuse can be \d.* at most"):
-        train(graph, tmp_path / "fast", "--kind threshold --speedups 6 --calibration 1 --held-out 1")
+    with pytest.raises(
+        ValueError,
+        match=r"--speedups 6: with this workflow's steps Cache Reuse can be \d.* at most",
+    ):
+        train(
+            graph, tmp_path / "fast", "--kind threshold --speedups 6 --calibration 1 --held-out 1"
+        )

@@ -1,4 +1,5 @@
-"""What the interface says: tooltips everywhere, and the same nodes, inputs and outputs in all languages."""
+"""What the interface says: tooltips everywhere, and the same nodes, inputs and outputs in all
+languages."""
 
 import json
 import re
@@ -22,7 +23,10 @@ def nodes(pack):
 @pytest.fixture(scope="module")
 def spoken():
     """language -> what its file says."""
-    return {language: json.loads(path_of(language).read_text(encoding="utf-8")) for language in ("en", "zh")}
+    return {
+        language: json.loads(path_of(language).read_text(encoding="utf-8"))
+        for language in ("en", "zh")
+    }
 
 
 def texts(words, *place):
@@ -36,7 +40,9 @@ def test_every_node_has_a_description_and_words_to_be_found_by(nodes):
     schemas = [node.GET_SCHEMA() for node in nodes]
     assert [s.node_id for s in schemas if not s.description or len(s.search_aliases) < 4] == []
     patches = [s for s in schemas if any(output.display_name == "model" for output in s.outputs)]
-    assert len(patches) == 4 and all({"speed up", "faster"} <= set(s.search_aliases) for s in patches)
+    assert len(patches) == 4 and all(
+        {"speed up", "faster"} <= set(s.search_aliases) for s in patches
+    )
 
 
 def test_every_input_and_output_has_a_tooltip(nodes):
@@ -45,17 +51,23 @@ def test_every_input_and_output_has_a_tooltip(nodes):
 
 def test_english_words_are_those_of_the_schemas(nodes, spoken):
     made = words_of(nodes)
-    assert json.dumps(spoken["en"]) == json.dumps(made), "words of a node changed: run python -m devkit.words"
+    assert json.dumps(spoken["en"]) == json.dumps(made), (
+        "words of a node changed: run python -m devkit.words"
+    )
 
 
 def test_chinese_words_are_about_the_same_nodes_inputs_and_outputs(spoken):
-    english, chinese = ([place for place, _ in texts(spoken[language])] for language in ("en", "zh"))
+    english, chinese = (
+        [place for place, _ in texts(spoken[language])] for language in ("en", "zh")
+    )
     assert chinese == english
 
 
 def test_chinese_words_are_chinese(spoken):
     said = texts(spoken["zh"])
-    assert [place for place, text in said if not CHINESE.search(text) and text not in PROPER_NAMES] == []
+    assert [
+        place for place, text in said if not CHINESE.search(text) and text not in PROPER_NAMES
+    ] == []
 
 
 def test_no_word_is_taken_for_message_syntax_by_the_frontend(spoken):
@@ -73,12 +85,16 @@ def test_every_choice_is_explained_by_the_name_that_is_shown(nodes, spoken, lang
             tooltip = spoken[language][schema.node_id]["inputs"][slot.id]["tooltip"]
             there = set(re.findall(r"[a-z0-9_]+", tooltip))
             options = getattr(slot, "options", None) or []
-            missing += [f"{schema.node_id}.{slot.id}: {o}" for o in options if not set(o.split()) <= there]
+            missing += [
+                f"{schema.node_id}.{slot.id}: {o}" for o in options if not set(o.split()) <= there
+            ]
     assert missing == []
 
 
 def test_comfyui_offers_the_words_of_both_languages(comfy_host, pack, spoken, monkeypatch):
-    monkeypatch.syspath_prepend(str(comfy_host.tree))  # its package `utils` comes before comfy/utils.py, as in main.py
+    monkeypatch.syspath_prepend(
+        str(comfy_host.tree)
+    )  # its package `utils` comes before comfy/utils.py, as in main.py
     from app.custom_node_manager import CustomNodeManager
 
     offered = CustomNodeManager().build_translations()
@@ -90,7 +106,14 @@ def test_comfyui_offers_the_words_of_both_languages(comfy_host, pack, spoken, mo
 def test_comfyui_serves_a_help_page_of_every_node_in_both_languages(comfy_host, nodes):
     ids = [node.GET_SCHEMA().node_id for node in nodes]
     # The frontend asks for /extensions/<folder>/docs/..., the folder by the node's python_module.
-    folder = {comfy_host.nodes.NODE_CLASS_MAPPINGS[node].RELATIVE_PYTHON_MODULE.split(".")[1] for node in ids}
+    folder = {
+        comfy_host.nodes.NODE_CLASS_MAPPINGS[node].RELATIVE_PYTHON_MODULE.split(".")[1]
+        for node in ids
+    }
     docs = Path(comfy_host.nodes.EXTENSION_WEB_DIRS[folder.pop()]) / "docs"
     assert folder == set()
-    assert [node for node in ids if not (docs / f"{node}.md").is_file() or not (docs / node / "zh.md").is_file()] == []
+    assert [
+        node
+        for node in ids
+        if not (docs / f"{node}.md").is_file() or not (docs / node / "zh.md").is_file()
+    ] == []

@@ -6,13 +6,15 @@ from rapid_core.actions import ImageState, Level, Look, Observation, Window
 
 
 def marks_of(policy, steps, euler=True, forced=(), blind=False, **known):
-    """Run the actor on a schedule of equal steps; forced: evaluations that are computed whatever the answer; blind:
-    whether levels are not told; known: of the image."""
+    """Run the actor on a schedule of equal steps; forced: evaluations that are computed whatever
+    the answer; blind: whether levels are not told; known: of the image."""
     schedule = tuple(1 - i / steps for i in range(steps)) + (0.0,)
     actor, levels, out, since = policy.start(Window(1.0, 0.0)), (), [], 0
     for i in range(steps):
         image = ImageState(len(levels), since, 0.1, levels=() if blind else levels[-4:], **known)
-        (action,) = actor.act(Observation(i, schedule[i], (image,), i, steps, schedule=schedule, euler=euler))
+        (action,) = actor.act(
+            Observation(i, schedule[i], (image,), i, steps, schedule=schedule, euler=euler)
+        )
         since += 1
         if action.level is Level.RUN or i in forced:
             levels, since = (*levels, schedule[i]), 0
@@ -24,8 +26,14 @@ def text(actions):
     return "".join("#" if a.level is Level.RUN else "." for a in actions)
 
 
-METADATA = dict(architecture="flux", base_model="demo flux", budgets=[2.0, 4.0], reward="psnr", licence="Apache-2.0",
-                training_command="dev.py train")  # fmt: skip
+METADATA = dict(
+    architecture="flux",
+    base_model="demo flux",
+    budgets=[2.0, 4.0],
+    reward="psnr",
+    licence="Apache-2.0",
+    training_command="dev.py train",
+)
 
 
 def run_heads(policy, steps, channels, euler=False):
@@ -37,8 +45,16 @@ def run_heads(policy, steps, channels, euler=False):
         parts = [torch.randn(channels, 8, 8, generator=make) for _ in range(3)]
         answers = actor.ask([Look(*parts)] if levels else [None], torch.tensor(schedule[i]))
         image = ImageState(len(levels), since, 0.1, levels=levels[-4:])
-        seen = Observation(i, schedule[i], (image,), i, steps, schedule=schedule, euler=euler,
-                           answers=() if answers is None else tuple(answers.tolist()))  # fmt: skip
+        seen = Observation(
+            i,
+            schedule[i],
+            (image,),
+            i,
+            steps,
+            schedule=schedule,
+            euler=euler,
+            answers=() if answers is None else tuple(answers.tolist()),
+        )
         (action,) = actor.act(seen)
         since = since + 1
         if action.level is Level.RUN:

@@ -19,16 +19,21 @@ def tracked_files(root: Path) -> list[Path]:
 
 
 def is_held_back(path: Path, patterns: list[str]) -> bool:
-    """Whether .comfyignore's patterns (`folder/` anywhere, `/folder/` at the root, `file`, `/folder/name*`) cover a
-    path."""
+    """Whether .comfyignore's patterns (`folder/` anywhere, `/folder/` at the root, `file`,
+    `/folder/name*`) cover a path."""
     folders = {pattern.rstrip("/") for pattern in patterns if pattern.endswith("/")}
     at = {*path.parts[:-1], f"/{path.parts[0]}" if len(path.parts) > 1 else ""}
     globs = [pattern for pattern in patterns if pattern.startswith("/") and "*" in pattern]
-    return path.as_posix() in patterns or bool(folders & at) or any(fnmatch(f"/{path.as_posix()}", g) for g in globs)
+    return (
+        path.as_posix() in patterns
+        or bool(folders & at)
+        or any(fnmatch(f"/{path.as_posix()}", g) for g in globs)
+    )
 
 
 def shipped_files(root: Path) -> list[Path]:
-    """What the registry ships: files under version control but for those that .comfyignore holds back."""
+    """What the registry ships: files under version control but for those that .comfyignore holds
+    back."""
     lines = (root / ".comfyignore").read_text().splitlines()
     patterns = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     return [path for path in tracked_files(root) if not is_held_back(path, patterns)]

@@ -1,4 +1,5 @@
-"""Example workflows in API form, made ready for ComfyUI's page: numbered nodes, and a note of the files they need."""
+"""Example workflows in API form, made ready for ComfyUI's page: numbered nodes, and a note of the
+files they need."""
 
 from __future__ import annotations
 
@@ -12,10 +13,16 @@ from devkit.base_folder import REPOSITORY
 FOLDER = REPOSITORY / "example_workflows"
 # Folders of models/ by loader and input.
 FILES = {
-    "unet_name": "diffusion_models", "ckpt_name": "checkpoints", "vae_name": "vae", "clip_name": "text_encoders",
-    "clip_name1": "text_encoders", "clip_name2": "text_encoders", "clip_name3": "text_encoders",
-    "lora_name": "loras", "policy": "rapid_policies",
-}  # fmt: skip
+    "unet_name": "diffusion_models",
+    "ckpt_name": "checkpoints",
+    "vae_name": "vae",
+    "clip_name": "text_encoders",
+    "clip_name1": "text_encoders",
+    "clip_name2": "text_encoders",
+    "clip_name3": "text_encoders",
+    "lora_name": "loras",
+    "policy": "rapid_policies",
+}
 
 SMALL = ("taesd3", "taef1")  # names of VAEs that are several files
 
@@ -53,20 +60,34 @@ def numbered(graph: dict[str, Any]) -> dict[str, Any]:
 
 
 def completed(graph: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]:
-    """A graph with the defaults that a page fills in for inputs that are not given. info: the server's object_info."""
+    """A graph with the defaults that a page fills in for inputs that are not given. info: the
+    server's object_info."""
 
     def defaults(kind: str) -> dict[str, Any]:
         given = info[kind]["input"]
         some = {**given.get("required", {}), **given.get("optional", {})}
-        return {name: rest[0]["default"] for name, (_, *rest) in some.items() if rest and "default" in rest[0]}
+        return {
+            name: rest[0]["default"]
+            for name, (_, *rest) in some.items()
+            if rest and "default" in rest[0]
+        }
 
-    return {i: {**node, "inputs": {**defaults(node["class_type"]), **node["inputs"]}} for i, node in graph.items()}
+    return {
+        i: {**node, "inputs": {**defaults(node["class_type"]), **node["inputs"]}}
+        for i, node in graph.items()
+    }
 
 
 def files(graph: dict[str, Any]) -> list[str]:
     """Model files that a graph loads, as folder/name."""
-    return sorted({f"{FILES[name]}/{value}" for node in graph.values() for name, value in node["inputs"].items()
-                   if name in FILES and isinstance(value, str) and value not in SMALL})  # fmt: skip
+    return sorted(
+        {
+            f"{FILES[name]}/{value}"
+            for node in graph.values()
+            for name, value in node["inputs"].items()
+            if name in FILES and isinstance(value, str) and value not in SMALL
+        }
+    )
 
 
 def note(graph: dict[str, Any], text: str) -> str:
@@ -74,38 +95,52 @@ def note(graph: dict[str, Any], text: str) -> str:
     demo = any(node["class_type"] == "RAPIDDemoPrompt" for node in graph.values())
     policies = [file for file in files(graph) if file.startswith("rapid_policies/")]
     lines = "\n".join(f"- `models/{file}`" for file in files(graph) if file not in policies)
-    what = ("It runs only where `python3 dev.py serve` brings the demo's nodes and files:" if demo else
-            "Model files, as ComfyUI's own templates have them:")  # fmt: skip
+    what = (
+        "It runs only where `python3 dev.py serve` brings the demo's nodes and files:"
+        if demo
+        else "Model files, as ComfyUI's own templates have them:"
+    )
     whose = "comes with the pack" if demo else "is yours to make; choose it in RAPID Load Policy"
-    where = [f"The policy, `{file.partition('/')[2] if demo else f'models/{file}'}`, {whose}." for file in policies]
+    where = [
+        f"The policy, `{file.partition('/')[2] if demo else f'models/{file}'}`, {whose}."
+        for file in policies
+    ]
     return "\n\n".join([text, f"{what}\n\n{lines}", *where])
 
 
 def addresses() -> dict[str, dict[str, str]]:
-    """Where ComfyUI's own templates have model files from, by file: url, and directory in models/."""
+    """Where ComfyUI's own templates have model files from, by file: url, and directory in
+    models/."""
     return json.loads((Path(__file__).parent / "model_files.json").read_text(encoding="utf-8"))
 
 
 def with_addresses(workflow: dict[str, Any]) -> dict[str, Any]:
-    """A UI workflow whose loaders say where their files can be had, so that the page offers those that are missing."""
+    """A UI workflow whose loaders say where their files can be had, so that the page offers those
+    that are missing."""
     known = addresses()
     for node in workflow["nodes"]:
-        found = [{"name": value, **known[value]} for value in node.get("widgets_values") or []
-                 if isinstance(value, str) and value in known]  # fmt: skip
+        found = [
+            {"name": value, **known[value]}
+            for value in node.get("widgets_values") or []
+            if isinstance(value, str) and value in known
+        ]
         if found:
             node["properties"]["models"] = found
     return workflow
 
 
 def described(graph: dict[str, Any]) -> list[str]:
-    """Every node as text, with what it takes from instead of names, sorted: the same for graphs that are one but for
-    names and titles of nodes."""
+    """Every node as text, with what it takes from instead of names, sorted: the same for graphs
+    that are one but for names and titles of nodes."""
     known: dict[str, str] = {}
 
     def plain(value: Any) -> Any:
         if isinstance(value, list):
             made = text(value[0])
-            return [f"{made.split(' ')[0]} {hashlib.blake2b(made.encode(), digest_size=4).hexdigest()}", value[1]]
+            return [
+                f"{made.split(' ')[0]} {hashlib.blake2b(made.encode(), digest_size=4).hexdigest()}",
+                value[1],
+            ]
         return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
     def text(node: str) -> str:

@@ -1,4 +1,5 @@
-"""ComfyUI's page as a person has it before them: the graph, its nodes, and what RAPID Report shows."""
+"""ComfyUI's page as a person has it before them: the graph, its nodes, and what RAPID Report
+shows."""
 
 from __future__ import annotations
 
@@ -12,11 +13,16 @@ from devkit.server import ComfyServer
 
 READY = "window.app?.graph && window.app?.extensionManager"
 QUIET = {"Comfy.TutorialCompleted": True, "Comfy.Workflow.ShowMissingModelsWarning": False}
-USUAL = {"Comfy.VueNodes.Enabled": False, "Comfy.Minimap.Visible": False, "Comfy.ColorPalette": "dark",
-         "Comfy.Locale": "en"}  # fmt: skip
+USUAL = {
+    "Comfy.VueNodes.Enabled": False,
+    "Comfy.Minimap.Visible": False,
+    "Comfy.ColorPalette": "dark",
+    "Comfy.Locale": "en",
+}
 PATIENCE = 120_000  # milliseconds
 DIALOG = ".p-dialog-mask, [role=dialog]"
-# Up to three quarters of the page for some nodes; their place on it, in pixels: left, top, width, height.
+# Up to three quarters of the page for some nodes; their place on it, in pixels: left, top, width,
+# height.
 FRAME = """kinds => { const c = app.canvas, page = c.canvas.getBoundingClientRect();
   c.deselectAll();
   c.draw(true, true);
@@ -41,7 +47,12 @@ class Graph:
         self.latest = ""  # id of the latest run
         page.set_default_timeout(PATIENCE)
         page.on("console", lambda m: self.said.append((m.type, m.text, m.location.get("url", ""))))
-        page.on("pageerror", lambda error: self.said.append(("error", str(error), getattr(error, "stack", "") or "")))
+        page.on(
+            "pageerror",
+            lambda error: self.said.append(
+                ("error", str(error), getattr(error, "stack", "") or "")
+            ),
+        )
 
     def do(self, code: str, given: Any = None) -> Any:
         """Result of a JavaScript function in the page."""
@@ -55,27 +66,42 @@ class Graph:
 
     def set(self, settings: dict[str, Any]) -> None:
         """Change settings of the frontend."""
-        self.do("async given => { for (const [id, value] of Object.entries(given)) "
-                "await app.extensionManager.setting.set(id, value) }", settings)  # fmt: skip
+        self.do(
+            "async given => { for (const [id, value] of Object.entries(given)) "
+            "await app.extensionManager.setting.set(id, value) }",
+            settings,
+        )
 
     def load(self, workflow: dict[str, Any]) -> None:
         """Put a workflow, in API or UI form, into the graph."""
-        way = "g => app.loadGraphData(g)" if "nodes" in workflow else "g => app.loadApiJson(g, 'example')"
+        way = (
+            "g => app.loadGraphData(g)"
+            if "nodes" in workflow
+            else "g => app.loadApiJson(g, 'example')"
+        )
         self.do(way, workflow)
 
     def look_at(self, kind: str, selector: str = "") -> None:
-        """Bring the first node of a kind into view, without which its elements may not be there, and wait for one."""
+        """Bring the first node of a kind into view, without which its elements may not be there,
+        and wait for one."""
         there = "app.canvas.graph._nodes.find(n => n.comfyClass === kind)"  # of the subgraph that is open, if one is
         self.page.wait_for_function(f"kind => {there}", arg=kind)
-        self.do(f"kind => {{ const n = {there}; app.canvas.ds.scale = 1; "
-                "app.canvas.centerOnNode(n); app.canvas.setDirty(true, true) }", kind)  # fmt: skip
+        self.do(
+            f"kind => {{ const n = {there}; app.canvas.ds.scale = 1; "
+            "app.canvas.centerOnNode(n); app.canvas.setDirty(true, true) }",
+            kind,
+        )
         if selector:
             self.page.wait_for_selector(selector)
 
     def add(self, word: str, title: str, x: int, y: int) -> None:
-        """Find the node of a title by a word in the search that a double click opens, and drag it to a place. Clicks
-        and letters that come while the page is busy may be lost: all is done again until it has worked."""
-        search, found = self.page.get_by_placeholder("Add a node..."), self.page.get_by_text(title, exact=True).first
+        """Find the node of a title by a word in the search that a double click opens, and drag it
+        to a place. Clicks and letters that come while the page is busy may be lost: all is done
+        again until it has worked."""
+        search, found = (
+            self.page.get_by_placeholder("Add a node..."),
+            self.page.get_by_text(title, exact=True).first,
+        )
         hanging = "() => app.canvas.state.ghostNodeId != null"  # until it is put down a node hangs on the pointer
         for _ in range(10):
             if not search.is_visible():
@@ -106,11 +132,15 @@ class Graph:
 
     def run(self) -> None:
         """Press Run and wait until the run is over."""
-        with self.page.expect_response(lambda r: r.url.endswith("/prompt") and r.request.method == "POST") as answer:
+        with self.page.expect_response(
+            lambda r: r.url.endswith("/prompt") and r.request.method == "POST"
+        ) as answer:
             self.page.get_by_test_id("queue-button").click()
         self.latest = answer.value.json()["prompt_id"]
         if not self._soon(self._over, PATIENCE):
-            raise TimeoutError(f"the run is not over after {PATIENCE / 1000:.0f} s:\n{self.server.log_tail()}")
+            raise TimeoutError(
+                f"the run is not over after {PATIENCE / 1000:.0f} s:\n{self.server.log_tail()}"
+            )
 
     def _history(self) -> dict[str, Any]:
         """What the server keeps of the latest run; nothing while it goes on."""
@@ -124,9 +154,12 @@ class Graph:
 
     def node(self, kind: str) -> dict[str, Any]:
         """What a test wants to know of the first node of a kind."""
-        return self.do("kind => { const n = app.graph._nodes.find(n => n.comfyClass === kind); return {id: n.id, "
-                       "title: n.title, size: [...n.size], properties: n.properties, "
-                       "widgets: (n.widgets ?? []).map(w => w.label ?? w.name)} }", kind)  # fmt: skip
+        return self.do(
+            "kind => { const n = app.graph._nodes.find(n => n.comfyClass === kind); return {id: n.id, "
+            "title: n.title, size: [...n.size], properties: n.properties, "
+            "widgets: (n.widgets ?? []).map(w => w.label ?? w.name)} }",
+            kind,
+        )
 
     def outputs(self, kind: str) -> dict[str, Any]:
         """What the API's history says of the latest run's first node of a kind."""
@@ -145,16 +178,19 @@ class Graph:
         self.page.screenshot(path=str(path), clip=clip)
 
     def _framed(self, kinds: tuple[str, ...], margin: int) -> dict[str, float]:
-        """Bring these nodes to the middle of the page, with nothing selected, and say where on the page they are."""
+        """Bring these nodes to the middle of the page, with nothing selected, and say where on the
+        page they are."""
         left, top, width, height = self.do(FRAME, list(kinds))
         left, top, width, height = map(round, (left, top, width, height))
         clip = {"x": max(0, left - margin), "y": max(0, top - margin)}
-        return clip | {"width": min(1600 - clip["x"], width + 2 * margin),
-                       "height": min(1000 - clip["y"], height + 2 * margin)}  # fmt: skip
+        return clip | {
+            "width": min(1600 - clip["x"], width + 2 * margin),
+            "height": min(1000 - clip["y"], height + 2 * margin),
+        }
 
     def begin(self, **settings: Any) -> Graph:
-        """The usual settings but for these, and nothing in the graph. The page is loaded anew where settings differ,
-        since some count from the next load on."""
+        """The usual settings but for these, and nothing in the graph. The page is loaded anew where
+        settings differ, since some count from the next load on."""
         wanted = {**QUIET, **USUAL, **settings}
         if self.settings != wanted:
             if not self.settings:
@@ -170,7 +206,9 @@ class Graph:
             self.page.wait_for_timeout(200)
         self.set({"Comfy.RightSidePanel.IsOpen": False})  # where help was shown
         self.do("() => app.extensionManager.command.execute('Comfy.NewBlankWorkflow')")
-        self.do("() => Object.keys(localStorage).filter(k => k.startsWith('rapid.report:')).forEach(k => "
-                "localStorage.removeItem(k))")  # examples have the same id whichever test opens them
+        self.do(
+            "() => Object.keys(localStorage).filter(k => k.startsWith('rapid.report:')).forEach(k => "
+            "localStorage.removeItem(k))"
+        )  # examples have the same id whichever test opens them
         self.said.clear()
         return self

@@ -13,7 +13,8 @@ def products_of(derivatives):
 
 
 def bending(schedule, parts=1, bend=0.3, noise=0.0):
-    """Derivatives (steps * parts, 64) that move with the noise level on a parabola; bend 0: on a line."""
+    """Derivatives (steps * parts, 64) that move with the noise level on a parabola; bend 0: on a
+    line."""
     levels = refined(torch.tensor(schedule), parts)[:-1]
     make = torch.Generator().manual_seed(0)
     a, b, c = torch.randn(3, 64, generator=make)

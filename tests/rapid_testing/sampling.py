@@ -20,13 +20,16 @@ def make_conditioning(
     pooled: int = POOLED,
     **extra: Any,
 ) -> Conditioning:
-    """Random CONDITIONING of `tokens` text tokens; `extra` goes into its dictionary (e.g. guidance=3.5)."""
+    """Random CONDITIONING of `tokens` text tokens; `extra` goes into its dictionary (e.g.
+    guidance=3.5)."""
     generator = torch.Generator().manual_seed(1000 + seed)
     text = torch.randn(batch, tokens, context, generator=generator)
     return [[text, {"pooled_output": torch.randn(batch, pooled, generator=generator), **extra}]]
 
 
-def empty_latent(batch: int = 1, height: int = 16, width: int = 16, channels: int = CHANNELS) -> torch.Tensor:
+def empty_latent(
+    batch: int = 1, height: int = 16, width: int = 16, channels: int = CHANNELS
+) -> torch.Tensor:
     """An empty latent; 16 x 16 is a picture of 128 px, 64 image tokens."""
     return torch.zeros(batch, channels, height, width)
 
@@ -46,19 +49,32 @@ def sample(
     batch_index: list[int] | None = None,
     **options: Any,
 ) -> torch.Tensor:
-    """Latents as the KSampler node gives them; batch_index: of the noises; `options` go on to comfy.sample.sample
-    (noise_mask, ...)."""
+    """Latents as the KSampler node gives them; batch_index: of the noises; `options` go on to
+    comfy.sample.sample (noise_mask, ...)."""
     import comfy.sample  # not at the top: test modules import this one before ComfyUI is on the path
 
     positive = make_conditioning(0) if positive is None else positive
     negative = make_conditioning(1) if negative is None else negative
-    latent = comfy.sample.fix_empty_latent_channels(model, empty_latent() if latent is None else latent)
+    latent = comfy.sample.fix_empty_latent_channels(
+        model, empty_latent() if latent is None else latent
+    )
     noise = comfy.sample.prepare_noise(latent, seed, batch_index)
     with torch.inference_mode():  # as the host's executor does
         result = comfy.sample.sample(
-            model, noise, steps, cfg, sampler, scheduler, positive, negative, latent,
-            denoise=denoise, disable_pbar=True, seed=seed, **options,
-        )  # fmt: skip
+            model,
+            noise,
+            steps,
+            cfg,
+            sampler,
+            scheduler,
+            positive,
+            negative,
+            latent,
+            denoise=denoise,
+            disable_pbar=True,
+            seed=seed,
+            **options,
+        )
     return result.clone()  # an ordinary tensor again, for the test to do with as it likes
 
 
@@ -81,6 +97,17 @@ def run_twice(model, latent, positive, negative, cfg, falsify=None, sigma=0.7, m
 
     sigmas = torch.tensor([1.0, sigma, 0.0])
     with torch.inference_mode():
-        comfy.sample.sample_custom(model, x, cfg, comfy.samplers.KSAMPLER(function), sigmas, positive, negative,
-                                   torch.zeros_like(x), noise_mask=mask, disable_pbar=True, seed=0)
+        comfy.sample.sample_custom(
+            model,
+            x,
+            cfg,
+            comfy.samplers.KSAMPLER(function),
+            sigmas,
+            positive,
+            negative,
+            torch.zeros_like(x),
+            noise_mask=mask,
+            disable_pbar=True,
+            seed=0,
+        )
     return seen

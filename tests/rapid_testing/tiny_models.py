@@ -43,8 +43,11 @@ def build_flux(double: int = 2, single: int = 2, heads: int = 1) -> torch.nn.Mod
     )
 
 
-def build_sd3(depth: int = 2, self_attention: tuple[int, ...] = (), side: int = 64) -> torch.nn.Module:
-    """SD3's MMDiT: `depth` blocks and heads, width 64 depth; `self_attention`: blocks as in SD3.5 medium."""
+def build_sd3(
+    depth: int = 2, self_attention: tuple[int, ...] = (), side: int = 64
+) -> torch.nn.Module:
+    """SD3's MMDiT: `depth` blocks and heads, width 64 depth; `self_attention`: blocks as in SD3.5
+    medium."""
     return MMDiT(
         input_size=None,
         in_channels=CHANNELS,

@@ -1,4 +1,5 @@
-"""Two small trainings, of heads and of a plan: `python -m rapid_testing.trainings FOLDER`, also by torchrun."""
+"""Two small trainings, of heads and of a plan: `python -m rapid_testing.trainings FOLDER`, also by
+torchrun."""
 
 from __future__ import annotations
 
@@ -16,12 +17,18 @@ from training.plans import train_plans
 from training.processes import rank, several
 from training.train_policy import checked, parser
 
-PROMPTS = ["flat red background", "flat blue background, big red striped circle center", "grid green background",
-           "flat yellow background, small blue plain cross top right"]  # fmt: skip
+PROMPTS = [
+    "flat red background",
+    "flat blue background, big red striped circle center",
+    "grid green background",
+    "flat yellow background, small blue plain cross top right",
+]
 CORE = ("nodes_flux.py", "nodes_sd3.py")
 BEGIN = "the trainings begin"
-HEADS = ("--kind rapid+ --iterations 3 --prompts-per-update 3 --group 3 --width 16 --held-out 1 --speedups 1.5 2 "
-         "--lr 0.01 --calibration 2 --plans 3 --oracle 0")  # fmt: skip
+HEADS = (
+    "--kind rapid+ --iterations 3 --prompts-per-update 3 --group 3 --width 16 --held-out 1 --speedups 1.5 2 "
+    "--lr 0.01 --calibration 2 --plans 3 --oracle 0"
+)
 PLANS = "--kind schedule --speedups 2 --calibration 3 --held-out 1 --oracle 1 --plans 4"
 
 
@@ -40,7 +47,11 @@ def unclocked(found: dict | str) -> dict | str:
     """Metadata or a card without what the clock says, which no two trainings have in common."""
     if isinstance(found, dict):
         return {name: value for name, value in found.items() if name != "measured_speedup"}
-    return "".join(line for line in found.splitlines(keepends=True) if not line.startswith("- measured_speedup"))
+    return "".join(
+        line
+        for line in found.splitlines(keepends=True)
+        if not line.startswith("- measured_speedup")
+    )
 
 
 def small_graph(comfy: Comfy) -> Graph:
@@ -54,13 +65,30 @@ def small_graph(comfy: Comfy) -> Graph:
 
 def arguments(flags: str) -> Namespace:
     """What train_policy makes of flags."""
-    return checked(parser().parse_args(["--workflow", "-", "--prompts", "-", "--out", "-", *flags.split()]))
+    return checked(
+        parser().parse_args(["--workflow", "-", "--prompts", "-", "--out", "-", *flags.split()])
+    )
 
 
 def train(graph: Graph, folder: Path) -> None:
-    """Both trainings: `heads.safetensors` and `plans.safetensors` with their cards, state beside them."""
-    train_heads(graph, PROMPTS, arguments(HEADS), folder / "heads", folder / "heads.safetensors", "a command")
-    train_plans(graph, PROMPTS, arguments(PLANS), folder / "plans", folder / "plans.safetensors", "a command")
+    """Both trainings: `heads.safetensors` and `plans.safetensors` with their cards, state beside
+    them."""
+    train_heads(
+        graph,
+        PROMPTS,
+        arguments(HEADS),
+        folder / "heads",
+        folder / "heads.safetensors",
+        "a command",
+    )
+    train_plans(
+        graph,
+        PROMPTS,
+        arguments(PLANS),
+        folder / "plans",
+        folder / "plans.safetensors",
+        "a command",
+    )
 
 
 if __name__ == "__main__":

@@ -8,18 +8,25 @@ from typing import Any
 
 VALUES = {"INT": int, "FLOAT": (int, float), "STRING": str, "BOOLEAN": bool}
 DYNAMIC = "COMFY_DYNAMICCOMBO_V3"
-# Inputs whose options are the files that happen to be there, and how the names of such files may end.
+# Inputs whose options are the files that happen to be there, and how the names of such files may
+# end.
 FILES = {
-    ("UNETLoader", "unet_name"), ("CheckpointLoaderSimple", "ckpt_name"), ("VAELoader", "vae_name"),
-    ("CLIPLoader", "clip_name"), ("DualCLIPLoader", "clip_name1"), ("DualCLIPLoader", "clip_name2"),
-    ("RAPID_LoadPolicy", "policy"), ("LoadImage", "image"),
-}  # fmt: skip
+    ("UNETLoader", "unet_name"),
+    ("CheckpointLoaderSimple", "ckpt_name"),
+    ("VAELoader", "vae_name"),
+    ("CLIPLoader", "clip_name"),
+    ("DualCLIPLoader", "clip_name1"),
+    ("DualCLIPLoader", "clip_name2"),
+    ("RAPID_LoadPolicy", "policy"),
+    ("LoadImage", "image"),
+}
 ENDINGS = (".safetensors", ".png")
 
 
 @dataclass(frozen=True)
 class Slot:
-    """An input of a node: its type, its options (None where any value is taken), its range and step."""
+    """An input of a node: its type, its options (None where any value is taken), its range and
+    step."""
 
     type: str
     required: bool
@@ -43,12 +50,18 @@ class Slot:
     def refuses(self, value: Any) -> str:
         """What is wrong with a value that is written into the widget; empty where nothing is."""
         if self.options is not None:
-            return "" if value in self.options else f"{value!r} is none of {list(self.options)[:20]}"
+            return (
+                "" if value in self.options else f"{value!r} is none of {list(self.options)[:20]}"
+            )
         if self.type not in VALUES:
             return f"{value!r} is written where a link to {self.type} is needed"
-        if not isinstance(value, VALUES[self.type]) or isinstance(value, bool) != (self.type == "BOOLEAN"):
+        if not isinstance(value, VALUES[self.type]) or isinstance(value, bool) != (
+            self.type == "BOOLEAN"
+        ):
             return f"{value!r} is no {self.type}"
-        if (self.least is not None and value < self.least) or (self.most is not None and value > self.most):
+        if (self.least is not None and value < self.least) or (
+            self.most is not None and value > self.most
+        ):
             return f"{value!r} is outside {self.least} .. {self.most}"
         if self.step and (value - (self.least or 0)) % self.step:
             return f"{value!r} is no multiple of {self.step} above {self.least or 0}"
@@ -58,25 +71,39 @@ class Slot:
 def slots(node: type) -> dict[str, Slot]:
     """Inputs of a registered node by name."""
     declared = node.INPUT_TYPES()
-    return {name: Slot.read(entry, part == "required")
-            for part in ("required", "optional") for name, entry in declared.get(part, {}).items()}  # fmt: skip
+    return {
+        name: Slot.read(entry, part == "required")
+        for part in ("required", "optional")
+        for name, entry in declared.get(part, {}).items()
+    }
 
 
 def fits(given: str, wanted: str) -> bool:
-    """Whether an output of one type may be linked to an input of another; several types are joined by commas."""
+    """Whether an output of one type may be linked to an input of another; several types are joined
+    by commas."""
     given, wanted = (set(str(kind).split(",")) for kind in (given, wanted))
     return bool(given & wanted) or "*" in given | wanted
 
 
 def problems(graph: dict, registered: dict[str, type], files: bool = False) -> list[str]:
-    """All that is wrong with a workflow. files: names of model files have to be among those that are there."""
-    unknown = [f"{name}: no node {node['class_type']} is registered" for name, node in graph.items()
-               if node["class_type"] not in registered]  # fmt: skip
+    """All that is wrong with a workflow. files: names of model files have to be among those that
+    are there."""
+    unknown = [
+        f"{name}: no node {node['class_type']} is registered"
+        for name, node in graph.items()
+        if node["class_type"] not in registered
+    ]
     if unknown:
         return unknown
-    found = [f"{name}.{wrong}" for name in graph for wrong in _of_node(graph, name, registered, files)]
+    found = [
+        f"{name}.{wrong}" for name in graph for wrong in _of_node(graph, name, registered, files)
+    ]
     useful = _reaching_output(graph, registered)
-    return found + [f"{name}: nothing that is shown or saved comes from it" for name in graph if name not in useful]
+    return found + [
+        f"{name}: nothing that is shown or saved comes from it"
+        for name in graph
+        if name not in useful
+    ]
 
 
 def _of_node(graph: dict, name: str, registered: dict[str, type], files: bool) -> Iterator[str]:
@@ -113,11 +140,17 @@ def _link(graph: dict, link: list, slot: Slot, registered: dict[str, type]) -> s
 
 def _reaching_output(graph: dict, registered: dict[str, type]) -> set[str]:
     """Nodes from which a path of links leads to an output node."""
-    todo = [name for name, node in graph.items() if getattr(registered[node["class_type"]], "OUTPUT_NODE", False)]
+    todo = [
+        name
+        for name, node in graph.items()
+        if getattr(registered[node["class_type"]], "OUTPUT_NODE", False)
+    ]
     reached: set[str] = set()
     while todo:
         name = todo.pop()
         if name in graph and name not in reached:
             reached.add(name)
-            todo += [value[0] for value in graph[name]["inputs"].values() if isinstance(value, list)]
+            todo += [
+                value[0] for value in graph[name]["inputs"].values() if isinstance(value, list)
+            ]
     return reached

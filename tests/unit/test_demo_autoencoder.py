@@ -35,7 +35,9 @@ def test_keys_and_shapes_are_those_of_taesd():
 
 def test_the_constructed_encoder_equals_the_latent_map(latents):
     pictures = torch.rand(2, 3, 48, 32)
-    torch.testing.assert_close(exact_encoder(latents)(pictures), latents.encode(pictures), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        exact_encoder(latents)(pictures), latents.encode(pictures), atol=1e-4, rtol=0
+    )
 
 
 @pytest.mark.parametrize("part", ["encoder", "decoder"])
@@ -48,7 +50,9 @@ def test_both_families_ship_the_same_float16_tensors(part):
 
 def test_the_shipped_encoder_imitates_the_latent_map(latents):
     encoder = Encoder()
-    encoder.load_state_dict({k: v.float() for k, v in load_file(FOLDER / "taef1_encoder.safetensors").items()})
+    encoder.load_state_dict(
+        {k: v.float() for k, v in load_file(FOLDER / "taef1_encoder.safetensors").items()}
+    )
     chosen = scenes.sample(2, torch.Generator().manual_seed(0))
     pictures = scenes.draw(chosen, 64, 64, torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -63,6 +67,8 @@ def test_the_shipped_decoder_reaches_28_db_and_beats_the_linear_inverse(latents,
 
 
 def test_crops_lie_on_the_latent_grid_and_repeat_with_the_seed(latents):
-    first, second = (Crops(32, latents, torch.Generator().manual_seed(5), 240, 3.0).batch(8) for _ in range(2))
+    first, second = (
+        Crops(32, latents, torch.Generator().manual_seed(5), 240, 3.0).batch(8) for _ in range(2)
+    )
     assert first.shape == (8, 3, 32, 32) and torch.equal(first, second)
     assert 0 <= first.min() and first.max() <= 1

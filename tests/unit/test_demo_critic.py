@@ -18,12 +18,22 @@ def test_prompts_are_read_back_as_the_scenes_they_describe():
         assert torch.equal(getattr(found, name), getattr(chosen, name))
 
 
-@pytest.mark.parametrize("prompt", [
-    "", "a cat", "flat red background, big blue circle", "big blue plain circle top", "flat red background,",
-    "flat red background" + ", big blue plain circle top" * 7,
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "",
+        "a cat",
+        "flat red background, big blue circle",
+        "big blue plain circle top",
+        "flat red background,",
+        "flat red background" + ", big blue plain circle top" * 7,
+    ],
+)
 def test_other_prompts_are_refused_with_an_example(prompt):
-    with pytest.raises(ValueError, match="is not a prompt of the demo's scenes; these read 'flat red background, big"):
+    with pytest.raises(
+        ValueError,
+        match="is not a prompt of the demo's scenes; these read 'flat red background, big",
+    ):
         critic.read([prompt])
 
 
@@ -41,5 +51,7 @@ def test_it_is_sure_of_true_scenes_and_not_of_other_pictures(size):
     sure = critic.confidence(network, pictures, chosen)
     assert sure.shape == (32,) and sure.mean() > 0.9 and 0 <= sure.min() and sure.max() <= 1
     assert critic.confidence(network, pictures.roll(1, 0), chosen).mean() < 0.5
-    alone = torch.cat([critic.confidence(network, pictures[i : i + 1], chosen.take([i])) for i in range(32)])
+    alone = torch.cat(
+        [critic.confidence(network, pictures[i : i + 1], chosen.take([i])) for i in range(32)]
+    )
     assert torch.allclose(alone, sure, atol=1e-4)

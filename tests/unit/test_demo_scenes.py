@@ -21,7 +21,9 @@ def test_a_tenth_of_the_combinations_is_held_out_for_dev_and_test_each():
     split = scenes.combination_split()
     number = len(COLOURS) * len(TEXTURES) * len(SHAPES)
     assert split.shape == (len(COLOURS), len(TEXTURES), len(SHAPES))
-    assert [int((split == s).sum()) for s in range(3)] == [number - 2 * (number // 10)] + 2 * [number // 10]
+    assert [int((split == s).sum()) for s in range(3)] == [number - 2 * (number // 10)] + 2 * [
+        number // 10
+    ]
 
 
 def test_training_scenes_hold_no_held_out_combination():
@@ -79,7 +81,10 @@ def test_colour_rules_notice_wrong_colours():
 
 def test_regions_without_objects_touch_no_object():
     chosen = scenes.sample(300, generator())
-    gaps, (objects, _) = judge.Regions.of_gaps(chosen, generator()), judge.Regions.of_objects(chosen)
+    gaps, (objects, _) = (
+        judge.Regions.of_gaps(chosen, generator()),
+        judge.Regions.of_objects(chosen),
+    )
     assert len(gaps.row) > 100
     for row, centre in zip(gaps.row.tolist(), gaps.centre, strict=True):
         others = objects.centre[objects.row == row]

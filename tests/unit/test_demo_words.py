@@ -8,7 +8,18 @@ from safetensors.torch import save_file
 
 from demo import scenes
 from demo.pack import word_table
-from demo.pack.words import BACKGROUNDS, COLOURS, PAD, TOKENS, VOCABULARY, WIDTH, PromptError, bag, encode, parse
+from demo.pack.words import (
+    BACKGROUNDS,
+    COLOURS,
+    PAD,
+    TOKENS,
+    VOCABULARY,
+    WIDTH,
+    PromptError,
+    bag,
+    encode,
+    parse,
+)
 
 
 @pytest.fixture
@@ -27,7 +38,10 @@ def test_prompts_of_scenes_are_read_back_word_by_word():
         phrases = [" ".join(VOCABULARY[i] for i in phrase) for phrase in parse(prompt)]
         assert ", ".join(phrases) == prompt
         assert len(phrases) == 1 + int(chosen.count[row])
-        assert phrases[0] == f"{BACKGROUNDS[chosen.ground[row]]} {COLOURS[chosen.ground_colour[row]]} background"
+        assert (
+            phrases[0]
+            == f"{BACKGROUNDS[chosen.ground[row]]} {COLOURS[chosen.ground_colour[row]]} background"
+        )
 
 
 def test_case_filler_words_and_separators_do_not_matter():
@@ -37,7 +51,9 @@ def test_case_filler_words_and_separators_do_not_matter():
 
 
 def test_an_unknown_word_is_named_with_its_phrase_and_the_known_words():
-    with pytest.raises(PromptError, match=r"'mauve' in 'big mauve circle'.*Known words: red, orange"):
+    with pytest.raises(
+        PromptError, match=r"'mauve' in 'big mauve circle'.*Known words: red, orange"
+    ):
         parse("flat red background, big mauve circle")
 
 
@@ -108,5 +124,7 @@ def test_a_table_for_other_words_or_of_another_shape_is_refused(table, tmp_path)
     with pytest.raises(word_table.WordTableError, match="made for other words.*background, mauve"):
         word_table.load(path)
     save(table[:, :32].contiguous(), path)
-    with pytest.raises(word_table.WordTableError, match=r"shape \(32, 32\), accepted is \(32, 64\)"):
+    with pytest.raises(
+        word_table.WordTableError, match=r"shape \(32, 32\), accepted is \(32, 64\)"
+    ):
         word_table.load(path)

@@ -41,7 +41,12 @@ def test_dev_py_can_be_read_by_an_old_python(repository):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["serve", "--unknown"], ["demo", "--prompts", "0"], ["test", "--host", "1.0"], ["train", "--processes", "0"]],
+    [
+        ["serve", "--unknown"],
+        ["demo", "--prompts", "0"],
+        ["test", "--host", "1.0"],
+        ["train", "--processes", "0"],
+    ],
 )
 def test_wrong_flags_are_refused(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -69,7 +74,12 @@ def test_pytest_flags_and_paths_are_told_apart():
 
 
 def test_what_is_handed_on_is_not_taken_for_an_abbreviation():
-    assert cli.parse(["train", "--mode", "average", "--process", "2"]).rest == ["--mode", "average", "--process", "2"]
+    assert cli.parse(["train", "--mode", "average", "--process", "2"]).rest == [
+        "--mode",
+        "average",
+        "--process",
+        "2",
+    ]
     assert cli.parse(["bench", "policy", "--com", "x"]).rest == ["--com", "x"]
 
 
@@ -132,10 +142,16 @@ FAILED = [
     ["execution_error", {"node_type": "KSampler", "exception_message": "too big\n"}],
 ]
 HISTORY = {
-    "good": {"status": {"status_str": "success"}, "outputs": {"9": {"images": [{"filename": "a.png"}]}}},
+    "good": {
+        "status": {"status_str": "success"},
+        "outputs": {"9": {"images": [{"filename": "a.png"}]}},
+    },
     "bad": {"status": {"status_str": "error", "messages": FAILED}, "outputs": {}},
     "stopped": {
-        "status": {"status_str": "error", "messages": [["execution_interrupted", {"node_type": "VAE"}]]}
+        "status": {
+            "status_str": "error",
+            "messages": [["execution_interrupted", {"node_type": "VAE"}]],
+        }
     },
 }
 
@@ -178,7 +194,9 @@ def client():
 
 def test_the_outputs_of_a_finished_workflow_come_back(client, tmp_path):
     outputs = client.run({"id": "good"}, timeout=5)
-    assert [path.read_bytes() for path in client.save_images(outputs, tmp_path / "out")] == [b"picture"]
+    assert [path.read_bytes() for path in client.save_images(outputs, tmp_path / "out")] == [
+        b"picture"
+    ]
 
 
 def test_a_failed_node_is_named_with_its_message(client):
@@ -221,30 +239,46 @@ def test_serve_says_why_it_ended(tmp_path, monkeypatch, capsys):
         __enter__ = __exit__ = lambda self, *_: None
 
     monkeypatch.setattr(commands, "ComfyServer", lambda *_, **__: Ended())
-    ground = SimpleNamespace(cache=tmp_path, hosts={"0.30.0": tmp_path}, tree=tmp_path, python=sys.executable)
+    ground = SimpleNamespace(
+        cache=tmp_path, hosts={"0.30.0": tmp_path}, tree=tmp_path, python=sys.executable
+    )
     with pytest.raises(SetupError, match="last words"):
         commands.serve(ground, SimpleNamespace(port=1))
 
 
 def test_processes_beside_each_other_are_shown_one_after_the_other(tmp_path, capsys):
     def speaker(name, seconds, code):
-        return [sys.executable, "-c", f"import sys, time; print('{name} begins', flush=True); time.sleep({seconds}); "
-                f"print('{name} ends'); sys.exit({code})"]  # fmt: skip
+        return [
+            sys.executable,
+            "-c",
+            f"import sys, time; print('{name} begins', flush=True); time.sleep({seconds}); "
+            f"print('{name} ends'); sys.exit({code})",
+        ]
 
     with QuietProcess(speaker("fast", 0, 3), tmp_path, None) as fast:
         with QuietProcess(speaker("slow", 1, 0), tmp_path, None) as slow:
             assert (slow.show(), fast.show()) == (0, 3)
-    assert capsys.readouterr().out.split("\n") == ["slow begins", "slow ends", "fast begins", "fast ends", ""]
+    assert capsys.readouterr().out.split("\n") == [
+        "slow begins",
+        "slow ends",
+        "fast begins",
+        "fast ends",
+        "",
+    ]
 
 
 def test_a_process_that_nobody_waited_for_is_ended(tmp_path):
-    with QuietProcess([sys.executable, "-c", "import time; time.sleep(600)"], tmp_path, None) as quiet:
+    with QuietProcess(
+        [sys.executable, "-c", "import time; time.sleep(600)"], tmp_path, None
+    ) as quiet:
         pass
     assert quiet.process.returncode not in (None, 0)
 
 
 @pytest.mark.parametrize("cores", [1, 2])
-def test_hosts_are_tested_beside_each_other_and_the_main_one_closes_the_output(monkeypatch, capfd, cores, tmp_path):
+def test_hosts_are_tested_beside_each_other_and_the_main_one_closes_the_output(
+    monkeypatch, capfd, cores, tmp_path
+):
     monkeypatch.setattr(commands.os, "cpu_count", lambda: cores)
     monkeypatch.setattr(commands, "device_name", lambda python: "CPU")
     script = tmp_path / "python"
@@ -257,13 +291,23 @@ def test_hosts_are_tested_beside_each_other_and_the_main_one_closes_the_output(m
     lines = [line for line in capfd.readouterr().out.splitlines() if not line.startswith("==")]
     later = commands.TRAININGS
     assert all((base_folder.REPOSITORY / path).is_file() for path in later)
-    main = ["tests"] if cores == 1 else [" ".join(["tests/unit", *later, "tests/browser"]),
-                                         " ".join(["tests/integration", *(f"--ignore={path}" for path in later)])]
-    assert lines == [f"-m pytest tests/integration -m not main_host -q on {trees['1']}",
-                     *(f"-m pytest {paths} -q on {trees['2']}" for paths in main)]  # fmt: skip
+    main = (
+        ["tests"]
+        if cores == 1
+        else [
+            " ".join(["tests/unit", *later, "tests/browser"]),
+            " ".join(["tests/integration", *(f"--ignore={path}" for path in later)]),
+        ]
+    )
+    assert lines == [
+        f"-m pytest tests/integration -m not main_host -q on {trees['1']}",
+        *(f"-m pytest {paths} -q on {trees['2']}" for paths in main),
+    ]
 
 
-@pytest.mark.parametrize("codes, said", [((5, 5), 5), ((5, 0), 0), ((0, 5), 0), ((1, 0), 1), ((0, 2), 2), ((5, 1), 1)])
+@pytest.mark.parametrize(
+    "codes, said", [((5, 5), 5), ((5, 0), 0), ((0, 5), 0), ((1, 0), 1), ((0, 2), 2), ((5, 1), 1)]
+)
 def test_one_run_in_two_parts_has_one_exit_code(codes, said):
     assert commands._worse(*codes) == said
 

@@ -9,7 +9,13 @@ import pytest
 from devkit import environment as environments
 from devkit import hosts
 from devkit.cache import SetupError, is_done, mark_done, require_space
-from devkit.environment import Environment, environment_key, host_packages, install, make_environment
+from devkit.environment import (
+    Environment,
+    environment_key,
+    host_packages,
+    install,
+    make_environment,
+)
 from devkit.pip_runner import describe, explain_failure
 
 
@@ -24,7 +30,8 @@ def write_archive(path: Path, members: dict[str, str]) -> Path:
 
 @pytest.fixture
 def small_host(tmp_path, monkeypatch):
-    """A release of three files, and a stand-in for pip that "downloads" it; yields (cache, calls)."""
+    """A release of three files, and a stand-in for pip that "downloads" it; yields (cache,
+    calls)."""
     inside = {
         "d-1/vendor/ComfyUI/main.py": "print()",
         "d-1/vendor/ComfyUI/comfy/sd.py": "",
@@ -37,7 +44,9 @@ def small_host(tmp_path, monkeypatch):
 
     def fake_pip(python, arguments, what, log):
         calls.append(arguments)
-        (Path(arguments[arguments.index("-d") + 1]) / archive.filename).write_bytes(source.read_bytes())
+        (Path(arguments[arguments.index("-d") + 1]) / archive.filename).write_bytes(
+            source.read_bytes()
+        )
 
     monkeypatch.setattr(hosts, "run_pip", fake_pip)
     return tmp_path / "cache", calls
@@ -149,16 +158,31 @@ def test_a_stamp_holds_only_for_its_own_key(tmp_path):
 @pytest.mark.parametrize(
     ("output", "expected"),
     [
-        (["Retrying: NameResolutionError: [Errno -3]", "ERROR: No matching distribution found for torch"],
-         "cannot reach the package index to fetch torch"),
-        (["ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device"],
-         "no disk space left while installing torch"),
-        (["ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE"], "expected sha256"),
-        (["ERROR: No matching distribution found for torch==9"], "the package index has no torch==9"),
+        (
+            [
+                "Retrying: NameResolutionError: [Errno -3]",
+                "ERROR: No matching distribution found for torch",
+            ],
+            "cannot reach the package index to fetch torch",
+        ),
+        (
+            [
+                "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device"
+            ],
+            "no disk space left while installing torch",
+        ),
+        (
+            ["ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE"],
+            "expected sha256",
+        ),
+        (
+            ["ERROR: No matching distribution found for torch==9"],
+            "the package index has no torch==9",
+        ),
         (["some text", "ERROR: it broke"], "pip failed on torch (ERROR: it broke)"),
         ([], "pip failed on torch (no output)"),
     ],
-)  # fmt: skip
+)
 def test_each_failure_of_pip_becomes_one_clear_line(output, expected, tmp_path):
     line = explain_failure(output, "torch", tmp_path / "log")
     assert expected in line
@@ -169,6 +193,7 @@ def test_download_progress_is_shown_in_megabytes():
     activity = describe("Downloading torch-2.13.0.whl (190.0 MB)", "starting")
     assert activity == "downloading torch-2.13.0.whl"
     assert (
-        describe("Progress 95000000 of 190000000", activity) == "downloading torch-2.13.0.whl: 95 of 190 MB"
+        describe("Progress 95000000 of 190000000", activity)
+        == "downloading torch-2.13.0.whl: 95 of 190 MB"
     )
     assert describe("Progress 5 of 900", activity) == activity

@@ -1,4 +1,5 @@
-"""The adversarial reward: it learns, remembers little, goes on as it was, and touches nothing but its adapter."""
+"""The adversarial reward: it learns, remembers little, goes on as it was, and touches nothing but
+its adapter."""
 
 import math
 
@@ -51,7 +52,9 @@ def test_the_gradient_reaches_the_adapter_and_nothing_else():
     found.step("once")
     assert all(p.grad is not None for p in found.adapter.parameters())
     assert all(p.grad is None for p in found.features.network.parameters())
-    assert all(torch.equal(a, b) for a, b in zip(before, found.features.network.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(before, found.features.network.parameters(), strict=True)
+    )
     owned = {id(p) for group in found.optimiser.param_groups for p in group["params"]}
     assert owned == {id(p) for p in found.adapter.parameters()}
 
@@ -61,7 +64,9 @@ def test_only_the_last_pictures_are_remembered():
     for i in range(4):
         replay.add(torch.full((2, 2), float(i)))
     assert replay.rows[:, 0].tolist() == [1, 2, 2, 3, 3] and replay.rows.dtype == torch.half
-    assert replay.rows.untyped_storage().nbytes() == 5 * 2 * 2  # nothing of what was forgotten is held
+    assert (
+        replay.rows.untyped_storage().nbytes() == 5 * 2 * 2
+    )  # nothing of what was forgotten is held
 
 
 def test_it_goes_on_from_its_state_as_if_nothing_had_happened(tmp_path):
@@ -75,7 +80,9 @@ def test_it_goes_on_from_its_state_as_if_nothing_had_happened(tmp_path):
         resumed.step(str(i))
     for name, tensor in whole.adapter.state_dict().items():
         assert torch.equal(tensor, resumed.adapter.state_dict()[name])
-    assert torch.equal(whole.drawn.rows, resumed.drawn.rows) and torch.equal(whole.dense.rows, resumed.dense.rows)
+    assert torch.equal(whole.drawn.rows, resumed.drawn.rows) and torch.equal(
+        whole.dense.rows, resumed.dense.rows
+    )
     other, _ = taught(8, seed=1)
     assert not torch.equal(other.adapter.logit.weight, whole.adapter.logit.weight)
 
@@ -90,7 +97,9 @@ def test_making_and_teaching_it_leaves_the_global_random_numbers_alone():
 def test_random_features_are_the_same_every_time(height, width):
     pictures = torch.rand(2, 3, height, width)
     found = RandomFeatures()(pictures)
-    assert found.shape == (2, RandomFeatures.width) and torch.equal(found, RandomFeatures()(pictures))
+    assert found.shape == (2, RandomFeatures.width) and torch.equal(
+        found, RandomFeatures()(pictures)
+    )
     assert not torch.allclose(found[0], found[1])
 
 
@@ -125,8 +134,13 @@ def dense(prompt, seed):
 
 def scored(folder, omega):
     """A scorer after its warm-up, a reference, and the prompts that were drawn for it."""
-    scorer = Scorer(Mixture(parsed("ssim"), ["p"]), Pictures(Shown(), folder / "pictures"),
-                    Discriminator(RandomFeatures(), 0), omega, 20)  # fmt: skip
+    scorer = Scorer(
+        Mixture(parsed("ssim"), ["p"]),
+        Pictures(Shown(), folder / "pictures"),
+        Discriminator(RandomFeatures(), 0),
+        omega,
+        20,
+    )
     drawn = []
 
     def draw(number):
@@ -148,7 +162,10 @@ def test_the_score_weighs_quality_and_likeness_and_stays_in_0_to_1(tmp_path, ome
     both = [(q + omega * float(d)) / (1 + omega) for q, d in zip(quality, likeness, strict=True)]
     assert found == pytest.approx(both)
     assert likeness[0] > 0.5 > likeness[1:].max() and 0 <= min(found) and max(found) <= 1
-    assert f"(q + {omega:g} d) / {1 + omega:g}" in scorer.about and "fixed random convolutions" in scorer.about
+    assert (
+        f"(q + {omega:g} d) / {1 + omega:g}" in scorer.about
+        and "fixed random convolutions" in scorer.about
+    )
 
 
 def test_each_update_learns_once_and_logs_what_it_saw(tmp_path):
@@ -159,16 +176,26 @@ def test_each_update_learns_once_and_logs_what_it_saw(tmp_path):
     before = scorer.discriminator.adapter.logit.weight.clone()
     scalars = scorer.learn(0)
     assert len(scorer.discriminator.drawn.rows) == remembered + 6
-    assert scalars.keys() == {"reward/ssim", "reward/discriminator", "discriminator/loss", "discriminator/accuracy"}
+    assert scalars.keys() == {
+        "reward/ssim",
+        "reward/discriminator",
+        "discriminator/loss",
+        "discriminator/accuracy",
+    }
     assert not torch.equal(before, scorer.discriminator.adapter.logit.weight)
-    assert scorer.learn(1).keys() == {"discriminator/loss", "discriminator/accuracy"}  # of this iteration alone
+    assert scorer.learn(1).keys() == {
+        "discriminator/loss",
+        "discriminator/accuracy",
+    }  # of this iteration alone
 
 
 def test_the_warm_up_draws_each_prompt_once_however_often_it_is_begun(tmp_path):
     first, _, drawn = scored(tmp_path, 1.0)
     again, _, redrawn = scored(tmp_path, 1.0)
     assert drawn == list(range(PROMPTS)) and redrawn == []
-    assert torch.equal(first.discriminator.adapter.logit.weight, again.discriminator.adapter.logit.weight)
+    assert torch.equal(
+        first.discriminator.adapter.logit.weight, again.discriminator.adapter.logit.weight
+    )
 
 
 def test_without_a_discriminator_the_score_is_the_quality(tmp_path):

@@ -7,7 +7,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rapid_core.engine.forecast import Point, Track, estimate_error, forecast, relative_l1, turn, weighted, weights
+from rapid_core.engine.forecast import (
+    Point,
+    Track,
+    estimate_error,
+    forecast,
+    relative_l1,
+    turn,
+    weighted,
+    weights,
+)
 
 
 def points(function, sigmas):
@@ -20,11 +29,16 @@ def test_order_zero_holds_the_last_value():
 
 def test_order_one_continues_a_line_and_order_two_a_parabola():
     assert forecast(points(lambda s: 3 * s + 1, [1.0, 0.8]), 0.5, 1)[0] == pytest.approx(2.5)
-    assert forecast(points(lambda s: s * s, [1.0, 0.8, 0.7]), 0.3, 2)[0] == pytest.approx(0.09, abs=1e-6)
+    assert forecast(points(lambda s: s * s, [1.0, 0.8, 0.7]), 0.3, 2)[0] == pytest.approx(
+        0.09, abs=1e-6
+    )
 
 
 def test_half_precision_ends_at_its_largest_numbers():
-    points = [Point(1.0, torch.tensor([20000.0, 1.0]).half()), Point(0.9, torch.tensor([60000.0, 2.0]).half())]
+    points = [
+        Point(1.0, torch.tensor([20000.0, 1.0]).half()),
+        Point(0.9, torch.tensor([60000.0, 2.0]).half()),
+    ]
     assert forecast(points, 0.5, 1).tolist() == [65504.0, 6.0]
     assert weighted(points, [(0.9, -2.0)]).tolist() == [-65504.0, -4.0]
 
@@ -39,7 +53,9 @@ def test_weights_add_up_to_one(levels, at):
 
 
 def test_weights_of_a_tensor_sigma_equal_those_of_a_float():
-    assert [float(w) for w in weights([1.0, 0.7], torch.tensor(0.4))] == pytest.approx(weights([1.0, 0.7], 0.4))
+    assert [float(w) for w in weights([1.0, 0.7], torch.tensor(0.4))] == pytest.approx(
+        weights([1.0, 0.7], 0.4)
+    )
 
 
 def test_a_second_value_at_the_same_noise_level_replaces_the_first():
@@ -109,7 +125,8 @@ def test_a_turn_is_not_known_of_one_point_or_of_places_with_levels_of_their_own(
 
 
 def test_each_place_forecasts_from_the_levels_at_which_it_was_computed():
-    """Two places, one computed at 1.0 and 0.8, the other at 1.0, 0.8 and 0.6: both lie on their own line."""
+    """Two places, one computed at 1.0 and 0.8, the other at 1.0, 0.8 and 0.6: both lie on their own
+    line."""
     track, line = Track(2), lambda s: torch.tensor([[3 * s, 5 - s]])
     track.add(0, 1.0, line(1.0))
     track.add(0, 0.8, line(0.8))

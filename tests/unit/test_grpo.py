@@ -65,7 +65,9 @@ def drawn_groups(of, number=2, images=4):
 def test_stored_and_recomputed_log_probabilities_are_equal_and_the_first_ratio_is_one():
     ours = heads()
     groups = drawn_groups(ours)
-    for trajectory in groups[0]:  # row by row, as they were drawn, from what the tape kept in half precision
+    for trajectory in groups[
+        0
+    ]:  # row by row, as they were drawn, from what the tape kept in half precision
         one_by_one = sum(trajectory_log_p(ours, [[row]])[0][0].detach() for row in trajectory.rows)
         assert float(trajectory.log_p) == pytest.approx(float(one_by_one), abs=1e-3)
     scalars = Learner(ours, Settings(epochs=2)).update(groups)
@@ -74,42 +76,63 @@ def test_stored_and_recomputed_log_probabilities_are_equal_and_the_first_ratio_i
 
 
 def test_gradients_of_groups_add_up_to_that_of_the_whole_objective():
-    """Groups of unlike sizes, one that says nothing between them, and an image that decided nothing."""
+    """Groups of unlike sizes, one that says nothing between them, and an image that decided
+    nothing."""
     ours = heads()
     groups, mute = drawn_groups(ours, 3), Trajectory([], 9.0, torch.tensor(0.0))
-    groups[0], groups[1] = [*groups[0][:3], mute], [Trajectory(t.rows, 1.0, t.log_p) for t in groups[1]]
+    groups[0], groups[1] = (
+        [*groups[0][:3], mute],
+        [Trajectory(t.rows, 1.0, t.log_p) for t in groups[1]],
+    )
     kept = [t for group in (groups[0], groups[2]) for t in group if t.rows]
-    advantage = torch.cat([advantages([t.reward for t in groups[0]])[:3], advantages([t.reward for t in groups[2]])])
+    advantage = torch.cat(
+        [advantages([t.reward for t in groups[0]])[:3], advantages([t.reward for t in groups[2]])]
+    )
     new, entropy = trajectory_log_p(ours, [t.rows for t in kept])
     ratio = (new - torch.stack([t.log_p for t in kept])).exp()
     objective = torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage).mean()
     loss = -objective - 0.5 * entropy / sum(len(t.rows) for t in kept)
     wanted = torch.autograd.grad(loss, list(ours.parameters()))
     scalars = Learner(ours, Settings(clip=0.2, epochs=1, entropy=0.5, grad_norm=1e9)).update(groups)
-    assert scalars["dropped_groups"] == 1 and scalars["loss"] == pytest.approx(float(loss.detach()), abs=1e-4)
+    assert scalars["dropped_groups"] == 1 and scalars["loss"] == pytest.approx(
+        float(loss.detach()), abs=1e-4
+    )
     for parameter, gradient in zip(ours.parameters(), wanted, strict=True):
-        assert torch.allclose(parameter.grad, gradient, rtol=1e-3, atol=1e-3 * float(gradient.abs().max()) + 1e-6)
+        assert torch.allclose(
+            parameter.grad, gradient, rtol=1e-3, atol=1e-3 * float(gradient.abs().max()) + 1e-6
+        )
 
 
 def row(choice):
-    return Row({n: torch.zeros(4 * CHANNELS, 4, 4).half() for n in ("step", "cache", "sparse")}, torch.tensor([0.5]),
-               torch.zeros(HIDDEN).half(), choice)  # fmt: skip
+    return Row(
+        {n: torch.zeros(4 * CHANNELS, 4, 4).half() for n in ("step", "cache", "sparse")},
+        torch.tensor([0.5]),
+        torch.zeros(HIDDEN).half(),
+        choice,
+    )
 
 
 def test_absent_and_void_choices_are_not_in_the_probability():
     ours = heads()
     with torch.no_grad():
-        full, _ = log_probability(ours, [row(Choice(0.5, 1, None)), row(Choice(None, 1, None)), row(Choice())])
+        full, _ = log_probability(
+            ours, [row(Choice(0.5, 1, None)), row(Choice(None, 1, None)), row(Choice())]
+        )
         step, _ = log_probability(ours, [row(Choice(0.5, None, None))])
     assert float(full[2]) == 0.0
     assert float(full[0] - full[1]) == pytest.approx(float(step[0]), abs=1e-5)
-    assert float(full[1]) == pytest.approx(math.log(0.5), abs=0.05)  # fresh heads hardly prefer anything
+    assert float(full[1]) == pytest.approx(
+        math.log(0.5), abs=0.05
+    )  # fresh heads hardly prefer anything
 
 
 def test_a_two_armed_bandit_is_learned():
     """Reuse pays, recompute does not: after some updates reuse is what is drawn."""
     ours = heads("cache")
-    learner, generator = Learner(ours, Settings(lr=1e-2, entropy=0.0)), torch.Generator().manual_seed(0)
+    learner, generator = (
+        Learner(ours, Settings(lr=1e-2, entropy=0.0)),
+        torch.Generator().manual_seed(0),
+    )
     blank = row(Choice())
 
     def chance():
@@ -119,10 +142,14 @@ def test_a_two_armed_bandit_is_learned():
     assert chance() == pytest.approx(0.5, abs=0.1)
     for _ in range(40):
         drawn = (torch.rand(8, generator=generator) < chance()).long().tolist()
-        rows = [[Row(blank.inputs, blank.numbers, blank.pooled, Choice(None, c, None))] for c in drawn]
+        rows = [
+            [Row(blank.inputs, blank.numbers, blank.pooled, Choice(None, c, None))] for c in drawn
+        ]
         with torch.no_grad():
             old, _ = trajectory_log_p(ours, rows)
-        learner.update([[Trajectory(r, float(c), p) for r, c, p in zip(rows, drawn, old, strict=True)]])
+        learner.update(
+            [[Trajectory(r, float(c), p) for r, c, p in zip(rows, drawn, old, strict=True)]]
+        )
     assert chance() > 0.95
 
 
@@ -147,7 +174,9 @@ class Watching(HeadsActor):
         for row in self.policy.tape.rows.get(number, ())[before:]:
             total, c = 0.0, row.choice
             if c.jump is not None:
-                total += float(torch.distributions.Beta(*beta(logits["step"])).log_prob(torch.tensor(c.jump)))
+                total += float(
+                    torch.distributions.Beta(*beta(logits["step"])).log_prob(torch.tensor(c.jump))
+                )
             for name, picked in (("cache", c.cache), ("sparse", c.sparse)):
                 total += 0.0 if picked is None else float(logits[name].log_softmax(0)[picked])
             self.drawn[number].append(total)
@@ -155,14 +184,27 @@ class Watching(HeadsActor):
 
 
 def test_the_tape_gives_back_the_probabilities_that_choices_were_drawn_by():
-    """Two images, one of which is not known at first, so that rows and images must not be mixed up."""
+    """Two images, one of which is not known at first, so that rows and images must not be mixed
+    up."""
     ours, tape, make = heads(), TrajectoryTape(), torch.Generator().manual_seed(3)
     actor = Watching(HeadsPolicy(ours, 1.0, tape=tape, seed=4))
     for i in range(12):
-        looks = [Look(*torch.randn(3, CHANNELS, 8, 8, generator=make)) if i > n else None for n in range(2)]
+        looks = [
+            Look(*torch.randn(3, CHANNELS, 8, 8, generator=make)) if i > n else None
+            for n in range(2)
+        ]
         answers = actor.ask(looks, torch.tensor(1 - i / 12))
         images = tuple(ImageState(int(look is not None), 0, 0.1, levels=(1.0,)) for look in looks)
-        actor.act(Observation(i, 1 - i / 12, images, i, 12, answers=tuple([] if answers is None else answers.tolist())))
+        actor.act(
+            Observation(
+                i,
+                1 - i / 12,
+                images,
+                i,
+                12,
+                answers=tuple([] if answers is None else answers.tolist()),
+            )
+        )
     for number in range(2):
         with torch.no_grad():
             found, _ = log_probability(ours, tape.rows[number])

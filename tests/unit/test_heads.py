@@ -19,7 +19,9 @@ CHANNELS, HIDDEN = 4, 24
 
 def heads(*names, **settings):
     torch.manual_seed(0)
-    return Heads(CHANNELS, HIDDEN, names or ("step", "cache", "sparse"), **{"width": 16, **settings})
+    return Heads(
+        CHANNELS, HIDDEN, names or ("step", "cache", "sparse"), **{"width": 16, **settings}
+    )
 
 
 def steer(heads, **logits):
@@ -50,13 +52,16 @@ def test_latents_are_packed_two_by_two_odd_sides_and_videos_too():
     assert packed(torch.zeros(2, 4, 5, 7)).shape == (2, 16, 3, 4)
     assert packed(torch.zeros(2, 4, 3, 6, 8)).shape == (2, 16, 3, 4)
     still = torch.randn(2, 4, 1, 6, 8)
-    assert torch.allclose(packed(still.expand(-1, -1, 5, -1, -1)), packed(still[:, :, 0]), atol=1e-6)
+    assert torch.allclose(
+        packed(still.expand(-1, -1, 5, -1, -1)), packed(still[:, :, 0]), atol=1e-6
+    )
     assert embedding(torch.zeros(5, 1)).shape == (5, 1, 64)
 
 
 @given(st.integers(0, 10**6))
 def test_drawn_jumps_strictly_fall_and_the_budget_is_a_ceiling(seed):
-    """Each jump from a computed evaluation lands below it, and nothing above the landing is computed or reused."""
+    """Each jump from a computed evaluation lands below it, and nothing above the landing is
+    computed or reused."""
     tape, schedule = Tape(), [1 - i / 28 for i in range(28)]
     actions, _ = run_heads(HeadsPolicy(heads(), 3.0, tape=tape, seed=seed), 28, CHANNELS)
     computed = [i for i, a in enumerate(actions) if a.level is Level.RUN]
@@ -66,20 +71,37 @@ def test_drawn_jumps_strictly_fall_and_the_budget_is_a_ceiling(seed):
     for at, after, jump in zip(computed, [*computed[1:], 28], jumps, strict=False):
         target = math.floor(1000 * schedule[at] * jump) / 1000
         assert 0 <= target < schedule[at]
-        assert all(actions[i].level is Level.HOLD for i in range(at + 1, after) if schedule[i] > target + 1e-6)
+        assert all(
+            actions[i].level is Level.HOLD
+            for i in range(at + 1, after)
+            if schedule[i] > target + 1e-6
+        )
         assert after == 28 or schedule[after] <= target + 1e-6
 
 
 def test_a_jump_holds_every_evaluation_above_its_target():
-    policy = HeadsPolicy(steer(heads("step"), step=[0.0, 0.0]), 1.0)  # mode 0.5: half of the noise level
+    policy = HeadsPolicy(
+        steer(heads("step"), step=[0.0, 0.0]), 1.0
+    )  # mode 0.5: half of the noise level
     actions, levels = run_heads(policy, 16, CHANNELS)
-    assert levels == [1.0, 0.5, 0.25, 0.125]  # then down to 62 thousandths, below the last of the grid
-    assert all(a.weights == ((w, 1.0),) for a in actions if a.level is Level.HOLD for w, _ in a.weights)
+    assert levels == [
+        1.0,
+        0.5,
+        0.25,
+        0.125,
+    ]  # then down to 62 thousandths, below the last of the grid
+    assert all(
+        a.weights == ((w, 1.0),) for a in actions if a.level is Level.HOLD for w, _ in a.weights
+    )
 
 
-def test_a_budget_that_short_jumps_use_up_early_is_said_and_nothing_is_drawn_for_what_is_held_then(monkeypatch):
+def test_a_budget_that_short_jumps_use_up_early_is_said_and_nothing_is_drawn_for_what_is_held_then(
+    monkeypatch,
+):
     tape, made = Tape(), []
-    monkeypatch.setattr(HeadsPolicy, "start", lambda self, window: made.append(HeadsActor(self)) or made[0])
+    monkeypatch.setattr(
+        HeadsPolicy, "start", lambda self, window: made.append(HeadsActor(self)) or made[0]
+    )
     short = HeadsPolicy(steer(heads("step"), step=[8.0, -8.0]), 4.0, source="short", tape=tape)
     actions, _ = run_heads(short, 28, CHANNELS)
     assert [a.level for a in actions] == [Level.RUN] * 7 + [Level.HOLD] * 21
@@ -127,18 +149,25 @@ def test_heads_are_written_and_read(tmp_path):
     for name, logits in found(x, numbers, pooled).items():
         assert torch.equal(logits, ours(x, numbers, pooled)[name])
     policy = policy_of(file, 2.5)
-    assert policy.speedup == 2.5 and policy.forecast_order == 1 and policy.levels >= {Level.REUSE, Level.HOLD}
+    assert (
+        policy.speedup == 2.5
+        and policy.forecast_order == 1
+        and policy.levels >= {Level.REUSE, Level.HOLD}
+    )
 
 
-@pytest.mark.parametrize("field, value, said", [
-    ("heads", ["jump"], "heads = ['jump']; wanted are some of step, cache, sparse"),
-    ("width", 8, "condition.pooled.weight has shape (16, 24); wanted is 8 x 24"),
-    ("hidden", -1, "hidden = -1; wanted is a whole number"),
-    ("scales", {"step": 0}, "scales = {'step': 0}"),
-    ("densities", [0.5, 2, 3], "densities = [0.5, 2, 3]"),
-    ("forecast_order", 7, "forecast_order = 7"),
-    ("heads", ["step"], "scales ="),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "field, value, said",
+    [
+        ("heads", ["jump"], "heads = ['jump']; wanted are some of step, cache, sparse"),
+        ("width", 8, "condition.pooled.weight has shape (16, 24); wanted is 8 x 24"),
+        ("hidden", -1, "hidden = -1; wanted is a whole number"),
+        ("scales", {"step": 0}, "scales = {'step': 0}"),
+        ("densities", [0.5, 2, 3], "densities = [0.5, 2, 3]"),
+        ("forecast_order", 7, "forecast_order = 7"),
+        ("heads", ["step"], "scales ="),
+    ],
+)
 def test_wrong_heads_are_named(tmp_path, field, value, said):
     ours = heads()
     more = {**head_metadata(ours, 1, (0.5, 0.25, 0.125)), field: value}
@@ -152,8 +181,12 @@ def test_nan_in_a_head_is_named(tmp_path):
     ours = heads()
     tensors = head_tensors(ours)
     tensors["heads.step.fc1.bias"] = torch.full_like(tensors["heads.step.fc1.bias"], float("nan"))
-    file = write(tmp_path / "heads.safetensors", "heads", {**METADATA, **head_metadata(ours, 1, (0.5, 0.25, 0.125))},
-                 tensors)  # fmt: skip
+    file = write(
+        tmp_path / "heads.safetensors",
+        "heads",
+        {**METADATA, **head_metadata(ours, 1, (0.5, 0.25, 0.125))},
+        tensors,
+    )
     with pytest.raises(PolicyError, match="heads.step.fc1.bias holds NaN"):
         heads_of(file)
 

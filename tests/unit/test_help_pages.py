@@ -1,4 +1,5 @@
-"""Help pages that ComfyUI shows beside a node: web/docs/<node id>.md, and <node id>/zh.md for Chinese."""
+"""Help pages that ComfyUI shows beside a node: web/docs/<node id>.md, and <node id>/zh.md for
+Chinese."""
 
 import re
 
@@ -28,7 +29,10 @@ def pages(request, repository, nodes):
     """node id -> its page in a language."""
     folder = repository / "web" / "docs"
     paths = {node: folder / LANGUAGES[request.param].format(node) for node in nodes}
-    return {node: path.read_text(encoding="utf-8") if path.is_file() else "" for node, path in paths.items()}
+    return {
+        node: path.read_text(encoding="utf-8") if path.is_file() else ""
+        for node, path in paths.items()
+    }
 
 
 def test_every_node_has_a_page(nodes, pages):
@@ -51,14 +55,19 @@ def test_a_page_shows_the_picture_of_its_node_and_no_other(pages):
 
 
 def test_english_is_there_by_its_name_as_well(repository, nodes):
-    """The page asks for <node>/<language>.md first, and <node>.md serves languages that there are no pages of."""
+    """The page asks for <node>/<language>.md first, and <node>.md serves languages that there are
+    no pages of."""
     folder = repository / "web" / "docs"
     for node in nodes:
-        assert (folder / node / "en.md").read_bytes() == (folder / f"{node}.md").read_bytes(), "python -m devkit.words"
+        assert (folder / node / "en.md").read_bytes() == (folder / f"{node}.md").read_bytes(), (
+            "python -m devkit.words"
+        )
 
 
 def test_every_word_of_the_report_is_translated(repository):
-    said = {path.name: path.read_text(encoding="utf-8") for path in (repository / "web").glob("*.js")}
+    said = {
+        path.name: path.read_text(encoding="utf-8") for path in (repository / "web").glob("*.js")
+    }
     table = said.pop("words.js")
     known = set(re.findall(r'^  "((?:[^"\\]|\\.)+)":', table, re.MULTILINE))
     used = set(re.findall(r'word\(\s*"([^"]+)"', "".join(said.values())))
@@ -66,7 +75,9 @@ def test_every_word_of_the_report_is_translated(repository):
     assert len(used) > 15 and used - known == set() and unused == set()
     for text in known:
         values = re.findall(r'"' + re.escape(text) + r'":\s*"([^"]+)"', table)
-        assert len(values) == 1 and sorted(re.findall(r"\{\d\}", values[0])) == sorted(re.findall(r"\{\d\}", text))
+        assert len(values) == 1 and sorted(re.findall(r"\{\d\}", values[0])) == sorted(
+            re.findall(r"\{\d\}", text)
+        )
 
 
 def test_what_python_says_has_the_same_values_in_chinese(repository):
@@ -74,10 +85,14 @@ def test_what_python_says_has_the_same_values_in_chinese(repository):
     pairs = re.findall(r'^  "((?:[^"\\]|\\.)+)":\s*"([^"]+)",$', text, re.MULTILINE)
     assert len(pairs) > 50
     for english, chinese in pairs:
-        assert sorted(re.findall(r"\{\d\}", english)) == sorted(set(re.findall(r"\{\d\}", chinese))), english
+        assert sorted(re.findall(r"\{\d\}", english)) == sorted(
+            set(re.findall(r"\{\d\}", chinese))
+        ), english
 
 
 def test_there_are_no_pages_of_nodes_that_are_gone(repository, nodes):
     folder = repository / "web" / "docs"
-    there = {path.stem for path in folder.glob("*.md")} | {path.parent.name for path in folder.glob("*/*.md")}
+    there = {path.stem for path in folder.glob("*.md")} | {
+        path.parent.name for path in folder.glob("*/*.md")
+    }
     assert there == set(nodes)

@@ -23,7 +23,9 @@ def go_down(choose, start=1.0, end=0.0, most=28, denoise=lambda x, sigma: PICTUR
     levels, begin = [start], torch.tensor(start)
     noise = torch.randn(PICTURE.shape, generator=torch.Generator().manual_seed(2))
     x = (1 - begin) * PICTURE + begin * noise
-    out = descend(denoise, x, begin, (start, end), most, choose, lambda *seen: levels.append(seen[3]))
+    out = descend(
+        denoise, x, begin, (start, end), most, choose, lambda *seen: levels.append(seen[3])
+    )
     return out, levels
 
 
@@ -31,13 +33,20 @@ NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 
 
 @given(
-    st.lists(NUMBERS, min_size=1, max_size=60), st.floats(1e-3, 1), st.floats(0, 1),
-    st.integers(1, 40), st.sampled_from([1.0, 14.6]),
-)  # fmt: skip
-def test_whatever_the_jumps_noise_levels_strictly_fall_and_end_exactly_at_the_end(jumps, start, part, most, scale):
+    st.lists(NUMBERS, min_size=1, max_size=60),
+    st.floats(1e-3, 1),
+    st.floats(0, 1),
+    st.integers(1, 40),
+    st.sampled_from([1.0, 14.6]),
+)
+def test_whatever_the_jumps_noise_levels_strictly_fall_and_end_exactly_at_the_end(
+    jumps, start, part, most, scale
+):
     start, end = start * scale, start * scale * part * 0.999
     answers = iter(jumps * 40)
-    _, levels = go_down(lambda level, d, made: next_level(level, next(answers), end, scale), start, end, most)
+    _, levels = go_down(
+        lambda level, d, made: next_level(level, next(answers), end, scale), start, end, most
+    )
     assert levels[0] == start and levels[-1] == end
     assert all(after < before for before, after in zip(levels, levels[1:], strict=False))
     assert len(levels) - 1 <= most
@@ -79,7 +88,9 @@ def test_on_a_straight_flow_any_jumps_arrive_at_the_picture(jump):
 
 def test_a_jump_is_one_euler_step_along_the_derivative_that_the_choice_saw():
     seen = []
-    denoise = lambda x, sigma: x * 0.3 * sigma  # noqa: E731
+
+    def denoise(x, sigma):
+        return x * 0.3 * sigma
 
     def choose(level, derivative, made):
         seen.append((level, derivative, made))
@@ -124,7 +135,9 @@ def test_the_head_sees_derivative_level_budget_and_pooled_vector():
         head(0.5, PICTURE, made)
     (inputs, numbers, vector), (_, later, _) = asked
     assert list(inputs) == ["step"] and inputs["step"].shape == (1, 4 * CHANNELS, 4, 4)
-    assert torch.allclose(numbers, torch.tensor([[0.5, 10 / 20]])) and torch.allclose(later[0, 1], torch.tensor(0.3))
+    assert torch.allclose(numbers, torch.tensor([[0.5, 10 / 20]])) and torch.allclose(
+        later[0, 1], torch.tensor(0.3)
+    )
     assert torch.equal(vector[0], pooled) and not head.notes
 
 
@@ -140,10 +153,23 @@ def test_files_without_a_step_head_are_named_and_sent_to_accelerate(tmp_path):
     plan = Plan((True, False, True), (1.0, 0.6, 0.3, 0.0))
     files = [
         write(tmp_path / "thin.safetensors", "heads", {**METADATA, **more}, head_tensors(thin)),
-        write(tmp_path / "plan.safetensors", "schedule", {**METADATA, "budgets": [1.5]}, plan_tensors([plan])),
-        write(tmp_path / "some.safetensors", "threshold", {**METADATA, "budgets": [2.0]},
-              {"thresholds": torch.tensor([0.1])}),
-    ]  # fmt: skip
-    for file, said in zip(files, ("heads = cache, sparse", "kind = 'schedule'", "kind = 'threshold'"), strict=True):
-        with pytest.raises(PolicyError, match=f"{file.name}: {said}.*no step head.*RAPID Accelerate"):
+        write(
+            tmp_path / "plan.safetensors",
+            "schedule",
+            {**METADATA, "budgets": [1.5]},
+            plan_tensors([plan]),
+        ),
+        write(
+            tmp_path / "some.safetensors",
+            "threshold",
+            {**METADATA, "budgets": [2.0]},
+            {"thresholds": torch.tensor([0.1])},
+        ),
+    ]
+    for file, said in zip(
+        files, ("heads = cache, sparse", "kind = 'schedule'", "kind = 'threshold'"), strict=True
+    ):
+        with pytest.raises(
+            PolicyError, match=f"{file.name}: {said}.*no step head.*RAPID Accelerate"
+        ):
             jumps_policy(file, 1.0)

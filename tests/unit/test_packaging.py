@@ -41,7 +41,8 @@ def python_files(repository: Path, *folders: str) -> list[Path]:
 
 
 def imported(path: Path, repository: Path) -> set[str]:
-    """Dotted names of all modules that a file imports; relative ones resolved from the repository root."""
+    """Dotted names of all modules that a file imports; relative ones resolved from the repository
+    root."""
     names = set()
     package = path.relative_to(repository).parent.parts
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -68,20 +69,28 @@ def test_help_pages_and_translations_are_shipped(shipped, repository):
 
 def test_nothing_of_tests_or_demo_is_shipped(shipped):
     strangers = {"tests", "demo", "devkit", "benchmarks", ".github", ".ci"}
-    assert [path for path in shipped if strangers & set(path.parts) or path.name.startswith("test_")] == []
+    assert [
+        path for path in shipped if strangers & set(path.parts) or path.name.startswith("test_")
+    ] == []
 
 
 def test_no_example_is_shipped_that_needs_the_demo(shipped, repository):
-    examples = [path for path in shipped if path.parts[0] == "example_workflows" and path.suffix == ".json"]
+    examples = [
+        path for path in shipped if path.parts[0] == "example_workflows" and path.suffix == ".json"
+    ]
     assert len(examples) >= 2 * 9
-    assert [path for path in examples if "RAPIDDemo" in (repository / path).read_text(encoding="utf-8")] == []
+    assert [
+        path for path in examples if "RAPIDDemo" in (repository / path).read_text(encoding="utf-8")
+    ] == []
 
 
 def test_shipped_code_is_free_of_what_the_registry_flags(shipped, repository):
     hits = []
     for path in shipped:
         if path.suffix in {".py", ".js"}:
-            for number, line in enumerate((repository / path).read_text(encoding="utf-8").splitlines(), 1):
+            for number, line in enumerate(
+                (repository / path).read_text(encoding="utf-8").splitlines(), 1
+            ):
                 if FORBIDDEN.search(line):
                     hits.append(f"{path}:{number}: {line.strip()}")
     assert hits == []
@@ -92,8 +101,12 @@ def test_the_core_outside_host_imports_nothing_of_comfyui(repository):
     for path in python_files(repository, "rapid_core"):
         if "host" not in path.relative_to(repository).parts[:-1]:
             names = imported(path, repository)
-            wrong += [f"{path.name}: {name}" for name in names if name.split(".")[0] in HOST_MODULES]
-            wrong += [f"{path.name}: {name}" for name in names if name.startswith("rapid_core.host")]
+            wrong += [
+                f"{path.name}: {name}" for name in names if name.split(".")[0] in HOST_MODULES
+            ]
+            wrong += [
+                f"{path.name}: {name}" for name in names if name.startswith("rapid_core.host")
+            ]
     assert wrong == []
 
 
@@ -102,7 +115,9 @@ def test_nothing_imports_training_or_development_parts(repository):
     for path in [repository / "__init__.py", *python_files(repository, "nodes", "rapid_core")]:
         outside = ("training", "devkit", "demo", "tests", "benchmarks")
         wrong += [
-            f"{path.name}: {name}" for name in imported(path, repository) if name.split(".")[0] in outside
+            f"{path.name}: {name}"
+            for name in imported(path, repository)
+            if name.split(".")[0] in outside
         ]
     assert wrong == []
 

@@ -1,4 +1,5 @@
-"""Pictures for rewards: the workflow's own decoder, found by its links, and references' pictures on disk."""
+"""Pictures for rewards: the workflow's own decoder, found by its links, and references' pictures on
+disk."""
 
 import pytest
 import torch
@@ -15,10 +16,15 @@ def node(class_type, **inputs):
 def workflow(**changes):
     """A toy in API form; changes: node id = node, None to leave it out."""
     nodes = {
-        "model": node("Model"), "vae": node("VAE"), "empty": node("Empty"), "text": node("Text", text=""),
-        "draw": node("Sampler", model=["model", 0], latent_image=["empty", 0], positive=["text", 0], seed=0),
+        "model": node("Model"),
+        "vae": node("VAE"),
+        "empty": node("Empty"),
+        "text": node("Text", text=""),
+        "draw": node(
+            "Sampler", model=["model", 0], latent_image=["empty", 0], positive=["text", 0], seed=0
+        ),
         "show": node("Decode", samples=["draw", 0], vae=["vae", 0]),
-    }  # fmt: skip
+    }
     return {k: v for k, v in {**nodes, **changes}.items() if v is not None}
 
 
@@ -38,7 +44,9 @@ class ToyHost:
         if class_type == "Double":
             return ({"samples": 2 * inputs["samples"]["samples"]},)
         if class_type in ("Decode", "Other"):
-            shown = inputs["samples"]["samples"] * inputs["vae"] * (1 if class_type == "Decode" else -1)
+            shown = (
+                inputs["samples"]["samples"] * inputs["vae"] * (1 if class_type == "Decode" else -1)
+            )
             return (shown.movedim(1, -1),)
         raise AssertionError(f"{class_type} has nothing to do with a picture")
 
@@ -52,24 +60,48 @@ def test_the_workflows_own_decoder_makes_the_picture_and_its_loader_runs_once():
     assert host.ran == ["VAE", "Decode", "Decode"]
 
 
-@pytest.mark.parametrize("changes, value", [
-    ({"report": node("RAPID_Report", model=["model", 0], latent=["draw", 0]),
-      "show": node("Decode", samples=["report", 0], vae=["vae", 0])}, 0.25),
-    ({"twice": node("Double", samples=["draw", 0]), "show": node("Decode", samples=["twice", 0], vae=["vae", 0])}, 0.5),
-    ({"show": node("Decode", samples=["draw", 1], vae=["vae", 0])}, 0.25),
-    ({"second": SECOND, "last": node("Other", samples=["second", 0], vae=["vae", 0])}, 0.25),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes, value",
+    [
+        (
+            {
+                "report": node("RAPID_Report", model=["model", 0], latent=["draw", 0]),
+                "show": node("Decode", samples=["report", 0], vae=["vae", 0]),
+            },
+            0.25,
+        ),
+        (
+            {
+                "twice": node("Double", samples=["draw", 0]),
+                "show": node("Decode", samples=["twice", 0], vae=["vae", 0]),
+            },
+            0.5,
+        ),
+        ({"show": node("Decode", samples=["draw", 1], vae=["vae", 0])}, 0.25),
+        ({"second": SECOND, "last": node("Other", samples=["second", 0], vae=["vae", 0])}, 0.25),
+    ],
+)
 def test_the_decoder_is_found_behind_the_sampler_that_is_trained_on(changes, value):
     """Past this pack's nodes and through others, at any output, and not behind another sampler."""
     graph = Graph(workflow(**changes), ToyHost(), sampler="draw")
     assert float(graph.picture(torch.ones(1, 3, 4, 4)).max()) == value
 
 
-@pytest.mark.parametrize("changes", [
-    {"show": None}, {"show": None, "second": SECOND, "last": node("Decode", samples=["second", 0], vae=["vae", 0])},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"show": None},
+        {
+            "show": None,
+            "second": SECOND,
+            "last": node("Decode", samples=["second", 0], vae=["vae", 0]),
+        },
+    ],
+)
 def test_a_workflow_that_decodes_nothing_is_refused_with_what_to_do(changes):
-    with pytest.raises(WorkflowError, match="no VAE Decode follows sampler draw; add one, or give --reward psnr"):
+    with pytest.raises(
+        WorkflowError, match="no VAE Decode follows sampler draw; add one, or give --reward psnr"
+    ):
         Graph(workflow(**changes), ToyHost(), sampler="draw").picture(torch.ones(1, 3, 4, 4))
 
 
@@ -80,7 +112,9 @@ def test_a_references_picture_is_decoded_once_and_kept_on_disk(tmp_path):
     first = pictures.of_reference(wanted)
     again = Pictures(Graph(workflow(), host), tmp_path).of_reference(wanted)
     assert torch.equal(first, again) and host.ran.count("Decode") == 1
-    assert torch.equal(first, pictures.of(wanted.latent))  # rounded alike, so that rounding tells nobody anything
+    assert torch.equal(
+        first, pictures.of(wanted.latent)
+    )  # rounded alike, so that rounding tells nobody anything
     other = Reference("q", 0, torch.rand(1, 3, 4, 4), (1.0, 0.0), "euler", 1, torch.zeros(1, 1))
     assert not torch.equal(pictures.of_reference(other), first)
 
@@ -90,5 +124,8 @@ def test_nothing_is_decoded_before_it_is_asked_for_and_then_once(tmp_path):
     wanted = Reference("p", 0, torch.rand(1, 3, 4, 4), (1.0, 0.0), "euler", 1, torch.zeros(1, 1))
     drawn = Drawn(torch.rand(3, 3, 4, 4), wanted, Pictures(Graph(workflow(), host), tmp_path))
     assert host.ran == []
-    assert drawn.pictures.shape == drawn.wanted.shape == (3, 3, 4, 4) and drawn.pictures is drawn.pictures
+    assert (
+        drawn.pictures.shape == drawn.wanted.shape == (3, 3, 4, 4)
+        and drawn.pictures is drawn.pictures
+    )
     assert host.ran.count("Decode") == 4

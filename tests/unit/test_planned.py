@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 from rapid_core.actions import Level, Look
 from rapid_core.engine.state import RunState
 from rapid_core.policies.fit import Gram
-from rapid_core.policies.from_file import head_metadata, head_tensors, jumps_policy, plan_tensors, policy_of
+from rapid_core.policies.from_file import (
+    head_metadata,
+    head_tensors,
+    jumps_policy,
+    plan_tensors,
+    policy_of,
+)
 from rapid_core.policies.heads import OUTPUTS, Heads, HeadsPolicy
 from rapid_core.policies.planned import NUMBERS, PlannedActor, PlannedPolicy
 from rapid_core.policies.prior import CLOSED, OWN, RUNGS, drawn, following, lean, onward
@@ -44,7 +50,9 @@ def on_ladder(made, speedup=3.0, gram=None, **settings):
     return PlannedPolicy(made, speedup, plan=own, ladder=ladder, **settings)
 
 
-@given(st.lists(st.one_of(st.none(), st.integers(1, 9)), min_size=5, max_size=5), st.floats(0.01, 0.4))
+@given(
+    st.lists(st.one_of(st.none(), st.integers(1, 9)), min_size=5, max_size=5), st.floats(0.01, 0.4)
+)
 def test_a_rung_is_open_where_it_leads_elsewhere(targets, chance):
     targets[OWN] = 4
     leaning = lean(targets, chance)
@@ -55,13 +63,17 @@ def test_a_rung_is_open_where_it_leads_elsewhere(targets, chance):
 
 def test_another_plan_is_followed_to_its_next_evaluation():
     marks = [True, False, True, False, True, False]
-    assert [onward(marks, i, 3) for i in range(6)] == [2, 2, 4, 4, 6, 6] and onward(marks, 0, 0) == 6
+    assert [onward(marks, i, 3) for i in range(6)] == [2, 2, 4, 4, 6, 6] and onward(
+        marks, 0, 0
+    ) == 6
 
 
 def test_a_plan_that_is_not_of_the_ladder_has_no_rungs():
     made = heads(silent=False)
     made.heads["pace"].fc2.bias.data.copy_(torch.tensor([30.0, 20.0, 0.0, 20.0, 30.0]))
-    policy = PlannedPolicy(made, 3.0, plan=plan(even(9, STEPS)), ladder=(plan(even(7, STEPS)), plan(even(14, STEPS))))
+    policy = PlannedPolicy(
+        made, 3.0, plan=plan(even(9, STEPS)), ladder=(plan(even(7, STEPS)), plan(even(14, STEPS)))
+    )
     actions, _ = run_heads(policy, STEPS, CHANNELS)
     assert [a.level is Level.RUN for a in actions] == list(even(9, STEPS))
 
@@ -70,15 +82,22 @@ def test_the_next_step_is_the_plans_as_long_as_it_can_be_paid():
     marks = [True, False, True, False, True, False, False, True]
     assert [following(marks, i, 1, 9) for i in range(8)] == [2, 2, 4, 4, 7, 7, 7, 8]
     assert following(marks, 2, 4, 0) == 8 and following(marks, 0, 1, 1) == 7
-    assert following(marks, 0, 1, 2) in (3, 4)  # a smaller budget than the plan's: evenly spread, to the last step
-    assert following(marks, 1, 2, 2) == 4  # one that was spent early takes the place of the plan's next
+    assert following(marks, 0, 1, 2) in (
+        3,
+        4,
+    )  # a smaller budget than the plan's: evenly spread, to the last step
+    assert (
+        following(marks, 1, 2, 2) == 4
+    )  # one that was spent early takes the place of the plan's next
 
 
 @given(st.integers(2, STEPS), st.randoms())
 def test_heads_that_say_nothing_are_the_plan(count, random):
     marks = {0, STEPS - 1, *random.sample(range(1, STEPS - 1), count - 2)}
     wanted = [i in marks for i in range(STEPS)]
-    actions, _ = run_heads(PlannedPolicy(heads(), STEPS / count, plan=plan(wanted)), STEPS, CHANNELS)
+    actions, _ = run_heads(
+        PlannedPolicy(heads(), STEPS / count, plan=plan(wanted)), STEPS, CHANNELS
+    )
     assert [a.level is Level.RUN for a in actions] == wanted
 
 
@@ -112,7 +131,9 @@ def test_drawn_jumps_leave_the_plan_a_little_and_never_the_budget(seed):
 
 def test_in_the_mean_mode_an_image_may_spend_half_as_much_again():
     made = heads(silent=False)
-    made.heads["pace"].fc2.bias.data.copy_(torch.tensor([0.0, 0.0, 0.0, 20.0, 30.0]))  # as dense as can be
+    made.heads["pace"].fc2.bias.data.copy_(
+        torch.tensor([0.0, 0.0, 0.0, 20.0, 30.0])
+    )  # as dense as can be
     spent = {}
     for mode in ("cap", "average"):
         actions, _ = run_heads(on_ladder(made, 4.0, mode=mode), STEPS, CHANNELS)
@@ -123,13 +144,19 @@ def test_in_the_mean_mode_an_image_may_spend_half_as_much_again():
 def test_the_probability_of_a_pace_is_that_of_the_distribution_it_was_drawn_from(monkeypatch):
     made, tape, picked = heads(silent=False), TrajectoryTape(), []
     real = PlannedActor._pick
-    monkeypatch.setattr(PlannedActor, "_pick", lambda self, x: picked.append(x.softmax(0)) or real(self, x))
+    monkeypatch.setattr(
+        PlannedActor, "_pick", lambda self, x: picked.append(x.softmax(0)) or real(self, x)
+    )
     run_heads(on_ladder(made, tape=tape, seed=5), STEPS, CHANNELS)
     rows = tape.rows[0]
-    assert rows and all(len(row.choice.lean) == len(RUNGS) for row in rows if row.choice.pace is not None)
+    assert rows and all(
+        len(row.choice.lean) == len(RUNGS) for row in rows if row.choice.pace is not None
+    )
     with torch.no_grad():
         found, _ = log_probability(made, rows)
-    paced = [(row, value) for row, value in zip(rows, found, strict=True) if row.choice.pace is not None]
+    paced = [
+        (row, value) for row, value in zip(rows, found, strict=True) if row.choice.pace is not None
+    ]
     assert len(paced) == len(picked) > 3
     for (row, value), chances in zip(paced, picked, strict=True):
         assert float(value) == pytest.approx(float(chances[row.choice.pace].log()), rel=1e-4)
@@ -146,8 +173,12 @@ def test_training_goes_on_leaving_the_plan_when_heads_would_never():
         assert found == marks or any(pace != OWN for pace in paces)
         runs.append((found != marks, sum(pace != OWN for pace in paces)))
     assert text(run_heads(on_ladder(made), STEPS, CHANNELS)[0]) == marks
-    assert sum(left for left, _ in runs) > 15 and 0.5 < sum(paces for _, paces in runs) / len(runs) < 6
-    chances = drawn(torch.tensor([0.0, 0.0, 50.0, 0.0, 0.0]), torch.tensor(lean((5, 6, 7, 8, 9), 0.2)))
+    assert (
+        sum(left for left, _ in runs) > 15 and 0.5 < sum(paces for _, paces in runs) / len(runs) < 6
+    )
+    chances = drawn(
+        torch.tensor([0.0, 0.0, 50.0, 0.0, 0.0]), torch.tensor(lean((5, 6, 7, 8, 9), 0.2))
+    )
     assert float(chances[OWN]) == pytest.approx(0.9) and float(chances.sum()) == pytest.approx(1.0)
 
 
@@ -163,21 +194,38 @@ def test_how_often_heads_would_leave_the_plan_is_counted():
 @pytest.mark.parametrize("kind", ["rapid3", "rapid+"])
 def test_what_heads_ask_for_stays_on_the_device(kind, monkeypatch):
     """It is fetched with the engine's own numbers; all that decides afterwards is on the host."""
-    policy = PlannedPolicy(heads(), 2.0) if kind == "rapid+" else HeadsPolicy(Heads(CHANNELS, 24, width=16), 2.0)
+    policy = (
+        PlannedPolicy(heads(), 2.0)
+        if kind == "rapid+"
+        else HeadsPolicy(Heads(CHANNELS, 24, width=16), 2.0)
+    )
     actor, calls = policy.start(None), []
     for name in ("tolist", "item", "__float__", "__bool__", "__int__", "cpu"):
         original = getattr(torch.Tensor, name)
         monkeypatch.setattr(
-            torch.Tensor, name, lambda self, *a, _o=original, _n=name, **k: calls.append(_n) or _o(self, *a, **k)
+            torch.Tensor,
+            name,
+            lambda self, *a, _o=original, _n=name, **k: calls.append(_n) or _o(self, *a, **k),
         )
-    look = Look(*(torch.randn(CHANNELS, 8, 8) for _ in range(3)), torch.randn(24), None, torch.tensor(0.1))
+    look = Look(
+        *(torch.randn(CHANNELS, 8, 8) for _ in range(3)), torch.randn(24), None, torch.tensor(0.1)
+    )
     asked = actor.ask([look, None, look], torch.tensor(0.5))
-    assert asked is not None and len(asked) == 2 * sum(OUTPUTS[name] for name in policy.names) and calls == []
+    assert (
+        asked is not None
+        and len(asked) == 2 * sum(OUTPUTS[name] for name in policy.names)
+        and calls == []
+    )
 
 
 def file_of(path, **changes):
     made = heads(silent=False)
-    about = {**METADATA, **head_metadata(made, 1, (0.5, 0.25, 0.125)), "structure": "rapid+", **changes}
+    about = {
+        **METADATA,
+        **head_metadata(made, 1, (0.5, 0.25, 0.125)),
+        "structure": "rapid+",
+        **changes,
+    }
     tensors = {**head_tensors(made), **plan_tensors([plan(even(14, STEPS)), plan(even(7, STEPS))])}
     return write(path / "a.safetensors", "heads", about, tensors)
 
@@ -185,12 +233,18 @@ def file_of(path, **changes):
 def test_a_file_keeps_heads_and_plans(tmp_path):
     file = file_of(tmp_path, mode="average")
     policy = policy_of(file, 3.7)
-    assert isinstance(policy, PlannedPolicy) and policy.mode == "average" and sum(policy.plan.computed) == 7
+    assert (
+        isinstance(policy, PlannedPolicy)
+        and policy.mode == "average"
+        and sum(policy.plan.computed) == 7
+    )
     assert [sum(p.computed) for p in policy.ladder] == [7, 14]
     assert "plan" not in policy.settings() and policy.settings()["technique"] == "rapid+"
     with pytest.raises(PolicyError, match="mode = 'mean'.*cap, average"):
         policy_of(file_of(tmp_path, mode="mean"), 2.0)
-    with pytest.raises(PolicyError, match="from step to step of a plan; connect it to RAPID Accelerate"):
+    with pytest.raises(
+        PolicyError, match="from step to step of a plan; connect it to RAPID Accelerate"
+    ):
         jumps_policy(file, 2.0)
 
 
@@ -198,15 +252,23 @@ def test_what_leaves_heads_nothing_to_choose_is_refused(tmp_path):
     def method(speedups, counts, steps=STEPS, heads=("pace",)):
         schedule = tuple(1 - i / steps for i in range(steps)) + (0.0,)
         tensors = plan_tensors([Plan(even(count, steps), schedule) for count in counts])
-        file = write(tmp_path / "a.safetensors", "schedule", {**METADATA, "budgets": speedups}, tensors)
-        return Planned(Namespace(speedups=speedups, mode="cap", sparse_backend="auto", heads=list(heads)), file)
+        file = write(
+            tmp_path / "a.safetensors", "schedule", {**METADATA, "budgets": speedups}, tensors
+        )
+        return Planned(
+            Namespace(speedups=speedups, mode="cap", sparse_backend="auto", heads=list(heads)), file
+        )
 
-    with pytest.raises(PolicyError, match="budgets = 2: the pace head chooses among .* --speedups two or more"):
+    with pytest.raises(
+        PolicyError, match="budgets = 2: the pace head chooses among .* --speedups two or more"
+    ):
         method([2.0], [14])
     with pytest.raises(PolicyError, match="the pace head chooses among"):
         method([2.0, 2.01], [13, 13])
     assert method([2.0], [14], heads=("pace", "cache")).speedups == [2.0]
-    with pytest.raises(ValueError, match="of 4 steps 4x leaves one evaluation, and nothing to choose"):
+    with pytest.raises(
+        ValueError, match="of 4 steps 4x leaves one evaluation, and nothing to choose"
+    ):
         method([2.0, 4.0], [2, 1], steps=4)
 
 
@@ -216,15 +278,21 @@ def test_answers_of_heads_come_with_the_engines_own_numbers(kind, monkeypatch):
     batch, steps = 8, 6
     schedule = tuple(1 - i / steps for i in range(steps)) + (0.0,)
     own = Plan(even(3, steps), schedule)
-    policy = (PlannedPolicy(heads(), 2.0, plan=own, ladder=(own,)) if kind == "rapid+"
-              else HeadsPolicy(Heads(CHANNELS, 24, width=16), 2.0))  # fmt: skip
+    policy = (
+        PlannedPolicy(heads(), 2.0, plan=own, ladder=(own,))
+        if kind == "rapid+"
+        else HeadsPolicy(Heads(CHANNELS, 24, width=16), 2.0)
+    )
     state, calls = RunState(batch, order=1, actor=policy.start(None), schedule=schedule), []
     for name in ("tolist", "item", "__float__", "__bool__", "__int__", "cpu"):
         original = getattr(torch.Tensor, name)
         monkeypatch.setattr(
-            torch.Tensor, name,
-            lambda self, *a, _o=original, _n=name, **k: calls.append((_n, self.numel())) or _o(self, *a, **k),
-        )  # fmt: skip
+            torch.Tensor,
+            name,
+            lambda self, *a, _o=original, _n=name, **k: (
+                calls.append((_n, self.numel())) or _o(self, *a, **k)
+            ),
+        )
     make = torch.Generator().manual_seed(1)
     for i in range(steps):
         calls.clear()
@@ -240,7 +308,9 @@ def test_a_price_follows_what_is_spent_beyond_what_silent_heads_spend(tmp_path):
     tensors = plan_tensors([plan(even(14, STEPS)), plan(even(7, STEPS))])
     about = {**METADATA, "budgets": [2.0, 4.0], "reward": "tested"}
     file = write(tmp_path / "a.safetensors", "schedule", about, tensors)
-    method = Planned(Namespace(speedups=[2.0, 4.0], mode="average", sparse_backend="auto", heads=["pace"]), file)
+    method = Planned(
+        Namespace(speedups=[2.0, 4.0], mode="average", sparse_backend="auto", heads=["pace"]), file
+    )
     spent = [(4.0, 7.5), (4.0, 8.5)]  # drawn: more than the plan's 7
     for _ in range(SILENT // 2):
         assert method.learn(spent)["price/4"] == PRICE
@@ -248,7 +318,9 @@ def test_a_price_follows_what_is_spent_beyond_what_silent_heads_spend(tmp_path):
         assert method.learn(spent)["price/4"] == pytest.approx(PRICE)  # as silent heads do
     dearer = method.learn([(4.0, 8.4)])["price/4"]
     assert PRICE < dearer < PRICE + 0.1 and method.learn([(4.0, 7.2)])["price/4"] < dearer
-    assert method.learn([(4.0, 0.1)] * 9)["silent/4"] == 8.0 and method.course["price"][2.0] == PRICE
+    assert (
+        method.learn([(4.0, 0.1)] * 9)["silent/4"] == 8.0 and method.course["price"][2.0] == PRICE
+    )
     for _ in range(9):
         assert method.learn([(4.0, 0.1)])["price/4"] >= 0
     cheap, dear = method.rewards([0.5, 0.5], [6.0, 8.0], 2.0)

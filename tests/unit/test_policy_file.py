@@ -11,7 +11,14 @@ from safetensors.torch import save_file
 
 from rapid_core.actions import Level
 from rapid_core.policies.fit import Gram
-from rapid_core.policies.from_file import check_family, check_model, plan_tensors, plans_of, policy_of, threshold_of
+from rapid_core.policies.from_file import (
+    check_family,
+    check_model,
+    plan_tensors,
+    plans_of,
+    policy_of,
+    threshold_of,
+)
 from rapid_core.policies.schedule import Plan, SchedulePolicy, even
 from rapid_core.policies.threshold import ThresholdPolicy
 from rapid_core.policy_file import FORMAT, PolicyError, read, write
@@ -39,19 +46,26 @@ def schedule(path):
 def test_a_schedule_is_read_as_it_was_written(schedule):
     found = plans_of(schedule)
     assert found == [plan(4), plan(2)]
-    assert all(torch.equal(getattr(p.gram, name), getattr(GRAM, name)) for p in found for name in ("products", "means"))
+    assert all(
+        torch.equal(getattr(p.gram, name), getattr(GRAM, name))
+        for p in found
+        for name in ("products", "means")
+    )
     assert schedule.budgets == (2.0, 4.0)
     assert schedule.metadata["reward"] == "psnr" and schedule.base_model == "demo flux"
 
 
 def test_the_plan_of_a_budget_runs_with_weights_fitted_to_its_marks(schedule):
     actions, actor = marks_of(policy_of(schedule, 2.0), 8)
-    assert text(actions) == "".join("#" if on else "." for on in plan(4).computed) and not actor.notes
+    assert (
+        text(actions) == "".join("#" if on else "." for on in plan(4).computed) and not actor.notes
+    )
     assert [a.weights for a in actions] == weights_by_hand(plan(4))
 
 
 def test_weights_are_fitted_to_what_is_computed_whatever_that_is(schedule):
-    """Between budgets, where the plan is thinned out; and where others had a step computed that was to be left out."""
+    """Between budgets, where the plan is thinned out; and where others had a step computed that was
+    to be left out."""
     fewer, _ = marks_of(policy_of(schedule, 2.5), 8)
     on = tuple(a.level is Level.RUN for a in fewer)
     assert sum(on) == 3 and [a.weights for a in fewer] == weights_by_hand(Plan(on, SCHEDULE, GRAM))
@@ -72,7 +86,9 @@ def test_on_other_steps_or_samplers_the_plan_is_moved_and_says_so(schedule):
     policy = policy_of(schedule, 2.0)
     for steps, euler in ((16, True), (8, False)):
         actions, actor = marks_of(policy, steps, euler=euler)
-        assert text(actions).count("#") == steps // 2 and "moved to this run's steps" in actor.notes[0]
+        assert (
+            text(actions).count("#") == steps // 2 and "moved to this run's steps" in actor.notes[0]
+        )
         assert not any(len(a.weights) > 2 for a in actions if a.weights)
         assert max(map(len, text(actions).split("#"))) <= 2 and "##" not in text(actions)
 
@@ -90,51 +106,80 @@ def test_between_budgets_the_nearest_plan_is_thinned_out(schedule):
 
 def test_thresholds_are_interpolated(path):
     file = write(path, "threshold", METADATA, {"thresholds": torch.tensor([0.1, 0.4])})
-    assert threshold_of(file, 1.5) == pytest.approx(0.1) and threshold_of(file, 4.0) == pytest.approx(0.4)
-    assert threshold_of(file, 3.0) == pytest.approx(0.2) and threshold_of(file, 6.0) == pytest.approx(0.4)
+    assert threshold_of(file, 1.5) == pytest.approx(0.1) and threshold_of(
+        file, 4.0
+    ) == pytest.approx(0.4)
+    assert threshold_of(file, 3.0) == pytest.approx(0.2) and threshold_of(
+        file, 6.0
+    ) == pytest.approx(0.4)
     assert isinstance(policy_of(file, 3.0), ThresholdPolicy)
 
 
 def test_a_policy_of_another_family_is_refused(schedule):
     check_family(schedule, "flux")
-    with pytest.raises(PolicyError, match="architecture = 'flux', trained on demo flux; this model is sd3"):
+    with pytest.raises(
+        PolicyError, match="architecture = 'flux', trained on demo flux; this model is sd3"
+    ):
         check_family(schedule, "sd3")
 
 
-@pytest.mark.parametrize("field, value, said", [
-    ("kind", "plan", "kind = 'plan'; known are schedule, threshold, heads"),
-    ("version", "2", "version is '2'; this version of RAPID reads '1'"),
-    ("format", "other", "format is 'other'"),
-    ("architecture", "unet", "architecture = 'unet'; known are flux"),
-    ("budgets", "[4, 2]", "budgets = [4, 2]; wanted is a rising list"),
-    ("budgets", "[2, true]", "budgets = [2, True]"),
-    ("budgets", "2 and 4", "budgets = '2 and 4' is not JSON"),
-    ("licence", "", "licence is missing"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "field, value, said",
+    [
+        ("kind", "plan", "kind = 'plan'; known are schedule, threshold, heads"),
+        ("version", "2", "version is '2'; this version of RAPID reads '1'"),
+        ("format", "other", "format is 'other'"),
+        ("architecture", "unet", "architecture = 'unet'; known are flux"),
+        ("budgets", "[4, 2]", "budgets = [4, 2]; wanted is a rising list"),
+        ("budgets", "[2, true]", "budgets = [2, True]"),
+        ("budgets", "2 and 4", "budgets = '2 and 4' is not JSON"),
+        ("licence", "", "licence is missing"),
+    ],
+)
 def test_wrong_metadata_is_named(path, field, value, said):
     write(path, "threshold", METADATA, {"thresholds": torch.tensor([0.1, 0.4])})
-    body = {**{k: v if isinstance(v, str) else str(v) for k, v in METADATA.items()}, "format": FORMAT, "version": "1",
-            "kind": "threshold", field: value}  # fmt: skip
+    body = {
+        **{k: v if isinstance(v, str) else str(v) for k, v in METADATA.items()},
+        "format": FORMAT,
+        "version": "1",
+        "kind": "threshold",
+        field: value,
+    }
     save_file({"thresholds": torch.tensor([0.1, 0.4])}, path, body)
     with pytest.raises(PolicyError) as error:
         read(path)
     assert "policy.safetensors" in str(error.value) and said in str(error.value)
 
 
-@pytest.mark.parametrize("name, change, said", [
-    ("sigmas", None, "sigmas is missing from the tensors"),
-    ("sigmas", torch.linspace(0, 1, 9), "sigmas must fall"),
-    ("gram.means", torch.zeros(8, 3).double(), "gram.means has shape (8, 3); wanted is 8 x 8"),
-    ("gram.means", torch.full((8, 8), float("nan")).double(), "gram.means holds NaN"),
-    ("gram.products", None, "gram.products is missing from the tensors"),
-    ("gram.products", torch.zeros(8, 8).double(), "gram.products must be symmetrical and above 0"),
-    ("gram.products", torch.eye(8), "gram.products has type torch.float32; wanted is torch.float64"),
-    ("plan.0.computed", torch.ones(8, dtype=torch.uint8), "computes 8 of 8 steps"),
-    ("plan.0.computed", torch.zeros(8), "has type torch.float32; wanted is torch.uint8"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, change, said",
+    [
+        ("sigmas", None, "sigmas is missing from the tensors"),
+        ("sigmas", torch.linspace(0, 1, 9), "sigmas must fall"),
+        ("gram.means", torch.zeros(8, 3).double(), "gram.means has shape (8, 3); wanted is 8 x 8"),
+        ("gram.means", torch.full((8, 8), float("nan")).double(), "gram.means holds NaN"),
+        ("gram.products", None, "gram.products is missing from the tensors"),
+        (
+            "gram.products",
+            torch.zeros(8, 8).double(),
+            "gram.products must be symmetrical and above 0",
+        ),
+        (
+            "gram.products",
+            torch.eye(8),
+            "gram.products has type torch.float32; wanted is torch.float64",
+        ),
+        ("plan.0.computed", torch.ones(8, dtype=torch.uint8), "computes 8 of 8 steps"),
+        ("plan.0.computed", torch.zeros(8), "has type torch.float32; wanted is torch.uint8"),
+    ],
+)
 def test_wrong_tensors_are_named(path, name, change, said):
     tensors = plan_tensors([plan(4), plan(2)])
-    tensors = {**tensors, name: change} if change is not None else {k: v for k, v in tensors.items() if k != name}
+    tensors = (
+        {**tensors, name: change}
+        if change is not None
+        else {k: v for k, v in tensors.items() if k != name}
+    )
     file = write(path, "schedule", METADATA, tensors)
     with pytest.raises(PolicyError) as error:
         plans_of(file)
@@ -164,7 +209,9 @@ def test_a_policy_for_a_model_of_another_size_is_refused(path, schedule):
     check_model(schedule, 16, 3072)  # it does not say
     sized = write(path, "schedule", {**METADATA, "hidden": 128}, plan_tensors([plan(4), plan(2)]))
     check_model(sized, 16, 128)
-    with pytest.raises(PolicyError, match="hidden = 128, trained on demo flux; this model has 3072"):
+    with pytest.raises(
+        PolicyError, match="hidden = 128, trained on demo flux; this model has 3072"
+    ):
         check_model(sized, 16, 3072)
 
 
@@ -200,21 +247,34 @@ def test_of_few_evaluations_on_other_steps_the_last_comes_earlier(path, speedup,
 
 
 def test_a_plan_is_moved_to_the_noise_levels_that_it_computes():
-    """Not to the same shares of the steps, of which another scheduler puts more where the plan hardly looks."""
+    """Not to the same shares of the steps, of which another scheduler puts more where the plan
+    hardly looks."""
     marks = (0, 1, 5, 8, 10, 12)
     sparse = Plan(tuple(i in marks for i in range(16)), tuple(1 - i / 16 for i in range(17)))
     bowed = tuple((1 - i / 24) ** 2 for i in range(25))
     found = [bowed[i] for i, on in enumerate(sparse.on(6, bowed)) if on]
     assert found == pytest.approx([sparse.schedule[i] for i in marks], abs=0.05)
-    half = tuple(0.5 - i / 32 for i in range(17))  # an image to begin with: the second half of the plan's levels
+    half = tuple(
+        0.5 - i / 32 for i in range(17)
+    )  # an image to begin with: the second half of the plan's levels
     lower = [half[i] for i, on in enumerate(sparse.on(4, half)) if on]
-    assert lower[0] == 0.5 and lower[-1] == pytest.approx(sparse.schedule[12], abs=0.04) and len(lower) == 4
+    assert (
+        lower[0] == 0.5
+        and lower[-1] == pytest.approx(sparse.schedule[12], abs=0.04)
+        and len(lower) == 4
+    )
     above = tuple(0.04 - i / 400 for i in range(17))  # below all that it computes: spaced evenly
     assert sparse.on(4, above) == even(4, 16, few=True)
 
 
-@given(st.integers(0, 10**6), st.booleans(), st.integers(4, 40), st.floats(0.3, 3.0), st.floats(0.2, 1.0),
-       st.floats(1.0, 6.0))  # fmt: skip
+@given(
+    st.integers(0, 10**6),
+    st.booleans(),
+    st.integers(4, 40),
+    st.floats(0.3, 3.0),
+    st.floats(0.2, 1.0),
+    st.floats(1.0, 6.0),
+)
 def test_a_moved_plan_keeps_its_budget_and_its_distances(seed, apart, steps, bend, start, speedup):
     picked = sorted(random.Random(seed).sample(range(18 if apart else 26), 9))
     marks = {0, *(2 + mark + (k if apart else 0) for k, mark in enumerate(picked))}

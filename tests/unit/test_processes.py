@@ -34,18 +34,38 @@ with several(timedelta(seconds=5)):
 
 def test_one_process_does_everything():
     assert (rank(), size()) == (0, 1)
-    assert list(share(range(3))) == [0, 1, 2] and together([1, 2]) == [1, 2] and from_first(lambda: 3) == 3
+    assert (
+        list(share(range(3))) == [0, 1, 2]
+        and together([1, 2]) == [1, 2]
+        and from_first(lambda: 3) == 3
+    )
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how, said", [("ends", "because another one has ended"),
-                                       ("hangs", "because another one did not answer in time")])  # fmt: skip
+@pytest.mark.parametrize(
+    "how, said",
+    [
+        ("ends", "because another one has ended"),
+        ("hangs", "because another one did not answer in time"),
+    ],
+)
 def test_two_share_work_and_one_that_loses_the_other_stops(how, said):
-    environment = child_environment(1) | dict(WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()),
-                                              PYTHONPATH=str(REPOSITORY))  # fmt: skip
-    both = [subprocess.Popen([sys.executable, "-c", PROGRAM, how, str(n)], stdout=subprocess.PIPE, text=True,
-                             stderr=subprocess.PIPE, env={**environment, "RANK": str(n), "LOCAL_RANK": str(n)})
-            for n in (0, 1)]  # fmt: skip
+    environment = child_environment(1) | dict(
+        WORLD_SIZE="2",
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(free_port()),
+        PYTHONPATH=str(REPOSITORY),
+    )
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, how, str(n)],
+            stdout=subprocess.PIPE,
+            text=True,
+            stderr=subprocess.PIPE,
+            env={**environment, "RANK": str(n), "LOCAL_RANK": str(n)},
+        )
+        for n in (0, 1)
+    ]
     try:
         out, error = both[0].communicate(timeout=60)
     finally:

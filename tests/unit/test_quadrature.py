@@ -18,7 +18,8 @@ SCHEDULE = tuple(1 - i / STEPS for i in range(STEPS)) + (0.0,)
 
 
 def final_error(plan, derivatives, parts=1):
-    """Error of the last latent where every derivative is the true run's, relative to how far the run goes."""
+    """Error of the last latent where every derivative is the true run's, relative to how far the
+    run goes."""
     error, way = torch.zeros(64), torch.zeros(64)
     by_hand = weights_by_hand(plan) if plan.gram is not None else [None] * STEPS
     for i in range(STEPS):
@@ -43,7 +44,9 @@ def test_with_refined_steps_the_errors_of_computed_steps_are_made_good_too():
     gram = Gram.of(products_of(derivatives), STEPS)
     plan = Plan(even(5, STEPS)[:-1] + (False,), SCHEDULE, gram)
     dense = Plan((True,) * STEPS, SCHEDULE)
-    assert gram.within and final_error(plan, derivatives, 8) < 1e-3 < 0.01 < final_error(dense, derivatives, 8)
+    assert gram.within and final_error(plan, derivatives, 8) < 1e-3 < 0.01 < final_error(
+        dense, derivatives, 8
+    )
 
 
 def test_refined_levels_keep_the_schedule():
@@ -56,8 +59,17 @@ def test_refined_levels_keep_the_schedule():
 def test_a_plan_is_filled_up_in_its_longest_gaps(has, count):
     marks = even(has, STEPS)
     found = filled_up(marks, count)
-    assert sum(found) == max(has, count) and all(new for new, old in zip(found, marks, strict=True) if old)
-    assert filled_up((True, False, False, False, True, False), 3) == (True, False, True, False, True, False)
+    assert sum(found) == max(has, count) and all(
+        new for new, old in zip(found, marks, strict=True) if old
+    )
+    assert filled_up((True, False, False, False, True, False), 3) == (
+        True,
+        False,
+        True,
+        False,
+        True,
+        False,
+    )
 
 
 @given(st.integers(0, 10**6), st.integers(2, STEPS))
@@ -73,8 +85,16 @@ def test_the_search_climbs_to_the_plan_that_scores_best():
     wanted = {0, 1, 5, 9}
 
     def score(plan):
-        return [-sum(abs(a - b) for a, b in zip(sorted(i for i, on in enumerate(plan.computed) if on), sorted(wanted),
-                                                strict=True))]  # fmt: skip
+        return [
+            -sum(
+                abs(a - b)
+                for a, b in zip(
+                    sorted(i for i, on in enumerate(plan.computed) if on),
+                    sorted(wanted),
+                    strict=True,
+                )
+            )
+        ]
 
     found, scores = search(score, SCHEDULE, gram, 3.0, most=200)
     assert {i for i, on in enumerate(found.computed) if on} == wanted and scores == [0]

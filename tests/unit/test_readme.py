@@ -33,6 +33,14 @@ def test_links_lead_somewhere(repository, page):
             lost += [link] if link not in anchors else []
         elif not path.startswith("http"):
             target = repository / page.rpartition("/")[0] / path
-            titles = re.findall(r"^#+ (.+)$", target.read_text(encoding="utf-8"), re.MULTILINE) if part else []
-            lost += [link] if not target.exists() or (part and f"#{part}" not in map(anchor, titles)) else []
+            titles = (
+                re.findall(r"^#+ (.+)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+                if part
+                else []
+            )
+            lost += (
+                [link]
+                if not target.exists() or (part and f"#{part}" not in map(anchor, titles))
+                else []
+            )
     assert lost == []

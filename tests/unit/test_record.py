@@ -17,19 +17,33 @@ def evaluation(index, *levels, reasons=()):
     cost = tuple(10.0 if level == "run" else 1.0 if level == "reuse" else 0.0 for level in levels)
     n, share = len(levels), tuple(float(level == "run") for level in levels)
     dense, error, measured = (10.0,) * n, (None,) * n, (0.1,) * n
-    return EvaluationRecord(index, 1.0 - index / 10, 0, levels, share, cost, dense, error, measured, reasons)
+    return EvaluationRecord(
+        index, 1.0 - index / 10, 0, levels, share, cost, dense, error, measured, reasons
+    )
 
 
 def record(*evaluations, fingerprint="a", images=1):
     return RunRecord(
-        "euler", "flux", (images, 16, 8, 8), (1.0, 0.5, 0.0), ({"technique": "cache_reuse"},), evaluations,
-        seconds=1.5, bytes=2**20, fingerprint=fingerprint,
+        "euler",
+        "flux",
+        (images, 16, 8, 8),
+        (1.0, 0.5, 0.0),
+        ({"technique": "cache_reuse"},),
+        evaluations,
+        seconds=1.5,
+        bytes=2**20,
+        fingerprint=fingerprint,
     )
 
 
 def test_totals_count_every_image_of_every_evaluation():
     totals = record(evaluation(0, "run", "run"), evaluation(1, "hold", "reuse"), images=2).totals
-    assert (totals["evaluations"], totals["computed"], totals["reused"], totals["held"]) == (4, 2, 1, 1)
+    assert (totals["evaluations"], totals["computed"], totals["reused"], totals["held"]) == (
+        4,
+        2,
+        1,
+        1,
+    )
     assert totals["speedup_allowed"] == pytest.approx(40 / 21)
 
 
@@ -82,12 +96,21 @@ def test_what_has_another_batch_cannot_be_sliced():
 
 
 def test_images_sampled_one_after_another_stand_side_by_side():
-    """Three evaluations of one image and two of the other, in place of six: at levels of the other an image is held."""
-    first = record(evaluation(0, "run"), evaluation(2, "reuse"), evaluation(5, "run", reasons=("a reason",)))
-    both = side_by_side([first, record(evaluation(0, "run"), evaluation(3, "run"), fingerprint="b")], 6)
+    """Three evaluations of one image and two of the other, in place of six: at levels of the other
+    an image is held."""
+    first = record(
+        evaluation(0, "run"), evaluation(2, "reuse"), evaluation(5, "run", reasons=("a reason",))
+    )
+    both = side_by_side(
+        [first, record(evaluation(0, "run"), evaluation(3, "run"), fingerprint="b")], 6
+    )
     assert both.shape == (2, 16, 8, 8) and both.seconds == 3.0 and both.fingerprint == "b"
     assert [(e.sigma, e.levels) for e in both.evaluations] == [
-        (1.0, ("run", "run")), (0.8, ("reuse", "hold")), (0.7, ("hold", "run")), (0.5, ("run", "hold"))]  # fmt: skip
+        (1.0, ("run", "run")),
+        (0.8, ("reuse", "hold")),
+        (0.7, ("hold", "run")),
+        (0.5, ("run", "hold")),
+    ]
     assert both.totals["computed"] == 4 and both.totals["flops"] == 41.0
     assert (both.totals["evaluations"], both.totals["reused"], both.totals["held"]) == (12, 1, 7)
     assert both.totals["dense_flops"] == pytest.approx(2 * 6 * 10.0)
@@ -103,7 +126,9 @@ def test_a_latent_without_a_fingerprint_is_that_of_no_run_in_particular():
 
 
 def test_fingerprints_are_of_parts_as_the_host_packs_them_and_of_what_it_hands_on_in_half_precision():
-    nested = SimpleNamespace(is_nested=True, tensors=[torch.arange(8.0).reshape(2, 1, 4), torch.ones(2, 3)])
+    nested = SimpleNamespace(
+        is_nested=True, tensors=[torch.arange(8.0).reshape(2, 1, 4), torch.ones(2, 3)]
+    )
     packed = torch.cat([part.flatten(1)[:, None] for part in nested.tensors], 2)
     assert fingerprint(nested) == fingerprint(packed) == fingerprint(packed.half()) != ""
     assert fingerprint(packed + 1) != fingerprint(packed) and fingerprint("latent") == ""

@@ -11,7 +11,16 @@ from rapid_core.actions import DENSE, ImageState, Level, Observation, TokenState
 from rapid_core.engine.forecast import Track
 from rapid_core.engine.regions import Regions
 from rapid_core.engine.tokens import TokenGrid
-from rapid_core.policies.region import DUE_AGE, KEPT_AGE, WAIT, RegionPolicy, metric, oldest, paper, rounded
+from rapid_core.policies.region import (
+    DUE_AGE,
+    KEPT_AGE,
+    WAIT,
+    RegionPolicy,
+    metric,
+    oldest,
+    paper,
+    rounded,
+)
 
 ROWS, COLUMNS = 8, 8
 NUMBER = ROWS * COLUMNS
@@ -21,12 +30,16 @@ def tokens(derivative=None, age=None, **more):
     if derivative is None:
         derivative = torch.randn(4, 16, 16, generator=torch.Generator().manual_seed(0))
     age = torch.zeros(NUMBER) if age is None else age
-    return TokenState((1, ROWS, COLUMNS), age, derivative, torch.ones(NUMBER), more.pop("free", NUMBER), **more)
+    return TokenState(
+        (1, ROWS, COLUMNS), age, derivative, torch.ones(NUMBER), more.pop("free", NUMBER), **more
+    )
 
 
 def chosen(policy, state, step=10, steps=20, since_dense=1, measured=None):
     image = ImageState(5, 0, math.inf, measured, since_dense, state)
-    (action,) = policy.start(Window(1, 0)).act(Observation(step, 1 - step / steps, (image,), step, steps))
+    (action,) = policy.start(Window(1, 0)).act(
+        Observation(step, 1 - step / steps, (image,), step, steps)
+    )
     return None if action.tokens is None else action.tokens.tolist()
 
 
@@ -40,8 +53,12 @@ def spread_by_token(values):
 def test_low_direction_takes_the_tokens_with_the_smallest_spread():
     values = [1.0 + i for i in range(NUMBER)]
     state = tokens(spread_by_token(values))
-    assert chosen(RegionPolicy(0.25, metric="std", direction="low", starvation=0), state) == list(range(16))
-    assert chosen(RegionPolicy(0.25, metric="std", starvation=0, direction="high"), state) == list(range(48, 64))
+    assert chosen(RegionPolicy(0.25, metric="std", direction="low", starvation=0), state) == list(
+        range(16)
+    )
+    assert chosen(RegionPolicy(0.25, metric="std", starvation=0, direction="high"), state) == list(
+        range(48, 64)
+    )
 
 
 def test_a_neglected_token_rises_whatever_the_direction():
@@ -54,12 +71,29 @@ def test_a_neglected_token_rises_whatever_the_direction():
 
 
 @settings(max_examples=40)
-@given(st.floats(0.1, 0.9), st.sampled_from(["std", "l2", "change", "rounds"]), st.sampled_from(["low", "high"]),
-       st.floats(0, 0.5), st.one_of(st.just(0.0), st.floats(-1, 1)), st.integers(1, NUMBER), st.booleans(),
-       st.integers(0, 1000))  # fmt: skip
-def test_no_token_waits_longer_than_the_bound(ratio, name, direction, starvation, slope, free, painted, seed):
-    policy = RegionPolicy(ratio, warm_up=0.0, tail=0.0, refresh_interval=0, metric=name, direction=direction,
-                          starvation=starvation, slope=slope)  # fmt: skip
+@given(
+    st.floats(0.1, 0.9),
+    st.sampled_from(["std", "l2", "change", "rounds"]),
+    st.sampled_from(["low", "high"]),
+    st.floats(0, 0.5),
+    st.one_of(st.just(0.0), st.floats(-1, 1)),
+    st.integers(1, NUMBER),
+    st.booleans(),
+    st.integers(0, 1000),
+)
+def test_no_token_waits_longer_than_the_bound(
+    ratio, name, direction, starvation, slope, free, painted, seed
+):
+    policy = RegionPolicy(
+        ratio,
+        warm_up=0.0,
+        tail=0.0,
+        refresh_interval=0,
+        metric=name,
+        direction=direction,
+        starvation=starvation,
+        slope=slope,
+    )
     actor, grid = policy.start(Window(1, 0)), TokenGrid((4, 16, 16))
     generator = torch.Generator().manual_seed(seed)
     wanted = torch.randperm(NUMBER, generator=generator) < free
@@ -77,7 +111,10 @@ def test_no_token_waits_longer_than_the_bound(ratio, name, direction, starvation
         new = torch.randn(4, 16, 16, generator=generator) * scale
         regions.remember(0, action, new, latest)
         if action.tokens is not None:
-            latest, fewest = torch.where(grid.mask(action.tokens), new, latest), min(fewest, len(action.tokens))
+            latest, fewest = (
+                torch.where(grid.mask(action.tokens), new, latest),
+                min(fewest, len(action.tokens)),
+            )
         longest = max(longest, regions.age[0][wanted].max().item())
     least = ratio if not slope else max(ratio * (1 - abs(slope)), 4 / free)
     assert longest <= oldest(min(1.0, least)) + math.ceil(free / fewest)
@@ -86,13 +123,20 @@ def test_no_token_waits_longer_than_the_bound(ratio, name, direction, starvation
 def test_the_bound_follows_the_smallest_share_of_a_slope():
     state = tokens(age=torch.full((NUMBER,), 4.0))
     assert RegionPolicy(0.5).least(state) == 0.5
-    assert RegionPolicy(0.5, slope=0.5).least(state) == RegionPolicy(0.5, slope=-0.5).least(state) == 0.25
+    assert (
+        RegionPolicy(0.5, slope=0.5).least(state)
+        == RegionPolicy(0.5, slope=-0.5).least(state)
+        == 0.25
+    )
     assert RegionPolicy(0.5, slope=1.0).least(state) == 4 / NUMBER
 
 
 def clocked(threshold, ratio, seed, wanted=None):
-    """60 evaluations by clocks: (action, state before, regions after) of each. wanted (N,): see TokenState."""
-    policy = RegionPolicy(ratio, warm_up=0.0, tail=0.0, refresh_interval=0, error_threshold=threshold)
+    """60 evaluations by clocks: (action, state before, regions after) of each. wanted (N,): see
+    TokenState."""
+    policy = RegionPolicy(
+        ratio, warm_up=0.0, tail=0.0, refresh_interval=0, error_threshold=threshold
+    )
     actor, grid, track = policy.start(Window(1, 0)), TokenGrid((4, 16, 16)), Track(3)
     regions = Regions(grid, 1, None if wanted is None else wanted[None], None, *policy.due)
     generator = torch.Generator().manual_seed(seed)
@@ -108,7 +152,11 @@ def clocked(threshold, ratio, seed, wanted=None):
             held += 1
             regions.pass_over(0)
         else:
-            held, new, points = 0, 1 + scale * torch.randn(4, 16, 16, generator=generator), track.points(0)
+            held, new, points = (
+                0,
+                1 + scale * torch.randn(4, 16, 16, generator=generator),
+                track.points(0),
+            )
             regions.remember(0, action, new, points[-1].value if points else None)
             track.add(0, sigma, new, None if action.tokens is None else grid.mask(action.tokens))
         yield action, state, regions
@@ -117,12 +165,15 @@ def clocked(threshold, ratio, seed, wanted=None):
 @settings(max_examples=25)
 @given(st.floats(0.001, 3.0), st.floats(0.1, 0.9), st.integers(0, 1000))
 def test_tokens_with_clocks_of_their_own_are_never_late(threshold, ratio, seed):
-    """By error_threshold every due token is computed at once; fewer than a block wait two evaluations at most."""
+    """By error_threshold every due token is computed at once; fewer than a block wait two
+    evaluations at most."""
     for action, state, regions in clocked(threshold, ratio, seed):
         assert regions.age[0].max() <= DUE_AGE + WAIT
         if action.tokens is not None:
             left = torch.ones(NUMBER, dtype=torch.bool).index_fill(0, action.tokens, False)
-            assert (state.drift[left] < threshold).all() and len(action.tokens) <= ratio * NUMBER + 4
+            assert (state.drift[left] < threshold).all() and len(
+                action.tokens
+            ) <= ratio * NUMBER + 4
 
 
 @settings(max_examples=25)
@@ -135,7 +186,8 @@ def test_tokens_that_a_mask_keeps_are_not_forgotten_by_clocks(threshold, ratio, 
 
 
 def test_a_second_look_at_a_level_is_due_by_what_moved():
-    """heun computes a level twice; there both forecasts agree, and only the latent says what changed."""
+    """heun computes a level twice; there both forecasts agree, and only the latent says what
+    changed."""
     grid, track = TokenGrid((4, 16, 16)), Track(3)
     regions = Regions(grid, 1, None, None, 0.1, DUE_AGE)
     for sigma in (0.9, 0.8, 0.7):
@@ -143,15 +195,30 @@ def test_a_second_look_at_a_level_is_due_by_what_moved():
         track.add(0, sigma, torch.ones(4, 16, 16))
     moved = torch.zeros(4, 16, 16)
     moved[:, :2, :2] = 0.5
-    look = lambda moved: regions.expect(0, track.points(0), torch.tensor(0.7), 1, 4.0, torch.tensor(1.0), moved)  # noqa: E731
+
+    def look(moved):
+        return regions.expect(
+            0, track.points(0), torch.tensor(0.7), 1, 4.0, torch.tensor(1.0), moved
+        )
+
     assert (look(None), look(moved)) == (0, 1)
 
 
 def test_few_due_tokens_wait_and_many_are_all():
     drift = torch.arange(NUMBER) / NUMBER
     policy = RegionPolicy(0.5, warm_up=0.0, tail=0.0, refresh_interval=0, error_threshold=0.1)
-    act = lambda due, since: policy.start(Window(1, 0)).act(Observation(10, 0.5, (  # noqa: E731
-        ImageState(5, since, math.inf, None, 1, tokens(drift=drift, due=due)),), 10, 20))[0]  # fmt: skip
+
+    def act(due, since):
+        return policy.start(Window(1, 0)).act(
+            Observation(
+                10,
+                0.5,
+                (ImageState(5, since, math.inf, None, 1, tokens(drift=drift, due=due)),),
+                10,
+                20,
+            )
+        )[0]
+
     assert act(0, 0).level is act(3, 1).level is Level.HOLD
     assert act(3, 2).tokens.tolist() == [60, 61, 62, 63]
     assert act(5, 0).tokens.tolist() == list(range(56, 64))
@@ -218,7 +285,14 @@ def test_counts_are_whole_blocks_and_at_least_one():
 def test_kept_tokens_are_never_chosen_and_the_users_mask_comes_first():
     wanted = torch.arange(NUMBER) < 40
     assert max(chosen(RegionPolicy(0.5), tokens(wanted=wanted, free=40))) < 40
-    frames = TokenState((4, 4, 4), torch.zeros(NUMBER), torch.randn(4, 4, 8, 8), torch.ones(NUMBER), 40, wanted=wanted)
+    frames = TokenState(
+        (4, 4, 4),
+        torch.zeros(NUMBER),
+        torch.randn(4, 4, 8, 8),
+        torch.ones(NUMBER),
+        40,
+        wanted=wanted,
+    )
     assert max(chosen(RegionPolicy(0.5), frames)) < 40  # the last frames are kept as they are
     focus = (torch.arange(NUMBER) >= 50).float()
     assert set(range(50, 64)) <= set(chosen(RegionPolicy(0.25), tokens(focus=focus)))
@@ -228,8 +302,14 @@ def test_frames_share_what_a_mask_leaves_to_choose():
     def of_frames(wanted, ratio):
         derivative = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(1))
         derivative[:, 3] *= 100  # the last frame always matters most
-        state = TokenState((4, 4, 4), torch.zeros(NUMBER), derivative, torch.ones(NUMBER),
-                           NUMBER if wanted is None else int(wanted.sum()), wanted=wanted)  # fmt: skip
+        state = TokenState(
+            (4, 4, 4),
+            torch.zeros(NUMBER),
+            derivative,
+            torch.ones(NUMBER),
+            NUMBER if wanted is None else int(wanted.sum()),
+            wanted=wanted,
+        )
         ran = chosen(RegionPolicy(ratio, metric="std"), state)
         assert len(set(ran)) == len(ran) and (wanted is None or wanted[ran].all())
         return [sum(t // 16 == frame for t in ran) for frame in range(4)]
@@ -249,7 +329,9 @@ def test_masks_are_of_the_images_of_a_batch_or_of_the_frames_of_a_video():
     grid, noise = TokenGrid((4, 4, 8, 8)), torch.zeros(2, 4, 4, 8, 8)
     for focus in Regions.of_run(grid, noise, None, masks).focus:
         assert focus.view(4, 16).mean(1).tolist() == [0, 0, 1, 1]
-    long = torch.linspace(0, 1, 9)[:, None, None].expand(9, 5, 7)  # other numbers of frames are scaled to the latent's
+    long = torch.linspace(0, 1, 9)[:, None, None].expand(
+        9, 5, 7
+    )  # other numbers of frames are scaled to the latent's
     means = Regions.of_run(grid, noise, None, long).focus[0].view(4, 16).mean(1)
     assert (means.diff() > 0.1).all()
     assert Regions.of_run(grid, noise, None, masks[1:]).focus.min() == 1
@@ -267,7 +349,10 @@ def test_where_less_than_a_block_may_change_nothing_else_is_computed():
         assert action.tokens.tolist() == [0, 1, 2]
         nothing = tokens(wanted=torch.zeros(NUMBER, dtype=torch.bool), free=0, drift=drift, due=0)
         image = ImageState(5, WAIT, math.inf, None, 1, nothing)
-        assert policy.start(Window(1, 0)).act(Observation(10, 0.5, (image,), 10, 20))[0].level is Level.HOLD
+        assert (
+            policy.start(Window(1, 0)).act(Observation(10, 0.5, (image,), 10, 20))[0].level
+            is Level.HOLD
+        )
 
 
 def test_where_a_mask_leaves_few_tokens_and_many_are_due_only_these_are_computed():
@@ -286,16 +371,22 @@ def test_the_metrics_of_odd_sizes_are_of_their_own_pixels(shape):
     derivative = torch.zeros(shape)
     derivative[..., 3, 3] = torch.tensor([1.0, -1.0, 2.0, 0.0]).view(-1, *[1] * (len(shape) - 3))
     frames = shape[1] if len(shape) == 4 else 1
-    state = TokenState((frames, 8, 8), torch.zeros(64 * frames), derivative, torch.ones(64 * frames), 64 * frames)
+    state = TokenState(
+        (frames, 8, 8), torch.zeros(64 * frames), derivative, torch.ones(64 * frames), 64 * frames
+    )
     for name in ("std", "l2"):
-        assert metric(name, state).nonzero().flatten().tolist() == [64 * frame + 9 for frame in range(frames)]
+        assert metric(name, state).nonzero().flatten().tolist() == [
+            64 * frame + 9 for frame in range(frames)
+        ]
 
 
 def test_the_metrics_are_means_over_a_tokens_pixels():
     state = tokens()
     by_hand = state.derivative.reshape(4, 8, 2, 8, 2)
     assert torch.allclose(metric("std", state).view(8, 8), by_hand.std(0).mean((1, 3)), atol=1e-6)
-    assert torch.allclose(metric("l2", state).view(8, 8), by_hand.norm(dim=0).mean((1, 3)), atol=1e-6)
+    assert torch.allclose(
+        metric("l2", state).view(8, 8), by_hand.norm(dim=0).mean((1, 3)), atol=1e-6
+    )
 
 
 @given(st.integers(1, 3), st.integers(2, 9), st.integers(2, 9), st.sampled_from([1, 2]))
@@ -308,4 +399,6 @@ def test_tokens_and_pixels_are_the_same_places(frames, height, width, patch):
 def test_a_mask_covers_the_pixels_of_its_tokens():
     mask = TokenGrid((16, 5, 4)).mask(torch.tensor([0, 5]))
     assert mask.shape == (1, 5, 4)
-    assert mask[0].tolist() == [[True, True, False, False]] * 2 + [[False] * 4] * 2 + [[False, False, True, True]]
+    assert mask[0].tolist() == [[True, True, False, False]] * 2 + [[False] * 4] * 2 + [
+        [False, False, True, True]
+    ]

@@ -1,4 +1,5 @@
-"""Rewards: the paper's discount and its trap, each reward's range, mixtures, and what is said of missing packages."""
+"""Rewards: the paper's discount and its trap, each reward's range, mixtures, and what is said of
+missing packages."""
 
 import importlib
 import json
@@ -24,7 +25,9 @@ SCENE = "flat red background, big blue plain circle top left, small white plain 
 
 @given(st.integers(1, 40), st.floats(0.5, 0.99))
 def test_the_discount_is_the_mean_of_its_powers(steps, rate):
-    assert discount(steps, rate) == pytest.approx(sum(rate ** (steps - k) for k in range(1, steps + 1)) / steps)
+    assert discount(steps, rate) == pytest.approx(
+        sum(rate ** (steps - k) for k in range(1, steps + 1)) / steps
+    )
 
 
 @given(st.floats(0.01, 1.0), st.floats(1.0, 28.0), st.floats(1.0, 28.0))
@@ -63,7 +66,8 @@ def picture(size=64):
 
 @pytest.fixture
 def squeeze(monkeypatch, tmp_path):
-    """Random weights where torchvision keeps those of SqueezeNet, the smallest of LPIPS's networks."""
+    """Random weights where torchvision keeps those of SqueezeNet, the smallest of LPIPS's
+    networks."""
     from torchvision.models import SqueezeNet1_1_Weights, squeezenet1_1
 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
@@ -73,15 +77,20 @@ def squeeze(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("make", [Decibels, Fidelity, Similarity, lambda: Perceptual("squeeze")])
-def test_likeness_is_one_for_the_dense_picture_and_falls_with_noise_but_not_below_nothing(make, tmp_path, squeeze):
+def test_likeness_is_one_for_the_dense_picture_and_falls_with_noise_but_not_below_nothing(
+    make, tmp_path, squeeze
+):
     latents = worse(picture(), [0.0, 0.01, 0.1, 10.0])
     found = make()(drawn(tmp_path, latents, picture()))
     assert found == sorted(found, reverse=True) and found[0] > 0.99 and 0 <= found[-1] < found[1]
     assert len(set(found)) == 4
 
 
-def test_what_a_preference_model_gives_is_mapped_to_0_to_1_and_keeps_its_order(tmp_path, monkeypatch):
-    """ImageReward's figures are often negative. Of the package only its way to be called is known here."""
+def test_what_a_preference_model_gives_is_mapped_to_0_to_1_and_keeps_its_order(
+    tmp_path, monkeypatch
+):
+    """ImageReward's figures are often negative. Of the package only its way to be called is known
+    here."""
     package = ModuleType("ImageReward")
     package.__spec__ = ModuleSpec("ImageReward", None)
     asked = []
@@ -106,17 +115,35 @@ def test_clip_scores_lie_in_0_to_1_and_follow_picture_and_prompt(tmp_path):
     words = ["<|startoftext|>", "<|endoftext|>", *"abcdefghij", *(c + "</w>" for c in "abcdefghij")]
     (tmp_path / "vocab.json").write_text(json.dumps({w: i for i, w in enumerate(words)}))
     (tmp_path / "merges.txt").write_text("#version: 0.2\n")
-    transformers.CLIPTokenizer(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt")).save_pretrained(tmp_path)
-    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    transformers.CLIPTokenizer(
+        str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt")
+    ).save_pretrained(tmp_path)
+    small = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     config = transformers.CLIPConfig(
-        text_config={**small, "vocab_size": len(words), "max_position_embeddings": 8, "bos_token_id": 0,
-                     "eos_token_id": 1, "pad_token_id": 1},
-        vision_config={**small, "image_size": 16, "patch_size": 8}, projection_dim=12)  # fmt: skip
+        text_config={
+            **small,
+            "vocab_size": len(words),
+            "max_position_embeddings": 8,
+            "bos_token_id": 0,
+            "eos_token_id": 1,
+            "pad_token_id": 1,
+        },
+        vision_config={**small, "image_size": 16, "patch_size": 8},
+        projection_dim=12,
+    )
     transformers.CLIPModel(config).save_pretrained(tmp_path)
     clip = Clip("a test", str(tmp_path))
     pictures = torch.rand(3, 3, 20, 31)
     assert clip.pictures(pictures).shape == (3, 12)
-    assert torch.allclose(clip.pictures(pictures).norm(dim=1), torch.ones(3)) and not clip.model.training
+    assert (
+        torch.allclose(clip.pictures(pictures).norm(dim=1), torch.ones(3))
+        and not clip.model.training
+    )
     assert clip.text("a b c d e f g h i j a b c").shape == (1, 12)
     cosines = []
     for prompt in ("a b", "h j", "a b", "h j"):
@@ -126,7 +153,11 @@ def test_clip_scores_lie_in_0_to_1_and_follow_picture_and_prompt(tmp_path):
         cosine = clip.pictures(pictures.half().float()) @ clip.text(prompt)[0]
         assert found == pytest.approx((2.5 * cosine).clamp(0, 1).tolist(), abs=1e-5)
         cosines += cosine.tolist()
-    assert min(cosines) < 0 < max(cosines) and len({round(c, 6) for c in cosines}) == 12 and max(found) > 0
+    assert (
+        min(cosines) < 0 < max(cosines)
+        and len({round(c, 6) for c in cosines}) == 12
+        and max(found) > 0
+    )
 
 
 def test_the_judge_prefers_pictures_of_the_prompt(tmp_path):
@@ -141,22 +172,43 @@ def test_the_judge_prefers_pictures_of_the_prompt(tmp_path):
 
 
 def test_prompts_that_the_judge_cannot_read_are_refused_at_once():
-    with pytest.raises(ValueError, match="reward judge: 'a cat' is not a prompt of the demo's scenes"):
+    with pytest.raises(
+        ValueError, match="reward judge: 'a cat' is not a prompt of the demo's scenes"
+    ):
         Mixture(parsed("judge"), [SCENE, "a cat"])
 
 
-@pytest.mark.parametrize("reward, missing, said", [
-    ("ssim", "torchmetrics", "reward ssim needs the package torchmetrics, .*pip install torchmetrics"),
-    ("lpips", "torchmetrics", "pip install torchmetrics"),
-    ("lpips", "torchvision", "pip install torchvision"),
-    ("imagereward", "ImageReward", "reward imagereward needs the package image-reward, .*pip install image-reward"),
-    ("clip", "transformers", "reward clip needs the package transformers, .*pip install transformers"),
-])  # fmt: skip
-def test_a_missing_package_is_named_with_the_command_that_installs_it(reward, missing, said, monkeypatch):
+@pytest.mark.parametrize(
+    "reward, missing, said",
+    [
+        (
+            "ssim",
+            "torchmetrics",
+            "reward ssim needs the package torchmetrics, .*pip install torchmetrics",
+        ),
+        ("lpips", "torchmetrics", "pip install torchmetrics"),
+        ("lpips", "torchvision", "pip install torchvision"),
+        (
+            "imagereward",
+            "ImageReward",
+            "reward imagereward needs the package image-reward, .*pip install image-reward",
+        ),
+        (
+            "clip",
+            "transformers",
+            "reward clip needs the package transformers, .*pip install transformers",
+        ),
+    ],
+)
+def test_a_missing_package_is_named_with_the_command_that_installs_it(
+    reward, missing, said, monkeypatch
+):
     for name in [n for n in sys.modules if n.split(".")[0] == missing]:
         monkeypatch.delitem(sys.modules, name)
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == missing else find(name))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == missing else find(name)
+    )
     with pytest.raises(ValueError, match=said):
         REWARDS[reward]()
 
@@ -176,7 +228,10 @@ def test_a_package_that_is_there_but_broken_says_why(monkeypatch):
         raise ImportError("cannot import name apply_chunking_to_forward")
 
     monkeypatch.setattr(importlib, "import_module", broken)
-    with pytest.raises(ValueError, match="image-reward is installed, but cannot be imported: cannot import name apply"):
+    with pytest.raises(
+        ValueError,
+        match="image-reward is installed, but cannot be imported: cannot import name apply",
+    ):
         REWARDS["imagereward"]()
 
 
@@ -184,7 +239,9 @@ def test_a_package_that_is_there_but_broken_says_why(monkeypatch):
 def test_weights_of_a_mixture_are_shares_of_their_sum(weights):
     found = parsed([f"{name}:{weight}" for name, weight in weights.items()])
     assert sum(found.values()) == pytest.approx(1.0)
-    assert found == pytest.approx({name: weight / sum(weights.values()) for name, weight in weights.items()})
+    assert found == pytest.approx(
+        {name: weight / sum(weights.values()) for name, weight in weights.items()}
+    )
 
 
 def test_a_name_alone_weighs_one():
@@ -192,13 +249,22 @@ def test_a_name_alone_weighs_one():
     assert parsed("psnr") == {"psnr": 1.0}
 
 
-@pytest.mark.parametrize("given, said", [
-    (["beauty"], "reward beauty: give each of psnr, decibels, ssim, lpips, imagereward, clip, judge at most once"),
-    (["psnr", "psnr:2"], "reward psnr:2: give each of"),
-    (["psnr:0"], "reward psnr:0: the weight must be a number above 0"),
-    (["psnr:much"], "the weight must be a number above 0, as in psnr:0.5"),
-    (["psnr:-1"], "above 0"), (["psnr:nan"], "above 0"), (["psnr:inf"], "above 0"), ([], "no reward given"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        (
+            ["beauty"],
+            "reward beauty: give each of psnr, decibels, ssim, lpips, imagereward, clip, judge at most once",
+        ),
+        (["psnr", "psnr:2"], "reward psnr:2: give each of"),
+        (["psnr:0"], "reward psnr:0: the weight must be a number above 0"),
+        (["psnr:much"], "the weight must be a number above 0, as in psnr:0.5"),
+        (["psnr:-1"], "above 0"),
+        (["psnr:nan"], "above 0"),
+        (["psnr:inf"], "above 0"),
+        ([], "no reward given"),
+    ],
+)
 def test_mixtures_that_make_no_sense_are_refused(given, said):
     with pytest.raises(ValueError, match=said):
         parsed(given)
@@ -208,9 +274,13 @@ def test_a_mixture_is_the_weighted_mean_and_says_what_it_is(tmp_path):
     mixture = Mixture(parsed(["psnr:3", "ssim"]), [SCENE])
     total, columns = mixture(drawn(tmp_path, worse(picture(), [0.01, 0.1]), picture()))
     assert columns.keys() == {"psnr", "ssim"} and columns["psnr"] != columns["ssim"]
-    assert total == pytest.approx([0.75 * p + 0.25 * s for p, s in zip(columns["psnr"], columns["ssim"], strict=True)])
-    assert mixture.about == ("0.75 sigmoid((PSNR of the latent to the reference's - 40 dB) / 6) + "
-                             "0.25 max(0, SSIM to the reference picture)")  # fmt: skip
+    assert total == pytest.approx(
+        [0.75 * p + 0.25 * s for p, s in zip(columns["psnr"], columns["ssim"], strict=True)]
+    )
+    assert mixture.about == (
+        "0.75 sigmoid((PSNR of the latent to the reference's - 40 dB) / 6) + "
+        "0.25 max(0, SSIM to the reference picture)"
+    )
 
 
 @pytest.mark.parametrize("wrong", [-0.1, 1.1, math.nan])

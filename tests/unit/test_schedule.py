@@ -32,14 +32,25 @@ def test_evaluations_are_spread_evenly():
     assert max(gaps[1:-1]) - min(gaps[1:-1]) <= 1
 
 
-@given(LEVELS, st.floats(0.0, 1.0), st.floats(0.0, 1.0), st.integers(0, 2), st.floats(-3, 3), st.floats(-3, 3))
+@given(
+    LEVELS,
+    st.floats(0.0, 1.0),
+    st.floats(0.0, 1.0),
+    st.integers(0, 2),
+    st.floats(-3, 3),
+    st.floats(-3, 3),
+)
 def test_weights_give_the_mean_of_every_polynomial_of_their_order(levels, start, stop, order, a, b):
     """Adams-Bashforth: exact by algebra; and with no end of the step the value at its start."""
     if abs(start - stop) < 1e-3:
         stop = start + 0.1
     used = levels[: order + 1]
     value = [lambda s: 1.0, lambda s: a + b * s, lambda s: a + b * s + s * s][order]
-    whole = [lambda s: s, lambda s: a * s + b * s * s / 2, lambda s: a * s + b * s * s / 2 + s**3 / 3][order]
+    whole = [
+        lambda s: s,
+        lambda s: a * s + b * s * s / 2,
+        lambda s: a * s + b * s * s / 2 + s**3 / 3,
+    ][order]
     scale = 1e-6 * (1 + sum(abs(w) for w in adams_bashforth(used, start, stop)))
     mean = sum(w * value(s) for w, s in zip(adams_bashforth(used, start, stop), used, strict=True))
     assert math.isclose(mean, (whole(stop) - whole(start)) / (stop - start), abs_tol=10 * scale)
@@ -75,10 +86,18 @@ def test_without_known_levels_what_is_held_is_held_by_the_polynomial():
     assert text(blind) == text(seen) and all(a.weights is None for a in blind)
 
 
-@pytest.mark.parametrize("known, share", [
-    ({}, USUAL), ({"moved": 0.1}, USUAL), ({"moved": 0.7}, 0.0), ({"moved": 0.7, "slope": 1.0}, KEPT + FOLLOWED),
-    ({"slope": 0.0}, KEPT), ({"slope": -5.0}, 0.0), ({"slope": 5.0}, 1.0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "known, share",
+    [
+        ({}, USUAL),
+        ({"moved": 0.1}, USUAL),
+        ({"moved": 0.7}, 0.0),
+        ({"moved": 0.7, "slope": 1.0}, KEPT + FOLLOWED),
+        ({"slope": 0.0}, KEPT),
+        ({"slope": -5.0}, 0.0),
+        ({"slope": 5.0}, 1.0),
+    ],
+)
 @pytest.mark.parametrize("euler", [True, False])
 def test_forecasts_move_on_by_as_much_of_the_slope_as_was_measured(known, share, euler):
     """Under Euler to the mean over the step, else to the value at its beginning."""

@@ -1,4 +1,5 @@
-"""Sparse attention: tiles, what is kept, and that every backend computes what the masked reference does."""
+"""Sparse attention: tiles, what is kept, and that every backend computes what the masked reference
+does."""
 
 import math
 
@@ -37,14 +38,42 @@ def test_tiles_are_compact(rows, columns):
         assert wide.max() == high.max() == 8
 
 
-def problem(heads, groups, depth, tiles, queries, text, density, pooled, bias, dtype=torch.float32, seed=0, size=16):
+def problem(
+    heads,
+    groups,
+    depth,
+    tiles,
+    queries,
+    text,
+    density,
+    pooled,
+    bias,
+    dtype=torch.float32,
+    seed=0,
+    size=16,
+):
     make = torch.Generator().manual_seed(seed)
-    draw = lambda *shape: torch.randn(*shape, generator=make).to(dtype)  # noqa: E731
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=make).to(dtype)
+
     k, v = (draw(2, groups, tiles * size + text, depth) for _ in range(2))
     own = (torch.arange(2 * queries) % tiles).view(-1, 2)
-    kept = keep(torch.rand(2, heads, queries, tiles, generator=make), tiles_kept(density, tiles), own)
+    kept = keep(
+        torch.rand(2, heads, queries, tiles, generator=make), tiles_kept(density, tiles), own
+    )
     added = draw(2, tiles * size + text) if bias else None
-    return Problem(draw(2, heads, queries * 2 * size, depth), k, v, kept, size, text, depth**-0.5, added, pooled)
+    return Problem(
+        draw(2, heads, queries * 2 * size, depth),
+        k,
+        v,
+        kept,
+        size,
+        text,
+        depth**-0.5,
+        added,
+        pooled,
+    )
 
 
 def usable(name):
@@ -54,17 +83,35 @@ def usable(name):
 
 
 @pytest.mark.parametrize("name", ["gather", "xformers", "spargeattn"])
-@given(st.sampled_from([(1, 1), (4, 4), (4, 2), (6, 2)]), st.sampled_from([64, 128]), st.integers(2, 9),
-       st.integers(1, 9), st.sampled_from([0, 1, 77, 512]), st.floats(0.05, 1.0), st.booleans(), st.booleans(),
-       st.sampled_from([torch.float32, torch.bfloat16]), st.integers(0, 5))  # fmt: skip
+@given(
+    st.sampled_from([(1, 1), (4, 4), (4, 2), (6, 2)]),
+    st.sampled_from([64, 128]),
+    st.integers(2, 9),
+    st.integers(1, 9),
+    st.sampled_from([0, 1, 77, 512]),
+    st.floats(0.05, 1.0),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from([torch.float32, torch.bfloat16]),
+    st.integers(0, 5),
+)
 @settings(max_examples=40)
 def test_a_backend_computes_what_the_masked_reference_does(
     name, heads, depth, tiles, queries, text, density, pooled, bias, dtype, seed
 ):
     usable(name)
-    p = problem(*heads, depth, tiles, queries, text, density, pooled and not bias, bias, dtype, seed)
-    double = Problem(*(t.double() for t in (p.q, p.k, p.v)), p.kept, p.size, p.always, p.scale,
-                     None if p.bias is None else p.bias.double(), p.pooled)  # fmt: skip
+    p = problem(
+        *heads, depth, tiles, queries, text, density, pooled and not bias, bias, dtype, seed
+    )
+    double = Problem(
+        *(t.double() for t in (p.q, p.k, p.v)),
+        p.kept,
+        p.size,
+        p.always,
+        p.scale,
+        None if p.bias is None else p.bias.double(),
+        p.pooled,
+    )
     wanted, found = reference(double), BACKENDS[name].attend(p).double()
     noise = 1e-5 if dtype is torch.float32 else 0.05
     assert (found - wanted).abs().max() <= noise * max(1.0, wanted.abs().max().item())
@@ -74,7 +121,8 @@ def test_a_backend_computes_what_the_masked_reference_does(
 @pytest.mark.parametrize("text", [0, 77])
 @pytest.mark.parametrize("groups", [4, 2])
 def test_flex_attention_computes_what_the_masked_reference_does(groups, text, bias, pooled):
-    """Uncompiled: what kernel and mask mean. That it compiles is for machines with a compiler, below."""
+    """Uncompiled: what kernel and mask mean. That it compiles is for machines with a compiler,
+    below."""
     from torch.nn.attention.flex_attention import flex_attention
 
     p = problem(4, groups, 64, 6, 4, text, 0.4, pooled, bias, size=128)
@@ -103,9 +151,13 @@ def test_a_query_tile_keeps_its_own_tiles_and_the_heaviest(density, tiles, seed)
 
 def test_estimated_mass_is_exact_where_all_tokens_of_a_run_are_alike():
     make = torch.Generator().manual_seed(0)
-    q, k = (torch.randn(1, 2, 8, 32, generator=make).repeat_interleave(4, 2) for _ in range(2))  # 2 key tiles of 16
+    q, k = (
+        torch.randn(1, 2, 8, 32, generator=make).repeat_interleave(4, 2) for _ in range(2)
+    )  # 2 key tiles of 16
     k = torch.cat((k, torch.randn(1, 2, 5, 32, generator=make)), 2)
-    true = (q @ k.transpose(2, 3) * 0.3).softmax(3)[..., :32].view(1, 2, 1, 32, 2, 16).sum(5).mean(3)
+    true = (
+        (q @ k.transpose(2, 3) * 0.3).softmax(3)[..., :32].view(1, 2, 1, 32, 2, 16).sum(5).mean(3)
+    )
     assert torch.allclose(estimated_mass(q, k, 5, 0.3, 16), true, atol=1e-6)
 
 
@@ -125,7 +177,9 @@ def no_reason(reason):
 @pytest.mark.parametrize("grid", [(1, 8, 8), (1, 11, 9), (3, 4, 6)])
 @pytest.mark.parametrize("text, extra", [(0, 0), (5, 3)])
 @pytest.mark.parametrize("ready", [True, False])
-def test_tokens_attend_to_the_kept_tiles_their_text_and_the_rest(grid, text, extra, ready, monkeypatch):
+def test_tokens_attend_to_the_kept_tiles_their_text_and_the_rest(
+    grid, text, extra, ready, monkeypatch
+):
     """Against a mask over single tokens, made from the same choice of tiles by other means."""
     from rapid_core.engine.sparse import attention
 
@@ -138,7 +192,9 @@ def test_tokens_attend_to_the_kept_tiles_their_text_and_the_rest(grid, text, ext
     monkeypatch.setattr(attention, "keep", lambda *args: seen.append(keep(*args)) or seen[-1])
     sparse = SparseAttention(tiles, 0.5, "gather", False, no_reason)
     given = (q, k, v) if ready else tuple(t.transpose(1, 2).flatten(2) for t in (q, k, v))
-    found = sparse(host_attention, *given, {"heads": heads, "skip_reshape": ready}, Lay(text, extra))
+    found = sparse(
+        host_attention, *given, {"heads": heads, "skip_reshape": ready}, Lay(text, extra)
+    )
     mask = torch.ones(2, heads, length, length, dtype=torch.bool)
     members = [tiles.walk[i * 16 : i * 16 + 16] + text for i in range(tiles.number)]
     pairs = [torch.cat(members[i : i + 2]) for i in range(0, tiles.number // 2 * 2, 2)]
@@ -147,14 +203,17 @@ def test_tokens_attend_to_the_kept_tiles_their_text_and_the_rest(grid, text, ext
             for i, queries in enumerate(pairs):
                 for j, keys in enumerate(members):
                     if j not in seen[0][row, head, i]:
-                        mask[row, head].view(-1)[(queries[:, None] * length + keys).flatten()] = False
+                        mask[row, head].view(-1)[(queries[:, None] * length + keys).flatten()] = (
+                            False
+                        )
     assert not mask.all()
     assert torch.allclose(found, host_attention(q, k, v, heads, mask, skip_reshape=True), atol=1e-5)
     assert sparse.saved > 0
 
 
 def test_a_few_queries_attend_to_tiles_of_all_keys():
-    """With all tiles but two kept, and none of the mass on those, they get what dense attention gives."""
+    """With all tiles but two kept, and none of the mass on those, they get what dense attention
+    gives."""
     tiles, text, extra = Tiles.of((1, 12, 12), 16), 4, 2
     length, make = text + 144 + extra, torch.Generator().manual_seed(2)
     q, k, v = (torch.randn(1, 2, length, 8, generator=make) for _ in range(3))
@@ -165,7 +224,14 @@ def test_a_few_queries_attend_to_tiles_of_all_keys():
     tokens = others[torch.randperm(112, generator=make)[:70]].sort().values[None]
     rows = torch.cat((torch.arange(text), tokens[0] + text, torch.arange(text + 144, length)))
     sparse = SparseAttention(tiles, 7 / 9, "gather", False, no_reason)
-    found = sparse(host_attention, q[:, :, rows], k, v, {"heads": 2, "skip_reshape": True}, Lay(text, extra, tokens))
+    found = sparse(
+        host_attention,
+        q[:, :, rows],
+        k,
+        v,
+        {"heads": 2, "skip_reshape": True},
+        Lay(text, extra, tokens),
+    )
     assert torch.allclose(found, host_attention(q, k, v, 2, skip_reshape=True)[:, rows], atol=1e-5)
 
 
@@ -223,8 +289,10 @@ def half(problem):
     return reference(problem).to(torch.bfloat16).float()
 
 
-@pytest.mark.parametrize("attend, said", [(broken, "off by"), (failing, "does not work here (NotImplementedError: no"),
-                                          (half, None)])  # fmt: skip
+@pytest.mark.parametrize(
+    "attend, said",
+    [(broken, "off by"), (failing, "does not work here (NotImplementedError: no"), (half, None)],
+)
 def test_a_backend_that_was_never_tried_here_has_to_prove_itself(attend, said, monkeypatch):
     calls = []
     new = Backend("new", lambda p: calls.append(p) or attend(p), lambda device: None)
@@ -273,7 +341,9 @@ def test_differences_belong_to_their_stream_image_attention_and_density():
 def test_some_queries_take_their_own_part_of_a_difference_and_those_beyond_it_nothing():
     store = LeftOut()
     difference = torch.arange(4.0).view(1, 1, 4, 1)
-    ledger(store, 1.0, True).write("at", None, difference, torch.zeros(1, 1, 1, 1, dtype=torch.long))
+    ledger(store, 1.0, True).write(
+        "at", None, difference, torch.zeros(1, 1, 1, 1, dtype=torch.long)
+    )
     out = torch.zeros(1, 1, 3, 1)
     ledger(store, 0.5, False).add("at", None, out, torch.tensor([[1, 3, 5]]))
     assert out.flatten().tolist() == [1.0, 3.0, 0.0]

@@ -72,7 +72,9 @@ def test_one_synchronisation_an_evaluation(monkeypatch):
     for name in ("tolist", "item", "__float__", "__bool__", "__int__", "cpu"):
         original = getattr(torch.Tensor, name)
         monkeypatch.setattr(
-            torch.Tensor, name, lambda self, *a, _o=original, _n=name, **k: calls.append(_n) or _o(self, *a, **k)
+            torch.Tensor,
+            name,
+            lambda self, *a, _o=original, _n=name, **k: calls.append(_n) or _o(self, *a, **k),
         )
     state = RunState(2, order=1, actor=Always())
     for sigma in (1.0, 0.9, 0.8, 0.7):
@@ -84,14 +86,20 @@ def test_one_synchronisation_an_evaluation(monkeypatch):
 def test_step_weights_are_roots_of_the_steps_lengths_within_limits():
     assert step_weights((1.0, 0.75, 0.5, 0.25, 0.0)) == pytest.approx((1.0,) * 4)
     assert step_weights((1.0, 0.9, 0.5)) == pytest.approx((0.75, (0.4 / 0.25) ** 0.5))
-    assert step_weights((1.0, 0.8, 0.5)) == pytest.approx(((0.2 / 0.25) ** 0.5, (0.3 / 0.25) ** 0.5))
-    assert step_weights((100.0, 1.0, 0.5, 0.4)) == pytest.approx((3**0.5 * (99 / 99.6) ** 0.5, 0.75, 0.75))
+    assert step_weights((1.0, 0.8, 0.5)) == pytest.approx(
+        ((0.2 / 0.25) ** 0.5, (0.3 / 0.25) ** 0.5)
+    )
+    assert step_weights((100.0, 1.0, 0.5, 0.4)) == pytest.approx(
+        (3**0.5 * (99 / 99.6) ** 0.5, 0.75, 0.75)
+    )
     assert step_weights(()) == step_weights((1.0,)) == (1.0,)
     assert step_weights((0.5, 0.5)) == (1.0,)
 
 
 def test_a_level_that_was_reckoned_anew_is_the_one_that_was_meant():
     schedule = (1.0, 0.75, 0.5, 0.0)
-    assert meant(0.75 * (1 + 5e-7), schedule, None) == meant(0.75 * (1 - 5e-7), schedule, 0.6) == 0.75
+    assert (
+        meant(0.75 * (1 + 5e-7), schedule, None) == meant(0.75 * (1 - 5e-7), schedule, 0.6) == 0.75
+    )
     assert meant(0.6 + 1e-8, schedule, 0.6) == 0.6 and meant(0.0, schedule, 0.5) == 0.0
     assert meant(0.7499, schedule, 0.75) == 0.7499 and meant(1.2, (), None) == 1.2

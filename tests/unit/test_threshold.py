@@ -30,7 +30,9 @@ def test_no_more_than_max_consecutive_are_left_out():
 
 
 def test_nothing_is_left_out_outside_the_window():
-    assert run(ThresholdPolicy(1.0, max_consecutive=9), [0.0] * 10, Window(0.65, 0.35)) == "####...###"
+    assert (
+        run(ThresholdPolicy(1.0, max_consecutive=9), [0.0] * 10, Window(0.65, 0.35)) == "####...###"
+    )
 
 
 def test_the_guard_computes_while_the_measured_error_is_too_large():
@@ -45,5 +47,8 @@ def test_each_image_of_a_batch_decides_for_itself():
 
 def test_an_error_counts_by_the_length_of_its_step():
     actor = ThresholdPolicy(0.1, max_consecutive=9).start(Window(1.0, 0.0))
-    level = lambda weight: actor.act(Observation(1, 0.5, (ImageState(1, 0, 0.06),), weight=weight))[0].level  # noqa: E731
+
+    def level(weight):
+        return actor.act(Observation(1, 0.5, (ImageState(1, 0, 0.06),), weight=weight))[0].level
+
     assert [level(w) for w in (1.0, 2.0, 0.5)] == [Level.HOLD, Level.RUN, Level.HOLD]

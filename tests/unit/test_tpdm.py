@@ -41,8 +41,15 @@ def decide(policy, levels, shown):
     for i, level in enumerate(levels):
         asked = actor.ask([features if ran else None], torch.tensor(level))
         since = i - 1 - levels.index(ran[-1]) if ran else 0
-        seen = Observation(i, level, (ImageState(len(ran), since, 0.1, levels=ran[-4:]),), i, len(levels),
-                           schedule=schedule, answers=() if asked is None else tuple(asked.tolist()))  # fmt: skip
+        seen = Observation(
+            i,
+            level,
+            (ImageState(len(ran), since, 0.1, levels=ran[-4:]),),
+            i,
+            len(levels),
+            schedule=schedule,
+            answers=() if asked is None else tuple(asked.tolist()),
+        )
         (action,) = actor.act(seen)
         if action.level is Level.RUN:
             ran, features = (*ran, level), look(i) if i in shown else look(i, features=None)
@@ -97,20 +104,26 @@ def test_what_the_conditions_show_is_mixed_as_guidance_mixes_their_outputs():
     seen, wide = kept.mixed[1], tokens.float()
     assert seen.evaluation == 6 and seen.tokens.dtype == torch.float32
     assert torch.allclose(seen.tokens, wide[0] + 4.5 * (wide[1] - wide[0]))
-    assert torch.allclose(seen.modulation, modulation[0].float() + 4.5 * (modulation[1] - modulation[0]).float(),
-                          atol=1e-2)  # fmt: skip
+    assert torch.allclose(
+        seen.modulation,
+        modulation[0].float() + 4.5 * (modulation[1] - modulation[0]).float(),
+        atol=1e-2,
+    )
     assert kept.bytes == 4 * (12 + 2)
     kept.keep(1, "p", tokens[0], modulation[0])
     assert kept.end(7, [1], 1.0) is None and torch.equal(kept.mixed[1].tokens, wide[0])
 
 
-@pytest.mark.parametrize("uuids, said", [
-    ("", "no condition was computed on all tokens"),
-    ("p", "at guidance 3 no negative condition was computed"),
-    ("pqn", "2 positive and 1 negative conditions were computed"),
-    ("pnm", "1 positive and 2 negative conditions were computed"),
-    ("n", "0 positive and 1 negative conditions were computed"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "uuids, said",
+    [
+        ("", "no condition was computed on all tokens"),
+        ("p", "at guidance 3 no negative condition was computed"),
+        ("pqn", "2 positive and 1 negative conditions were computed"),
+        ("pnm", "1 positive and 2 negative conditions were computed"),
+        ("n", "0 positive and 1 negative conditions were computed"),
+    ],
+)
 def test_what_cannot_be_mixed_is_forgotten_and_said(uuids, said):
     kept = store()
     for uuid in "pn":
@@ -143,23 +156,38 @@ def saved(tmp_path, ours, **changes):
 def test_heads_are_written_and_read(tmp_path):
     file = saved(tmp_path, heads())
     policy = policy_of(file, 2.0)
-    assert policy.levels == {Level.HOLD, Level.RUN} and policy.sparsity is None and policy.forecast_order == 0
+    assert (
+        policy.levels == {Level.HOLD, Level.RUN}
+        and policy.sparsity is None
+        and policy.forecast_order == 0
+    )
     tokens, modulation = torch.randn(2, SIDE**2, 2 * HIDDEN), torch.randn(2, HIDDEN)
-    assert torch.equal(policy.heads(tokens, modulation)["step"], heads()(tokens, modulation)["step"])
+    assert torch.equal(
+        policy.heads(tokens, modulation)["step"], heads()(tokens, modulation)["step"]
+    )
     assert policy.settings()["technique"] == "tpdm" and "view" not in policy.settings()
     check_model(file, 16, HIDDEN)
     with pytest.raises(PolicyError, match="hidden = 6, trained on demo flux; this model has 1536"):
         check_model(file, 16, 1536)
 
 
-@pytest.mark.parametrize("changes, said", [
-    ({"structure": "mlp"}, "structure = 'mlp'; known are rapid3, rapid+, tpdm-sd3"),
-    ({"architecture": "flux"}, "architecture = 'flux'; heads of structure tpdm-sd3 look at the tokens of sd3 models"),
-    ({"heads": ["step", "cache"]}, "heads = ['step', 'cache']; wanted is the step head alone"),
-    ({"side": 3}, "side = 3; wanted is an even number"),
-    ({"width": 16}, "heads.step.conv1.weight has shape (8, 12, 3, 3); wanted is 16 x 12 x 3 x 3"),
-    ({"hidden": 10**6}, "hidden = 1000000; wanted is a whole number from 1 to 16384"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"structure": "mlp"}, "structure = 'mlp'; known are rapid3, rapid+, tpdm-sd3"),
+        (
+            {"architecture": "flux"},
+            "architecture = 'flux'; heads of structure tpdm-sd3 look at the tokens of sd3 models",
+        ),
+        ({"heads": ["step", "cache"]}, "heads = ['step', 'cache']; wanted is the step head alone"),
+        ({"side": 3}, "side = 3; wanted is an even number"),
+        (
+            {"width": 16},
+            "heads.step.conv1.weight has shape (8, 12, 3, 3); wanted is 16 x 12 x 3 x 3",
+        ),
+        ({"hidden": 10**6}, "hidden = 1000000; wanted is a whole number from 1 to 16384"),
+    ],
+)
 def test_wrong_heads_are_named(tmp_path, changes, said):
     with pytest.raises(PolicyError) as error:
         policy_of(saved(tmp_path, heads(), **changes), 2.0)
@@ -169,7 +197,11 @@ def test_wrong_heads_are_named(tmp_path, changes, said):
 def test_heads_of_the_other_structure_are_told_apart(tmp_path):
     ours = Heads(4, HIDDEN, ("step",), width=8)
     body = {name: value for name, value in ours.state_dict().items() if name.startswith("heads.")}
-    metadata = {**METADATA, "architecture": "sd3", **head_metadata(ours, 0, (0.5, 0.25, 0.125)),
-                **tpdm_metadata(heads())}  # fmt: skip
+    metadata = {
+        **METADATA,
+        "architecture": "sd3",
+        **head_metadata(ours, 0, (0.5, 0.25, 0.125)),
+        **tpdm_metadata(heads()),
+    }
     with pytest.raises(PolicyError, match="heads.step.conv1.weight has shape"):
         policy_of(write(tmp_path / "x.safetensors", "heads", metadata, body), 2.0)

@@ -1,4 +1,5 @@
-"""Flags and prompts file of `training/train_policy.py`: what makes no sense is refused before ComfyUI starts."""
+"""Flags and prompts file of `training/train_policy.py`: what makes no sense is refused before
+ComfyUI starts."""
 
 import pytest
 
@@ -9,7 +10,11 @@ BASE = ["--workflow", "a.json", "--prompts", "p.txt", "--out", "name"]
 
 @pytest.mark.parametrize(
     "text, said",
-    [("", "has 0 prompts; 3 are needed"), ("\n  \n", "has 0 prompts"), ("a\n\nb\n", "has 2 prompts; 3 are needed")],
+    [
+        ("", "has 0 prompts; 3 are needed"),
+        ("\n  \n", "has 0 prompts"),
+        ("a\n\nb\n", "has 2 prompts; 3 are needed"),
+    ],
 )
 def test_too_few_prompts_are_counted(tmp_path, text, said):
     (tmp_path / "prompts.txt").write_text(text)
@@ -33,17 +38,23 @@ def test_prompts_that_are_not_there_or_no_text_are_named(tmp_path):
 @pytest.mark.parametrize(
     "flags, said",
     [
-        ("--speedups 3 2", "give rising numbers above 1"), ("--speedups 2 2", "give rising numbers above 1"),
-        ("--speedups 1", "give rising numbers above 1"), ("--calibration 0", "--calibration 0: give 1 or more"),
+        ("--speedups 3 2", "give rising numbers above 1"),
+        ("--speedups 2 2", "give rising numbers above 1"),
+        ("--speedups 1", "give rising numbers above 1"),
+        ("--calibration 0", "--calibration 0: give 1 or more"),
         ("--kind rapid3 --heads pace", "rapid3 has step, cache and sparse"),
         ("--kind rapid+ --heads cache", "name pace, too"),
-        ("--kind rapid+ --speedups 3", "the pace head chooses among the plans of several speed-ups; give --speedups"),
+        (
+            "--kind rapid+ --speedups 3",
+            "the pace head chooses among the plans of several speed-ups; give --speedups",
+        ),
         ("--kind rapid3 --group 1", "--group must be 2 or more"),
-        ("--kind rapid3 --discount 1", "--discount between 0 and 1"), ("--reward beauty", "--reward: "),
+        ("--kind rapid3 --discount 1", "--discount between 0 and 1"),
+        ("--reward beauty", "--reward: "),
         ("--kind rapid3 --omega -1", "--omega and --discriminator-warm-up must be 0 or more"),
         ("--train-prompts 0", "--train-prompts 0: give 1 or more"),
     ],
-)  # fmt: skip
+)
 def test_flags_that_make_no_sense_are_refused(flags, said):
     with pytest.raises(SystemExit, match=said):
         checked(parser().parse_args([*BASE, *flags.split()]))
@@ -51,7 +62,11 @@ def test_flags_that_make_no_sense_are_refused(flags, said):
 
 def test_quick_is_a_few_of_everything():
     args = checked(parser().parse_args([*BASE, "--kind", "rapid3", "--quick"]))
-    assert args.train_prompts == 2 and args.iterations == 2 and args.heads == ["step", "cache", "sparse"]
+    assert (
+        args.train_prompts == 2
+        and args.iterations == 2
+        and args.heads == ["step", "cache", "sparse"]
+    )
 
 
 def test_prompts_that_are_there_twice_count_once(tmp_path, capsys):
@@ -61,6 +76,12 @@ def test_prompts_that_are_there_twice_count_once(tmp_path, capsys):
 
 
 def test_flags_that_comfyui_obeys_only_as_a_server_are_refused():
-    assert host_flags('--lowvram --base-directory "/a b"') == ["--lowvram", "--base-directory", "/a b"]
-    with pytest.raises(SystemExit, match="--cuda-device would do nothing here.*CUDA_VISIBLE_DEVICES"):
+    assert host_flags('--lowvram --base-directory "/a b"') == [
+        "--lowvram",
+        "--base-directory",
+        "/a b",
+    ]
+    with pytest.raises(
+        SystemExit, match="--cuda-device would do nothing here.*CUDA_VISIBLE_DEVICES"
+    ):
         host_flags("--cuda-device 1")

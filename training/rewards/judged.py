@@ -21,7 +21,9 @@ class Preference(Reward):
 
     def __init__(self) -> None:
         package = needed("ImageReward", "image-reward", "reward imagereward")
-        self.network = package.load("ImageReward-v1.0", device=str(device()))  # fetched by the package itself
+        self.network = package.load(
+            "ImageReward-v1.0", device=str(device())
+        )  # fetched by the package itself
 
     @torch.no_grad()
     def __call__(self, drawn: Drawn) -> list[float]:
@@ -29,8 +31,12 @@ class Preference(Reward):
 
         found = []
         for picture in drawn.pictures:
-            pixels = Image.fromarray((picture * 255).round().byte().movedim(0, -1).contiguous().numpy())
-            found.append(1 / (1 + math.exp(-float(self.network.score(drawn.reference.prompt, pixels)))))
+            pixels = Image.fromarray(
+                (picture * 255).round().byte().movedim(0, -1).contiguous().numpy()
+            )
+            found.append(
+                1 / (1 + math.exp(-float(self.network.score(drawn.reference.prompt, pixels))))
+            )
         return drawn.by_image(found)
 
 
@@ -41,10 +47,14 @@ class Agreement(Reward):
 
     def __init__(self, clip: Clip | None = None) -> None:
         self.clip = clip or Clip("reward clip")
-        self.about = f"CLIPScore: min(1, 2.5 max(0, cosine of picture and prompt)), {self.clip.name}"
+        self.about = (
+            f"CLIPScore: min(1, 2.5 max(0, cosine of picture and prompt)), {self.clip.name}"
+        )
 
     def __call__(self, drawn: Drawn) -> list[float]:
-        cosine = (self.clip.pictures(drawn.pictures) @ self.clip.text(drawn.reference.prompt).T)[:, 0]
+        cosine = (self.clip.pictures(drawn.pictures) @ self.clip.text(drawn.reference.prompt).T)[
+            :, 0
+        ]
         return drawn.by_image((2.5 * cosine).clamp(0, 1))
 
 
@@ -58,8 +68,10 @@ class Judged(Reward):
         try:
             from demo import critic, judge
         except ImportError:
-            raise ValueError("reward judge needs the folder demo/ of RAPID's repository, for its demo models "
-                             "only") from None  # fmt: skip
+            raise ValueError(
+                "reward judge needs the folder demo/ of RAPID's repository, for its demo models "
+                "only"
+            ) from None
         self.critic, self.network = critic, judge.load(critic.WEIGHTS)
 
     def check(self, prompts: Sequence[str]) -> None:

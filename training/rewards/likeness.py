@@ -1,5 +1,5 @@
-"""Rewards of likeness to the reference, a run of the same seed. Legitimate because the sampler is an ODE: the same
-noise has one true picture, and no other reward has so little variance."""
+"""Rewards of likeness to the reference, a run of the same seed. Legitimate because the sampler is
+an ODE: the same noise has one true picture, and no other reward has so little variance."""
 
 from __future__ import annotations
 
@@ -30,15 +30,18 @@ class Fidelity(Reward):
 
 
 class Decibels(Reward):
-    """PSNR of the latent as it is: a dB is worth the same on every picture, where `psnr` cares most for pictures about
-    its middle. What a mean over pictures is measured by."""
+    """PSNR of the latent as it is: a dB is worth the same on every picture, where `psnr` cares most
+    for pictures about its middle. What a mean over pictures is measured by."""
 
     name = "decibels"
     about = "PSNR of the latent to the reference's, as a share of 100 dB"
     looks = False
 
     def __call__(self, drawn: Drawn) -> list[float]:
-        return [max(0.0, latent_psnr(x[None].cpu(), drawn.reference.latent)) / 100 for x in drawn.latents]
+        return [
+            max(0.0, latent_psnr(x[None].cpu(), drawn.reference.latent)) / 100
+            for x in drawn.latents
+        ]
 
 
 class Similarity(Reward):
@@ -51,8 +54,9 @@ class Similarity(Reward):
         self.metric = needed("torchmetrics.functional.image", "torchmetrics", "reward ssim")
 
     def __call__(self, drawn: Drawn) -> list[float]:
-        found = self.metric.structural_similarity_index_measure(drawn.pictures, drawn.wanted, data_range=1.0,
-                                                                reduction="none")  # fmt: skip
+        found = self.metric.structural_similarity_index_measure(
+            drawn.pictures, drawn.wanted, data_range=1.0, reduction="none"
+        )
         return drawn.by_image(found.clamp(0, 1))
 
 
@@ -65,9 +69,13 @@ class Perceptual(Reward):
         metric = needed("torchmetrics.image.lpip", "torchmetrics", "reward lpips")
         models = needed("torchvision.models", "torchvision", "reward lpips")
         weights = getattr(models, BACKBONES[backbone]).DEFAULT
-        if not (Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]).is_file():
+        if not (
+            Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]
+        ).is_file():
             fetch = f"from torchvision.models import {BACKBONES[backbone]} as w; w.DEFAULT.get_state_dict()"
-            raise ValueError(f'reward lpips needs torchvision\'s weights, which are not here: python -c "{fetch}"')
+            raise ValueError(
+                f'reward lpips needs torchvision\'s weights, which are not here: python -c "{fetch}"'
+            )
         self.about = f"max(0, 1 - LPIPS ({backbone}) to the reference picture)"
         network = metric.LearnedPerceptualImagePatchSimilarity(backbone, normalize=True)
         self.network = network.net.to(device()).requires_grad_(False)

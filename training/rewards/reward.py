@@ -8,9 +8,9 @@ from training.pictures import Drawn
 
 
 class Reward:
-    """Quality of pictures in 0 .. 1, so that cost can only lower it. Made before anything is drawn: raises ValueError
-    where a package or weights are missing. name: of the flag; about: what is mapped to 0 .. 1, and how; looks: at
-    pictures, not at latents alone."""
+    """Quality of pictures in 0 .. 1, so that cost can only lower it. Made before anything is drawn:
+    raises ValueError where a package or weights are missing. name: of the flag; about: what is
+    mapped to 0 .. 1, and how; looks: at pictures, not at latents alone."""
 
     name = ""
     about = ""

@@ -1,7 +1,9 @@
-"""Keys and values of all tokens, per conditioning stream and attention, for evaluations that compute only some.
+"""Keys and values of all tokens, per conditioning stream and attention, for evaluations that
+compute only some.
 
-Rows of the sequence are [text | image | extra]; text and extra tokens are always computed, so that only the image rows
-have to last. Keys are stored after normalisation and rotary positions: positions never change.
+Rows of the sequence are [text | image | extra]; text and extra tokens are always computed, so that
+only the image rows have to last. Keys are stored after normalisation and rotary positions:
+positions never change.
 """
 
 from __future__ import annotations

@@ -12,9 +12,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Keys:
-    """What the computed queries attend to. bias (rows, P) or None: where given, k and v are the fresh tokens followed
-    by P others with this bias on their logits; without it they are the whole sequence. fresh_only: nothing but the
-    fresh tokens."""
+    """What the computed queries attend to. bias (rows, P) or None: where given, k and v are the
+    fresh tokens followed by P others with this bias on their logits; without it they are the whole
+    sequence. fresh_only: nothing but the fresh tokens."""
 
     k: Tensor
     v: Tensor
@@ -29,9 +29,11 @@ class Kept(Protocol):
         """Keep all rows of these images, `text` of them before the image."""
         ...
 
-    def merge(self, images: Sequence[int], k: Tensor, v: Tensor, rows: Tensor, text: int, total: int) -> Keys:
-        """Take fresh tokens, which stand at `rows` (len(images), M) of a sequence of `total` with `text` before the
-        image, and give what their queries attend to."""
+    def merge(
+        self, images: Sequence[int], k: Tensor, v: Tensor, rows: Tensor, text: int, total: int
+    ) -> Keys:
+        """Take fresh tokens, which stand at `rows` (len(images), M) of a sequence of `total` with
+        `text` before the image, and give what their queries attend to."""
         ...
 
     @property
@@ -45,7 +47,8 @@ class Kept(Protocol):
 
 
 def pick(kept: Tensor, images: Sequence[int]) -> Tensor:
-    """Rows of these images; a list as an index would be copied to the device, and waited for, each time."""
+    """Rows of these images; a list as an index would be copied to the device, and waited for, each
+    time."""
     return kept if len(images) == len(kept) else torch.stack([kept[i] for i in images])
 
 
@@ -59,7 +62,8 @@ def put(kept: Tensor, images: Sequence[int], values: Tensor) -> None:
 
 
 def resized(values: Tensor, axis: int, total: int) -> Tensor:
-    """The same image rows behind another number of text tokens: the host pads prompts that it joins."""
+    """The same image rows behind another number of text tokens: the host pads prompts that it
+    joins."""
     extra = total - values.shape[axis]
     if extra < 0:
         return values.narrow(axis, -extra, total).clone()

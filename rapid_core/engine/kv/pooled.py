@@ -11,8 +11,9 @@ from .keys import Keys, pick, put
 
 
 class Pooled:
-    """Means over 2 x 2 image tokens, a quarter of the memory. A pool stands for its tokens that were not computed: the
-    logarithm of their number is added to its logits, which is exact where their keys are equal."""
+    """Means over 2 x 2 image tokens, a quarter of the memory. A pool stands for its tokens that
+    were not computed: the logarithm of their number is added to its logits, which is exact where
+    their keys are equal."""
 
     def __init__(self, batch: int, axis: int, number: int, members: Tensor):
         """number: of image tokens; members (P, 4): see `pools`."""
@@ -21,12 +22,18 @@ class Pooled:
         self.held: dict[str, Tensor] = {}
 
     def _sums(self, values: Tensor, axis: int) -> Tensor:
-        """Sums over the pools of values that have all image tokens along `axis`. Gathered and not added in place, which
-        would come out another way each time on a GPU."""
+        """Sums over the pools of values that have all image tokens along `axis`. Gathered and not
+        added in place, which would come out another way each time on a GPU."""
         shape = list(values.shape)
         shape[axis] = 1
-        padded = torch.cat((values, values.new_zeros(shape)), axis)  # what is no token counts nothing
-        return padded.index_select(axis, self.members.flatten()).unflatten(axis, self.members.shape).sum(axis + 1)
+        padded = torch.cat(
+            (values, values.new_zeros(shape)), axis
+        )  # what is no token counts nothing
+        return (
+            padded.index_select(axis, self.members.flatten())
+            .unflatten(axis, self.members.shape)
+            .sum(axis + 1)
+        )
 
     def _counts(self, values: Tensor, numbers: Tensor) -> Tensor:
         """Numbers of pools, shaped to broadcast against one image's values."""
@@ -43,9 +50,13 @@ class Pooled:
                 kept = self.held[name] = means.new_empty(self.batch, *means.shape[1:])
             put(kept, images, means)
 
-    def merge(self, images: Sequence[int], k: Tensor, v: Tensor, rows: Tensor, text: int, total: int) -> Keys:
+    def merge(
+        self, images: Sequence[int], k: Tensor, v: Tensor, rows: Tensor, text: int, total: int
+    ) -> Keys:
         tokens, axis = rows - text, self.axis - 1
-        count = int(rows.shape[1]) - text - (total - text - self.number)  # image tokens among the rows
+        count = (
+            int(rows.shape[1]) - text - (total - text - self.number)
+        )  # image tokens among the rows
         out, bias = {}, []
         for name, fresh in (("k", k), ("v", v)):
             pools = pick(self.held[name], images)
@@ -59,7 +70,10 @@ class Pooled:
                 one = fresh[row].narrow(axis, text, count)
                 shape = list(one.shape)
                 shape[axis] = self.number
-                whole, kept = one.new_zeros(shape).index_copy_(axis, chosen, one), self.held[name][image]
+                whole, kept = (
+                    one.new_zeros(shape).index_copy_(axis, chosen, one),
+                    self.held[name][image],
+                )
                 sums = kept * self._counts(kept, left) + self._sums(whole, axis)
                 kept.copy_(sums / self._counts(kept, self.sizes))
         return Keys(out["k"], out["v"], torch.stack(bias))
@@ -79,11 +93,16 @@ def number_of_pools(grid: tuple[int, int, int]) -> int:
 
 
 def pools(grid: tuple[int, int, int], device: torch.device) -> Tensor:
-    """Tokens of each pool of 2 x 2 neighbours in the same frame, (P, 4); the number of all tokens stands for none."""
+    """Tokens of each pool of 2 x 2 neighbours in the same frame, (P, 4); the number of all tokens
+    stands for none."""
     frames, rows, columns = grid
     each = (-(-rows // 2), -(-columns // 2))
-    row, column = (2 * torch.arange(n, device=device)[:, None] + torch.arange(2, device=device) for n in each)
+    row, column = (
+        2 * torch.arange(n, device=device)[:, None] + torch.arange(2, device=device) for n in each
+    )
     row, column = row[:, None, :, None], column[None, :, None, :]
     frame = torch.arange(frames, device=device).view(-1, 1, 1, 1, 1) * rows * columns
     places = frame + row * columns + column  # (frames, high, wide, 2, 2)
-    return places.masked_fill(~((row < rows) & (column < columns)), frames * rows * columns).view(-1, 4)
+    return places.masked_fill(~((row < rows) & (column < columns)), frames * rows * columns).view(
+        -1, 4
+    )

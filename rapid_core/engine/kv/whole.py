@@ -34,7 +34,9 @@ class Whole:
     def _empty(self, values: Tensor) -> Tensor:
         pinned = self.host and values.is_cuda
         device = torch.device("cpu") if self.host else values.device
-        return torch.empty(self.batch, *values.shape[1:], dtype=values.dtype, device=device, pin_memory=pinned)
+        return torch.empty(
+            self.batch, *values.shape[1:], dtype=values.dtype, device=device, pin_memory=pinned
+        )
 
     def _quantised(self, name: str, images: Sequence[int], values: Tensor) -> Tensor:
         """e4m3 with one scale an image, so that the largest value is the largest there is."""
@@ -49,10 +51,16 @@ class Whole:
         largest, scale = torch.finfo(EIGHT_BIT).max, pick(self.scales[name], images)
         return (values.float() / scale).clamp(-largest, largest).to(EIGHT_BIT)
 
-    def merge(self, images: Sequence[int], k: Tensor, v: Tensor, rows: Tensor, text: int, total: int) -> Keys:
-        return Keys(self._merged("k", images, k, rows, total), self._merged("v", images, v, rows, total))
+    def merge(
+        self, images: Sequence[int], k: Tensor, v: Tensor, rows: Tensor, text: int, total: int
+    ) -> Keys:
+        return Keys(
+            self._merged("k", images, k, rows, total), self._merged("v", images, v, rows, total)
+        )
 
-    def _merged(self, name: str, images: Sequence[int], fresh: Tensor, rows: Tensor, total: int) -> Tensor:
+    def _merged(
+        self, name: str, images: Sequence[int], fresh: Tensor, rows: Tensor, total: int
+    ) -> Tensor:
         if self.held[name].shape[self.axis] != total:
             self.held[name] = resized(self.held[name], self.axis, total)
         kept = self.held[name]
@@ -63,8 +71,12 @@ class Whole:
         whole = pick(kept, images).to(fresh.device, non_blocking=True)
         if self.eight_bit:
             small = self._eight_bits(name, images, fresh)
-            for row, image in enumerate(images):  # not every device can index 8-bit floats; their bytes it can
-                kept[image].view(torch.uint8).index_copy_(self.axis - 1, rows[row], small[row].view(torch.uint8))
+            for row, image in enumerate(
+                images
+            ):  # not every device can index 8-bit floats; their bytes it can
+                kept[image].view(torch.uint8).index_copy_(
+                    self.axis - 1, rows[row], small[row].view(torch.uint8)
+                )
             whole = (whole.float() * pick(self.scales[name], images)).to(fresh.dtype)
         for row in range(len(images)):
             whole[row].index_copy_(self.axis - 1, rows[row], fresh[row])
@@ -87,7 +99,9 @@ class Nothing:
     def write(self, images: Sequence[int], k: Tensor, v: Tensor, text: int) -> None:
         pass
 
-    def merge(self, images: Sequence[int], k: Tensor, v: Tensor, rows: Tensor, text: int, total: int) -> Keys:
+    def merge(
+        self, images: Sequence[int], k: Tensor, v: Tensor, rows: Tensor, text: int, total: int
+    ) -> Keys:
         return Keys(k, v, fresh_only=True)
 
     @property

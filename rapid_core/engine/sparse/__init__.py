@@ -1,4 +1,5 @@
-"""Sparse attention: image tokens in tiles, tile pairs chosen by estimated mass, several ways to compute them."""
+"""Sparse attention: image tokens in tiles, tile pairs chosen by estimated mass, several ways to
+compute them."""
 
 from __future__ import annotations
 
@@ -8,4 +9,15 @@ from .left_out import SLOPE, Ledger, LeftOut
 from .tiles import Tiles
 from .trust import Trust
 
-__all__ = ["BACKENDS", "NAMES", "SLOPE", "Lay", "Ledger", "LeftOut", "SparseAttention", "Tiles", "Trust", "heads_first"]
+__all__ = [
+    "BACKENDS",
+    "NAMES",
+    "SLOPE",
+    "Lay",
+    "Ledger",
+    "LeftOut",
+    "SparseAttention",
+    "Tiles",
+    "Trust",
+    "heads_first",
+]

@@ -1,4 +1,5 @@
-"""Sparse attention of a model call: image tokens in tiles, each query tile with the key tiles that matter to it."""
+"""Sparse attention of a model call: image tokens in tiles, each query tile with the key tiles that
+matter to it."""
 
 from __future__ import annotations
 
@@ -20,9 +21,9 @@ from .trust import Trust
 
 @dataclass(frozen=True)
 class Lay:
-    """How the keys lie: `text` tokens, the image's, `extra` ones. tokens (R, K) or None: sorted numbers of the image
-    tokens that are queries, all of them if None; text and extra tokens are always queries. chunk: the conditioning
-    stream that the rows belong to, None for all."""
+    """How the keys lie: `text` tokens, the image's, `extra` ones. tokens (R, K) or None: sorted
+    numbers of the image tokens that are queries, all of them if None; text and extra tokens are
+    always queries. chunk: the conditioning stream that the rows belong to, None for all."""
 
     text: int
     extra: int
@@ -31,28 +32,49 @@ class Lay:
 
 
 class SparseAttention:
-    """Of one model call, at one density. tiles: on the model's device; backend: a name of `backends`; pooled: whether
-    tiles that were left out stand in as their means; say: where to tell why an attention was computed densely; trust:
-    what the run has found out about backends; ledger: what was left out in earlier calls, where that is kept. saved:
-    FLOPs of all rows that were left out, less than none where dense attention was measured against; served: how many
-    attentions were not the host's own.
+    """Of one model call, at one density. tiles: on the model's device; backend: a name of
+    `backends`; pooled: whether tiles that were left out stand in as their means; say: where to tell
+    why an attention was computed densely; trust: what the run has found out about backends; ledger:
+    what was left out in earlier calls, where that is kept. saved: FLOPs of all rows that were left
+    out, less than none where dense attention was measured against; served: how many attentions were
+    not the host's own.
 
-    Keys that every query attends to: text, extra tokens, and the image tokens after the last whole tile. Queries that
-    are in no whole tile attend to everything, by the host's own attention."""
+    Keys that every query attends to: text, extra tokens, and the image tokens after the last whole
+    tile. Queries that are in no whole tile attend to everything, by the host's own attention."""
 
     def __init__(
-        self, tiles: Tiles, density: float, backend: str, pooled: bool, say: Callable[[str], None],
-        trust: Trust | None = None, ledger: Ledger | None = None,
+        self,
+        tiles: Tiles,
+        density: float,
+        backend: str,
+        pooled: bool,
+        say: Callable[[str], None],
+        trust: Trust | None = None,
+        ledger: Ledger | None = None,
     ):
-        self.tiles, self.density, self.backend, self.pooled, self.say = tiles, density, backend, pooled, say
+        self.tiles, self.density, self.backend, self.pooled, self.say = (
+            tiles,
+            density,
+            backend,
+            pooled,
+            say,
+        )
         self.trust, self.ledger = trust or Trust(), ledger
         self.saved = self.served = 0
         self._order: dict[tuple[int, int], tuple[Tensor, int]] = {}  # the same in most blocks
 
     def __call__(
-        self, go: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, named: dict, lay: Lay, at: Hashable = None
+        self,
+        go: Callable[..., Tensor],
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        named: dict,
+        lay: Lay,
+        at: Hashable = None,
     ) -> Tensor:
-        """One attention, with the host's arguments `named`; `go` is its own. at: which one of the model's it is."""
+        """One attention, with the host's arguments `named`; `go` is its own. at: which one of the
+        model's it is."""
         heads, ready = named["heads"], named.get("skip_reshape", False)
         tall = [heads_first(t, heads, ready) for t in (q, k, v)]
         tiles = self.tiles
@@ -64,7 +86,9 @@ class SparseAttention:
             chosen = backends.choose(self.backend, tall[0], len(tiles.walk), self.density)
             reason = chosen.reason
             if chosen.backend is not None:
-                out, reason = self._sparse(chosen.backend, go, tall, named, lay, tiles, count, mask, at)
+                out, reason = self._sparse(
+                    chosen.backend, go, tall, named, lay, tiles, count, mask, at
+                )
         if out is None:
             self.say(reason)
             return go(q, k, v, **named)
@@ -92,8 +116,16 @@ class SparseAttention:
         return hidden, queries, tiles.number, count, size, always, self.pooled
 
     def _sparse(
-        self, backend: Backend, go: Callable[..., Tensor], tall: list[Tensor], named: dict, lay: Lay, tiles: Tiles,
-        count: int, mask: Tensor | None, at: Hashable,
+        self,
+        backend: Backend,
+        go: Callable[..., Tensor],
+        tall: list[Tensor],
+        named: dict,
+        lay: Lay,
+        tiles: Tiles,
+        count: int,
+        mask: Tensor | None,
+        at: Hashable,
     ) -> tuple[Tensor | None, str]:
         """Attention (R, H, L, D), or None and why it is dense."""
         q, k, v = tall
@@ -108,12 +140,18 @@ class SparseAttention:
         tiled, others, own, steps = query_order(tiles, lay, order, q.shape[0])
         q_tiled = take(q, tiled)
         scale = named.get("scale") or q.shape[3] ** -0.5
-        measured = self.ledger is not None and not self.ledger.measures and self.ledger.has(at, lay.chunk)
+        measured = (
+            self.ledger is not None and not self.ledger.measures and self.ledger.has(at, lay.chunk)
+        )
         if measured and steps is None:
             kept = self.ledger.kept(at, lay.chunk)
         else:
-            kept = keep(estimated_mass(q_tiled, k_tiled, always, scale, tiles.size, bias), count, own)
-        pooled = self.pooled and bias is None and backend.pooled  # means of tokens that a mask tells apart mean nothing
+            kept = keep(
+                estimated_mass(q_tiled, k_tiled, always, scale, tiles.size, bias), count, own
+            )
+        pooled = (
+            self.pooled and bias is None and backend.pooled
+        )  # means of tokens that a mask tells apart mean nothing
         problem = Problem(q_tiled, k_tiled, v_tiled, kept, tiles.size, always, scale, bias, pooled)
         found, reason = self.trust.attend(backend, problem)
         if found is None:
@@ -136,31 +174,54 @@ class SparseAttention:
 
 
 def key_order(tiles: Tiles, lay: Lay) -> tuple[Tensor, int]:
-    """Places of the keys, tile by tile and then those that every query attends to, and how many these are."""
+    """Places of the keys, tile by tile and then those that every query attends to, and how many
+    these are."""
     walk, device, whole = tiles.walk + lay.text, tiles.walk.device, tiles.number * tiles.size
     after = lay.text + len(walk)
-    always = torch.cat((torch.arange(lay.text, device=device), walk[whole:],
-                        torch.arange(after, after + lay.extra, device=device)))  # fmt: skip
+    always = torch.cat(
+        (
+            torch.arange(lay.text, device=device),
+            walk[whole:],
+            torch.arange(after, after + lay.extra, device=device),
+        )
+    )
     return torch.cat((walk[:whole], always)), len(always)
 
 
-def query_order(tiles: Tiles, lay: Lay, keys: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Places of the queries in tiles, those of the others, the key tiles that each query tile lies in, and the step of
-    the walk of each query in a tile, None for all in a row; with a row axis where rows differ. keys: their order, by
-    `key_order`."""
+def query_order(
+    tiles: Tiles, lay: Lay, keys: Tensor, rows: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Places of the queries in tiles, those of the others, the key tiles that each query tile lies
+    in, and the step of the walk of each query in a tile, None for all in a row; with a row axis
+    where rows differ. keys: their order, by `key_order`."""
     if lay.tokens is None:
         pairs = tiles.number // PAIR
         whole = pairs * PAIR * tiles.size
-        return keys[:whole], keys[whole:], torch.arange(pairs * PAIR, device=keys.device).view(pairs, PAIR), None
+        return (
+            keys[:whole],
+            keys[whole:],
+            torch.arange(pairs * PAIR, device=keys.device).view(pairs, PAIR),
+            None,
+        )
     device, (size, number) = tiles.walk.device, (tiles.size, lay.tokens.shape[1])
     step = torch.empty_like(tiles.walk)
-    step[tiles.walk] = torch.arange(len(step), device=device)  # step of the walk that each token is at
+    step[tiles.walk] = torch.arange(
+        len(step), device=device
+    )  # step of the walk that each token is at
     steps, order = step[lay.tokens].sort(1)
     whole = number // (PAIR * size) * PAIR * size
-    own = (steps[:, size // 2 : whole : size] // size).clamp_max(tiles.number - 1).unflatten(1, (-1, PAIR))
+    own = (
+        (steps[:, size // 2 : whole : size] // size)
+        .clamp_max(tiles.number - 1)
+        .unflatten(1, (-1, PAIR))
+    )
     order = order + lay.text
-    fixed = torch.cat((torch.arange(lay.text, device=device),
-                       torch.arange(lay.extra, device=device) + lay.text + number)).expand(rows, -1)  # fmt: skip
+    fixed = torch.cat(
+        (
+            torch.arange(lay.text, device=device),
+            torch.arange(lay.extra, device=device) + lay.text + number,
+        )
+    ).expand(rows, -1)
     return order[:, :whole], torch.cat((fixed, order[:, whole:]), 1), own, steps[:, :whole]
 
 
@@ -180,14 +241,16 @@ def put(x: Tensor, places: Tensor, values: Tensor) -> None:
 
 
 def heads_first(x: Tensor, heads: int, ready: bool) -> Tensor:
-    """The host's (R, H, L, D) (`ready`), (R, L, H, D) or (R, L, H * D) -> (R, H, L, D). Key heads may be fewer."""
+    """The host's (R, H, L, D) (`ready`), (R, L, H, D) or (R, L, H * D) -> (R, H, L, D). Key heads
+    may be fewer."""
     if ready:
         return x
     return (x if x.ndim == 4 else x.unflatten(2, (heads, -1))).transpose(1, 2)
 
 
 def key_bias(mask: Tensor | None, k: Tensor) -> tuple[Tensor | None, str | None]:
-    """A mask that is the same for all queries and heads as a bias (R, L) on the keys; otherwise the reason."""
+    """A mask that is the same for all queries and heads as a bias (R, L) on the keys; otherwise the
+    reason."""
     if mask is None:
         return None, None
     *rows, keys = mask.shape
@@ -197,4 +260,6 @@ def key_bias(mask: Tensor | None, k: Tensor) -> tuple[Tensor | None, str | None]
     flat = mask.reshape(-1, k.shape[2]).expand(k.shape[0], -1)
     if flat.dtype != torch.bool:
         return flat.to(k), None
-    return torch.zeros(flat.shape, dtype=k.dtype, device=k.device).masked_fill_(~flat, -torch.inf), None
+    return torch.zeros(flat.shape, dtype=k.dtype, device=k.device).masked_fill_(
+        ~flat, -torch.inf
+    ), None

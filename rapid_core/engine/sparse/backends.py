@@ -19,9 +19,10 @@ MARGIN = 1.05  # a measured speed-up below this is not worth the error
 
 @dataclass(frozen=True)
 class Backend:
-    """attend: Problem -> as its q. missing: why it cannot run on a kind of device, None where it can. bias, pooled:
-    whether it can add a bias to keys, and let means stand in for tiles that were left out. tested: kinds of device on
-    which this project has run it; elsewhere it has to prove itself (`trust`)."""
+    """attend: Problem -> as its q. missing: why it cannot run on a kind of device, None where it
+    can. bias, pooled: whether it can add a bias to keys, and let means stand in for tiles that were
+    left out. tested: kinds of device on which this project has run it; elsewhere it has to prove
+    itself (`trust`)."""
 
     name: str
     attend: Callable[[Problem], Tensor]
@@ -53,13 +54,24 @@ BACKENDS = {
         Backend("masked", masked.attend, _nothing, tested=("cpu",)),
     )
 }
-NAMES = ("auto", "gather", "flex", "xformers", "spargeattn")  # what a node offers; `masked` is for tests
+NAMES = (
+    "auto",
+    "gather",
+    "flex",
+    "xformers",
+    "spargeattn",
+)  # what a node offers; `masked` is for tests
 
 
 @cache
 def measured() -> tuple[dict, ...]:
-    """The shipped measurements: device, head_size, tokens, density, backend, speedup over dense attention."""
-    return tuple(json.loads(MEASURED.read_text(encoding="utf-8"))["rows"]) if MEASURED.is_file() else ()
+    """The shipped measurements: device, head_size, tokens, density, backend, speedup over dense
+    attention."""
+    return (
+        tuple(json.loads(MEASURED.read_text(encoding="utf-8"))["rows"])
+        if MEASURED.is_file()
+        else ()
+    )
 
 
 def choose(name: str, q: Tensor, tokens: int, density: float) -> Choice:
@@ -71,19 +83,30 @@ def choose(name: str, q: Tensor, tokens: int, density: float) -> Choice:
         return Choice(None, f"{reason}: attention is dense") if reason else Choice(found)
     best = fastest(device, q.shape[3], tokens, density)
     if best is None:
-        return Choice(None, f"auto: no sparse attention was measured faster than dense on {device} "
-                      f"at {tokens} tokens, heads of {q.shape[3]} and density {density:g}")  # fmt: skip
+        return Choice(
+            None,
+            f"auto: no sparse attention was measured faster than dense on {device} "
+            f"at {tokens} tokens, heads of {q.shape[3]} and density {density:g}",
+        )
     return Choice(BACKENDS[best])
 
 
 def fastest(device: str, head_size: int, tokens: int, density: float) -> str | None:
-    """By the measurements: at the nearest head size, at no more tokens and no lower density than asked for."""
-    rows = [r for r in measured() if r["device"] == device and r["tokens"] <= tokens and r["density"] >= density]
+    """By the measurements: at the nearest head size, at no more tokens and no lower density than
+    asked for."""
+    rows = [
+        r
+        for r in measured()
+        if r["device"] == device and r["tokens"] <= tokens and r["density"] >= density
+    ]
     rows = [r for r in rows if not BACKENDS[r["backend"]].missing(device)]
     if not rows:
         return None
     near = min(abs(r["head_size"] - head_size) for r in rows)
     rows = [r for r in rows if abs(r["head_size"] - head_size) == near]
     most, least = max(r["tokens"] for r in rows), min(r["density"] for r in rows)
-    best = max((r for r in rows if r["tokens"] == most and r["density"] == least), key=lambda r: r["speedup"])
+    best = max(
+        (r for r in rows if r["tokens"] == most and r["density"] == least),
+        key=lambda r: r["speedup"],
+    )
     return best["backend"] if best["speedup"] >= MARGIN else None

@@ -1,7 +1,9 @@
-"""Sparse attention in plain torch: each query tile's keys and values are copied next to one another.
+"""Sparse attention in plain torch: each query tile's keys and values are copied next to one
+another.
 
-The copies are small (a share of the keys, for 128 queries), stay in the processor's cache, and go through the same
-matrix products as dense attention; on a CPU the copying costs less than what is left out. On a GPU it would not."""
+The copies are small (a share of the keys, for 128 queries), stay in the processor's cache, and go
+through the same matrix products as dense attention; on a CPU the copying costs less than what is
+left out. On a GPU it would not."""
 
 from __future__ import annotations
 
@@ -37,7 +39,10 @@ def _head(p: Problem, row: int, head: int, group: int, out: Tensor) -> None:
     bias = None if p.bias is None else p.bias[row]
     means = None
     if p.pooled:
-        tails = [torch.cat((t, s.view(tiles, size, depth).mean(1))) for t, s in zip(tails, sources, strict=True)]
+        tails = [
+            torch.cat((t, s.view(tiles, size, depth).mean(1)))
+            for t, s in zip(tails, sources, strict=True)
+        ]
         means = k.new_full((len(kept), tiles), math.log(size)).scatter_(1, kept, -math.inf)
     copied = kept.shape[1] * size
     keys, values = (torch.cat((t.new_empty(copied, depth), t)) for t in tails)

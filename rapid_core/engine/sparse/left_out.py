@@ -1,7 +1,8 @@
-"""What sparse attention left out: measured where attention was dense, added as a forecast where it is sparse.
+"""What sparse attention left out: measured where attention was dense, added as a forecast where it
+is sparse.
 
-The tiles are chosen when the difference is measured and kept with it: a difference fits only the tiles that it was
-measured with, and choosing costs nothing in between."""
+The tiles are chosen when the difference is measured and kept with it: a difference fits only the
+tiles that it was measured with, and choosing costs nothing in between."""
 
 from __future__ import annotations
 
@@ -18,19 +19,28 @@ REACH = 4.0  # distances of the latest two that a forecast may go
 
 
 class LeftOut:
-    """Of one run: differences of dense to sparse attention, and tiles, by stream, attention and image. slope: share of
-    the line's slope that a forecast follows, 0 to hold."""
+    """Of one run: differences of dense to sparse attention, and tiles, by stream, attention and
+    image. slope: share of the line's slope that a forecast follows, 0 to hold."""
 
     def __init__(self, slope: float = SLOPE):
         self.slope = slope
         self._tracks: dict[tuple[Hashable, Hashable], Track] = {}
-        self._kept: dict[tuple[Hashable, Hashable, int], tuple[float, Tensor]] = {}  # density, tiles
+        self._kept: dict[
+            tuple[Hashable, Hashable, int], tuple[float, Tensor]
+        ] = {}  # density, tiles
 
     def write(
-        self, stream: Hashable, at: Hashable, image: int, sigma: float, density: float, difference: Tensor, kept: Tensor
+        self,
+        stream: Hashable,
+        at: Hashable,
+        image: int,
+        sigma: float,
+        density: float,
+        difference: Tensor,
+        kept: Tensor,
     ) -> None:
-        """Keep an image's difference (H, M, D), queries tile by tile, at one attention of a stream, and its tiles (H,
-        Tq, K). Of another density or size only the latest counts."""
+        """Keep an image's difference (H, M, D), queries tile by tile, at one attention of a stream,
+        and its tiles (H, Tq, K). Of another density or size only the latest counts."""
         known = self._kept.get((stream, at, image))
         track = self._tracks.setdefault((stream, at), Track(2 if self.slope else 1))
         if known is not None and (known[0] != density or known[1].shape != kept.shape):
@@ -46,7 +56,9 @@ class LeftOut:
         """Tiles (H, Tq, K) that the difference was measured with."""
         return self._kept[stream, at, image][1].long()
 
-    def forecast(self, stream: Hashable, at: Hashable, image: int, sigma: float) -> list[tuple[Tensor, float]]:
+    def forecast(
+        self, stream: Hashable, at: Hashable, image: int, sigma: float
+    ) -> list[tuple[Tensor, float]]:
         """The difference at `sigma`, as tensors (H, M, D) and weights to be summed."""
         points = self._tracks[stream, at].points(image)
         if len(points) == 1:
@@ -57,7 +69,8 @@ class LeftOut:
         return [(latest.value, 1.0 + ahead), (before.value, -ahead)]
 
     def forget(self, stream: Hashable, image: int) -> None:
-        """Let go of what was measured of an image in all calls of a stream (of whose key `stream` is the beginning)."""
+        """Let go of what was measured of an image in all calls of a stream (of whose key `stream`
+        is the beginning)."""
         for (one, _), track in self._tracks.items():
             if one[0] == stream:
                 track.forget(image)
@@ -85,8 +98,8 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Ledger:
-    """The rows of one model call in a `LeftOut`: chunk * len(images) + position, a chunk being a stream. measures:
-    whether differences are to be written."""
+    """The rows of one model call in a `LeftOut`: chunk * len(images) + position, a chunk being a
+    stream. measures: whether differences are to be written."""
 
     store: LeftOut
     streams: Sequence[Hashable]
@@ -103,19 +116,27 @@ class Ledger:
     def write(self, at: Hashable, chunk: int | None, difference: Tensor, kept: Tensor) -> None:
         """Differences (R, H, M, D) and tiles (R, H, Tq, K) of all rows."""
         for row, (stream, image) in enumerate(self.rows(chunk)):
-            self.store.write(stream, at, image, self.sigma, self.density, difference[row].clone(), kept[row])
+            self.store.write(
+                stream, at, image, self.sigma, self.density, difference[row].clone(), kept[row]
+            )
 
     def has(self, at: Hashable, chunk: int | None) -> bool:
         """Whether every row has a difference."""
-        return all(self.store.has(stream, at, image, self.density) for stream, image in self.rows(chunk))
+        return all(
+            self.store.has(stream, at, image, self.density) for stream, image in self.rows(chunk)
+        )
 
     def kept(self, at: Hashable, chunk: int | None) -> Tensor:
         """Tiles (R, H, Tq, K)."""
-        return torch.stack([self.store.kept(stream, at, image) for stream, image in self.rows(chunk)])
+        return torch.stack(
+            [self.store.kept(stream, at, image) for stream, image in self.rows(chunk)]
+        )
 
-    def add(self, at: Hashable, chunk: int | None, out: Tensor, places: Tensor | None = None) -> None:
-        """Add the forecast to `out` (R, H, M, D). places (R, M): which of the measured queries these are; beyond them
-        there is no difference."""
+    def add(
+        self, at: Hashable, chunk: int | None, out: Tensor, places: Tensor | None = None
+    ) -> None:
+        """Add the forecast to `out` (R, H, M, D). places (R, M): which of the measured queries
+        these are; beyond them there is no difference."""
         for row, (stream, image) in enumerate(self.rows(chunk)):
             for values, weight in self.store.forecast(stream, at, image, self.sigma):
                 if places is not None:

@@ -17,7 +17,9 @@ def attend(problem: Problem) -> Tensor:
     groups = p.q.shape[1] // p.k.shape[1]
     k, v = (t.repeat_interleave(groups, 1) for t in (p.k, p.v))
     tiled, size = p.key_tiles * p.size, p.size
-    kept = torch.zeros(*p.kept.shape[:3], p.key_tiles, dtype=torch.bool, device=p.q.device).scatter_(3, p.kept, True)
+    kept = torch.zeros(
+        *p.kept.shape[:3], p.key_tiles, dtype=torch.bool, device=p.q.device
+    ).scatter_(3, p.kept, True)
     seen = kept.repeat_interleave(p.rows, 2)  # (R, H, queries, T)
     scores = p.q @ k.transpose(2, 3) * p.scale
     if p.bias is not None:

@@ -13,10 +13,11 @@ from ...cost import PAIR
 class Problem:
     """Queries in tiles, and what each tile of them attends to.
 
-    q (R, H, Tq * PAIR * S, D): tile queries. k, v (R, G, T * S + A, D): T key tiles of S tokens, then A tokens that
-    every query attends to (text, and what is no whole tile); G heads that divide H. kept (R, H, Tq, K): sorted numbers
-    of the key tiles of each query tile. bias (R, T * S + A) or None: added to the scores of each key. pooled: whether
-    the tiles that were left out stand in as their means."""
+    q (R, H, Tq * PAIR * S, D): tile queries. k, v (R, G, T * S + A, D): T key tiles of S tokens,
+    then A tokens that every query attends to (text, and what is no whole tile); G heads that divide
+    H. kept (R, H, Tq, K): sorted numbers of the key tiles of each query tile. bias (R, T * S + A)
+    or None: added to the scores of each key. pooled: whether the tiles that were left out stand in
+    as their means."""
 
     q: Tensor
     k: Tensor

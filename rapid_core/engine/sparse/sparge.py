@@ -1,6 +1,8 @@
-"""Sparse attention by SpargeAttn's kernel (Zhang et al. 2025), where it is installed; quantised inside, CUDA only.
+"""Sparse attention by SpargeAttn's kernel (Zhang et al. 2025), where it is installed; quantised
+inside, CUDA only.
 
-Untested: no machine of this project could run it. Its blocks are 128 queries by 64 keys, the same as ours."""
+Untested: no machine of this project could run it. Its blocks are 128 queries by 64 keys, the same
+as ours."""
 
 from __future__ import annotations
 
@@ -35,4 +37,6 @@ def attend(problem: Problem) -> Tensor:
     mask = torch.zeros(rows, heads, tiles, p.key_tiles + last, dtype=torch.int8, device=p.q.device)
     mask[..., : p.key_tiles].scatter_(3, p.kept, 1)
     mask[..., p.key_tiles :] = 1
-    return spas_sage_attn.block_sparse_sage2_attn_cuda(p.q, k, v, mask_id=mask, scale=p.scale, tensor_layout="HND")
+    return spas_sage_attn.block_sparse_sage2_attn_cuda(
+        p.q, k, v, mask_id=mask, scale=p.scale, tensor_layout="HND"
+    )

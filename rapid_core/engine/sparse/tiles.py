@@ -1,4 +1,5 @@
-"""Image tokens regrouped into compact tiles: tokens that are neighbours in the picture attend to much the same."""
+"""Image tokens regrouped into compact tiles: tokens that are neighbours in the picture attend to
+much the same."""
 
 from __future__ import annotations
 
@@ -13,11 +14,13 @@ SIZE = 64  # tokens of a key tile, 8 x 8 where the grid allows it
 
 @dataclass(frozen=True)
 class Tiles:
-    """A grid of image tokens (frames, rows, columns) cut into `number` tiles of `size` tokens and a `rest`.
+    """A grid of image tokens (frames, rows, columns) cut into `number` tiles of `size` tokens and a
+    `rest`.
 
-    The tokens are walked through frame by frame, in strips of about the root of `size` columns, down one and up the
-    next; every `size` tokens of the walk are a tile. No tile is padded, whatever the grid: the last tokens of the walk,
-    fewer than a tile, are the rest. walk (N,): token numbers in that order."""
+    The tokens are walked through frame by frame, in strips of about the root of `size` columns,
+    down one and up the next; every `size` tokens of the walk are a tile. No tile is padded,
+    whatever the grid: the last tokens of the walk, fewer than a tile, are the rest. walk (N,):
+    token numbers in that order."""
 
     walk: Tensor
     size: int = SIZE
@@ -33,7 +36,11 @@ class Tiles:
             for strip in range(strips):
                 start, stop = strip * columns // strips, (strip + 1) * columns // strips
                 lines = range(rows) if down else range(rows - 1, -1, -1)
-                walk += [(frame * rows + row) * columns + column for row in lines for column in range(start, stop)]
+                walk += [
+                    (frame * rows + row) * columns + column
+                    for row in lines
+                    for column in range(start, stop)
+                ]
                 down = not down
         return Tiles(torch.tensor(walk), size)
 
