@@ -17,11 +17,18 @@ from torch import Tensor
 
 from benchmarks.subject import Subject
 from demo.measure import prompts
-from rapid_core.actions import Sparsity
 from rapid_core.cost import PAIR, tiles_kept
-from rapid_core.engine.sparse import Lay, Ledger, LeftOut, SparseAttention, Tiles, heads_first
+from rapid_core.engine.sparse import (
+    KeyLayout,
+    ResidualAccess,
+    SparseAttention,
+    SparseResidual,
+    Tiles,
+    heads_first,
+)
 from rapid_core.engine.sparse.backends import MEASURED
 from rapid_core.engine.sparse.select import estimated_mass, keep
+from rapid_core.types import Sparsity
 
 DENSITIES = (0.5, 0.25)
 LOOKS = {4: "early", 14: "middle", 24: "late"}  # evaluations that are recorded
@@ -154,11 +161,16 @@ def clock(
         book, how = None, Sparsity(left_out=left_out)
         for measures in (True, False) if how.remembers else (False,):
             if how.remembers:
-                book = Ledger(
-                    book.store if book else LeftOut(), ("stream",), (0,), 1.0, density, measures
+                book = ResidualAccess(
+                    book.store if book else SparseResidual(),
+                    ("stream",),
+                    (0,),
+                    1.0,
+                    density,
+                    measures,
                 )
             attention = SparseAttention(tiles, density, backend, how.pooled, say, ledger=book)
-            run = partial(attention, torch_attention, q, k, v, named, Lay(text, 0))
+            run = partial(attention, torch_attention, q, k, v, named, KeyLayout(text, 0))
             if measures:
                 run()
         return run

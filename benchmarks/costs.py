@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from rapid_core.actions import Sparsity
 from rapid_core.architectures import describe
 from rapid_core.cost import CostModel
+from rapid_core.types import Sparsity
 
 SPARSITY = Sparsity(dense_first=1)
 PUBLISHED = ("flux-dev", "sd3-medium", "lumina2")

@@ -34,8 +34,8 @@ from benchmarks.subject import Subject, patcher
 from benchmarks.suite import Method, Scale, Suite, picked
 from demo.measure import prompts
 from devkit.comfy_process import load_everything
-from rapid_core.policies.schedule import SchedulePolicy, affordable
-from rapid_core.policy_file import PolicyFile, read
+from rapid_core.policy_file.format import PolicyFile, read
+from rapid_core.techniques.step_skip.schedule import SchedulePolicy, max_evaluations
 from training.files import write_text
 
 SHIPPED = Path(__file__).parent.parent / "policies"
@@ -104,7 +104,7 @@ def at_cost(comfy: Any, suite: Suite, cache: str, speedup: float, number: int) -
     """A cache at the smallest threshold that costs no more than a speed-up allows, on so many
     development prompts; Cache Reuse "_unguarded" and for longer in a row where it cannot be had
     otherwise."""
-    target, goal = f"{speedup:g}x", affordable(speedup, suite.steps) / suite.steps
+    target, goal = f"{speedup:g}x", max_evaluations(speedup, suite.steps) / suite.steps
     alone = cache != "cache_reuse"  # the host's decide for a whole batch
     # Of 28 evaluations 3 in a row left out are too few for a quarter of the cost; where guidance
     # makes forecasts rough, the guard computes more than a third.
@@ -159,7 +159,7 @@ def methods(
             sampler,
             evaluations,
         ) in SAMPLERS.items():  # of those with two evaluations a step, one in the last
-            steps = max(2, math.ceil(affordable(speedup, suite.steps) / evaluations))
+            steps = max(2, math.ceil(max_evaluations(speedup, suite.steps) / evaluations))
             out.append(Method(f"fewer_{sampler}", target, steps=steps, sampler=sampler))
     return out
 

@@ -32,10 +32,10 @@ from benchmarks.suite import MODELS, CostOf, Method, Scale, Suite, picked
 from demo.measure import prompts
 from demo.pack.words import TOKENS
 from devkit.comfy_process import load_everything
-from rapid_core.actions import ImageState, Observation, Sparsity, TokenState, Window
 from rapid_core.architectures import describe
 from rapid_core.cost import CostModel
-from rapid_core.policies.region import paper
+from rapid_core.techniques.region.policy import paper
+from rapid_core.types import ImageState, Observation, Sparsity, TokenState, Window
 
 ALL = {**FAMILIES, "lumina": LUMINA}
 NODE = dict(

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.costs import Decision
-from rapid_core.actions import DENSE, Action, Level, Observation, Sparsity, Window
-from rapid_core.policies.from_file import heads_policy
-from rapid_core.policies.planned import PlannedPolicy
-from rapid_core.policies.schedule import SchedulePolicy, affordable
-from rapid_core.policy_file import PolicyFile
+from rapid_core.policy_file.format import PolicyFile
+from rapid_core.policy_file.policies import heads_policy
+from rapid_core.techniques.heads.rapid_plus import PlannedPolicy
+from rapid_core.techniques.step_skip.schedule import SchedulePolicy, max_evaluations
+from rapid_core.types import FULL, Action, Mode, Observation, Sparsity, Window
 
 REPLAYED = Sparsity(left_out="means")
 
@@ -29,7 +29,7 @@ class ReplayPolicy:
     start_percent: float = 0.0
     end_percent: float = 1.0
     regional: bool = False
-    levels: frozenset[Level] = frozenset(Level)
+    levels: frozenset[Mode] = frozenset(Mode)
 
     @property
     def sparsity(self) -> Sparsity | None:
@@ -53,7 +53,7 @@ class ReplayPolicy:
 class ReplayActor:
     """One run of it."""
 
-    asks = False
+    needs_logits = False
 
     def __init__(self, policy: ReplayPolicy):
         self.policy, self.forecasts = policy, policy.schedule.start(Window(1.0, 0.0))
@@ -65,12 +65,10 @@ class ReplayActor:
 
     def _one(self, number: int, observation: Observation) -> Action:
         decision, image = self.policy.lists[number][observation.index], observation.images[number]
-        level = Level(decision.level)
-        if not image.computed or level is Level.RUN:
-            return DENSE if decision.density == 1.0 else Action(density=decision.density)
-        weights = (
-            self.forecasts.weights(number, image, observation) if level is Level.HOLD else None
-        )
+        level = Mode(decision.level)
+        if not image.computed or level is Mode.RUN:
+            return FULL if decision.density == 1.0 else Action(density=decision.density)
+        weights = self.forecasts.weights(number, image, observation) if level is Mode.SKIP else None
         return Action(level, weights=weights)
 
 
@@ -78,7 +76,7 @@ def replayed(schedule: SchedulePolicy, lists_of: Callable[[int], Sequence[Decisi
     """A patch for each group of pictures: the decisions that `lists_of` names for each of them;
     what is held is forecast as `schedule` would."""
 
-    from rapid_core.host.chain import attach  # here: this module is imported before the host is
+    from rapid_core.comfy.chain import attach  # here: this module is imported before the host is
 
     def each(model: Any, numbers: list[int]) -> Any:
         return attach(model, ReplayPolicy(tuple(tuple(lists_of(n)) for n in numbers), schedule))
@@ -97,7 +95,7 @@ def forecasts_of(file: PolicyFile, speedup: float) -> SchedulePolicy:
 def at_random(steps: int, speedup: float, number: int) -> list[Decision]:
     """As many evaluations as a speed-up allows, the first and the last among them, the others
     anywhere."""
-    count = affordable(speedup, steps)
+    count = max_evaluations(speedup, steps)
     inner = random.Random(f"{number}/{speedup}").sample(range(1, steps - 1), max(0, count - 2))
     computed = {0, steps - 1, *inner} if count > 1 else {0}
     return [

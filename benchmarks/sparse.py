@@ -28,8 +28,8 @@ from benchmarks.subject import Subject
 from benchmarks.suite import Method, Scale, Suite, picked
 from demo.measure import prompts
 from devkit.comfy_process import load_everything
-from rapid_core.actions import LEFT_OUT, Sparsity
-from rapid_core.policies.sparse import LEVELS_FILE
+from rapid_core.techniques.sparse_attention.policy import LEVELS_FILE
+from rapid_core.types import LEFT_OUT, Sparsity
 
 LEVELS = (0.5, 0.25, 0.125)  # of the quality part, and of learned policies
 NODE: dict[str, Any] = dict(

@@ -2,10 +2,10 @@
 
 from comfy_api.latest import io
 
-from ..rapid_core.host.chain import attach
-from ..rapid_core.policies.from_file import check_base, policy_of
-from ..rapid_core.policies.schedule import SchedulePolicy
-from ..rapid_core.policy_file import MOST_SPEEDUP
+from ..rapid_core.comfy.chain import attach
+from ..rapid_core.policy_file.format import MOST_SPEEDUP
+from ..rapid_core.policy_file.policies import check_base, policy_of
+from ..rapid_core.techniques.step_skip.schedule import SchedulePolicy
 from .checks import Checks
 from .load_policy import Policy
 

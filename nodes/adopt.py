@@ -6,7 +6,7 @@ nodes that are there."""
 
 from comfy_api.latest import ComfyAPI, io
 
-from ..rapid_core.host.progress import running_server
+from ..rapid_core.comfy.progress import running_server
 from .cache_reuse import CacheReuse
 
 # Node id: its widgets in their order. Of ComfyUI-TeaCache, ComfyUI-MagCache and Comfy-WaveSpeed.

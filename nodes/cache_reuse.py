@@ -2,13 +2,13 @@
 
 from comfy_api.latest import io
 
-from ..rapid_core.actions import Level
-from ..rapid_core.engine.forecast import ORDERS
-from ..rapid_core.host.chain import attach
-from ..rapid_core.policies.threshold import ThresholdPolicy
+from ..rapid_core.comfy.chain import attach
+from ..rapid_core.engine.history import ORDERS
+from ..rapid_core.techniques.step_skip.threshold import ThresholdPolicy
+from ..rapid_core.types import Mode
 from .checks import Checks
 
-LEVELS = [Level.HOLD.value, Level.REUSE.value]
+LEVELS = [Mode.SKIP.value, Mode.REUSE.value]
 
 
 class CacheReuse(io.ComfyNode):
@@ -143,7 +143,7 @@ class CacheReuse(io.ComfyNode):
             end_percent,
             max_consecutive,
             forecast_order,
-            Level(level),
+            Mode(level),
             guard,
         )
         if not reuse_threshold:

@@ -5,8 +5,8 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import io
 
-from ..rapid_core.policies.from_file import policy_of
-from ..rapid_core.policy_file import read
+from ..rapid_core.policy_file.format import read
+from ..rapid_core.policy_file.policies import policy_of
 
 FOLDER = "rapid_policies"
 SHIPPED = Path(__file__).parent.parent / "policies"

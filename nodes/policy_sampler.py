@@ -2,8 +2,8 @@
 
 from comfy_api.latest import io
 
-from ..rapid_core.host.policy_sampler import policy_sampler
-from ..rapid_core.policy_file import MOST_SPEEDUP
+from ..rapid_core.comfy.policy_sampler import policy_sampler
+from ..rapid_core.policy_file.format import MOST_SPEEDUP
 from .checks import Checks
 from .load_policy import Policy
 

@@ -3,15 +3,15 @@
 from comfy_api.latest import io
 
 from ..rapid_core.architectures import describe
-from ..rapid_core.host.chain import attach
-from ..rapid_core.policies.region import (
+from ..rapid_core.comfy.chain import attach
+from ..rapid_core.techniques.region.policy import (
     DIRECTIONS,
     INACTIVE,
     METRICS,
     PRECISIONS,
     RegionPolicy,
-    clocks,
     paper,
+    per_token_error,
 )
 from .checks import Checks
 
@@ -226,7 +226,7 @@ def checked(model, keep_ratio, preset, kv_cache, memory_limit, settings) -> Regi
         return paper(found.family if found else "", keep_ratio, memory_limit)
     if preset == "clocks":
         check.range("error_threshold", settings["error_threshold"], 0.0, 10.0)
-        return clocks(settings["error_threshold"], keep_ratio, **cache)
+        return per_token_error(settings["error_threshold"], keep_ratio, **cache)
     for name, low, high in (
         ("warm_up", 0.0, 1.0),
         ("tail", 0.0, 1.0),

@@ -6,8 +6,8 @@ import secrets
 import torch
 from comfy_api.latest import io, ui
 
+from ..rapid_core.comfy.chain import chain_of, log_of
 from ..rapid_core.heatmap import draw
-from ..rapid_core.host.chain import chain_of, log_of
 from ..rapid_core.record import fingerprint
 
 NOT_PATCHED = (

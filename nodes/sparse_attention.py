@@ -2,10 +2,10 @@
 
 from comfy_api.latest import io
 
-from ..rapid_core.actions import LEFT_OUT, Sparsity
+from ..rapid_core.comfy.chain import attach
 from ..rapid_core.engine.sparse import BACKENDS, NAMES
-from ..rapid_core.host.chain import attach
-from ..rapid_core.policies.sparse import SparsePolicy
+from ..rapid_core.techniques.sparse_attention.policy import SparsePolicy
+from ..rapid_core.types import LEFT_OUT, Sparsity
 from .checks import Checks
 
 TILES = ["64", "16", "128"]

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from .actions import Sparsity
 from .architectures import APPROXIMATOR, BOTH, IMAGE, ONCE, TEXT, Architecture, Group
+from .types import Sparsity
 
 CHROMA_MODULATIONS = 344  # vectors that Chroma's approximator makes, a constant in the host's code
 

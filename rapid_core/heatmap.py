@@ -18,7 +18,7 @@ SMALLEST = 256  # pixels of the shorter side, where there is no picture to lie o
 NARROW = 4  # pixels of a cell of the strip that has a line beside it
 
 
-def often(record: RunRecord, image: int) -> Tensor:
+def computed_share(record: RunRecord, image: int) -> Tensor:
     """Share of evaluations in which each token was computed, (rows, columns), mean over frames;
     float32."""
     frames, rows, columns = record.grid or (1, 1, 1)
@@ -61,7 +61,7 @@ def draw(record: RunRecord, picture: Tensor | None = None) -> Tensor:
         return torch.stack([strip(record, image, SMALLEST) for image in range(record.shape[0])])
     out = []
     for image in range(record.shape[0]):
-        shares = often(record, image)
+        shares = computed_share(record, image)
         if picture is None:
             factor = max(1, SMALLEST // min(shares.shape))
             size = (shares.shape[0] * factor, shares.shape[1] * factor)

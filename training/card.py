@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rapid_core.policy_file import PolicyFile
+from rapid_core.policy_file.format import PolicyFile
 from training.files import replaced, write_text
 
 WIDTH, HEIGHT = 4.5, 3.2  # inches a panel

@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from rapid_core.policies.schedule import SchedulePolicy
+from rapid_core.techniques.step_skip.schedule import SchedulePolicy
 from training.graph import Graph
 from training.host import attach, last_record
 from training.processes import from_first, rank

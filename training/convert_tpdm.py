@@ -26,9 +26,9 @@ sys.path.append(
     str(Path(__file__).resolve().parents[1])
 )  # not first: ComfyUI has a module `nodes`, too
 
-from rapid_core.policies.from_file import heads_policy, tpdm_metadata  # noqa: E402
-from rapid_core.policies.tpdm import FAMILY, TPDMHeads  # noqa: E402
-from rapid_core.policy_file import PolicyFile, write  # noqa: E402
+from rapid_core.policy_file.format import PolicyFile, write  # noqa: E402
+from rapid_core.policy_file.policies import heads_policy, tpdm_metadata  # noqa: E402
+from rapid_core.techniques.heads.tpdm import FAMILY, TPDMHeads  # noqa: E402
 from training.host import find_tree  # noqa: E402
 
 PREFIXES = (

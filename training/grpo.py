@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rapid_core.policies.heads import Heads
+from rapid_core.techniques.heads.rapid3 import Heads
 from training.likelihood import Row, log_probability
 from training.processes import together
 

@@ -12,7 +12,7 @@ from statistics import mean
 import torch
 from tqdm import tqdm
 
-from rapid_core.policy_file import PolicyFile, write
+from rapid_core.policy_file.format import PolicyFile, write
 from training.card import Panel, write_card
 from training.clock import clocked
 from training.files import write_text

@@ -127,13 +127,13 @@ def size_of(model: Any) -> dict[str, Any]:
 
 def attach(model: Any, policy: Any) -> Any:
     """A clone of a model with a policy; the host has to be started before this is imported."""
-    from rapid_core.host.chain import attach as attached
+    from rapid_core.comfy.chain import attach as attached
 
     return attached(model, policy)
 
 
 def last_record(model: Any) -> Any:
     """Record of the latest run of a model with a policy."""
-    from rapid_core.host.chain import chain_of
+    from rapid_core.comfy.chain import chain_of
 
     return chain_of(model).log.records[-1]

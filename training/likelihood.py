@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.distributions import Beta
 
-from rapid_core.policies.head_net import beta
-from rapid_core.policies.heads import Choice, Heads
-from rapid_core.policies.prior import OWN, RUNGS, drawn
+from rapid_core.techniques.heads.network import beta
+from rapid_core.techniques.heads.prior import OWN, RUNGS, mixture
+from rapid_core.techniques.heads.rapid3 import Decision, Heads
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Row:
     inputs: dict[str, Tensor]
     numbers: Tensor
     pooled: Tensor
-    choice: Choice
+    choice: Decision
 
 
 class TrajectoryTape:
@@ -37,11 +37,11 @@ class TrajectoryTape:
         inputs: dict[str, Tensor],
         numbers: Tensor,
         pooled: Tensor,
-        choice: Choice,
+        choice: Decision,
     ) -> None:
-        """See `rapid_core.policies.heads.Tape`. What chose nothing (held on an earlier jump) is not
+        """See `rapid_core.techniques.heads.rapid3.Tape`. What chose nothing (held on an earlier jump) is not
         kept."""
-        if choice != Choice():
+        if choice != Decision():
             self.rows.setdefault(image, []).append(Row(inputs, numbers, pooled, choice))
 
 
@@ -63,8 +63,10 @@ def log_probability(heads: Heads, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
             chosen = [getattr(row.choice, name) for row in rows]
             logs, mask = logits[name].log_softmax(1), made(chosen)
             if name == "pace":
-                leaning = torch.tensor([row.choice.lean or (0.0,) * len(RUNGS) for row in rows])
-                logs = drawn(logits[name], leaning).clamp_min(1e-30).log()
+                leaning = torch.tensor(
+                    [row.choice.prior_logits or (0.0,) * len(RUNGS) for row in rows]
+                )
+                logs = mixture(logits[name], leaning).clamp_min(1e-30).log()
             picked = torch.tensor([c or 0 for c in chosen])
             total = total + logs.gather(1, picked[:, None])[:, 0] * mask
             entropy = entropy - (logs.exp() * logs).sum(1) * mask
@@ -83,7 +85,7 @@ def left_plan(heads: Heads, rows: Sequence[Row]) -> tuple[int, int]:
             torch.stack([getattr(row, name) for row in paces]) for name in ("numbers", "pooled")
         )
         logits = heads(inputs, numbers, pooled)["pace"] + torch.tensor(
-            [row.choice.lean for row in paces]
+            [row.choice.prior_logits for row in paces]
         )
     return int((logits.argmax(1) != OWN).sum()), len(paces)
 

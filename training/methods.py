@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from rapid_core.actions import Sparsity
-from rapid_core.policies.from_file import (
+from rapid_core.policy_file.format import PolicyFile
+from rapid_core.policy_file.policies import (
     PLUS,
     head_metadata,
     head_tensors,
@@ -21,11 +21,11 @@ from rapid_core.policies.from_file import (
     plan_tensors,
     plans_of,
 )
-from rapid_core.policies.heads import Heads, HeadsPolicy, Tape
-from rapid_core.policies.planned import NUMBERS, PlannedPolicy
-from rapid_core.policies.schedule import affordable
-from rapid_core.policies.sparse import SparsePolicy
-from rapid_core.policy_file import PolicyFile
+from rapid_core.techniques.heads.rapid3 import Heads, HeadsPolicy, RolloutBuffer
+from rapid_core.techniques.heads.rapid_plus import NUMBERS, PlannedPolicy
+from rapid_core.techniques.sparse_attention.policy import SparsePolicy
+from rapid_core.techniques.step_skip.schedule import max_evaluations
+from rapid_core.types import Sparsity
 from training.graph import Graph
 from training.host import attach, last_record
 from training.processes import rank
@@ -59,7 +59,9 @@ class Method(Protocol):
         """Weights of fresh heads."""
         ...
 
-    def policy(self, heads: Heads, speedup: float, tape: Tape | None, seed: int) -> HeadsPolicy:
+    def policy(
+        self, heads: Heads, speedup: float, rollout: RolloutBuffer | None, seed: int
+    ) -> HeadsPolicy:
         """The heads in use; drawn and written down where there is a tape."""
         ...
 
@@ -133,9 +135,18 @@ class Published:
         for name, head in heads.heads.items():
             head.fc2.bias.data.copy_(torch.tensor(NEAR_DENSE[name]))
 
-    def policy(self, heads: Heads, speedup: float, tape: Tape | None, seed: int) -> HeadsPolicy:
+    def policy(
+        self, heads: Heads, speedup: float, rollout: RolloutBuffer | None, seed: int
+    ) -> HeadsPolicy:
         return HeadsPolicy(
-            heads, speedup, 0, DENSITIES, sparsity_of(heads, self.backend), "training", tape, seed
+            heads,
+            speedup,
+            0,
+            DENSITIES,
+            sparsity_of(heads, self.backend),
+            "training",
+            rollout,
+            seed,
         )
 
     def rewards(
@@ -174,16 +185,16 @@ class Planned:
         )
         if not set(self.speedups) <= set(file.budgets):
             budgets = ", ".join(f"{budget:g}" for budget in file.budgets)
-            raise file.wrong("budgets", f"= {budgets}; --speedups must be some of them")
+            raise file.field_error("budgets", f"= {budgets}; --speedups must be some of them")
         self.plans, self.ladder = [nearest_plan(file, s) for s in self.speedups], plans_of(file)
         if args.heads == ["pace"] and len({plan.computed for plan in self.ladder}) < 2:
-            raise file.wrong(
+            raise file.field_error(
                 "budgets",
                 f"= {file.budgets[0]:g}: the pace head chooses among the plans of a file, and "
                 f"here there is one; {MORE_PLANS}",
             )
         self.steps = len(self.plans[0].computed)
-        if any(affordable(s, self.steps) < 2 for s in self.speedups):
+        if any(max_evaluations(s, self.steps) < 2 for s in self.speedups):
             raise ValueError(
                 f"--speedups {self.speedups}: of {self.steps} steps {self.speedups[-1]:g}x leaves one "
                 "evaluation, and nothing to choose; take more steps or lower speed-ups"
@@ -213,7 +224,9 @@ class Planned:
             else:
                 head.fc2.bias.data.copy_(torch.tensor(NEAR_DENSE[name]))
 
-    def policy(self, heads: Heads, speedup: float, tape: Tape | None, seed: int) -> PlannedPolicy:
+    def policy(
+        self, heads: Heads, speedup: float, rollout: RolloutBuffer | None, seed: int
+    ) -> PlannedPolicy:
         plan = self.plans[self.speedups.index(speedup)]
         return PlannedPolicy(
             heads,
@@ -222,7 +235,7 @@ class Planned:
             DENSITIES,
             sparsity_of(heads, self.backend),
             "training",
-            tape,
+            rollout,
             seed,
             plan=plan,
             ladder=tuple(reversed(self.ladder)),
@@ -233,7 +246,7 @@ class Planned:
         self, quality: Sequence[float], steps: Sequence[float], speedup: float
     ) -> list[float]:
         price = self.course["price"][speedup] if self.mode == "average" else 0.0
-        budget = affordable(speedup, self.steps)
+        budget = max_evaluations(speedup, self.steps)
         return [q - price * k / budget for q, k in zip(quality, steps, strict=True)]
 
     def learn(self, seen: Sequence[tuple[float, float]]) -> dict[str, float]:

@@ -16,8 +16,13 @@ from statistics import mean
 from torch import Tensor
 from tqdm import tqdm
 
-from rapid_core.policies.fit import Gram
-from rapid_core.policies.schedule import Plan, SchedulePolicy, affordable, even
+from rapid_core.quadrature.gram import Gram
+from rapid_core.techniques.step_skip.schedule import (
+    Plan,
+    SchedulePolicy,
+    evenly_spaced,
+    max_evaluations,
+)
 from training.graph import Graph
 from training.host import attach
 from training.processes import rank, share, together
@@ -90,7 +95,9 @@ def search(
     """The best plan found with `most` candidates, and its scores. score: of `Rollouts`; gram: what
     weights are fitted to; report: is told how many were tried, and the best mean score so far."""
     steps, generator = len(schedule) - 1, random.Random(seed)
-    begin = start or Plan(even(affordable(speedup, steps), steps), tuple(schedule), gram)
+    begin = start or Plan(
+        evenly_spaced(max_evaluations(speedup, steps), steps), tuple(schedule), gram
+    )
     best, scores, tried = begin, score(begin), 1
     report(tried, mean(scores))
     with tqdm(
@@ -144,7 +151,7 @@ def filled_up(computed: Sequence[bool], count: int) -> tuple[bool, ...]:
 def default_plan(schedule: Sequence[float], speedup: float) -> Plan:
     """What RAPID Accelerate does without a policy."""
     steps = len(schedule) - 1
-    return Plan(even(affordable(speedup, steps), steps, few=True), tuple(schedule))
+    return Plan(evenly_spaced(max_evaluations(speedup, steps), steps, few=True), tuple(schedule))
 
 
 def oracle(

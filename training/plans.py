@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from rapid_core.policies.fit import Gram
-from rapid_core.policies.from_file import check_family, check_model, nearest_plan, plan_tensors
-from rapid_core.policies.schedule import Plan, SchedulePolicy, affordable
-from rapid_core.policy_file import PolicyFile, read, write
+from rapid_core.policy_file.format import PolicyFile, read, write
+from rapid_core.policy_file.policies import check_family, check_model, nearest_plan, plan_tensors
+from rapid_core.quadrature.gram import Gram
+from rapid_core.techniques.step_skip.schedule import Plan, SchedulePolicy, max_evaluations
 from training.card import Panel, write_card
 from training.clock import clocked
 from training.graph import Graph
@@ -45,7 +45,7 @@ class Found:
     speedup: float
     plan: Plan
     searched: list[float]
-    even: list[float]
+    evenly_spaced: list[float]
     default: list[float]
     course: list[float]
     headroom: tuple[float, float] | None
@@ -104,7 +104,7 @@ def schedule_file(path: Path, graph: Graph) -> PolicyFile:
     """A schedule that a training begins with. Raises PolicyError."""
     file = read(path)
     if file.kind != "schedule":
-        raise file.wrong("kind", f"= {file.kind!r}; --start is a schedule")
+        raise file.field_error("kind", f"= {file.kind!r}; --start is a schedule")
     check_family(file, family_of(graph.model).family)
     check_model(file, None, size_of(graph.model)["hidden"])
     return file
@@ -118,7 +118,7 @@ def begun(graph: Graph, args: Namespace, schedule: Sequence[float]) -> dict[floa
     file, steps = schedule_file(args.start, graph), len(schedule) - 1
     out = {}
     for speedup in args.speedups:
-        plan, count = nearest_plan(file, speedup), affordable(speedup, steps)
+        plan, count = nearest_plan(file, speedup), max_evaluations(speedup, steps)
         if not plan.fits(schedule):
             raise ValueError(
                 f"{file.name} (--start) was searched on other noise levels than this workflow's"
@@ -172,12 +172,15 @@ def plan_for(
         print(
             f"{speedup:g}x: plans for each image alone {headroom[1]:.2f} dB, the static plan {headroom[0]:.2f} dB"
         )
-    even = Plan(plain.computed, schedule, gram)
+    evenly_spaced = Plan(plain.computed, schedule, gram)
     course = list(itertools.accumulate(map(mean, score.kept.known.values()), max))
     rows = [
         judge(p)
         for p in tqdm(
-            (plan, even, plain), desc=f"held out at {speedup:g}x", unit="plan", disable=rank() > 0
+            (plan, evenly_spaced, plain),
+            desc=f"held out at {speedup:g}x",
+            unit="plan",
+            disable=rank() > 0,
         )
     ]
     ends = {"psnr": mean(rows[0]), "psnr_default": mean(rows[2])}

@@ -13,7 +13,7 @@ from statistics import mean
 import torch
 from tqdm import tqdm
 
-from rapid_core.policies.heads import INPUTS, Heads
+from rapid_core.techniques.heads.rapid3 import INPUTS, Heads
 from training.files import replaced
 from training.graph import Graph
 from training.grpo import Learner, Settings, Trajectory, trajectory_log_p
@@ -93,9 +93,9 @@ class Trainer:
 
     def _scales(self) -> dict[str, float]:
         """Root mean square of each head's input in a first rollout."""
-        tape = TrajectoryTape()
-        self.draw(self.reference(0), self.method.speedups[0], 1, 0, tape)
-        rows = [row for some in tape.rows.values() for row in some]
+        rollout = TrajectoryTape()
+        self.draw(self.reference(0), self.method.speedups[0], 1, 0, rollout)
+        rows = [row for some in rollout.rows.values() for row in some]
         return {
             name: max(
                 1e-3, mean(float(row.inputs[name].float().square().mean().sqrt()) for row in rows)
@@ -110,13 +110,13 @@ class Trainer:
         speedup: float,
         images: int,
         seed: int,
-        tape: TrajectoryTape | None,
+        rollout: TrajectoryTape | None,
         heads: Heads | None = None,
     ) -> tuple[torch.Tensor, list[float]]:
         """Latents (images, ...) of a prompt from one initial noise, and the equivalent steps of
         each. heads: other than those that learn."""
         model = attach(
-            self.graph.model, self.method.policy(heads or self.heads, speedup, tape, seed)
+            self.graph.model, self.method.policy(heads or self.heads, speedup, rollout, seed)
         )
         latents = self.graph.sample(wanted.prompt, wanted.seed, model, images)
         evaluations = last_record(model).evaluations
@@ -131,11 +131,11 @@ class Trainer:
         generator = random.Random(f"{args.seed}/{self.iteration}/{number}")
         wanted = self.reference(generator.randrange(len(self.prompts)))
         speedup = generator.choice(self.method.speedups)
-        tape = TrajectoryTape()
-        latents, steps = self.draw(wanted, speedup, args.group, generator.randrange(2**31), tape)
+        rollout = TrajectoryTape()
+        latents, steps = self.draw(wanted, speedup, args.group, generator.randrange(2**31), rollout)
         quality = self.scorer.scores(latents, wanted)
         rewards = self.method.rewards(quality, steps, speedup)
-        rows = [tape.rows.get(i, []) for i in range(args.group)]
+        rows = [rollout.rows.get(i, []) for i in range(args.group)]
         with torch.no_grad():
             old = trajectory_log_p(self.heads, rows)[0] if any(rows) else torch.zeros(args.group)
         near = [latent_psnr(x[None], wanted.latent) for x in latents]

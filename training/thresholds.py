@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from rapid_core.policies.from_file import LONGEST
-from rapid_core.policies.threshold import ThresholdPolicy
-from rapid_core.policy_file import PolicyFile, write
+from rapid_core.policy_file.format import PolicyFile, write
+from rapid_core.policy_file.policies import LONGEST
+from rapid_core.techniques.step_skip.threshold import ThresholdPolicy
 from training.card import Panel, write_card
 from training.clock import clocked
 from training.graph import Graph

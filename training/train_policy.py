@@ -23,10 +23,10 @@ sys.path[:] = [path for path in sys.path if path != str(Path(__file__).resolve()
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from rapid_core.engine.sparse import NAMES  # noqa: E402
-from rapid_core.policies.from_file import PLUS  # noqa: E402
-from rapid_core.policies.heads import HEADS, OUTPUTS  # noqa: E402
-from rapid_core.policies.planned import MODES  # noqa: E402
-from rapid_core.policy_file import MOST_SPEEDUP  # noqa: E402
+from rapid_core.policy_file.format import MOST_SPEEDUP  # noqa: E402
+from rapid_core.policy_file.policies import PLUS  # noqa: E402
+from rapid_core.techniques.heads.rapid3 import HEADS, OUTPUTS  # noqa: E402
+from rapid_core.techniques.heads.rapid_plus import MODES  # noqa: E402
 from training.features import FEATURES  # noqa: E402
 from training.graph import Graph, WorkflowError  # noqa: E402
 from training.heads import train_heads  # noqa: E402

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from ..actions import DENSE, Action, Level
+from ..types import FULL, Action, Mode
 
 
 @dataclass
@@ -26,12 +26,12 @@ class Evaluation:
     slots: set = field(default_factory=set)  # keys of the condition histories that were asked for
     spent: list[float] = field(default_factory=list)  # FLOPs per image
     dense: list[float] = field(default_factory=list)
-    thinned: set[int] = field(
+    sparse_images: set[int] = field(
         default_factory=set
     )  # images with sparse attention, or measured against dense
     asked: float = 0.0  # the noise level as the sampler gave it, by which conditions begin and end; `sigma`: as meant
 
-    def images(self, level: Level) -> list[int]:
+    def images(self, level: Mode) -> list[int]:
         """Images decided for a level."""
         return [i for i, chosen in enumerate(self.actions) if chosen.level is level]
 
@@ -39,7 +39,7 @@ class Evaluation:
         """Images of which only some tokens run."""
         return [i for i, chosen in enumerate(self.actions) if chosen.tokens is not None]
 
-    def say(self, reason: str) -> None:
+    def add_reason(self, reason: str) -> None:
         """Note why something was computed that need not have been; once each."""
         if reason not in self.reasons:
             self.reasons.append(reason)
@@ -48,7 +48,7 @@ class Evaluation:
         """Images whose attention is sparse."""
         return [i for i, chosen in enumerate(self.actions) if chosen.density < 1.0]
 
-    def fall_back(
+    def force_full(
         self, reason: str, images: list[int] | None = None, attention: bool = False
     ) -> None:
         """Compute all tokens of these images (default: of all, with dense attention), and say why.
@@ -59,6 +59,6 @@ class Evaluation:
             i for i in images if not (self.actions[i].dense if attention else self.actions[i].whole)
         ]
         for i in changed:
-            self.actions[i] = DENSE if attention else Action(density=self.actions[i].density)
+            self.actions[i] = FULL if attention else Action(density=self.actions[i].density)
         if changed:
-            self.say(reason)
+            self.add_reason(reason)

@@ -9,7 +9,7 @@ from collections.abc import Hashable, Iterable
 import torch
 from torch import Tensor
 
-from ..actions import Features
+from ..types import Features
 
 
 class FeatureStore:

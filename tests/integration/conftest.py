@@ -188,5 +188,5 @@ def make_conditioning(comfy_host: Comfy) -> Callable:
 @pytest.fixture
 def record_of(pack_module):
     """record_of(model): record of the latest run of a model that a node patched."""
-    chain_of = pack_module("rapid_core.host.chain").chain_of
+    chain_of = pack_module("rapid_core.comfy.chain").chain_of
     return lambda model: chain_of(model).log.records[-1]

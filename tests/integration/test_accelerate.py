@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rapid_core.policies.schedule import FOLLOWED, KEPT, ROUGH, USUAL
+from rapid_core.techniques.step_skip.schedule import FOLLOWED, KEPT, ROUGH, USUAL
 from rapid_testing.runs import bending, products_of
 from rapid_testing.sampling import empty_latent, make_conditioning, sample
 
@@ -136,7 +136,7 @@ def test_on_a_model_of_no_known_family_whole_evaluations_are_left_out_all_the_sa
     accelerate, record_of, tiny_sd3, monkeypatch, pack_module
 ):
     wanted = sample(accelerate(tiny_sd3, 2.0), steps=STEPS, cfg=2.0)
-    for name in ("rapid_core.host.run", "rapid_core.host.chain"):
+    for name in ("rapid_core.comfy.run", "rapid_core.comfy.chain"):
         monkeypatch.setattr(pack_module(name), "describe", lambda model: None)
     patched = accelerate(tiny_sd3, 2.0)
     assert torch.equal(sample(patched, steps=STEPS, cfg=2.0), wanted)
@@ -181,7 +181,7 @@ def policy_folder(pack):
 @pytest.fixture
 def saved(pack_module, policy_folder):
     """saved(kind, tensors, **metadata): name of a policy file where the host looks for them."""
-    write, written = pack_module("rapid_core.policy_file").write, []
+    write, written = pack_module("rapid_core.policy_file.format").write, []
 
     def save(kind, tensors, name="test.safetensors", **more):
         metadata = dict(
@@ -212,7 +212,7 @@ def test_a_threshold_policy_samples_as_cache_reuse_does(
     policy = load(comfy_host, saved("threshold", {"thresholds": torch.tensor([0.7])}))
     by_node = comfy_host.run_node("RAPID_Accelerate", model=tiny_sd3, speedup=2.0, policy=policy)[0]
     unguarded = replace(
-        pack_module("rapid_core.policies.from_file").policy_of(policy, 2.0), guard=0.0
+        pack_module("rapid_core.policy_file.policies").policy_of(policy, 2.0), guard=0.0
     )
     settings = dict(
         model=tiny_sd3,
@@ -226,7 +226,7 @@ def test_a_threshold_policy_samples_as_cache_reuse_does(
     by_hand = [
         comfy_host.run_node("RAPID_CacheReuse", **settings, guard=guard)[0] for guard in (0.5, 0.0)
     ]
-    by_policy = [by_node, pack_module("rapid_core.host.chain").attach(tiny_sd3, unguarded)]
+    by_policy = [by_node, pack_module("rapid_core.comfy.chain").attach(tiny_sd3, unguarded)]
     wanted, found = (
         [sample(m, steps=STEPS, cfg=2.0) for m in models] for models in (by_hand, by_policy)
     )
@@ -246,7 +246,7 @@ def test_a_schedule_policy_computes_its_steps(
         pack_module(f"rapid_core.policies.{name}") for name in ("schedule", "from_file")
     )
     on = tuple(i in (0, 1, 3, 6, 8, 11) for i in range(STEPS))
-    gram = pack_module("rapid_core.policies.fit").Gram.of(products_of(bending(sigmas, 4)), STEPS)
+    gram = pack_module("rapid_core.quadrature.gram").Gram.of(products_of(bending(sigmas, 4)), STEPS)
     name = saved("schedule", files.plan_tensors([schedule.Plan(on, tuple(sigmas), gram)]))
     patched = comfy_host.run_node(
         "RAPID_Accelerate", model=tiny_sd3, speedup=2.0, policy=load(comfy_host, name)
@@ -312,8 +312,8 @@ def heads_file(pack_module, saved):
     """heads_file(kind, hidden, **logits): name of a policy file whose heads always answer the same,
     or, wild, what depends on what they see; all three, unless logits name some."""
     files, module = (
-        pack_module("rapid_core.policies.from_file"),
-        pack_module("rapid_core.policies.heads"),
+        pack_module("rapid_core.policy_file.policies"),
+        pack_module("rapid_core.techniques.heads.rapid3"),
     )
 
     def save(kind, hidden, channels=16, sparse_backend="auto", wild=False, **logits):
@@ -398,8 +398,8 @@ def test_with_recompute_everywhere_and_jumps_of_one_step_heads_are_stock_euler(
     name = heads_file(
         "sd3", hidden, step=[9.0, -9.0], cache=[9.0, -9.0], sparse=[9.0, 0.0, 0.0, 0.0]
     )
-    policy = pack_module("rapid_core.policies.from_file").policy_of(load(comfy_host, name), 1.0)
-    patched = pack_module("rapid_core.host.chain").attach(tiny_sd3, policy)
+    policy = pack_module("rapid_core.policy_file.policies").policy_of(load(comfy_host, name), 1.0)
+    patched = pack_module("rapid_core.comfy.chain").attach(tiny_sd3, policy)
     found, wanted = (sample(m, steps=STEPS, cfg=2.0) for m in (patched, tiny_sd3))
     assert strip(record_of(patched)) == "#" * STEPS
     assert torch.equal(found, wanted)
@@ -420,7 +420,7 @@ def test_heads_that_say_nothing_are_their_plan_with_any_sampler(
         for name in ("from_file", "heads", "schedule", "planned")
     )
     on = tuple(i in (0, 1, 3, 6, 8, 11) for i in range(STEPS))
-    gram = pack_module("rapid_core.policies.fit").Gram.of(products_of(bending(sigmas, 4)), STEPS)
+    gram = pack_module("rapid_core.quadrature.gram").Gram.of(products_of(bending(sigmas, 4)), STEPS)
     plans = files.plan_tensors([schedule.Plan(on, tuple(sigmas), gram)])
     heads = module.Heads(
         16, tiny_sd3.model.diffusion_model.hidden_size, ("pace",), planned.NUMBERS, 16
@@ -476,7 +476,7 @@ def test_thresholds_out_of_a_file_are_a_plan_among_others_and_cache_reuse_is_non
         level="hold",
         guard=0.5,
     )[0]
-    chain_of = pack_module("rapid_core.host.chain").chain_of
+    chain_of = pack_module("rapid_core.comfy.chain").chain_of
     for patched, kept, said in (
         (
             thresholds(accelerate(tiny_sd3, 2.0)),
@@ -500,7 +500,7 @@ def test_heads_see_the_models_pooled_vector(
 ):
     """Another prompt gives another vector."""
     hidden, seen = tiny_sd3.model.diffusion_model.hidden_size, []
-    module = pack_module("rapid_core.policies.heads")
+    module = pack_module("rapid_core.techniques.heads.rapid3")
     real = module.HeadsActor._pooled
 
     def pooled(self, look, number):
@@ -553,7 +553,7 @@ def test_heads_count_steps_whatever_a_sampler_evaluates_in_them(
     policy = load(comfy_host, heads_file("sd3", hidden, step=[9.0, -9.0]))
     patched = comfy_host.run_node("RAPID_Accelerate", model=tiny_sd3, speedup=2.0, policy=policy)[0]
     sample(patched, steps=STEPS, cfg=2.0, sampler=sampler)
-    state = pack_module("rapid_core.engine.state").RunState(1, 0, None, record_of(patched).sigmas)
+    state = pack_module("rapid_core.engine.run").RunState(1, 0, None, record_of(patched).sigmas)
     ran = {state.place(e.sigma)[0] for e in record_of(patched).evaluations if e.levels[0] == "run"}
     assert len(ran) == STEPS // 2  # the first half, since these heads never jump
 

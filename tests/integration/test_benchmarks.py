@@ -10,9 +10,9 @@ import torch
 from benchmarks import attention, costs, policy, region, sparse
 from benchmarks.subject import FAMILIES, Subject
 from demo import judge, measure
-from rapid_core.policies.from_file import head_metadata, head_tensors
-from rapid_core.policies.heads import Heads
-from rapid_core.policy_file import write
+from rapid_core.policy_file.format import write
+from rapid_core.policy_file.policies import head_metadata, head_tensors
+from rapid_core.techniques.heads.rapid3 import Heads
 from rapid_testing.actors import METADATA
 
 pytestmark = pytest.mark.main_host

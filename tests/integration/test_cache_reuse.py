@@ -45,7 +45,7 @@ def cache_reuse(pack_module):
 @pytest.fixture
 def last_record(pack_module):
     """last_record(model): the latest run's record."""
-    chain_of = pack_module("rapid_core.host.chain").chain_of
+    chain_of = pack_module("rapid_core.comfy.chain").chain_of
     return lambda model: chain_of(model).log.records[-1]
 
 
@@ -149,18 +149,18 @@ def test_a_sampler_that_comes_back_to_noise_levels_may_be_forecast_by_a_parabola
 def test_images_of_a_batch_decide_for_themselves(
     tiny_model, cache_reuse, sample, last_record, pack_module
 ):
-    actions = pack_module("rapid_core.actions")
-    threshold = pack_module("rapid_core.policies.threshold")
-    chain = pack_module("rapid_core.host.chain")
+    actions = pack_module("rapid_core.types")
+    threshold = pack_module("rapid_core.techniques.step_skip.threshold")
+    chain = pack_module("rapid_core.comfy.chain")
 
     class Fixed(threshold.ThresholdActor):
         def act(self, observation):
-            plan = (actions.Level.RUN, actions.Level.HOLD, actions.Level.REUSE)
-            levels = plan if observation.index in (4, 6) else (actions.Level.RUN,) * 3
+            plan = (actions.Mode.RUN, actions.Mode.SKIP, actions.Mode.REUSE)
+            levels = plan if observation.index in (4, 6) else (actions.Mode.RUN,) * 3
             return tuple(actions.Action(level) for level in levels)
 
     class Plan(threshold.ThresholdPolicy):
-        levels = frozenset(actions.Level)
+        levels = frozenset(actions.Mode)
 
         def start(self, window):
             return Fixed(self, window)
@@ -258,15 +258,15 @@ def test_a_batch_is_not_split_where_a_foreign_patch_may_keep_rows(
 ):
     """As the host's FluxKVCache does, which gives the first image's keys to whatever part of the
     batch it meets."""
-    actions, chain = pack_module("rapid_core.actions"), pack_module("rapid_core.host.chain")
-    threshold = pack_module("rapid_core.policies.threshold")
+    actions, chain = pack_module("rapid_core.types"), pack_module("rapid_core.comfy.chain")
+    threshold = pack_module("rapid_core.techniques.step_skip.threshold")
 
     class Uneven(threshold.ThresholdActor):
         def act(self, observation):
-            hold = actions.Action(actions.Level.HOLD)
+            hold = actions.Action(actions.Mode.SKIP)
             later = observation.index > 2
             return tuple(
-                hold if later and (i + observation.index) % 3 else actions.DENSE
+                hold if later and (i + observation.index) % 3 else actions.FULL
                 for i in range(len(observation.images))
             )
 
@@ -362,7 +362,7 @@ def test_where_a_range_ends_on_a_level_of_the_schedule_the_host_says_who_is_acti
     )
     late = make_conditioning(3, start_percent=0.375, end_percent=1.0)
     early = make_conditioning(4, start_percent=0.0, end_percent=0.375)
-    conditions, seen = pack_module("rapid_core.host.conditions"), []
+    conditions, seen = pack_module("rapid_core.comfy.conditions"), []
     real = conditions.slot_key
     monkeypatch.setattr(
         conditions, "slot_key", lambda i, c, *a: seen.append(real(i, c, *a)) or seen[-1]
@@ -378,7 +378,7 @@ def test_where_a_range_ends_on_a_level_of_the_schedule_the_host_says_who_is_acti
 
 def test_a_condition_counts_as_the_host_counts_it(pack_module):
     """Against the host's own comparison, at levels next to the bounds."""
-    is_active = pack_module("rapid_core.host.conditions").is_active
+    is_active = pack_module("rapid_core.comfy.conditions").is_active
     for bound in (0.75, 0.7500000001, 0.3, 1 / 3, 0.8571428571428572):
         middle = torch.tensor(bound)
         for level in (middle, *(torch.nextafter(middle, torch.tensor(to)) for to in (0.0, 1.0))):
@@ -475,7 +475,7 @@ def test_batched_control_residuals_are_split_with_the_images(
     tiny_flux, cache_reuse, sample, pack_module
 ):
     """ControlNet's residuals arrive as lists of tensors, one row an image of every stream."""
-    take_rows = pack_module("rapid_core.host.slicing").take_rows
+    take_rows = pack_module("rapid_core.comfy.slicing").take_rows
     rows = torch.tensor([1, 3])
     control = {"input": [torch.arange(4.0).view(4, 1, 1), None], "output": [torch.zeros(1, 2, 3)]}
     out = take_rows(control, rows, 4)
@@ -526,7 +526,7 @@ def test_a_run_tells_on_its_node_how_it_goes_on(
     Browser.client_id = "a script"
     sample(patched, steps=8)
     assert len(told) == 8  # it would take the message for a picture
-    record = pack_module("rapid_core.host.chain").chain_of(patched).log.records[-1]
+    record = pack_module("rapid_core.comfy.chain").chain_of(patched).log.records[-1]
     held, speed = record.totals["held"], record.totals["speedup_allowed"]
     assert lines[0] == "step 1 of 8: 0 not computed, 1.0x so far"
     assert held and lines[-1] == f"step 8 of 8: {held} not computed, {speed:.1f}x so far"

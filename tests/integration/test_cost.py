@@ -11,8 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.subject import FAMILIES, Subject
 from rapid_core.architectures import describe
 from rapid_core.cost import CostModel
-from rapid_core.policies.heads import HEADS, Heads
-from rapid_core.policies.planned import NUMBERS
+from rapid_core.techniques.heads.rapid3 import HEADS, Heads
+from rapid_core.techniques.heads.rapid_plus import NUMBERS
 
 BATCH, HEIGHT, WIDTH, TEXT = 2, 16, 24, 12
 

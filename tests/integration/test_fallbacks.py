@@ -142,7 +142,7 @@ def test_levels_that_a_sampler_reckons_anew_are_those_of_the_schedule(
 def test_a_forecast_does_not_cross_keyframes_of_a_hook(comfy_host, pack_module):
     import comfy.hooks
 
-    hook_state = pack_module("rapid_core.host.conditions").hook_state
+    hook_state = pack_module("rapid_core.comfy.conditions").hook_state
     group = comfy.hooks.HookKeyframeGroup()
     for strength, start in ((1.0, 0.0), (0.5, 0.4), (0.2, 0.7)):
         group.add(comfy.hooks.HookKeyframe(strength, start))

@@ -14,9 +14,7 @@ import torch
 from rapid_testing.sampling import empty_latent, make_conditioning
 
 STEPS = 8
-DENSE = dict(
-    step=[0.0, 0.0], cache=[9.0, -9.0], sparse=[9.0, 0.0, 0.0, 0.0]
-)  # recompute everything
+FULL = dict(step=[0.0, 0.0], cache=[9.0, -9.0], sparse=[9.0, 0.0, 0.0, 0.0])  # recompute everything
 
 
 @pytest.fixture
@@ -26,10 +24,10 @@ def loaded(comfy_host, pack, pack_module):
     import folder_paths
 
     files, module = (
-        pack_module("rapid_core.policies.from_file"),
-        pack_module("rapid_core.policies.heads"),
+        pack_module("rapid_core.policy_file.policies"),
+        pack_module("rapid_core.techniques.heads.rapid3"),
     )
-    write, written = pack_module("rapid_core.policy_file").write, []
+    write, written = pack_module("rapid_core.policy_file.format").write, []
 
     def load(kind, model, names=None, wild=False, **logits):
         network = model.model.diffusion_model
@@ -70,7 +68,7 @@ def jumper(comfy_host, pack):
 def forced(pack_module):
     """forced(policy, sigmas): the node's sampler, its jumps replaced by the sampler's own noise
     levels."""
-    module = pack_module("rapid_core.host.policy_sampler")
+    module = pack_module("rapid_core.comfy.policy_sampler")
 
     def make(policy, sigmas):
         sampler = module.policy_sampler(policy, 1.0)
@@ -82,7 +80,7 @@ def forced(pack_module):
 
 @pytest.fixture
 def report(comfy_host, pack_module):
-    log_of = pack_module("rapid_core.host.chain").log_of
+    log_of = pack_module("rapid_core.comfy.chain").log_of
     return lambda model: log_of(model).records[-1]
 
 
@@ -155,7 +153,7 @@ def model(kind, request):
 @pytest.mark.parametrize("cfg", [1.0, 3.0])
 def test_forced_to_the_samplers_levels_it_is_stock_euler(loaded, forced, model, report, kind, cfg):
     sigmas = sigmas_of(model)
-    found = draw(model, forced(loaded(kind, model, **DENSE), sigmas), sigmas, cfg)
+    found = draw(model, forced(loaded(kind, model, **FULL), sigmas), sigmas, cfg)
     assert torch.equal(found, draw(model, comfy.samplers.sampler_object("euler"), sigmas, cfg))
     record = report(model)
     assert levels_of(record) == sigmas[:-1].tolist() and record.totals["computed"] == STEPS
@@ -206,7 +204,7 @@ def test_the_speedup_is_a_ceiling(loaded, jumper, tiny_sd3, report, speedup, mos
 def test_each_image_of_a_batch_is_what_it_is_alone(
     loaded, jumper, model, report, kind, prompts, cfg, masked
 ):
-    sampler = jumper(loaded(kind, model, wild=True, **{**DENSE, "step": [1.0, 0.5]}))
+    sampler = jumper(loaded(kind, model, wild=True, **{**FULL, "step": [1.0, 0.5]}))
     given = dict(cfg=cfg, batch=2, prompts=prompts, mask=half_mask(2) if masked else None)
     both, record, shown = draw(model, sampler, **given), report(model), []
     together = [levels_of(record, i) for i in range(2)]
@@ -262,7 +260,7 @@ def test_an_interrupted_run_leaves_nothing_behind(loaded, jumper, tiny_sd3, repo
 
 def test_a_guider_is_as_it_was_after_a_batch_whatever_happened(loaded, jumper, tiny_sd3):
     guider, states = comfy.samplers.CFGGuider(tiny_sd3), []
-    sampler = jumper(loaded("sd3", tiny_sd3, **DENSE))
+    sampler = jumper(loaded("sd3", tiny_sd3, **FULL))
     inner = sampler.sampler_function
 
     def watched(model, x, sigmas, **more):
@@ -296,7 +294,7 @@ def test_a_guider_is_as_it_was_after_a_batch_whatever_happened(loaded, jumper, t
 def test_one_image_of_a_batch_is_cut_out_of_everything_and_put_back(pack_module):
     """Rows repeat as the host repeats them; conditions that a guider keeps for itself are cut as
     well."""
-    one_image = pack_module("rapid_core.host.one_image").one_image
+    slice_batch = pack_module("rapid_core.comfy.slice_batch").slice_batch
     rows, few = torch.arange(3.0)[:, None], torch.arange(2.0)[:, None]
     made = {
         "text": conds.CONDCrossAttn(rows),
@@ -315,7 +313,7 @@ def test_one_image_of_a_batch_is_cut_out_of_everything_and_put_back(pack_module)
     before = dict(vars(guider))
     with (
         pytest.raises(RuntimeError),
-        one_image(model, 2, 3, {"denoise_mask": rows, "seed": 5}) as arguments,
+        slice_batch(model, 2, 3, {"denoise_mask": rows, "seed": 5}) as arguments,
     ):
         for (cond,) in (guider.conds["positive"], guider.extra):
             found = cond["model_conds"]
@@ -353,16 +351,16 @@ def test_the_other_heads_act_as_they_do_in_a_patched_model(
     sigmas, latent, policy = (
         sigmas_of(model, 4),
         empty_latent(1, 32, 32),
-        loaded(kind, model, **{**DENSE, **choice}),
+        loaded(kind, model, **{**FULL, **choice}),
     )
     sampler, sparsity = (
         forced(policy, sigmas),
-        pack_module("rapid_core.actions").Sparsity("gather", tile=16),
+        pack_module("rapid_core.types").Sparsity("gather", tile=16),
     )
     heads = sampler.extra_options["policy"] = replace(
         sampler.extra_options["policy"], sparsity=sparsity
     )
-    patched = pack_module("rapid_core.host.chain").attach(
+    patched = pack_module("rapid_core.comfy.chain").attach(
         model, replace(heads, use=("cache", "sparse"))
     )
     wanted = draw(patched, comfy.samplers.sampler_object("euler"), sigmas, 2.0, latent=latent)
@@ -379,7 +377,7 @@ def test_the_other_heads_act_as_they_do_in_a_patched_model(
 def test_the_step_head_is_shown_the_models_pooled_vector(
     loaded, jumper, tiny_sd3, pack_module, comfy_host, monkeypatch
 ):
-    module, seen = pack_module("rapid_core.policies.jumps"), []
+    module, seen = pack_module("rapid_core.techniques.heads.jumps"), []
     real = module.pooled_vector
 
     def watched(*given):
@@ -413,7 +411,7 @@ def test_on_a_family_without_block_hooks_only_the_steps_are_chosen(
 ):
     model, shape = family("lumina2")
     policy, latent = (
-        loaded("lumina2", model, **{**DENSE, "cache": [-9.0, 9.0]}),
+        loaded("lumina2", model, **{**FULL, "cache": [-9.0, 9.0]}),
         torch.zeros(1, *shape),
     )
     sigmas = sigmas_of(model, 4)
@@ -445,7 +443,7 @@ def test_beside_another_technique_it_only_chooses_steps_and_the_record_says_so(
         level="hold",
         guard=0.0,
     )[0]
-    policy = loaded("sd3", tiny_sd3, **{**DENSE, "cache": [-9.0, 9.0]})
+    policy = loaded("sd3", tiny_sd3, **{**FULL, "cache": [-9.0, 9.0]})
     found, record = draw(cached, jumper(policy), cfg=2.0, batch=batch), report(cached)
     text = record.text()
     assert (
@@ -515,7 +513,7 @@ class TestErrors:
             jumper(loaded("sd3", tiny_sd3, step=[0.0, 0.0]), speedup=speedup)
 
     def test_what_a_batch_cannot_be_split_by_is_named(self, pack_module):
-        cut = pack_module("rapid_core.host.one_image")._one
+        cut = pack_module("rapid_core.comfy.slice_batch")._one
         hint = SimpleNamespace(
             previous_controlnet=SimpleNamespace(cond_hint_original=torch.zeros(2, 3, 8, 8))
         )
@@ -544,7 +542,7 @@ def test_it_is_a_sampler_for_both_custom_sampler_nodes(
     ]
     comfy_host.load_core_nodes("nodes_custom_sampler.py")
     sampler, sigmas = (
-        jumper(loaded("sd3", tiny_sd3, wild=True, **{**DENSE, "step": [1.0, 0.5]})),
+        jumper(loaded("sd3", tiny_sd3, wild=True, **{**FULL, "step": [1.0, 0.5]})),
         sigmas_of(tiny_sd3),
     )
     run, latent = comfy_host.run_node, {"samples": empty_latent(2)}

@@ -17,9 +17,9 @@ class Probe:
     regional, reach, inactive, sparsity, history = True, None, "hold", None, 0
 
     def __init__(self, pack_module, choose, kv_cache="model", memory_limit=0.0):
-        self.actions, self.choose = pack_module("rapid_core.actions"), choose
+        self.actions, self.choose = pack_module("rapid_core.types"), choose
         self.kv_cache, self.memory_limit, self.metric = kv_cache, memory_limit, "std"
-        self.levels = frozenset((self.actions.Level.RUN,))
+        self.levels = frozenset((self.actions.Mode.RUN,))
 
     def start(self, window):
         return self
@@ -48,7 +48,7 @@ def some(share, seed=0, uneven=0):
 
 
 def attach(pack_module, model, choose, **settings):
-    return pack_module("rapid_core.host.chain").attach(
+    return pack_module("rapid_core.comfy.chain").attach(
         model, Probe(pack_module, choose, **settings)
     )
 
@@ -68,7 +68,7 @@ def test_any_subset_at_the_same_latent_gives_what_dense_gives(
     patched = attach(pack_module, model, some(share))
     positive, negative = make_conditioning(0), make_conditioning(1)
     dense, partial = run_twice(patched, (2, *latent), positive, negative, cfg=3.0)
-    record = pack_module("rapid_core.host.chain").chain_of(patched).log.records[-1]
+    record = pack_module("rapid_core.comfy.chain").chain_of(patched).log.records[-1]
     assert 0 < record.evaluations[1].share[0] < 1, record.evaluations[1].reasons
     assert (dense - partial).abs().max() < 1e-5 * dense.abs().max()
     _, wrong = run_twice(patched, (2, *latent), positive, negative, cfg=3.0, falsify=falsified)
@@ -85,7 +85,7 @@ def test_any_subset_of_an_odd_size_gives_what_dense_gives(
     dense, partial = run_twice(
         patched, (2, *latent[:-2], *size), make_conditioning(0), make_conditioning(1), cfg=3.0
     )
-    record = pack_module("rapid_core.host.chain").chain_of(patched).log.records[-1]
+    record = pack_module("rapid_core.comfy.chain").chain_of(patched).log.records[-1]
     assert 0 < record.evaluations[1].share[0] < 1, record.evaluations[1].reasons
     assert (dense - partial).abs().max() < 1e-5 * dense.abs().max()
 
@@ -99,7 +99,7 @@ def test_a_whole_area_keeps_its_streams_apart(
     patched = attach(pack_module, tiny_sd3, some(0.4), kv_cache=kv_cache)
     positive = make_conditioning(0, area=(16, 16, 0, 0))
     dense, partial = run_twice(patched, (2, 16, 16, 16), positive, make_conditioning(1), cfg=3.0)
-    record = pack_module("rapid_core.host.chain").chain_of(patched).log.records[-1]
+    record = pack_module("rapid_core.comfy.chain").chain_of(patched).log.records[-1]
     assert 0 < record.evaluations[1].share[0] < 1, record.evaluations[1].reasons
     assert (dense - partial).abs().max() < 1e-5 * dense.abs().max()
 
@@ -115,7 +115,7 @@ def test_any_subset_gives_what_dense_gives_in_half_precision(
     model, texts = FAMILIES[kind].build(dtype=dtype), (make_conditioning(0), make_conditioning(1))
     patched = attach(pack_module, model, some(0.5), kv_cache=kv_cache)
     dense, partial = run_twice(patched, (1, *FAMILIES[kind].latent), *texts, cfg=1.0)
-    record = pack_module("rapid_core.host.chain").chain_of(patched).log.records[-1]
+    record = pack_module("rapid_core.comfy.chain").chain_of(patched).log.records[-1]
     assert model.model.get_dtype_inference() == dtype
     assert 0 < record.evaluations[1].share[0] < 1, record.evaluations[1].reasons
     noise = torch.finfo(dtype).eps * dense.abs().mean()  # of one rounding
@@ -134,7 +134,7 @@ def test_frames_with_noise_levels_of_their_own_keep_them(
     dense, partial = run_twice(
         patched, (2, *latent), make_conditioning(0), make_conditioning(1), 3.0, mask=mask
     )
-    record = pack_module("rapid_core.host.chain").chain_of(patched).log.records[-1]
+    record = pack_module("rapid_core.comfy.chain").chain_of(patched).log.records[-1]
     assert 0 < record.evaluations[1].share[0] < 1, record.evaluations[1].reasons
     assert (dense - partial).abs().max() < 1e-5 * dense.abs().max()
 
@@ -144,16 +144,16 @@ def test_reusing_the_residual_at_the_same_latent_gives_what_dense_gives(
     kind, family, pack_module, comfy_host, make_conditioning
 ):
     model, latent = family(kind)
-    actions = pack_module("rapid_core.actions")
+    actions = pack_module("rapid_core.types")
 
     class Second(Probe):
         def act(self, observation):
-            level = actions.Level.REUSE if observation.index % 2 else actions.Level.RUN
+            level = actions.Mode.REUSE if observation.index % 2 else actions.Mode.RUN
             return (actions.Action(level),) * len(observation.images)
 
     policy = Second(pack_module, None)
-    policy.levels, policy.regional = frozenset(actions.Level), False
-    chain = pack_module("rapid_core.host.chain")
+    policy.levels, policy.regional = frozenset(actions.Mode), False
+    chain = pack_module("rapid_core.comfy.chain")
     patched = chain.attach(model, policy)
     dense, reused = run_twice(
         patched, (2, *latent), make_conditioning(0), make_conditioning(1), cfg=3.0
@@ -182,7 +182,7 @@ def test_the_cost_of_a_subset_is_what_torch_counts(
         patched = attach(pack_module, model, choose, kv_cache=kv_cache)
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             run_twice(patched, (2, *latent), make_conditioning(0), make_conditioning(1), cfg=3.0)
-        totals = pack_module("rapid_core.host.chain").chain_of(patched).log.records[-1].totals
+        totals = pack_module("rapid_core.comfy.chain").chain_of(patched).log.records[-1].totals
         spent.append((totals["flops"], counter.get_total_flops()))
     for counted, true in spent:
         assert counted == pytest.approx(true, rel=0.02)
@@ -198,7 +198,7 @@ def test_reference_tokens_are_counted(kind, family, pack_module, comfy_host, mak
     patched = attach(pack_module, model, some(0.5))
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         run_twice(patched, (2, *latent), positive, make_conditioning(1), cfg=3.0)
-    record = pack_module("rapid_core.host.chain").chain_of(patched).log.records[-1]
+    record = pack_module("rapid_core.comfy.chain").chain_of(patched).log.records[-1]
     assert record.evaluations[1].share[0] < 1
     assert record.totals["flops"] == pytest.approx(counter.get_total_flops(), rel=0.02)
 
@@ -379,7 +379,7 @@ def region(comfy_host, pack):
 
 @pytest.fixture(scope="module")
 def last_record(pack_module):
-    chain_of = pack_module("rapid_core.host.chain").chain_of
+    chain_of = pack_module("rapid_core.comfy.chain").chain_of
     return lambda model: chain_of(model).log.records[-1]
 
 
@@ -470,7 +470,7 @@ def test_metrics_and_modes_run_on_batches_and_odd_sizes(
 def test_received_attention_is_what_the_images_queries_give(
     kind, family, region, sample, pack_module, monkeypatch
 ):
-    subset, seen = pack_module("rapid_core.host.subset"), []
+    subset, seen = pack_module("rapid_core.comfy.subset"), []
     mass = subset.received_mass
     monkeypatch.setattr(
         subset, "received_mass", lambda *a: seen.append((a, mass(*a))) or seen[-1][1]
@@ -562,7 +562,10 @@ def test_a_mask_smaller_than_a_block_computes_no_more_than_it(
 def test_clocks_come_back_to_what_an_inpaint_mask_keeps(
     tiny_sd3, region, sample, last_record, pack_module
 ):
-    kept_age, mask = pack_module("rapid_core.policies.region").KEPT_AGE, torch.zeros(1, 1, 16, 16)
+    kept_age, mask = (
+        pack_module("rapid_core.techniques.region.policy").KEPT_AGE,
+        torch.zeros(1, 1, 16, 16),
+    )
     mask[..., :8, :] = 1
     patched = region(tiny_sd3, keep_ratio=0.75, preset="clocks", error_threshold=1.5)
     sample(patched, steps=40, latent=torch.randn(1, 16, 16, 16), noise_mask=mask)
@@ -598,7 +601,7 @@ def test_a_memory_limit_too_small_is_dense_with_the_reason(tiny_model, region, s
 def cache_of(pack_module, sample, monkeypatch):
     """cache_of(model, **settings): bytes of keys and values as said before a run, and most of them
     during it."""
-    run, memory = pack_module("rapid_core.host.run"), pack_module("rapid_core.host.memory")
+    run, memory = pack_module("rapid_core.comfy.run"), pack_module("rapid_core.comfy.memory")
     of, make = memory.bytes_of, run.key_store
 
     def measured(model, **settings):
@@ -619,7 +622,7 @@ def cache_of(pack_module, sample, monkeypatch):
 def test_what_is_held_of_a_prompt_ends_with_it(
     tiny_sd3, region, pack_module, sample, make_conditioning, monkeypatch, kv_cache
 ):
-    run, stores = pack_module("rapid_core.host.run"), []
+    run, stores = pack_module("rapid_core.comfy.run"), []
     make = run.key_store
     monkeypatch.setattr(run, "key_store", lambda *a: stores.append(make(*a)) or stores[-1])
 
@@ -822,7 +825,7 @@ def test_a_run_that_left_nothing_out_says_what_to_change(
 def test_an_unknown_model_is_dense_with_the_reason(
     tiny_model, region, sample, last_record, pack_module, monkeypatch
 ):
-    monkeypatch.setattr(pack_module("rapid_core.host.run"), "describe", lambda model: None)
+    monkeypatch.setattr(pack_module("rapid_core.comfy.run"), "describe", lambda model: None)
     patched = region(tiny_model)
     assert torch.equal(sample(patched, steps=6), sample(tiny_model, steps=6))
     assert "not known to region-adaptive sampling" in last_record(patched).text()
@@ -870,7 +873,7 @@ def test_a_run_interrupted_at_any_step_leaves_nothing_behind(
 def test_nothing_is_held_while_the_exception_of_a_run_is_handled(
     tiny_flux, region, sample, pack_module, monkeypatch, kv_cache, where
 ):
-    run = pack_module("rapid_core.host.run")
+    run = pack_module("rapid_core.comfy.run")
     store = pack_module("rapid_core.engine.kv").KVStore
     make, runs, held = run.HostRun.install, [], []
     monkeypatch.setattr(
@@ -954,16 +957,16 @@ def test_a_control_that_ends_takes_its_history_with_it(
         def get_control(self, *_args):
             return None
 
-    chain = pack_module("rapid_core.host.chain")
-    actions = pack_module("rapid_core.actions")
+    chain = pack_module("rapid_core.comfy.chain")
+    actions = pack_module("rapid_core.types")
 
     class Held(Probe):
         def act(self, observation):
-            level = actions.Level.HOLD if observation.index else actions.Level.RUN
+            level = actions.Mode.SKIP if observation.index else actions.Mode.RUN
             return (actions.Action(level),) * len(observation.images)
 
     policy = Held(pack_module, None)
-    policy.levels, policy.regional = frozenset(actions.Level), False
+    policy.levels, policy.regional = frozenset(actions.Mode), False
     patched = chain.attach(tiny_model, policy)
     control = Silent()
     control.timestep_percent_range = (0.3, 0.6)

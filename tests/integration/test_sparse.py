@@ -56,7 +56,9 @@ def second(pack_module):
 
     def attach(model, *densities, left_out="means"):
         settings = actions.Sparsity("gather", tile=16, left_out=left_out)
-        policy = pack_module("rapid_core.policies.sparse").SparsePolicy(0.5, settings)
+        policy = pack_module("rapid_core.techniques.sparse_attention.policy").SparsePolicy(
+            0.5, settings
+        )
         return chain.attach(model, Second(policy, densities))
 
     return attach
@@ -145,7 +147,7 @@ def test_the_cost_is_what_torch_counts_and_what_the_formula_promises(
     assert record.totals["flops"] == pytest.approx(counter.get_total_flops(), rel=0.02)
     dense, found = record.evaluations
     assert found.cost[0] < found.dense_cost[0] <= dense.cost[0]
-    sparsity = pack_module("rapid_core.actions").Sparsity("gather", tile=16, left_out=left_out)
+    sparsity = pack_module("rapid_core.types").Sparsity("gather", tile=16, left_out=left_out)
     network, cost = model.model.diffusion_model, pack_module("rapid_core.cost")
     architecture = pack_module("rapid_core.architectures").describe(network)
     number = architecture.image_tokens(network, (1, *latent))
@@ -193,7 +195,7 @@ def test_differences_are_kept_within_the_memory_that_was_promised_and_freed_with
     held = [
         o
         for o in gc.get_objects()
-        if type(o) is pack_module("rapid_core.engine.sparse.left_out").LeftOut
+        if type(o) is pack_module("rapid_core.engine.sparse.residual").SparseResidual
     ]
     assert not held
 
@@ -308,7 +310,7 @@ def test_attention_that_no_backend_makes_sparse_is_reported_as_dense(sparse, tin
 def test_an_unknown_model_is_computed_densely_and_says_so(
     sparse, tiny_flux, record_of, monkeypatch, pack_module
 ):
-    for name in ("rapid_core.host.run", "rapid_core.host.chain"):
+    for name in ("rapid_core.comfy.run", "rapid_core.comfy.chain"):
         monkeypatch.setattr(pack_module(name), "describe", lambda model: None)
     patched = sparse(tiny_flux, 0.4)
     latent = empty_latent(height=16, width=24)

@@ -37,7 +37,9 @@ def accelerate(comfy_host, pack, pack_module):
             training_command="-",
             **files.tpdm_metadata(heads),
         )
-        pack_module("rapid_core.policy_file").write(path, "heads", metadata, heads.state_dict())
+        pack_module("rapid_core.policy_file.format").write(
+            path, "heads", metadata, heads.state_dict()
+        )
         policy = comfy_host.run_node("RAPID_LoadPolicy", policy=NAME)[0]
         return comfy_host.run_node("RAPID_Accelerate", model=model, speedup=1.1, policy=policy)[0]
 
@@ -49,7 +51,7 @@ def accelerate(comfy_host, pack, pack_module):
 def looks(pack_module, monkeypatch):
     """Every Features that the actor was shown: (number of the evaluation it decides, image,
     features)."""
-    module, seen = pack_module("rapid_core.policies.tpdm"), []
+    module, seen = pack_module("rapid_core.techniques.heads.tpdm"), []
     real = module.TPDMActor.ask
 
     def ask(self, looks, sigma):

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from devkit.base_folder import REPOSITORY, make_base_folder, remove_base_folder
-from rapid_core.policies.from_file import plans_of
-from rapid_core.policies.schedule import SchedulePolicy
-from rapid_core.policy_file import read, write
+from rapid_core.policy_file.format import read, write
+from rapid_core.policy_file.policies import plans_of
+from rapid_core.techniques.step_skip.schedule import SchedulePolicy
 from rapid_testing.trainings import HEADS, arguments, unclocked
 from training.graph import Graph, WorkflowError
 from training.heads import method_of, train_heads
@@ -432,7 +432,7 @@ def test_the_policy_runs_in_accelerate_and_beats_even_spacing(
 ):
     """On the prompts it was searched on, at least."""
     file, _ = done(tmp_path, train)
-    read = pack_module("rapid_core.policy_file").read
+    read = pack_module("rapid_core.policy_file.format").read
     policy = read(file.path)
     run = host.comfy_host.run_node
     errors = []
@@ -618,7 +618,7 @@ def test_trained_heads_run_in_accelerate(graph, host, done, tmp_path, pack_modul
             and silent[-1] > 0
             and scalars(tmp_path)[-1]["price/2"] == PRICE
         )
-    policy = pack_module("rapid_core.policy_file").read(file.path)
+    policy = pack_module("rapid_core.policy_file.format").read(file.path)
 
     def patch(model):
         return host.comfy_host.run_node(

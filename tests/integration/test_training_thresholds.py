@@ -4,7 +4,7 @@ killed."""
 import pytest
 import torch
 
-from rapid_core.policies.from_file import policy_of
+from rapid_core.policy_file.policies import policy_of
 from rapid_testing.trainings import PROMPTS, arguments, small_graph, unclocked
 from training.graph import Graph
 from training.host import attach

@@ -2,7 +2,7 @@
 
 import torch
 
-from rapid_core.actions import ImageState, Level, Look, Observation, Window
+from rapid_core.types import HeadInput, ImageState, Mode, Observation, Window
 
 
 def marks_of(policy, steps, euler=True, forced=(), blind=False, **known):
@@ -16,14 +16,14 @@ def marks_of(policy, steps, euler=True, forced=(), blind=False, **known):
             Observation(i, schedule[i], (image,), i, steps, schedule=schedule, euler=euler)
         )
         since += 1
-        if action.level is Level.RUN or i in forced:
+        if action.level is Mode.RUN or i in forced:
             levels, since = (*levels, schedule[i]), 0
         out.append(action)
     return out, actor
 
 
 def text(actions):
-    return "".join("#" if a.level is Level.RUN else "." for a in actions)
+    return "".join("#" if a.level is Mode.RUN else "." for a in actions)
 
 
 METADATA = dict(
@@ -43,7 +43,7 @@ def run_heads(policy, steps, channels, euler=False):
     actor, levels, since, out, ran = policy.start(Window(1.0, 0.0)), (), 0, [], []
     for i in range(steps):
         parts = [torch.randn(channels, 8, 8, generator=make) for _ in range(3)]
-        answers = actor.ask([Look(*parts)] if levels else [None], torch.tensor(schedule[i]))
+        answers = actor.ask([HeadInput(*parts)] if levels else [None], torch.tensor(schedule[i]))
         image = ImageState(len(levels), since, 0.1, levels=levels[-4:])
         seen = Observation(
             i,
@@ -57,9 +57,9 @@ def run_heads(policy, steps, channels, euler=False):
         )
         (action,) = actor.act(seen)
         since = since + 1
-        if action.level is Level.RUN:
+        if action.level is Mode.RUN:
             levels, since = (*levels, schedule[i]), 0
-        if action.level is not Level.HOLD:
+        if action.level is not Mode.SKIP:
             ran.append(schedule[i])
         out.append(action)
     return out, ran

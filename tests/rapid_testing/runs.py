@@ -2,7 +2,7 @@
 
 import torch
 
-from rapid_core.policies.fit import TERMS, Fit
+from rapid_core.quadrature.gram import TERMS, Fit
 from training.references import refined
 
 
@@ -29,5 +29,5 @@ def weights_by_hand(plan):
         used = [] if on else [j for j in range(i) if plan.computed[j]][-TERMS:]
         by = fit.weights(used) if used else ()
         out.append(tuple(zip([plan.schedule[j] for j in used], by, strict=True)) or None)
-        fit.go_on(used, by)
+        fit.advance(used, by)
     return out

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from rapid_core.policy_file import write
+from rapid_core.policy_file.format import write
 from training.card import Panel, write_card
 
 PANELS = [

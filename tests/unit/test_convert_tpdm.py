@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional
 
-from rapid_core.actions import Look
 from rapid_core.engine.features import FeatureStore
-from rapid_core.policies.from_file import policy_of, tpdm_of
-from rapid_core.policies.tpdm import TPDMPolicy
-from rapid_core.policy_file import read
+from rapid_core.policy_file.format import read
+from rapid_core.policy_file.policies import policy_of, tpdm_of
+from rapid_core.techniques.heads.tpdm import TPDMPolicy
+from rapid_core.types import HeadInput
 from training.convert_tpdm import ConversionError, convert, main
 
 # The published layout: names below the prefix, and shapes.
@@ -117,7 +117,7 @@ def test_a_converted_policy_decides_as_the_published_head_does(source, converted
         store.keep(0, uuid, torch.cat((before[i], after[i]), 1), temb[i])
     assert store.end(0, [0], 7.0) is None
     actor, latent = policy.start(None), torch.zeros(16, 128, 128)
-    logits = actor.ask([Look(latent, latent, latent, None, store.mixed[0])], torch.tensor(1.0))
+    logits = actor.ask([HeadInput(latent, latent, latent, None, store.mixed[0])], torch.tensor(1.0))
     assert (1 + logits.exp()).tolist() == pytest.approx([alpha, beta], rel=1e-5)
     assert 0.01 < actor._jump(logits) < 0.99  # not at the limits, where all heads are alike
     assert actor._jump(logits) == pytest.approx((alpha - 1) / (alpha + beta - 2), rel=1e-5)

@@ -7,13 +7,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rapid_core.engine.forecast import (
+from rapid_core.engine.history import (
+    History,
     Point,
-    Track,
     estimate_error,
+    extrapolation_skill,
     forecast,
     relative_l1,
-    turn,
     weighted,
     weights,
 )
@@ -59,7 +59,7 @@ def test_weights_of_a_tensor_sigma_equal_those_of_a_float():
 
 
 def test_a_second_value_at_the_same_noise_level_replaces_the_first():
-    track = Track(3)
+    track = History(3)
     track.add(0, 1.0, torch.tensor([1.0]))
     track.add(0, 1.0, torch.tensor([2.0]))
     assert [p.value.item() for p in track.points(0)] == [2.0]
@@ -68,7 +68,7 @@ def test_a_second_value_at_the_same_noise_level_replaces_the_first():
 @pytest.mark.parametrize("partly", [False, True])
 def test_a_noise_level_that_comes_back_makes_room_for_itself(partly):
     """heunpp2 visits s0 s1 s2 | s1 s2 s3 | ...: no place may hold two points at one level."""
-    track, half = Track(3), torch.tensor([True, False])
+    track, half = History(3), torch.tensor([True, False])
     for step, sigma in enumerate([0.9, 0.8, 0.7, 0.8, 0.7, 0.6, 0.7, 0.6, 0.5]):
         where = half if partly and step in (2, 5) else None
         track.add(0, sigma, torch.full((2,), 2 * sigma + 1), where)
@@ -80,7 +80,7 @@ def test_a_noise_level_that_comes_back_makes_room_for_itself(partly):
 
 
 def test_a_place_that_was_left_out_still_grows_its_history():
-    track = Track(3)
+    track = History(3)
     track.add(0, 1.0, torch.tensor([1.0, 1.0]))
     track.add(0, 0.8, torch.tensor([0.8, 9.0]), torch.tensor([True, False]))
     track.add(0, 0.6, torch.tensor([0.6, 0.6]))
@@ -112,7 +112,7 @@ def test_a_turn_is_the_share_of_the_line_that_came_true(share):
     line, aside = (latest - before) * 2, torch.randn(4, 8)  # from 1.0 over .9 to .7
     aside -= line * (aside * line).sum() / line.square().sum()  # nothing of it along the line
     value = latest + share * line + 0.1 * aside
-    moved, slope = turn([Point(1.0, before), Point(0.9, latest)], 0.7, value)
+    moved, slope = extrapolation_skill([Point(1.0, before), Point(0.9, latest)], 0.7, value)
     assert slope.item() == pytest.approx(share, abs=1e-5)
     assert moved.item() == pytest.approx(relative_l1(latest, value).item())
 
@@ -120,14 +120,14 @@ def test_a_turn_is_the_share_of_the_line_that_came_true(share):
 def test_a_turn_is_not_known_of_one_point_or_of_places_with_levels_of_their_own():
     value, levels = torch.ones(4), torch.tensor([0.9, 0.9, 0.8, 0.8])
     for points in ([Point(0.9, value)], [Point(1.0, value), Point(levels, value)]):
-        moved, slope = turn(points, 0.5, 2 * value)
+        moved, slope = extrapolation_skill(points, 0.5, 2 * value)
         assert moved.item() == 0.5 and slope.isnan()
 
 
 def test_each_place_forecasts_from_the_levels_at_which_it_was_computed():
     """Two places, one computed at 1.0 and 0.8, the other at 1.0, 0.8 and 0.6: both lie on their own
     line."""
-    track, line = Track(2), lambda s: torch.tensor([[3 * s, 5 - s]])
+    track, line = History(2), lambda s: torch.tensor([[3 * s, 5 - s]])
     track.add(0, 1.0, line(1.0))
     track.add(0, 0.8, line(0.8))
     track.add(0, 0.6, line(0.6) + torch.tensor([[9.0, 0.0]]), where=torch.tensor([[False, True]]))
@@ -135,7 +135,7 @@ def test_each_place_forecasts_from_the_levels_at_which_it_was_computed():
 
 
 def test_a_second_look_at_some_places_replaces_their_latest_value():
-    track = Track(2)
+    track = History(2)
     track.add(0, 1.0, torch.tensor([[1.0, 1.0]]))
     track.add(0, 0.5, torch.tensor([[2.0, 2.0]]))
     track.add(0, 0.5, torch.tensor([[3.0, 3.0]]), where=torch.tensor([[True, False]]))
@@ -152,5 +152,5 @@ def test_a_turn_is_that_of_what_is_sampled():
     """Where the latent is given (inpainting) the derivative hardly changes."""
     known = [Point(1.0, torch.ones(4)), Point(0.8, torch.ones(4))]
     new, mask = torch.tensor([3.0, 1.0, 1.0, 1.0]), torch.tensor([1.0, 0.0, 0.0, 0.0])
-    assert float(turn(known, 0.6, new)[0]) == pytest.approx(2 / 6)
-    assert float(turn(known, 0.6, new, mask)[0]) == pytest.approx(2 / 3)
+    assert float(extrapolation_skill(known, 0.6, new)[0]) == pytest.approx(2 / 6)
+    assert float(extrapolation_skill(known, 0.6, new, mask)[0]) == pytest.approx(2 / 3)

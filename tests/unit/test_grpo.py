@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rapid_core.actions import ImageState, Look, Observation
-from rapid_core.policies.head_net import beta
-from rapid_core.policies.heads import Choice, Heads, HeadsActor, HeadsPolicy
+from rapid_core.techniques.heads.network import beta
+from rapid_core.techniques.heads.rapid3 import Decision, Heads, HeadsActor, HeadsPolicy
+from rapid_core.types import HeadInput, ImageState, Observation
 from rapid_testing.actors import run_heads
 from training.grpo import Learner, Settings, Trajectory, advantages, trajectory_log_p
 from training.likelihood import Row, TrajectoryTape, log_probability
@@ -23,9 +23,9 @@ def heads(*names):
 
 
 def rollout(of, seed, steps=12):
-    tape = TrajectoryTape()
-    run_heads(HeadsPolicy(of, 1.0, tape=tape, seed=seed), steps, CHANNELS)
-    return tape.rows[0]
+    rollout = TrajectoryTape()
+    run_heads(HeadsPolicy(of, 1.0, rollout=rollout, seed=seed), steps, CHANNELS)
+    return rollout.rows[0]
 
 
 @given(st.lists(st.floats(-50, 50), min_size=2, max_size=12))
@@ -116,9 +116,9 @@ def test_absent_and_void_choices_are_not_in_the_probability():
     ours = heads()
     with torch.no_grad():
         full, _ = log_probability(
-            ours, [row(Choice(0.5, 1, None)), row(Choice(None, 1, None)), row(Choice())]
+            ours, [row(Decision(0.5, 1, None)), row(Decision(None, 1, None)), row(Decision())]
         )
-        step, _ = log_probability(ours, [row(Choice(0.5, None, None))])
+        step, _ = log_probability(ours, [row(Decision(0.5, None, None))])
     assert float(full[2]) == 0.0
     assert float(full[0] - full[1]) == pytest.approx(float(step[0]), abs=1e-5)
     assert float(full[1]) == pytest.approx(
@@ -133,17 +133,17 @@ def test_a_two_armed_bandit_is_learned():
         Learner(ours, Settings(lr=1e-2, entropy=0.0)),
         torch.Generator().manual_seed(0),
     )
-    blank = row(Choice())
+    blank = row(Decision())
 
     def chance():
         with torch.no_grad():
-            return float(log_probability(ours, [row(Choice(None, 1, None))])[0].exp())
+            return float(log_probability(ours, [row(Decision(None, 1, None))])[0].exp())
 
     assert chance() == pytest.approx(0.5, abs=0.1)
     for _ in range(40):
         drawn = (torch.rand(8, generator=generator) < chance()).long().tolist()
         rows = [
-            [Row(blank.inputs, blank.numbers, blank.pooled, Choice(None, c, None))] for c in drawn
+            [Row(blank.inputs, blank.numbers, blank.pooled, Decision(None, c, None))] for c in drawn
         ]
         with torch.no_grad():
             old, _ = trajectory_log_p(ours, rows)
@@ -156,7 +156,7 @@ def test_a_two_armed_bandit_is_learned():
 def test_groups_that_say_nothing_are_dropped_and_counted():
     ours = heads("cache")
     before = [p.clone() for p in ours.parameters()]
-    group = [Trajectory([row(Choice(None, 1, None))], 1.0, torch.tensor(-0.7)) for _ in range(4)]
+    group = [Trajectory([row(Decision(None, 1, None))], 1.0, torch.tensor(-0.7)) for _ in range(4)]
     assert Learner(ours).update([group, group]) == {"dropped_groups": 2.0}
     assert all(torch.equal(a, b) for a, b in zip(before, ours.parameters(), strict=True))
 
@@ -169,9 +169,9 @@ class Watching(HeadsActor):
         self.drawn = {0: [], 1: []}
 
     def _one(self, number, image, observation, logits):
-        before = len(self.policy.tape.rows.get(number, ()))
+        before = len(self.policy.rollout.rows.get(number, ()))
         action = super()._one(number, image, observation, logits)
-        for row in self.policy.tape.rows.get(number, ())[before:]:
+        for row in self.policy.rollout.rows.get(number, ())[before:]:
             total, c = 0.0, row.choice
             if c.jump is not None:
                 total += float(
@@ -186,11 +186,11 @@ class Watching(HeadsActor):
 def test_the_tape_gives_back_the_probabilities_that_choices_were_drawn_by():
     """Two images, one of which is not known at first, so that rows and images must not be mixed
     up."""
-    ours, tape, make = heads(), TrajectoryTape(), torch.Generator().manual_seed(3)
-    actor = Watching(HeadsPolicy(ours, 1.0, tape=tape, seed=4))
+    ours, rollout, make = heads(), TrajectoryTape(), torch.Generator().manual_seed(3)
+    actor = Watching(HeadsPolicy(ours, 1.0, rollout=rollout, seed=4))
     for i in range(12):
         looks = [
-            Look(*torch.randn(3, CHANNELS, 8, 8, generator=make)) if i > n else None
+            HeadInput(*torch.randn(3, CHANNELS, 8, 8, generator=make)) if i > n else None
             for n in range(2)
         ]
         answers = actor.ask(looks, torch.tensor(1 - i / 12))
@@ -207,6 +207,6 @@ def test_the_tape_gives_back_the_probabilities_that_choices_were_drawn_by():
         )
     for number in range(2):
         with torch.no_grad():
-            found, _ = log_probability(ours, tape.rows[number])
+            found, _ = log_probability(ours, rollout.rows[number])
         assert len(found) >= 9
         assert torch.allclose(found, torch.tensor(actor.drawn[number]), atol=1e-3)

@@ -7,11 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rapid_core.actions import Level, Look
-from rapid_core.policies.from_file import head_metadata, head_tensors, heads_of, policy_of
-from rapid_core.policies.head_net import beta, beta_mode, embedding, packed
-from rapid_core.policies.heads import HEADS, OUTPUTS, Heads, HeadsActor, HeadsPolicy
-from rapid_core.policy_file import PolicyError, write
+from rapid_core.policy_file.format import PolicyError, write
+from rapid_core.policy_file.policies import head_metadata, head_tensors, heads_of, policy_of
+from rapid_core.techniques.heads.network import beta, beta_mode, embedding, packed
+from rapid_core.techniques.heads.rapid3 import HEADS, OUTPUTS, Heads, HeadsActor, HeadsPolicy
+from rapid_core.types import HeadInput, Mode
 from rapid_testing.actors import METADATA, run_heads
 
 CHANNELS, HIDDEN = 4, 24
@@ -32,7 +32,7 @@ def steer(heads, **logits):
     return heads
 
 
-class Tape:
+class RolloutBuffer:
     def __init__(self):
         self.rows = []
 
@@ -62,17 +62,17 @@ def test_latents_are_packed_two_by_two_odd_sides_and_videos_too():
 def test_drawn_jumps_strictly_fall_and_the_budget_is_a_ceiling(seed):
     """Each jump from a computed evaluation lands below it, and nothing above the landing is
     computed or reused."""
-    tape, schedule = Tape(), [1 - i / 28 for i in range(28)]
-    actions, _ = run_heads(HeadsPolicy(heads(), 3.0, tape=tape, seed=seed), 28, CHANNELS)
-    computed = [i for i, a in enumerate(actions) if a.level is Level.RUN]
-    assert actions[0].level is Level.RUN and len(computed) <= 28 // 3
-    jumps = [row[-1].jump for row in tape.rows if row[-1].jump is not None]
+    rollout, schedule = RolloutBuffer(), [1 - i / 28 for i in range(28)]
+    actions, _ = run_heads(HeadsPolicy(heads(), 3.0, rollout=rollout, seed=seed), 28, CHANNELS)
+    computed = [i for i, a in enumerate(actions) if a.level is Mode.RUN]
+    assert actions[0].level is Mode.RUN and len(computed) <= 28 // 3
+    jumps = [row[-1].jump for row in rollout.rows if row[-1].jump is not None]
     assert len(jumps) >= len(computed) - 1
     for at, after, jump in zip(computed, [*computed[1:], 28], jumps, strict=False):
         target = math.floor(1000 * schedule[at] * jump) / 1000
         assert 0 <= target < schedule[at]
         assert all(
-            actions[i].level is Level.HOLD
+            actions[i].level is Mode.SKIP
             for i in range(at + 1, after)
             if schedule[i] > target + 1e-6
         )
@@ -91,44 +91,46 @@ def test_a_jump_holds_every_evaluation_above_its_target():
         0.125,
     ]  # then down to 62 thousandths, below the last of the grid
     assert all(
-        a.weights == ((w, 1.0),) for a in actions if a.level is Level.HOLD for w, _ in a.weights
+        a.weights == ((w, 1.0),) for a in actions if a.level is Mode.SKIP for w, _ in a.weights
     )
 
 
 def test_a_budget_that_short_jumps_use_up_early_is_said_and_nothing_is_drawn_for_what_is_held_then(
     monkeypatch,
 ):
-    tape, made = Tape(), []
+    rollout, made = RolloutBuffer(), []
     monkeypatch.setattr(
         HeadsPolicy, "start", lambda self, window: made.append(HeadsActor(self)) or made[0]
     )
-    short = HeadsPolicy(steer(heads("step"), step=[8.0, -8.0]), 4.0, source="short", tape=tape)
+    short = HeadsPolicy(
+        steer(heads("step"), step=[8.0, -8.0]), 4.0, source="short", rollout=rollout
+    )
     actions, _ = run_heads(short, 28, CHANNELS)
-    assert [a.level for a in actions] == [Level.RUN] * 7 + [Level.HOLD] * 21
-    assert sum(row[-1].jump is not None for row in tape.rows) == 6
+    assert [a.level for a in actions] == [Mode.RUN] * 7 + [Mode.SKIP] * 21
+    assert sum(row[-1].jump is not None for row in rollout.rows) == 6
     note = next(note for note in made[0].notes if "budget" in note)
     assert note.startswith("short: the budget was spent 21 steps before the end")
 
 
 def test_reuse_voids_the_sparse_choice_and_absent_heads_choose_nothing():
-    tape = Tape()
+    rollout = RolloutBuffer()
     always = steer(heads(), step=[9.0, -9.0], cache=[-9.0, 9.0], sparse=[0.0, 0.0, 9.0, 0.0])
-    actions, _ = run_heads(HeadsPolicy(always, 1.0, tape=tape), 8, CHANNELS)
-    assert [a.level for a in actions[1:]] == [Level.REUSE] * 7
-    assert all(row[-1].cache == 1 and row[-1].sparse is None for row in tape.rows)
+    actions, _ = run_heads(HeadsPolicy(always, 1.0, rollout=rollout), 8, CHANNELS)
+    assert [a.level for a in actions[1:]] == [Mode.REUSE] * 7
+    assert all(row[-1].cache == 1 and row[-1].sparse is None for row in rollout.rows)
     thin = steer(heads("sparse"), sparse=[0.0, 0.0, 9.0, 0.0])
     actions, _ = run_heads(HeadsPolicy(thin, 1.0), 8, CHANNELS)
     assert [a.density for a in actions] == [1.0] + [0.25] * 7
-    tape = Tape()
-    run_heads(HeadsPolicy(thin, 1.0, tape=tape), 8, CHANNELS)
-    assert {(row[-1].jump, row[-1].cache) for row in tape.rows} == {(None, None)}
+    rollout = RolloutBuffer()
+    run_heads(HeadsPolicy(thin, 1.0, rollout=rollout), 8, CHANNELS)
+    assert {(row[-1].jump, row[-1].cache) for row in rollout.rows} == {(None, None)}
 
 
 def test_heads_out_of_use_are_not_asked_and_without_the_step_head_nothing_is_held():
     policy = HeadsPolicy(steer(heads(), step=[0.0, 0.0], cache=[-9.0, 9.0]), 4.0, use=("cache",))
     actions, _ = run_heads(policy, 16, CHANNELS)
-    assert [a.level for a in actions] == [Level.RUN] + [Level.REUSE] * 15
-    assert Level.HOLD not in policy.levels and policy.settings()["heads"] == ["cache"]
+    assert [a.level for a in actions] == [Mode.RUN] + [Mode.REUSE] * 15
+    assert Mode.SKIP not in policy.levels and policy.settings()["heads"] == ["cache"]
     actions, _ = run_heads(HeadsPolicy(heads(), 4.0, use=()), 16, CHANNELS)
     assert all(a.dense for a in actions)
 
@@ -152,7 +154,7 @@ def test_heads_are_written_and_read(tmp_path):
     assert (
         policy.speedup == 2.5
         and policy.forecast_order == 1
-        and policy.levels >= {Level.REUSE, Level.HOLD}
+        and policy.levels >= {Mode.REUSE, Mode.SKIP}
     )
 
 
@@ -194,10 +196,14 @@ def test_nan_in_a_head_is_named(tmp_path):
 def test_an_image_without_a_pooled_vector_is_decided_all_the_same():
     actor = HeadsPolicy(heads(), 2.0).start(None)
     latent = torch.randn(CHANNELS, 8, 8)
-    looks = [Look(latent, latent, latent), None, Look(latent, latent, latent, torch.randn(HIDDEN))]
+    looks = [
+        HeadInput(latent, latent, latent),
+        None,
+        HeadInput(latent, latent, latent, torch.randn(HIDDEN)),
+    ]
     answers = actor.ask(looks, torch.tensor(0.5))
     wanted = (2 * sum(OUTPUTS[name] for name in HEADS),)
     assert answers.shape == wanted and actor.asked == [0, 2]
     assert actor.ask([None], torch.tensor(0.5)) is None
     video = torch.randn(CHANNELS, 5, 8, 8)
-    assert actor.ask([Look(video, video, video)] * 2, torch.tensor(0.5)).shape == wanted
+    assert actor.ask([HeadInput(video, video, video)] * 2, torch.tensor(0.5)).shape == wanted

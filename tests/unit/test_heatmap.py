@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from rapid_core.heatmap import SCALE, STRIP, coloured, draw, often
+from rapid_core.heatmap import SCALE, STRIP, coloured, computed_share, draw
 from rapid_core.record import EvaluationRecord, RunRecord, pack, unpack
 
 
@@ -29,7 +29,9 @@ def test_tokens_are_counted_where_they_ran():
         ("hold", 0.0, None),
         ("run", 1.0, None),
     )
-    assert torch.allclose(often(run, 0), torch.tensor([[0.75, 0.5, 0.5], [0.5, 0.75, 0.75]]))
+    assert torch.allclose(
+        computed_share(run, 0), torch.tensor([[0.75, 0.5, 0.5], [0.5, 0.75, 0.75]])
+    )
 
 
 def test_the_map_lies_over_the_picture_with_a_strip_below():

@@ -7,11 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rapid_core.policies.from_file import head_metadata, head_tensors, jumps_policy, plan_tensors
-from rapid_core.policies.heads import CLIP, Heads, HeadsPolicy
-from rapid_core.policies.jumps import LEAST, StepHead, descend, next_level
-from rapid_core.policies.schedule import Plan
-from rapid_core.policy_file import PolicyError, write
+from rapid_core.policy_file.format import PolicyError, write
+from rapid_core.policy_file.policies import head_metadata, head_tensors, jumps_policy, plan_tensors
+from rapid_core.techniques.heads.jumps import LEAST, StepHead, descend, next_level
+from rapid_core.techniques.heads.rapid3 import CLIP, Heads, HeadsPolicy
+from rapid_core.techniques.step_skip.schedule import Plan
 from rapid_testing.actors import METADATA
 
 CHANNELS, HIDDEN = 4, 24

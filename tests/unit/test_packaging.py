@@ -96,16 +96,16 @@ def test_shipped_code_is_free_of_what_the_registry_flags(shipped, repository):
     assert hits == []
 
 
-def test_the_core_outside_host_imports_nothing_of_comfyui(repository):
+def test_the_core_outside_its_comfy_folder_imports_nothing_of_comfyui(repository):
     wrong = []
     for path in python_files(repository, "rapid_core"):
-        if "host" not in path.relative_to(repository).parts[:-1]:
+        if "comfy" not in path.relative_to(repository).parts[:-1]:
             names = imported(path, repository)
             wrong += [
                 f"{path.name}: {name}" for name in names if name.split(".")[0] in HOST_MODULES
             ]
             wrong += [
-                f"{path.name}: {name}" for name in names if name.startswith("rapid_core.host")
+                f"{path.name}: {name}" for name in names if name.startswith("rapid_core.comfy")
             ]
     assert wrong == []
 
@@ -126,7 +126,7 @@ def test_the_core_can_be_imported_without_comfyui(repository):
     modules = [
         ".".join(path.relative_to(repository).with_suffix("").parts)
         for path in python_files(repository, "rapid_core")
-        if "host" not in path.relative_to(repository).parts[:-1]
+        if "comfy" not in path.relative_to(repository).parts[:-1]
     ]
     code = f"import sys; sys.path.insert(0, {str(repository)!r})\n" + "\n".join(
         f"import {name.removesuffix('.__init__')}" for name in modules

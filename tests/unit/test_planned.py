@@ -7,21 +7,29 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rapid_core.actions import Level, Look
-from rapid_core.engine.state import RunState
-from rapid_core.policies.fit import Gram
-from rapid_core.policies.from_file import (
+from rapid_core.engine.run import RunState
+from rapid_core.policy_file.format import PolicyError, write
+from rapid_core.policy_file.policies import (
     head_metadata,
     head_tensors,
     jumps_policy,
     plan_tensors,
     policy_of,
 )
-from rapid_core.policies.heads import OUTPUTS, Heads, HeadsPolicy
-from rapid_core.policies.planned import NUMBERS, PlannedActor, PlannedPolicy
-from rapid_core.policies.prior import CLOSED, OWN, RUNGS, drawn, following, lean, onward
-from rapid_core.policies.schedule import Plan, even
-from rapid_core.policy_file import PolicyError, write
+from rapid_core.quadrature.gram import Gram
+from rapid_core.techniques.heads.prior import (
+    CLOSED,
+    OWN,
+    RUNGS,
+    mixture,
+    next_computed,
+    next_in_schedule,
+    prior_logits,
+)
+from rapid_core.techniques.heads.rapid3 import OUTPUTS, Heads, HeadsPolicy
+from rapid_core.techniques.heads.rapid_plus import NUMBERS, PlannedActor, PlannedPolicy
+from rapid_core.techniques.step_skip.schedule import Plan, evenly_spaced
+from rapid_core.types import HeadInput, Mode
 from rapid_testing.actors import METADATA, run_heads, text
 from rapid_testing.runs import bending, products_of, weights_by_hand
 from training.likelihood import TrajectoryTape, left_plan, log_probability
@@ -45,7 +53,7 @@ def plan(marks, gram=None):
 
 
 def on_ladder(made, speedup=3.0, gram=None, **settings):
-    ladder = tuple(plan(even(count, STEPS), gram) for count in (5, 6, 7, 8, 9, 10, 12, 14))
+    ladder = tuple(plan(evenly_spaced(count, STEPS), gram) for count in (5, 6, 7, 8, 9, 10, 12, 14))
     own = next(p for p in ladder if sum(p.computed) == int(STEPS / speedup))
     return PlannedPolicy(made, speedup, plan=own, ladder=ladder, **settings)
 
@@ -55,7 +63,7 @@ def on_ladder(made, speedup=3.0, gram=None, **settings):
 )
 def test_a_rung_is_open_where_it_leads_elsewhere(targets, chance):
     targets[OWN] = 4
-    leaning = lean(targets, chance)
+    leaning = prior_logits(targets, chance)
     opened = [target for target, value in zip(targets, leaning, strict=True) if value > CLOSED]
     assert sorted(opened) == sorted({target for target in targets if target is not None})
     assert max(range(len(RUNGS)), key=leaning.__getitem__) == OWN
@@ -63,7 +71,7 @@ def test_a_rung_is_open_where_it_leads_elsewhere(targets, chance):
 
 def test_another_plan_is_followed_to_its_next_evaluation():
     marks = [True, False, True, False, True, False]
-    assert [onward(marks, i, 3) for i in range(6)] == [2, 2, 4, 4, 6, 6] and onward(
+    assert [next_computed(marks, i, 3) for i in range(6)] == [2, 2, 4, 4, 6, 6] and next_computed(
         marks, 0, 0
     ) == 6
 
@@ -72,22 +80,25 @@ def test_a_plan_that_is_not_of_the_ladder_has_no_rungs():
     made = heads(silent=False)
     made.heads["pace"].fc2.bias.data.copy_(torch.tensor([30.0, 20.0, 0.0, 20.0, 30.0]))
     policy = PlannedPolicy(
-        made, 3.0, plan=plan(even(9, STEPS)), ladder=(plan(even(7, STEPS)), plan(even(14, STEPS)))
+        made,
+        3.0,
+        plan=plan(evenly_spaced(9, STEPS)),
+        ladder=(plan(evenly_spaced(7, STEPS)), plan(evenly_spaced(14, STEPS))),
     )
     actions, _ = run_heads(policy, STEPS, CHANNELS)
-    assert [a.level is Level.RUN for a in actions] == list(even(9, STEPS))
+    assert [a.level is Mode.RUN for a in actions] == list(evenly_spaced(9, STEPS))
 
 
 def test_the_next_step_is_the_plans_as_long_as_it_can_be_paid():
     marks = [True, False, True, False, True, False, False, True]
-    assert [following(marks, i, 1, 9) for i in range(8)] == [2, 2, 4, 4, 7, 7, 7, 8]
-    assert following(marks, 2, 4, 0) == 8 and following(marks, 0, 1, 1) == 7
-    assert following(marks, 0, 1, 2) in (
+    assert [next_in_schedule(marks, i, 1, 9) for i in range(8)] == [2, 2, 4, 4, 7, 7, 7, 8]
+    assert next_in_schedule(marks, 2, 4, 0) == 8 and next_in_schedule(marks, 0, 1, 1) == 7
+    assert next_in_schedule(marks, 0, 1, 2) in (
         3,
         4,
     )  # a smaller budget than the plan's: evenly spread, to the last step
     assert (
-        following(marks, 1, 2, 2) == 4
+        next_in_schedule(marks, 1, 2, 2) == 4
     )  # one that was spent early takes the place of the plan's next
 
 
@@ -98,11 +109,11 @@ def test_heads_that_say_nothing_are_the_plan(count, random):
     actions, _ = run_heads(
         PlannedPolicy(heads(), STEPS / count, plan=plan(wanted)), STEPS, CHANNELS
     )
-    assert [a.level is Level.RUN for a in actions] == wanted
+    assert [a.level is Mode.RUN for a in actions] == wanted
 
 
 def test_where_the_plan_is_followed_weights_fitted_to_it_fill_the_gaps():
-    wanted = plan(even(10, STEPS), GRAM)
+    wanted = plan(evenly_spaced(10, STEPS), GRAM)
     policy = PlannedPolicy(heads(), 2.8, plan=wanted)
     actions, _ = run_heads(policy, STEPS, CHANNELS, euler=True)
     assert text(actions) == "".join("#" if on else "." for on in wanted.computed)
@@ -112,19 +123,19 @@ def test_where_the_plan_is_followed_weights_fitted_to_it_fill_the_gaps():
 def test_where_it_is_left_weights_are_fitted_to_what_was_computed_instead():
     left = 0
     for seed in range(20):
-        policy = on_ladder(heads(), gram=GRAM, tape=TrajectoryTape(), seed=seed)
+        policy = on_ladder(heads(), gram=GRAM, rollout=TrajectoryTape(), seed=seed)
         actions, _ = run_heads(policy, STEPS, CHANNELS, euler=True)
-        on = tuple(a.level is Level.RUN for a in actions)
+        on = tuple(a.level is Mode.RUN for a in actions)
         assert [a.weights for a in actions] == weights_by_hand(plan(on, GRAM))
-        left += on != tuple(even(9, STEPS))
+        left += on != tuple(evenly_spaced(9, STEPS))
     assert left > 5
 
 
 @given(st.integers(0, 10**6))
 def test_drawn_jumps_leave_the_plan_a_little_and_never_the_budget(seed):
-    policy = on_ladder(heads(), tape=TrajectoryTape(), seed=seed)
+    policy = on_ladder(heads(), rollout=TrajectoryTape(), seed=seed)
     actions, _ = run_heads(policy, STEPS, CHANNELS)
-    computed = [i for i, a in enumerate(actions) if a.level is Level.RUN]
+    computed = [i for i, a in enumerate(actions) if a.level is Mode.RUN]
     assert 2 <= len(computed) <= 9
     assert max(b - a for a, b in zip(computed, computed[1:], strict=False)) <= 12
 
@@ -142,15 +153,15 @@ def test_in_the_mean_mode_an_image_may_spend_half_as_much_again():
 
 
 def test_the_probability_of_a_pace_is_that_of_the_distribution_it_was_drawn_from(monkeypatch):
-    made, tape, picked = heads(silent=False), TrajectoryTape(), []
+    made, rollout, picked = heads(silent=False), TrajectoryTape(), []
     real = PlannedActor._pick
     monkeypatch.setattr(
         PlannedActor, "_pick", lambda self, x: picked.append(x.softmax(0)) or real(self, x)
     )
-    run_heads(on_ladder(made, tape=tape, seed=5), STEPS, CHANNELS)
-    rows = tape.rows[0]
+    run_heads(on_ladder(made, rollout=rollout, seed=5), STEPS, CHANNELS)
+    rows = rollout.rows[0]
     assert rows and all(
-        len(row.choice.lean) == len(RUNGS) for row in rows if row.choice.pace is not None
+        len(row.choice.prior_logits) == len(RUNGS) for row in rows if row.choice.pace is not None
     )
     with torch.no_grad():
         found, _ = log_probability(made, rows)
@@ -165,30 +176,30 @@ def test_the_probability_of_a_pace_is_that_of_the_distribution_it_was_drawn_from
 def test_training_goes_on_leaving_the_plan_when_heads_would_never():
     made = heads()
     made.heads["pace"].fc2.bias.data.copy_(torch.tensor([0.0, 0.0, 50.0, 0.0, 0.0]))
-    marks, runs = "".join("#" if on else "." for on in even(9, STEPS)), []
+    marks, runs = "".join("#" if on else "." for on in evenly_spaced(9, STEPS)), []
     for seed in range(30):
-        tape = TrajectoryTape()
-        found = text(run_heads(on_ladder(made, tape=tape, seed=seed), STEPS, CHANNELS)[0])
-        paces = [row.choice.pace for row in tape.rows[0] if row.choice.pace is not None]
+        rollout = TrajectoryTape()
+        found = text(run_heads(on_ladder(made, rollout=rollout, seed=seed), STEPS, CHANNELS)[0])
+        paces = [row.choice.pace for row in rollout.rows[0] if row.choice.pace is not None]
         assert found == marks or any(pace != OWN for pace in paces)
         runs.append((found != marks, sum(pace != OWN for pace in paces)))
     assert text(run_heads(on_ladder(made), STEPS, CHANNELS)[0]) == marks
     assert (
         sum(left for left, _ in runs) > 15 and 0.5 < sum(paces for _, paces in runs) / len(runs) < 6
     )
-    chances = drawn(
-        torch.tensor([0.0, 0.0, 50.0, 0.0, 0.0]), torch.tensor(lean((5, 6, 7, 8, 9), 0.2))
+    chances = mixture(
+        torch.tensor([0.0, 0.0, 50.0, 0.0, 0.0]), torch.tensor(prior_logits((5, 6, 7, 8, 9), 0.2))
     )
     assert float(chances[OWN]) == pytest.approx(0.9) and float(chances.sum()) == pytest.approx(1.0)
 
 
 def test_how_often_heads_would_leave_the_plan_is_counted():
-    made, tape = heads(), TrajectoryTape()
-    run_heads(on_ladder(made, tape=tape, seed=5), STEPS, CHANNELS)
-    paces = sum(row.choice.pace is not None for row in tape.rows[0])
-    assert left_plan(made, tape.rows[0]) == (0, paces) and paces > 3
+    made, rollout = heads(), TrajectoryTape()
+    run_heads(on_ladder(made, rollout=rollout, seed=5), STEPS, CHANNELS)
+    paces = sum(row.choice.pace is not None for row in rollout.rows[0])
+    assert left_plan(made, rollout.rows[0]) == (0, paces) and paces > 3
     made.heads["pace"].fc2.bias.data.copy_(torch.tensor([0.0, 0.0, -50.0, 0.0, 0.0]))
-    assert left_plan(made, tape.rows[0])[0] >= paces - 2
+    assert left_plan(made, rollout.rows[0])[0] >= paces - 2
 
 
 @pytest.mark.parametrize("kind", ["rapid3", "rapid+"])
@@ -207,7 +218,7 @@ def test_what_heads_ask_for_stays_on_the_device(kind, monkeypatch):
             name,
             lambda self, *a, _o=original, _n=name, **k: calls.append(_n) or _o(self, *a, **k),
         )
-    look = Look(
+    look = HeadInput(
         *(torch.randn(CHANNELS, 8, 8) for _ in range(3)), torch.randn(24), None, torch.tensor(0.1)
     )
     asked = actor.ask([look, None, look], torch.tensor(0.5))
@@ -226,7 +237,10 @@ def file_of(path, **changes):
         "structure": "rapid+",
         **changes,
     }
-    tensors = {**head_tensors(made), **plan_tensors([plan(even(14, STEPS)), plan(even(7, STEPS))])}
+    tensors = {
+        **head_tensors(made),
+        **plan_tensors([plan(evenly_spaced(14, STEPS)), plan(evenly_spaced(7, STEPS))]),
+    }
     return write(path / "a.safetensors", "heads", about, tensors)
 
 
@@ -251,7 +265,7 @@ def test_a_file_keeps_heads_and_plans(tmp_path):
 def test_what_leaves_heads_nothing_to_choose_is_refused(tmp_path):
     def method(speedups, counts, steps=STEPS, heads=("pace",)):
         schedule = tuple(1 - i / steps for i in range(steps)) + (0.0,)
-        tensors = plan_tensors([Plan(even(count, steps), schedule) for count in counts])
+        tensors = plan_tensors([Plan(evenly_spaced(count, steps), schedule) for count in counts])
         file = write(
             tmp_path / "a.safetensors", "schedule", {**METADATA, "budgets": speedups}, tensors
         )
@@ -277,7 +291,7 @@ def test_answers_of_heads_come_with_the_engines_own_numbers(kind, monkeypatch):
     """Of what is on the device; what is reckoned with on the host afterwards is smaller."""
     batch, steps = 8, 6
     schedule = tuple(1 - i / steps for i in range(steps)) + (0.0,)
-    own = Plan(even(3, steps), schedule)
+    own = Plan(evenly_spaced(3, steps), schedule)
     policy = (
         PlannedPolicy(heads(), 2.0, plan=own, ladder=(own,))
         if kind == "rapid+"
@@ -305,7 +319,7 @@ def test_answers_of_heads_come_with_the_engines_own_numbers(kind, monkeypatch):
 
 
 def test_a_price_follows_what_is_spent_beyond_what_silent_heads_spend(tmp_path):
-    tensors = plan_tensors([plan(even(14, STEPS)), plan(even(7, STEPS))])
+    tensors = plan_tensors([plan(evenly_spaced(14, STEPS)), plan(evenly_spaced(7, STEPS))])
     about = {**METADATA, "budgets": [2.0, 4.0], "reward": "tested"}
     file = write(tmp_path / "a.safetensors", "schedule", about, tensors)
     method = Planned(

@@ -9,9 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from rapid_core.actions import Level
-from rapid_core.policies.fit import Gram
-from rapid_core.policies.from_file import (
+from rapid_core.policy_file.format import FORMAT, PolicyError, read, write
+from rapid_core.policy_file.policies import (
     check_family,
     check_model,
     plan_tensors,
@@ -19,9 +18,10 @@ from rapid_core.policies.from_file import (
     policy_of,
     threshold_of,
 )
-from rapid_core.policies.schedule import Plan, SchedulePolicy, even
-from rapid_core.policies.threshold import ThresholdPolicy
-from rapid_core.policy_file import FORMAT, PolicyError, read, write
+from rapid_core.quadrature.gram import Gram
+from rapid_core.techniques.step_skip.schedule import Plan, SchedulePolicy, evenly_spaced
+from rapid_core.techniques.step_skip.threshold import ThresholdPolicy
+from rapid_core.types import Mode
 from rapid_testing.actors import METADATA, marks_of, text
 from rapid_testing.runs import bending, products_of, weights_by_hand
 
@@ -30,7 +30,7 @@ GRAM = Gram.of(products_of(bending(SCHEDULE, 4)), 8)
 
 
 def plan(count):
-    return Plan(even(count, 8), SCHEDULE, GRAM)
+    return Plan(evenly_spaced(count, 8), SCHEDULE, GRAM)
 
 
 @pytest.fixture
@@ -67,15 +67,15 @@ def test_weights_are_fitted_to_what_is_computed_whatever_that_is(schedule):
     """Between budgets, where the plan is thinned out; and where others had a step computed that was
     to be left out."""
     fewer, _ = marks_of(policy_of(schedule, 2.5), 8)
-    on = tuple(a.level is Level.RUN for a in fewer)
+    on = tuple(a.level is Mode.RUN for a in fewer)
     assert sum(on) == 3 and [a.weights for a in fewer] == weights_by_hand(Plan(on, SCHEDULE, GRAM))
     forced, _ = marks_of(policy_of(schedule, 2.0), 8, forced=(1,))
-    on = tuple(a.level is Level.RUN or i == 1 for i, a in enumerate(forced))
+    on = tuple(a.level is Mode.RUN or i == 1 for i, a in enumerate(forced))
     assert [a.weights for a in forced][2:] == weights_by_hand(Plan(on, SCHEDULE, GRAM))[2:]
 
 
 def test_a_plan_without_inner_products_leaves_weights_to_adams_bashforth(path):
-    bare = [Plan(even(n, 8), SCHEDULE) for n in (4, 2)]
+    bare = [Plan(evenly_spaced(n, 8), SCHEDULE) for n in (4, 2)]
     policy = policy_of(write(path, "schedule", METADATA, plan_tensors(bare)), 2.0)
     assert policy.plan.gram is None
     plain = marks_of(SchedulePolicy(2.0), 8)[0]
@@ -264,7 +264,7 @@ def test_a_plan_is_moved_to_the_noise_levels_that_it_computes():
         and len(lower) == 4
     )
     above = tuple(0.04 - i / 400 for i in range(17))  # below all that it computes: spaced evenly
-    assert sparse.on(4, above) == even(4, 16, few=True)
+    assert sparse.on(4, above) == evenly_spaced(4, 16, few=True)
 
 
 @given(

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rapid_core.policies.fit import Gram
-from rapid_core.policies.schedule import Plan, even
+from rapid_core.quadrature.gram import Gram
+from rapid_core.techniques.step_skip.schedule import Plan, evenly_spaced
 from rapid_testing.runs import bending, products_of, weights_by_hand
 from training.plan_search import default_plan, filled_up, key_of, latent_psnr, neighbours, search
 from training.references import refined
@@ -34,7 +34,7 @@ def final_error(plan, derivatives, parts=1):
 
 def test_what_two_derivatives_span_is_forecast_exactly():
     derivatives = bending(SCHEDULE, bend=0)
-    plan = Plan(even(5, STEPS), SCHEDULE, Gram.of(products_of(derivatives), STEPS))
+    plan = Plan(evenly_spaced(5, STEPS), SCHEDULE, Gram.of(products_of(derivatives), STEPS))
     assert not plan.gram.within and final_error(plan, derivatives) < 1e-3
 
 
@@ -42,7 +42,7 @@ def test_with_refined_steps_the_errors_of_computed_steps_are_made_good_too():
     """Euler's own error is in the computed steps; the weights of the others pay it back."""
     derivatives = bending(SCHEDULE, parts=8, bend=0)
     gram = Gram.of(products_of(derivatives), STEPS)
-    plan = Plan(even(5, STEPS)[:-1] + (False,), SCHEDULE, gram)
+    plan = Plan(evenly_spaced(5, STEPS)[:-1] + (False,), SCHEDULE, gram)
     dense = Plan((True,) * STEPS, SCHEDULE)
     assert gram.within and final_error(plan, derivatives, 8) < 1e-3 < 0.01 < final_error(
         dense, derivatives, 8
@@ -57,7 +57,7 @@ def test_refined_levels_keep_the_schedule():
 
 @given(st.integers(1, STEPS), st.integers(1, STEPS))
 def test_a_plan_is_filled_up_in_its_longest_gaps(has, count):
-    marks = even(has, STEPS)
+    marks = evenly_spaced(has, STEPS)
     found = filled_up(marks, count)
     assert sum(found) == max(has, count) and all(
         new for new, old in zip(found, marks, strict=True) if old
@@ -74,7 +74,7 @@ def test_a_plan_is_filled_up_in_its_longest_gaps(has, count):
 
 @given(st.integers(0, 10**6), st.integers(2, STEPS))
 def test_neighbours_move_one_evaluation_and_never_the_first(seed, count):
-    marks = even(count, STEPS)
+    marks = evenly_spaced(count, STEPS)
     for other in neighbours(marks, random.Random(seed)):
         assert other[0] and sum(other) == count
         assert sum(a != b for a, b in zip(marks, other, strict=True)) == 2
@@ -99,7 +99,7 @@ def test_the_search_climbs_to_the_plan_that_scores_best():
     found, scores = search(score, SCHEDULE, gram, 3.0, most=200)
     assert {i for i, on in enumerate(found.computed) if on} == wanted and scores == [0]
     few, _ = search(score, SCHEDULE, gram, 3.0, most=1)
-    assert few.computed == even(4, STEPS)
+    assert few.computed == evenly_spaced(4, STEPS)
 
 
 def test_figures_and_names_of_plans():

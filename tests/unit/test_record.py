@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rapid_core.host.slicing import NotSliceable, rows_of, take_rows
+from rapid_core.comfy.slicing import NotSliceable, rows_of, take_rows
 from rapid_core.record import KEPT, EvaluationRecord, RunLog, RunRecord, fingerprint, side_by_side
 
 

@@ -7,11 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rapid_core.actions import DENSE, ImageState, Level, Observation, TokenState, Window
-from rapid_core.engine.forecast import Track
-from rapid_core.engine.regions import Regions
-from rapid_core.engine.tokens import TokenGrid
-from rapid_core.policies.region import (
+from rapid_core.engine.history import History
+from rapid_core.engine.token_stats import TokenStats
+from rapid_core.techniques.region.policy import (
     DUE_AGE,
     KEPT_AGE,
     WAIT,
@@ -21,6 +19,8 @@ from rapid_core.policies.region import (
     paper,
     rounded,
 )
+from rapid_core.token_grid import TokenGrid
+from rapid_core.types import FULL, ImageState, Mode, Observation, TokenState, Window
 
 ROWS, COLUMNS = 8, 8
 NUMBER = ROWS * COLUMNS
@@ -98,12 +98,12 @@ def test_no_token_waits_longer_than_the_bound(
     generator = torch.Generator().manual_seed(seed)
     wanted = torch.randperm(NUMBER, generator=generator) < free
     focus = (torch.rand(NUMBER, generator=generator) < 0.5).float()
-    regions = Regions(grid, 1, wanted[None], focus[None] if painted else None)
+    regions = TokenStats(grid, 1, wanted[None], focus[None] if painted else None)
     scale = torch.rand(4, 16, 16, generator=generator) * 10  # some places always matter more
     latest, longest, fewest = torch.randn(4, 16, 16, generator=generator) * scale, 0.0, free
-    regions.remember(0, DENSE, latest, None)
+    regions.remember(0, FULL, latest, None)
     for step in range(100):
-        track = Track(1)
+        track = History(1)
         track.add(0, 0.5, latest)
         state = regions.state(0, track)
         image = ImageState(step, 0, math.inf, None, regions.since_dense[0], state)
@@ -137,8 +137,8 @@ def clocked(threshold, ratio, seed, wanted=None):
     policy = RegionPolicy(
         ratio, warm_up=0.0, tail=0.0, refresh_interval=0, error_threshold=threshold
     )
-    actor, grid, track = policy.start(Window(1, 0)), TokenGrid((4, 16, 16)), Track(3)
-    regions = Regions(grid, 1, None if wanted is None else wanted[None], None, *policy.due)
+    actor, grid, track = policy.start(Window(1, 0)), TokenGrid((4, 16, 16)), History(3)
+    regions = TokenStats(grid, 1, None if wanted is None else wanted[None], None, *policy.due)
     generator = torch.Generator().manual_seed(seed)
     scale = torch.rand(16, 16, generator=generator) ** 4  # some places are much rougher than others
     held = -1
@@ -148,7 +148,7 @@ def clocked(threshold, ratio, seed, wanted=None):
         state = regions.state(0, track, None if due < 0 else int(due))
         image = ImageState(step, held, math.inf, None, regions.since_dense[0], state)
         (action,) = actor.act(Observation(step, sigma, (image,), step, 100))
-        if action.level is Level.HOLD:
+        if action.level is Mode.SKIP:
             held += 1
             regions.pass_over(0)
         else:
@@ -188,10 +188,10 @@ def test_tokens_that_a_mask_keeps_are_not_forgotten_by_clocks(threshold, ratio, 
 def test_a_second_look_at_a_level_is_due_by_what_moved():
     """heun computes a level twice; there both forecasts agree, and only the latent says what
     changed."""
-    grid, track = TokenGrid((4, 16, 16)), Track(3)
-    regions = Regions(grid, 1, None, None, 0.1, DUE_AGE)
+    grid, track = TokenGrid((4, 16, 16)), History(3)
+    regions = TokenStats(grid, 1, None, None, 0.1, DUE_AGE)
     for sigma in (0.9, 0.8, 0.7):
-        regions.remember(0, DENSE, torch.ones(4, 16, 16), None)
+        regions.remember(0, FULL, torch.ones(4, 16, 16), None)
         track.add(0, sigma, torch.ones(4, 16, 16))
     moved = torch.zeros(4, 16, 16)
     moved[:, :2, :2] = 0.5
@@ -219,7 +219,7 @@ def test_few_due_tokens_wait_and_many_are_all():
             )
         )[0]
 
-    assert act(0, 0).level is act(3, 1).level is Level.HOLD
+    assert act(0, 0).level is act(3, 1).level is Mode.SKIP
     assert act(3, 2).tokens.tolist() == [60, 61, 62, 63]
     assert act(5, 0).tokens.tolist() == list(range(56, 64))
     assert act(33, 0).dense and act(None, 0).dense
@@ -324,25 +324,29 @@ def test_frames_share_what_a_mask_leaves_to_choose():
 
 def test_masks_are_of_the_images_of_a_batch_or_of_the_frames_of_a_video():
     masks = torch.stack((torch.zeros(5, 7), torch.ones(5, 7)))
-    pictures = Regions.of_run(TokenGrid((4, 8, 8)), torch.zeros(3, 4, 8, 8), None, masks).focus
+    pictures = TokenStats.of_run(TokenGrid((4, 8, 8)), torch.zeros(3, 4, 8, 8), None, masks).focus
     assert pictures.mean(1).tolist() == [0, 1, 0]
     grid, noise = TokenGrid((4, 4, 8, 8)), torch.zeros(2, 4, 4, 8, 8)
-    for focus in Regions.of_run(grid, noise, None, masks).focus:
+    for focus in TokenStats.of_run(grid, noise, None, masks).focus:
         assert focus.view(4, 16).mean(1).tolist() == [0, 0, 1, 1]
     long = torch.linspace(0, 1, 9)[:, None, None].expand(
         9, 5, 7
     )  # other numbers of frames are scaled to the latent's
-    means = Regions.of_run(grid, noise, None, long).focus[0].view(4, 16).mean(1)
+    means = TokenStats.of_run(grid, noise, None, long).focus[0].view(4, 16).mean(1)
     assert (means.diff() > 0.1).all()
-    assert Regions.of_run(grid, noise, None, masks[1:]).focus.min() == 1
-    alone = Regions.of_run(TokenGrid((4, 1, 8, 8)), torch.zeros(2, 4, 1, 8, 8), None, masks).focus
+    assert TokenStats.of_run(grid, noise, None, masks[1:]).focus.min() == 1
+    alone = TokenStats.of_run(
+        TokenGrid((4, 1, 8, 8)), torch.zeros(2, 4, 1, 8, 8), None, masks
+    ).focus
     assert alone.mean(1).tolist() == [0, 1]  # pictures of a model that has frames
 
 
 def test_where_less_than_a_block_may_change_nothing_else_is_computed():
     wanted, drift = torch.arange(NUMBER) < 3, torch.ones(NUMBER)
-    clocks = RegionPolicy(1.0, warm_up=0.0, tail=0.0, refresh_interval=0, error_threshold=0.1)
-    for policy in (RegionPolicy(0.5), clocks):
+    per_token_error = RegionPolicy(
+        1.0, warm_up=0.0, tail=0.0, refresh_interval=0, error_threshold=0.1
+    )
+    for policy in (RegionPolicy(0.5), per_token_error):
         state = tokens(wanted=wanted, free=3, drift=drift, due=2)
         image = ImageState(5, WAIT, math.inf, None, 1, state)
         (action,) = policy.start(Window(1, 0)).act(Observation(10, 0.5, (image,), 10, 20))
@@ -351,7 +355,7 @@ def test_where_less_than_a_block_may_change_nothing_else_is_computed():
         image = ImageState(5, WAIT, math.inf, None, 1, nothing)
         assert (
             policy.start(Window(1, 0)).act(Observation(10, 0.5, (image,), 10, 20))[0].level
-            is Level.HOLD
+            is Mode.SKIP
         )
 
 

@@ -6,9 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rapid_core.actions import Level
-from rapid_core.policies.fit import adams_bashforth
-from rapid_core.policies.schedule import FOLLOWED, KEPT, USUAL, SchedulePolicy, affordable, even
+from rapid_core.quadrature.gram import adams_bashforth
+from rapid_core.techniques.step_skip.schedule import (
+    FOLLOWED,
+    KEPT,
+    USUAL,
+    SchedulePolicy,
+    evenly_spaced,
+    max_evaluations,
+)
+from rapid_core.types import Mode
 from rapid_testing.actors import marks_of, text
 
 LEVELS = st.lists(st.floats(0.01, 1.0), min_size=3, max_size=3, unique=True).filter(
@@ -18,7 +25,7 @@ LEVELS = st.lists(st.floats(0.01, 1.0), min_size=3, max_size=3, unique=True).fil
 
 @given(st.integers(1, 60), st.floats(1.0, 6.0))
 def test_the_plan_never_costs_more_than_the_budget_allows(steps, speedup):
-    plan = even(affordable(speedup, steps), steps)
+    plan = evenly_spaced(max_evaluations(speedup, steps), steps)
     assert len(plan) == steps and plan[0]
     assert sum(plan) <= max(1, steps / speedup + 1e-6)
     assert sum(plan) > steps / speedup - 1 or sum(plan) == 1
@@ -26,7 +33,7 @@ def test_the_plan_never_costs_more_than_the_budget_allows(steps, speedup):
 
 
 def test_evaluations_are_spread_evenly():
-    marks = "".join("#" if on else "." for on in even(14, 28))
+    marks = "".join("#" if on else "." for on in evenly_spaced(14, 28))
     assert marks.count("#") == 14
     gaps = [len(gap) for gap in marks.split("#")]
     assert max(gaps[1:-1]) - min(gaps[1:-1]) <= 1
@@ -60,8 +67,8 @@ def test_weights_give_the_mean_of_every_polynomial_of_their_order(levels, start,
 
 def test_what_is_left_out_is_forecast_from_the_latest_computed_ones():
     actions, _ = marks_of(SchedulePolicy(2.0), 10)
-    assert text(actions) == "".join("#" if on else "." for on in even(5, 10))
-    held = next(a for i, a in enumerate(actions) if i > 3 and a.level is Level.HOLD)
+    assert text(actions) == "".join("#" if on else "." for on in evenly_spaced(5, 10))
+    held = next(a for i, a in enumerate(actions) if i > 3 and a.level is Mode.SKIP)
     assert len(held.weights) == 2 and sum(w for _, w in held.weights) == pytest.approx(1.0)
     assert actions[1].weights == ((1.0, 1.0),)
 
@@ -74,9 +81,9 @@ def test_a_budget_below_two_evaluations_says_so():
 def test_what_had_to_be_computed_although_it_was_to_be_held_is_paid_for():
     plain, _ = marks_of(SchedulePolicy(3.0), 24)
     found, _ = marks_of(SchedulePolicy(3.0), 24, forced=(4, 11))
-    wanted = [i for i, a in enumerate(found) if a.level is Level.RUN]
+    wanted = [i for i, a in enumerate(found) if a.level is Mode.RUN]
     assert text(plain)[4] == text(plain)[11] == "."
-    assert len(set(wanted) | {4, 11}) <= affordable(3.0, 24) == text(plain).count("#")
+    assert len(set(wanted) | {4, 11}) <= max_evaluations(3.0, 24) == text(plain).count("#")
 
 
 def test_without_known_levels_what_is_held_is_held_by_the_polynomial():
@@ -102,7 +109,7 @@ def test_without_known_levels_what_is_held_is_held_by_the_polynomial():
 def test_forecasts_move_on_by_as_much_of_the_slope_as_was_measured(known, share, euler):
     """Under Euler to the mean over the step, else to the value at its beginning."""
     actions = marks_of(SchedulePolicy(3.0), 24, euler=euler, **known)[0]
-    i = max(i for i, a in enumerate(actions) if a.level is Level.HOLD)
+    i = max(i for i, a in enumerate(actions) if a.level is Mode.SKIP)
     used, weights = zip(*actions[i].weights, strict=True)
     full = adams_bashforth(used, 1 - i / 24, 1 - (i + 1) / 24 if euler else None)
     assert weights[0] == pytest.approx(share * full[0]) and sum(weights) == pytest.approx(1.0)

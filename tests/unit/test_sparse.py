@@ -9,11 +9,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rapid_core.cost import tiles_kept
-from rapid_core.engine.sparse import BACKENDS, Lay, Ledger, LeftOut, SparseAttention, Tiles, flex
+from rapid_core.engine.sparse import (
+    BACKENDS,
+    KeyLayout,
+    ResidualAccess,
+    SparseAttention,
+    SparseResidual,
+    Tiles,
+    flex,
+)
 from rapid_core.engine.sparse.attention import key_bias
 from rapid_core.engine.sparse.backends import Backend, choose
-from rapid_core.engine.sparse.masked import attend as reference
 from rapid_core.engine.sparse.problem import Problem
+from rapid_core.engine.sparse.reference import attend as reference
 from rapid_core.engine.sparse.select import estimated_mass, keep
 
 GRIDS = st.tuples(st.integers(1, 3), st.integers(1, 40), st.integers(1, 40))
@@ -193,7 +201,7 @@ def test_tokens_attend_to_the_kept_tiles_their_text_and_the_rest(
     sparse = SparseAttention(tiles, 0.5, "gather", False, no_reason)
     given = (q, k, v) if ready else tuple(t.transpose(1, 2).flatten(2) for t in (q, k, v))
     found = sparse(
-        host_attention, *given, {"heads": heads, "skip_reshape": ready}, Lay(text, extra)
+        host_attention, *given, {"heads": heads, "skip_reshape": ready}, KeyLayout(text, extra)
     )
     mask = torch.ones(2, heads, length, length, dtype=torch.bool)
     members = [tiles.walk[i * 16 : i * 16 + 16] + text for i in range(tiles.number)]
@@ -230,7 +238,7 @@ def test_a_few_queries_attend_to_tiles_of_all_keys():
         k,
         v,
         {"heads": 2, "skip_reshape": True},
-        Lay(text, extra, tokens),
+        KeyLayout(text, extra, tokens),
     )
     assert torch.allclose(found, host_attention(q, k, v, 2, skip_reshape=True)[:, rows], atol=1e-5)
 
@@ -241,7 +249,7 @@ def test_what_cannot_be_sparse_is_dense_and_says_why():
     wanted = host_attention(q, k, v, 2, skip_reshape=True)
 
     def reasons(tiles=tiles, density=0.5, backend="gather", lay=None, q=q, **more):
-        said, lay = [], lay or Lay(0, 0)
+        said, lay = [], lay or KeyLayout(0, 0)
         sparse = SparseAttention(tiles, density, backend, True, said.append)
         out = sparse(host_attention, q, k, v, {"heads": 2, "skip_reshape": True, **more}, lay)
         return said, out
@@ -250,8 +258,11 @@ def test_what_cannot_be_sparse_is_dense_and_says_why():
     assert "4 tiles" in said[0] and torch.equal(out, wanted)
     assert "64 image tokens make 1 tiles of 64" in reasons(Tiles.of((1, 8, 8)))[0][0]
     assert "differs between queries" in reasons(mask=torch.ones(64, 64, dtype=torch.bool))[0][0]
-    assert "missing keys" in reasons(lay=Lay(2, 0))[0][0]
-    assert "less than a tile" in reasons(lay=Lay(0, 0, torch.arange(8)[None]), q=q[:, :, :8])[0][0]
+    assert "missing keys" in reasons(lay=KeyLayout(2, 0))[0][0]
+    assert (
+        "less than a tile"
+        in reasons(lay=KeyLayout(0, 0, torch.arange(8)[None]), q=q[:, :, :8])[0][0]
+    )
     assert "spargeattn runs on CUDA only" in reasons(backend="spargeattn")[0][0]
 
 
@@ -264,7 +275,7 @@ def test_a_mask_over_keys_is_a_bias_and_keys_that_it_hides_get_nothing():
     other[1, :, 4:10] += 100.0
     sparse = SparseAttention(tiles, 0.5, "gather", True, no_reason)
     named = {"heads": 2, "skip_reshape": True, "mask": mask}
-    found, same = (sparse(host_attention, q, k, x, named, Lay(10, 0)) for x in (v, other))
+    found, same = (sparse(host_attention, q, k, x, named, KeyLayout(10, 0)) for x in (v, other))
     assert torch.allclose(found, same)
     bias, _ = key_bias(torch.zeros(74, 74)[:1], k)
     assert bias.shape == (2, 74)
@@ -303,20 +314,20 @@ def test_a_backend_that_was_never_tried_here_has_to_prove_itself(attend, said, m
     sparse = SparseAttention(tiles, 0.5, "new", True, reasons.append)
     named, dense = {"heads": 2, "skip_reshape": True}, host_attention(q, k, v, 2, skip_reshape=True)
     for _ in range(2):
-        out = sparse(host_attention, q, k, v, named, Lay(0, 0))
+        out = sparse(host_attention, q, k, v, named, KeyLayout(0, 0))
         assert torch.equal(out, dense) == (said is not None)
     assert len(calls) == (1 if said else 2)
     assert all(said in reason for reason in reasons) and bool(reasons) == bool(said)
 
 
 def ledger(store, sigma, measures, images=(0,), streams=("c",), density=0.5):
-    return Ledger(store, streams, images, sigma, density, measures)
+    return ResidualAccess(store, streams, images, sigma, density, measures)
 
 
 def test_a_difference_moves_on_half_the_way_that_it_was_going():
     kept = torch.zeros(1, 1, 1, 1, dtype=torch.long)
     for slope, wanted in ((0.5, 3.5), (0.0, 3.0)):
-        store = LeftOut(slope)
+        store = SparseResidual(slope)
         for sigma, value in ((1.0, 2.0), (0.8, 3.0)):
             ledger(store, sigma, True).write("at", None, torch.full((1, 1, 4, 2), value), kept)
         out = torch.ones(1, 1, 4, 2)
@@ -326,7 +337,7 @@ def test_a_difference_moves_on_half_the_way_that_it_was_going():
 
 
 def test_differences_belong_to_their_stream_image_attention_and_density():
-    store, kept = LeftOut(), torch.arange(2).view(2, 1, 1, 1)
+    store, kept = SparseResidual(), torch.arange(2).view(2, 1, 1, 1)
     values = torch.tensor([1.0, 2.0]).view(2, 1, 1, 1).expand(2, 1, 4, 2)
     ledger(store, 1.0, True, images=(1,), streams=("c", "u")).write("at", None, values, kept)
     there = ledger(store, 0.9, False, images=(1,), streams=("c", "u"))
@@ -339,7 +350,7 @@ def test_differences_belong_to_their_stream_image_attention_and_density():
 
 
 def test_some_queries_take_their_own_part_of_a_difference_and_those_beyond_it_nothing():
-    store = LeftOut()
+    store = SparseResidual()
     difference = torch.arange(4.0).view(1, 1, 4, 1)
     ledger(store, 1.0, True).write(
         "at", None, difference, torch.zeros(1, 1, 1, 1, dtype=torch.long)
@@ -351,9 +362,13 @@ def test_some_queries_take_their_own_part_of_a_difference_and_those_beyond_it_no
 
 def test_the_same_attention_twice_is_dense_the_second_time():
     """Whatever was left out is what is added, the tiles being the same."""
-    tiles, store, make = Tiles.of((1, 12, 12), 16), LeftOut(), torch.Generator().manual_seed(5)
+    tiles, store, make = (
+        Tiles.of((1, 12, 12), 16),
+        SparseResidual(),
+        torch.Generator().manual_seed(5),
+    )
     q, k, v = (torch.randn(2, 2, 150, 8, generator=make) for _ in range(3))
-    named, lay = {"heads": 2, "skip_reshape": True}, Lay(6, 0)
+    named, lay = {"heads": 2, "skip_reshape": True}, KeyLayout(6, 0)
     wanted, saved = host_attention(q, k, v, **named), []
     for measures in (True, False):
         book = ledger(store, 1.0, measures, images=(0, 1), density=0.4)
@@ -365,7 +380,7 @@ def test_the_same_attention_twice_is_dense_the_second_time():
 
 
 def test_what_was_left_out_is_forgotten_with_the_stream_that_it_was_measured_in():
-    left_out, tiles = LeftOut(), torch.zeros(1, 1, 1)
+    left_out, tiles = SparseResidual(), torch.zeros(1, 1, 1)
     for stream in ((0, "a"), (1, "b")):
         for image in (0, 1):
             left_out.write((stream, "shape"), 3, image, 0.5, 0.25, torch.ones(1, 2, 2), tiles)

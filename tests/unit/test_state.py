@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from rapid_core.actions import Action, Level
-from rapid_core.engine.levels import meant, step_weights
-from rapid_core.engine.state import RunState
+from rapid_core.engine.run import RunState
+from rapid_core.quadrature.sigmas import snap_to_schedule, step_weights
+from rapid_core.types import Action, Mode
 
 
 class Always:
@@ -18,7 +18,7 @@ class Always:
 
     def act(self, observation):
         self.seen.append(observation)
-        levels = self.answers.pop(0) if self.answers else (Level.RUN,) * len(observation.images)
+        levels = self.answers.pop(0) if self.answers else (Mode.RUN,) * len(observation.images)
         return tuple(Action(level) for level in levels)
 
 
@@ -40,7 +40,7 @@ def test_errors_are_unknown_until_the_order_has_points_enough():
 
 
 def test_what_is_held_is_not_remembered_as_computed():
-    actor = Always((Level.RUN,), (Level.HOLD,))
+    actor = Always((Mode.RUN,), (Mode.SKIP,))
     state = RunState(1, order=0, actor=actor)
     step(state, 1.0)
     step(state, 0.9)
@@ -99,7 +99,15 @@ def test_step_weights_are_roots_of_the_steps_lengths_within_limits():
 def test_a_level_that_was_reckoned_anew_is_the_one_that_was_meant():
     schedule = (1.0, 0.75, 0.5, 0.0)
     assert (
-        meant(0.75 * (1 + 5e-7), schedule, None) == meant(0.75 * (1 - 5e-7), schedule, 0.6) == 0.75
+        snap_to_schedule(0.75 * (1 + 5e-7), schedule, None)
+        == snap_to_schedule(0.75 * (1 - 5e-7), schedule, 0.6)
+        == 0.75
     )
-    assert meant(0.6 + 1e-8, schedule, 0.6) == 0.6 and meant(0.0, schedule, 0.5) == 0.0
-    assert meant(0.7499, schedule, 0.75) == 0.7499 and meant(1.2, (), None) == 1.2
+    assert (
+        snap_to_schedule(0.6 + 1e-8, schedule, 0.6) == 0.6
+        and snap_to_schedule(0.0, schedule, 0.5) == 0.0
+    )
+    assert (
+        snap_to_schedule(0.7499, schedule, 0.75) == 0.7499
+        and snap_to_schedule(1.2, (), None) == 1.2
+    )

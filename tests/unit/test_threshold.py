@@ -2,8 +2,8 @@
 
 import math
 
-from rapid_core.actions import DENSE, Action, ImageState, Level, Observation, Window
-from rapid_core.policies.threshold import ThresholdPolicy
+from rapid_core.techniques.step_skip.threshold import ThresholdPolicy
+from rapid_core.types import FULL, Action, ImageState, Mode, Observation, Window
 
 
 def run(policy, errors, window=None, measured=None):
@@ -12,9 +12,9 @@ def run(policy, errors, window=None, measured=None):
         sigma = 1 - i / len(errors)
         (action,) = actor.act(Observation(i, sigma, (ImageState(i, since, error, measured),)))
         level = action.level
-        since = 0 if level is Level.RUN else since + 1
+        since = 0 if level is Mode.RUN else since + 1
         out.append(level)
-    return "".join("#" if level is Level.RUN else "." for level in out)
+    return "".join("#" if level is Mode.RUN else "." for level in out)
 
 
 def test_an_unknown_error_is_computed():
@@ -42,7 +42,7 @@ def test_the_guard_computes_while_the_measured_error_is_too_large():
 def test_each_image_of_a_batch_decides_for_itself():
     actor = ThresholdPolicy(0.1).start(Window(1.0, 0.0))
     states = (ImageState(3, 0, 0.05), ImageState(3, 0, 0.5))
-    assert actor.act(Observation(3, 0.5, states)) == (Action(Level.HOLD), DENSE)
+    assert actor.act(Observation(3, 0.5, states)) == (Action(Mode.SKIP), FULL)
 
 
 def test_an_error_counts_by_the_length_of_its_step():
@@ -51,4 +51,4 @@ def test_an_error_counts_by_the_length_of_its_step():
     def level(weight):
         return actor.act(Observation(1, 0.5, (ImageState(1, 0, 0.06),), weight=weight))[0].level
 
-    assert [level(w) for w in (1.0, 2.0, 0.5)] == [Level.HOLD, Level.RUN, Level.HOLD]
+    assert [level(w) for w in (1.0, 2.0, 0.5)] == [Mode.SKIP, Mode.RUN, Mode.SKIP]

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from rapid_core.actions import Features, ImageState, Level, Look, Observation
 from rapid_core.engine.features import FeatureStore
-from rapid_core.policies.from_file import check_model, head_metadata, policy_of, tpdm_metadata
-from rapid_core.policies.heads import Heads
-from rapid_core.policies.tpdm import TPDMHeads, TPDMPolicy, squares
-from rapid_core.policy_file import PolicyError, write
+from rapid_core.policy_file.format import PolicyError, write
+from rapid_core.policy_file.policies import check_model, head_metadata, policy_of, tpdm_metadata
+from rapid_core.techniques.heads.rapid3 import Heads
+from rapid_core.techniques.heads.tpdm import TPDMHeads, TPDMPolicy, squares
+from rapid_core.types import Features, HeadInput, ImageState, Mode, Observation
 from rapid_testing.actors import METADATA
 
 HIDDEN, SIDE = 6, 4
@@ -27,7 +27,7 @@ def heads(bias=None):
 def look(evaluation, **changes):
     x = torch.zeros(4, 8, 8)
     features = Features(torch.randn(SIDE**2, 2 * HIDDEN), torch.randn(HIDDEN), evaluation)
-    return Look(x, x, x, **{"features": features, **changes})
+    return HeadInput(x, x, x, **{"features": features, **changes})
 
 
 def test_four_tokens_that_follow_one_another_are_a_square():
@@ -51,10 +51,10 @@ def decide(policy, levels, shown):
             answers=() if asked is None else tuple(asked.tolist()),
         )
         (action,) = actor.act(seen)
-        if action.level is Level.RUN:
+        if action.level is Mode.RUN:
             ran, features = (*ran, level), look(i) if i in shown else look(i, features=None)
         out.append(action.level)
-    return "".join("#" if level is Level.RUN else "." for level in out), actor
+    return "".join("#" if level is Mode.RUN else "." for level in out), actor
 
 
 LEVELS = (1.0, 0.9, 0.7, 0.6, 0.5005, 0.45, 0.3, 0.2505, 0.1)
@@ -157,7 +157,7 @@ def test_heads_are_written_and_read(tmp_path):
     file = saved(tmp_path, heads())
     policy = policy_of(file, 2.0)
     assert (
-        policy.levels == {Level.HOLD, Level.RUN}
+        policy.levels == {Mode.SKIP, Mode.RUN}
         and policy.sparsity is None
         and policy.forecast_order == 0
     )

@@ -8,8 +8,8 @@ positions never change.
 
 from __future__ import annotations
 
-from .keys import Keys
+from .entry import AttendedKV
 from .pooled import Pooled, number_of_pools, pools
 from .store import KVStore, bytes_of
 
-__all__ = ["KVStore", "Keys", "Pooled", "bytes_of", "number_of_pools", "pools"]
+__all__ = ["KVStore", "AttendedKV", "Pooled", "bytes_of", "number_of_pools", "pools"]

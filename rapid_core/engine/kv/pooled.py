@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .keys import Keys, pick, put
+from .entry import AttendedKV, pick, put
 
 
 class Pooled:
@@ -52,7 +52,7 @@ class Pooled:
 
     def merge(
         self, images: Sequence[int], k: Tensor, v: Tensor, rows: Tensor, text: int, total: int
-    ) -> Keys:
+    ) -> AttendedKV:
         tokens, axis = rows - text, self.axis - 1
         count = (
             int(rows.shape[1]) - text - (total - text - self.number)
@@ -76,7 +76,7 @@ class Pooled:
                 )
                 sums = kept * self._counts(kept, left) + self._sums(whole, axis)
                 kept.copy_(sums / self._counts(kept, self.sizes))
-        return Keys(out["k"], out["v"], torch.stack(bias))
+        return AttendedKV(out["k"], out["v"], torch.stack(bias))
 
     @property
     def tensors(self) -> list[Tensor]:

@@ -8,10 +8,10 @@ from collections.abc import Collection, Hashable, Sequence
 import torch
 from torch import Tensor
 
-from .forecast import Clock, Forecast
-from .keys import Kept, Keys
+from .entry import AttendedKV, KVEntry
+from .full import FullKV, NoKV
 from .pooled import Pooled, number_of_pools, pools
-from .whole import Nothing, Whole
+from .predicted import Forecast, KVSigmas
 
 Stream = tuple[int, Hashable]
 
@@ -32,8 +32,8 @@ class KVStore:
         counted: frozenset[Hashable] | None = None,
     ):
         self.batch, self.kind, self.grid, self.counted = batch, kind, grid, counted
-        self._kept: dict[tuple[Hashable, Hashable], Kept] = {}
-        self._clocks: dict[Hashable, Clock] = {}
+        self._kept: dict[tuple[Hashable, Hashable], KVEntry] = {}
+        self._clocks: dict[Hashable, KVSigmas] = {}
         self.reach = reach
         self._complete: dict[tuple[Hashable, int], tuple] = {}
         self._room: dict[Hashable, Stream] = {}  # the streams that took it, by uuid
@@ -107,18 +107,18 @@ class KVStore:
         """A model call begins; see `Clock.tick`."""
         if self.kind == "forecast":
             clock = self._clocks.setdefault(
-                stream, Clock(self.batch, math.prod(self.grid), self.reach)
+                stream, KVSigmas(self.batch, math.prod(self.grid), self.reach)
             )
             clock.tick(images, sigma, tokens, device)
 
-    def _make(self, axis: int, device: torch.device, stream: Stream) -> Kept:
+    def _make(self, axis: int, device: torch.device, stream: Stream) -> KVEntry:
         if self.kind == "forecast":
             return Forecast(self.batch, axis, self._clocks[stream])
         if self.kind == "none":
-            return Nothing()
+            return NoKV()
         if self.kind == "pooled":
             return Pooled(self.batch, axis, math.prod(self.grid), pools(self.grid, device))
-        return Whole(
+        return FullKV(
             self.batch, axis, host=self.kind == "host memory", eight_bit=self.kind == "8 bit"
         )
 
@@ -132,7 +132,7 @@ class KVStore:
         rows: Tensor,
         text: int,
         total: int,
-    ) -> Keys:
+    ) -> AttendedKV:
         """See `Kept.merge`."""
         return self._kept[stream, at].merge(images, k, v, rows, text, total)
 

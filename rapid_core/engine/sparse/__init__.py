@@ -3,21 +3,21 @@ compute them."""
 
 from __future__ import annotations
 
-from .attention import Lay, SparseAttention, heads_first
+from .attention import KeyLayout, SparseAttention, heads_first
+from .backend_check import BackendCheck
 from .backends import BACKENDS, NAMES
-from .left_out import SLOPE, Ledger, LeftOut
+from .residual import SLOPE, ResidualAccess, SparseResidual
 from .tiles import Tiles
-from .trust import Trust
 
 __all__ = [
     "BACKENDS",
     "NAMES",
     "SLOPE",
-    "Lay",
-    "Ledger",
-    "LeftOut",
+    "KeyLayout",
+    "ResidualAccess",
+    "SparseResidual",
     "SparseAttention",
     "Tiles",
-    "Trust",
+    "BackendCheck",
     "heads_first",
 ]

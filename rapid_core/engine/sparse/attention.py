@@ -11,16 +11,16 @@ from torch import Tensor
 
 from ...cost import PAIR, sparse_flops, sparse_saving, tiles_kept
 from . import backends
+from .backend_check import BackendCheck
 from .backends import Backend
-from .left_out import Ledger
 from .problem import Problem
+from .residual import ResidualAccess
 from .select import estimated_mass, keep
 from .tiles import Tiles
-from .trust import Trust
 
 
 @dataclass(frozen=True)
-class Lay:
+class KeyLayout:
     """How the keys lie: `text` tokens, the image's, `extra` ones. tokens (R, K) or None: sorted
     numbers of the image tokens that are queries, all of them if None; text and extra tokens are
     always queries. chunk: the conditioning stream that the rows belong to, None for all."""
@@ -48,18 +48,18 @@ class SparseAttention:
         density: float,
         backend: str,
         pooled: bool,
-        say: Callable[[str], None],
-        trust: Trust | None = None,
-        ledger: Ledger | None = None,
+        add_reason: Callable[[str], None],
+        trust: BackendCheck | None = None,
+        ledger: ResidualAccess | None = None,
     ):
-        self.tiles, self.density, self.backend, self.pooled, self.say = (
+        self.tiles, self.density, self.backend, self.pooled, self.add_reason = (
             tiles,
             density,
             backend,
             pooled,
-            say,
+            add_reason,
         )
-        self.trust, self.ledger = trust or Trust(), ledger
+        self.trust, self.ledger = trust or BackendCheck(), ledger
         self.saved = self.served = 0
         self._order: dict[tuple[int, int], tuple[Tensor, int]] = {}  # the same in most blocks
 
@@ -70,7 +70,7 @@ class SparseAttention:
         k: Tensor,
         v: Tensor,
         named: dict,
-        lay: Lay,
+        lay: KeyLayout,
         at: Hashable = None,
     ) -> Tensor:
         """One attention, with the host's arguments `named`; `go` is its own. at: which one of the
@@ -90,12 +90,12 @@ class SparseAttention:
                     chosen.backend, go, tall, named, lay, tiles, count, mask, at
                 )
         if out is None:
-            self.say(reason)
+            self.add_reason(reason)
             return go(q, k, v, **named)
         self.served += 1
         return out if named.get("skip_output_reshape") else out.transpose(1, 2).flatten(2)
 
-    def _unfit(self, tall: list[Tensor], lay: Lay, tiles: Tiles, count: int) -> str | None:
+    def _unfit(self, tall: list[Tensor], lay: KeyLayout, tiles: Tiles, count: int) -> str | None:
         """Why this attention cannot be sparse."""
         q, k, _ = tall
         if tiles.number < 2 or count >= tiles.number:
@@ -121,7 +121,7 @@ class SparseAttention:
         go: Callable[..., Tensor],
         tall: list[Tensor],
         named: dict,
-        lay: Lay,
+        lay: KeyLayout,
         tiles: Tiles,
         count: int,
         mask: Tensor | None,
@@ -173,7 +173,7 @@ class SparseAttention:
         return out, ""
 
 
-def key_order(tiles: Tiles, lay: Lay) -> tuple[Tensor, int]:
+def key_order(tiles: Tiles, lay: KeyLayout) -> tuple[Tensor, int]:
     """Places of the keys, tile by tile and then those that every query attends to, and how many
     these are."""
     walk, device, whole = tiles.walk + lay.text, tiles.walk.device, tiles.number * tiles.size
@@ -189,7 +189,7 @@ def key_order(tiles: Tiles, lay: Lay) -> tuple[Tensor, int]:
 
 
 def query_order(
-    tiles: Tiles, lay: Lay, keys: Tensor, rows: int
+    tiles: Tiles, lay: KeyLayout, keys: Tensor, rows: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Places of the queries in tiles, those of the others, the key tiles that each query tile lies
     in, and the step of the walk of each query in a tile, None for all in a row; with a row axis

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from . import flex, gather, masked, paged, sparge
+from . import flex, gather, paged, sparge
+from . import reference as masked
 from .problem import Problem
 
 MEASURED = Path(__file__).with_name("measured.json")
@@ -33,7 +34,7 @@ class Backend:
 
 
 @dataclass(frozen=True)
-class Choice:
+class BackendChoice:
     """A backend, or None for dense attention, with the reason."""
 
     backend: Backend | None
@@ -74,21 +75,23 @@ def measured() -> tuple[dict, ...]:
     )
 
 
-def choose(name: str, q: Tensor, tokens: int, density: float) -> Choice:
+def choose(name: str, q: Tensor, tokens: int, density: float) -> BackendChoice:
     """The backend of this name, or by `auto` the one that was measured fastest; q (R, H, L, D)."""
     device = q.device.type
     if name != "auto":
         found = BACKENDS[name]
         reason = found.missing(device)
-        return Choice(None, f"{reason}: attention is dense") if reason else Choice(found)
+        return (
+            BackendChoice(None, f"{reason}: attention is dense") if reason else BackendChoice(found)
+        )
     best = fastest(device, q.shape[3], tokens, density)
     if best is None:
-        return Choice(
+        return BackendChoice(
             None,
             f"auto: no sparse attention was measured faster than dense on {device} "
             f"at {tokens} tokens, heads of {q.shape[3]} and density {density:g}",
         )
-    return Choice(BACKENDS[best])
+    return BackendChoice(BACKENDS[best])
 
 
 def fastest(device: str, head_size: int, tokens: int, density: float) -> str | None:

@@ -1,1 +1,0 @@
-"""Policies: one file each, all over the same observation and action."""
