@@ -1,5 +1,7 @@
-"""What happened in a run: the `rapid-record`, its JSON form, the log that keeps the last ones, and
-its words."""
+"""What happened in a run: the `rapid-record`, its JSON form, and the log that keeps the last ones.
+
+Version 2 of the JSON form has the words of docs/architecture.md; version 1 is read, too.
+"""
 
 from __future__ import annotations
 
@@ -7,243 +9,257 @@ import base64
 import hashlib
 from collections import Counter, deque
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-FORMAT, VERSION = "rapid-record", 1
-KEPT = 8  # finished records a log remembers
+from .reasons import from_json, text, to_json
+from .types import Mode, Reason
+
+FORMAT = "rapid-record"
+VERSION = 2
+REMEMBERED = 8  # finished records in a log
+STRIP_MARKS = {Mode.RUN.value: "#", Mode.REUSE.value: "r", Mode.SKIP.value: "."}
+STRIPS = 8  # images whose strip is in the text
+
+# Names of version 1 and what they are in version 2.
+_OLD_EVALUATION = {
+    "levels": "modes",
+    "share": "token_share",
+    "dense_cost": "full_cost",
+    "error": "error_estimate",
+    "measured": "measured_error",
+    "measures": "measured_density",
+}
+_OLD_RUN = {"due": "full_evaluations"}
+_OLD_MODES = {"hold": Mode.SKIP.value}
 
 
 @dataclass(frozen=True)
 class EvaluationRecord:
-    """One evaluation: level, share of image tokens that ran, cost (FLOPs) and estimated forecast
-    error per image.
-
-    density: share of the pairs of image tiles that attention was to look at, per image; empty where
-    nobody chose one. measures: the density that was measured against dense attention, None where
-    none was; empty as `density`. tokens: bit sets (see `pack`) of the image tokens that ran, None
-    for all or none; empty where nobody chose any."""
+    """One evaluation; tuples have an entry an image."""
 
     index: int
     sigma: float
-    occurrence: int  # n-th evaluation in a row at this noise level (heun and its like look twice)
-    levels: tuple[str, ...]
-    share: tuple[float, ...]
+    """Sigma of the first image."""
+    occurrence: int
+    """n-th evaluation in a row at this sigma (heun and its like look twice)."""
+    modes: tuple[str, ...]
+    token_share: tuple[float, ...]
+    """Share of the image tokens that passed the blocks."""
     cost: tuple[float, ...]
-    dense_cost: tuple[float, ...]
-    error: tuple[float | None, ...]
-    measured: tuple[float | None, ...]
-    reasons: tuple[str, ...] = ()
+    """FLOPs that were spent."""
+    full_cost: tuple[float, ...]
+    """FLOPs of the same evaluation in full."""
+    error_estimate: tuple[float | None, ...]
+    """Relative L1 error of the prediction as estimated before the evaluation."""
+    measured_error: tuple[float | None, ...]
+    """The same as measured, where the evaluation was computed and could have been predicted."""
+    reasons: tuple[Reason, ...] = ()
+    """Why something was computed that need not have been."""
     tokens: tuple[str | None, ...] = ()
+    """Bit sets (see `pack`) of the image tokens that ran, None for all or none; empty where nobody
+    chose any."""
     density: tuple[float, ...] = ()
-    measures: tuple[float | None, ...] = ()
-    seconds: float = 0.0  # from the end of the evaluation before, or the loop's beginning; with the sampler's own work
+    """Share of the pairs of image tiles that attention looked at; empty where nobody chose one."""
+    measured_density: tuple[float | None, ...] = ()
+    """The density that was measured against dense attention, None where none was; empty as
+    `density`."""
+    seconds: float = 0.0
+    """From the end of the evaluation before, or the loop's beginning; with the sampler's work."""
+    step: int = 0
+    """Place in the schedule of the first image."""
+    sigmas: tuple[float, ...] = ()
+    """Each image's sigma, where they differ; else empty."""
 
     @property
-    def thin(self) -> bool:
+    def sparse(self) -> bool:
         """Whether any attention was sparse, or measured against dense attention."""
-        return any(d < 1 for d in self.density) or any(m is not None for m in self.measures)
+        measured = any(density is not None for density in self.measured_density)
+        return measured or any(density < 1 for density in self.density)
 
     @property
-    def whole(self) -> bool:
+    def full(self) -> bool:
         """Whether everything was computed, and nothing measured beside it."""
-        ran = all(level == "run" for level in self.levels) and all(
-            share == 1 for share in self.share
-        )
-        return ran and not self.thin
+        ran = all(mode == Mode.RUN.value for mode in self.modes)
+        return ran and all(share == 1 for share in self.token_share) and not self.sparse
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One sampling run. `status`: finished, interrupted or failed; `seconds`: the sampling loop."""
+    """One sampling run."""
 
     sampler: str
     family: str
     shape: tuple[int, ...]
+    """Of the batch of latents."""
     sigmas: tuple[float, ...]
-    policies: tuple[dict, ...]
+    """Of the schedule."""
+    policies: tuple[dict[str, Any], ...]
     evaluations: tuple[EvaluationRecord, ...]
     seconds: float
+    """Of the sampling loop."""
     bytes: int
+    """Most memory that the pack held at a time."""
     status: str = "finished"
-    notes: tuple[str, ...] = ()
-    fingerprint: str = ""  # of the latent that came out, so that a report finds its run
-    grid: tuple[int, int, int] | None = (
-        None  # frames, rows and columns of image tokens, where policies chose any
-    )
-    due: int | None = (
-        None  # evaluations of a dense run of all images, where these are not at the same noise levels
-    )
+    """finished, interrupted or failed."""
+    notes: tuple[Reason, ...] = ()
+    fingerprint: str = ""
+    """Of the latent that came out, so that a report finds its run."""
+    grid: tuple[int, int, int] | None = None
+    """Frames, rows and columns of image tokens, where policies chose any."""
+    full_evaluations: int | None = None
+    """Evaluations of the full run over all images, where a sampler made another number."""
 
     @property
-    def totals(self) -> dict:
-        """Sums over evaluations and images; `speedup_allowed` is dense over spent FLOPs."""
-        levels = Counter(level for e in self.evaluations for level in e.levels)
-        number = sum(levels.values()) if self.due is None else self.due
+    def totals(self) -> dict[str, Any]:
+        """Sums over evaluations and images; speed-ups are None where they are not known."""
+        modes = Counter(mode for e in self.evaluations for mode in e.modes)
+        made = sum(modes.values())
+        number = made if self.full_evaluations is None else self.full_evaluations
         cost = sum(sum(e.cost) for e in self.evaluations)
-        dense = sum(sum(e.dense_cost) for e in self.evaluations)
+        full_cost = sum(sum(e.full_cost) for e in self.evaluations)
+        computed, reused = modes[Mode.RUN.value], modes[Mode.REUSE.value]
         return {
             "evaluations": number,
-            "computed": levels["run"],
-            "partial": sum(0 < share < 1 for e in self.evaluations for share in e.share),
-            "reused": levels["reuse"],
-            "held": number - levels["run"] - levels["reuse"],
+            "computed": computed,
+            "partial": sum(0 < share < 1 for e in self.evaluations for share in e.token_share),
+            "reused": reused,
+            "skipped": number - computed - reused,
             "flops": cost,
-            "dense_flops": dense,
-            "speedup_allowed": dense / cost if cost else None,
-            "speedup_measured": self._by_the_clock(),
+            "full_flops": full_cost,
+            "speedup_theoretical": full_cost / cost if cost else None,
+            "speedup_measured": self._measured_speedup(),
             "seconds": round(self.seconds, 4),
             "bytes": self.bytes,
         }
 
-    def _by_the_clock(self) -> float | None:
-        """About how many times faster the loop was than its own whole evaluations would have been;
-        None where there are fewer than two beside the first, which warms up, or none was left
-        out."""
-        whole = sorted(e.seconds for e in self.evaluations[1:] if e.whole and e.seconds > 0)
-        if len(whole) < 2 or all(e.whole for e in self.evaluations):
+    def _measured_speedup(self) -> float | None:
+        """About how many times faster the loop was than its own full evaluations would have been;
+        None where there are fewer than two beside the first, which warms up, or all were full."""
+        full = sorted(e.seconds for e in self.evaluations[1:] if e.full and e.seconds > 0)
+        if len(full) < 2 or not self.seconds or all(e.full for e in self.evaluations):
             return None
-        return (
-            round(whole[len(whole) // 2] * len(self.evaluations) / self.seconds, 3)
-            if self.seconds
-            else None
-        )
+        return round(full[len(full) // 2] * len(self.evaluations) / self.seconds, 3)
 
-    def as_json(self) -> dict:
+    def to_json(self) -> dict[str, Any]:
         """The record in its one JSON form: plain dicts, lists, numbers and strings."""
-        body = {k: v for k, v in asdict(self).items() if k != "evaluations"}
-        evaluations = [asdict(e) for e in self.evaluations]
+        body = {name: value for name, value in vars(self).items() if name != "evaluations"}
         return {
             "format": FORMAT,
             "version": VERSION,
             **body,
+            "notes": [to_json(note) for note in self.notes],
             "totals": self.totals,
-            "evaluations": evaluations,
+            "evaluations": [
+                {**vars(e), "reasons": [to_json(reason) for reason in e.reasons]}
+                for e in self.evaluations
+            ],
         }
 
     def text(self) -> str:
         """A few lines for people."""
-        t = self.totals
-        images = self.shape[0]
+        totals, images = self.totals, self.shape[0]
         per = "" if images == 1 else f" ({images} images)"
         lines = [
             f"RAPID: {self.sampler} on {self.family}, {self.status}, {self.seconds:.2f} s{per}",
-            f"{t['computed']} of {t['evaluations']} evaluations computed, {t['reused']} reused, {t['held']} held",
+            f"{totals['computed']} of {totals['evaluations']} evaluations computed, "
+            f"{totals['reused']} reused, {totals['skipped']} skipped",
         ]
-        if t["partial"]:
-            shares = [share for e in self.evaluations for share in e.share if 0 < share < 1]
+        if totals["partial"]:
+            shares = [s for e in self.evaluations for s in e.token_share if 0 < s < 1]
             lines.append(
-                f"{t['partial']} of the computed ones on {sum(shares) / len(shares):.0%} of the image tokens"
+                f"{totals['partial']} of the computed ones on {_mean(shares):.0%} of the image tokens"
             )
-        thin = [d for e in self.evaluations for d in e.density if d < 1]
-        if thin:
+        sparse = [d for e in self.evaluations for d in e.density if d < 1]
+        if sparse:
             lines.append(
-                f"{len(thin)} of the computed ones with attention at density {sum(thin) / len(thin):.2g}"
+                f"{len(sparse)} of the computed ones with attention at density {_mean(sparse):.2g}"
             )
-        if t["speedup_allowed"]:
-            clock = (
-                f", by the clock about {t['speedup_measured']:.2f}x"
-                if t["speedup_measured"]
-                else ""
-            )
+        if totals["speedup_theoretical"]:
+            measured = totals["speedup_measured"]
+            clock = f", measured about {measured:.2f}x" if measured else ""
             lines.append(
-                f"allowed speed-up {t['speedup_allowed']:.2f}x{clock}, cache {self.bytes / 2**20:.1f} MiB"
+                f"theoretical speed-up {totals['speedup_theoretical']:.2f}x{clock}, "
+                f"cache {self.bytes / 2**20:.1f} MiB"
             )
-        measured = [m for e in self.evaluations for m in e.measured if m is not None]
-        if measured:
-            lines.append(
-                f"forecast error where it was measured: mean {sum(measured) / len(measured):.3f}"
-            )
-        lines += [self._strip(i) for i in range(min(images, 8))]
+        errors = [m for e in self.evaluations for m in e.measured_error if m is not None]
+        if errors:
+            lines.append(f"prediction error where it was measured: mean {_mean(errors):.3f}")
+        lines += [self.strip(image) for image in range(min(images, STRIPS))]
         reasons = Counter(reason for e in self.evaluations for reason in e.reasons)
         lines += [
-            f"computed densely {n} time{'s' * (n > 1)}: {reason}" for reason, n in reasons.items()
+            f"computed in full {n} time{'s' * (n > 1)}: {text(reason)}"
+            for reason, n in reasons.items()
         ]
-        return "\n".join([*lines, *self.notes])
+        return "\n".join([*lines, *map(text, self.notes)])
 
-    def _strip(self, image: int) -> str:
-        marks = {"run": "#", "reuse": "r", "hold": "."}
+    def strip(self, image: int) -> str:
+        """One character an evaluation: # computed, + on some tokens, r reused, . skipped."""
         return "".join(
-            "+" if 0 < e.share[image] < 1 else marks[e.levels[image]] for e in self.evaluations
+            "+" if 0 < e.token_share[image] < 1 else STRIP_MARKS[e.modes[image]]
+            for e in self.evaluations
         )
 
 
-def side_by_side(records: Sequence[RunRecord], steps: int) -> RunRecord:
-    """One record of images that were sampled one after another, each at noise levels of its own:
-    `records` of one image each. At the levels of others an image is held; dense would have been
-    `steps` evaluations of each that finished."""
-    rows = []
-    scale = [steps / max(1, len(r.evaluations)) if r.status == "finished" else 1.0 for r in records]
-    for sigma in sorted({e.sigma for r in records for e in r.evaluations}, reverse=True):
-        found = [next((e for e in r.evaluations if e.sigma == sigma), None) for r in records]
-        rows.append(_row(len(rows), sigma, found, scale))
-    last, notes = records[-1], tuple(dict.fromkeys(note for r in records for note in r.notes))
-    due = sum(steps if r.status == "finished" else len(r.evaluations) for r in records)
-    return replace(
-        last,
-        shape=(len(records), *last.shape[1:]),
-        evaluations=tuple(rows),
-        notes=notes,
-        due=due,
-        seconds=sum(r.seconds for r in records),
-        bytes=max(r.bytes for r in records),
+def read(found: dict[str, Any]) -> RunRecord:
+    """A record out of its JSON form, of this version or an older one. Raises ValueError for
+    anything else."""
+    version = found.get("version")
+    if found.get("format") != FORMAT or version not in range(1, VERSION + 1):
+        raise ValueError(
+            f"a record of format {found.get('format')!r}, version {version!r} was given; accepted is "
+            f"{FORMAT!r} up to version {VERSION}. Update RAPID to read newer ones."
+        )
+    run = {_OLD_RUN.get(name, name): value for name, value in found.items()}
+    run = {name: run[name] for name in RunRecord.__dataclass_fields__ if name in run}
+    return RunRecord(
+        **{
+            **run,
+            "shape": tuple(run["shape"]),
+            "sigmas": tuple(run["sigmas"]),
+            "policies": tuple(run["policies"]),
+            "notes": tuple(map(from_json, run.get("notes", ()))),
+            "grid": None if run.get("grid") is None else tuple(run["grid"]),
+            "evaluations": tuple(map(_evaluation, run["evaluations"])),
+        }
     )
 
 
-def _row(
-    index: int, sigma: float, found: Sequence[EvaluationRecord | None], scale: Sequence[float]
-) -> EvaluationRecord:
-    """What each image did at a noise level; None where it was not evaluated."""
+def _evaluation(found: dict[str, Any]) -> EvaluationRecord:
+    given = {_OLD_EVALUATION.get(name, name): value for name, value in found.items()}
+    given = {name: given[name] for name in EvaluationRecord.__dataclass_fields__ if name in given}
+    given = {name: tuple(v) if isinstance(v, list | tuple) else v for name, v in given.items()}
+    given["modes"] = tuple(_OLD_MODES.get(mode, mode) for mode in given["modes"])
+    given["reasons"] = tuple(map(from_json, given.get("reasons", ())))
+    return EvaluationRecord(**given)
 
-    def column(name: str, absent: Any) -> tuple:
-        return tuple(getattr(e, name)[0] if e else absent for e in found)
 
-    some = [e for e in found if e]
-    dense = tuple(cost * by for cost, by in zip(column("dense_cost", 0.0), scale, strict=True))
-    thin = all(e.density for e in some)
-    return EvaluationRecord(
-        index,
-        sigma,
-        0,
-        column("levels", "hold"),
-        column("share", 0.0),
-        column("cost", 0.0),
-        dense,
-        column("error", None),
-        column("measured", None),
-        tuple(dict.fromkeys(r for e in some for r in e.reasons)),
-        density=column("density", 1.0) if thin else (),
-        measures=column("measures", None) if thin else (),
-        seconds=sum(e.seconds for e in some),
-    )
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
 def pack(tokens: Sequence[int], number: int) -> str:
     """Token numbers as a base64 bit set of `number` bits, lowest bit of the first byte first."""
-    bits = bytearray(-(-number // 8))
-    for token in tokens:
-        bits[token // 8] |= 1 << token % 8
-    return base64.b64encode(bits).decode("ascii")
+    flags = np.zeros(number, dtype=bool)
+    flags[list(tokens)] = True
+    return base64.b64encode(np.packbits(flags, bitorder="little").tobytes()).decode("ascii")
 
 
-def unpack(text: str) -> list[int]:
+def unpack(packed: str) -> list[int]:
     """The numbers that `pack` put in."""
-    return [
-        8 * i + bit
-        for i, byte in enumerate(base64.b64decode(text))
-        for bit in range(8)
-        if byte >> bit & 1
-    ]
+    given = np.frombuffer(base64.b64decode(packed), dtype=np.uint8)
+    return np.flatnonzero(np.unpackbits(given, bitorder="little")).tolist()
 
 
 @dataclass
 class RunLog:
     """The last finished runs of one patched model; the one thing that outlives a run."""
 
-    records: deque[RunRecord] = field(default_factory=lambda: deque(maxlen=KEPT))
+    records: deque[RunRecord] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
 
     def add(self, record: RunRecord) -> None:
         """Keep a finished record."""
@@ -266,6 +282,5 @@ def fingerprint(latent: Any) -> str:
         latent = torch.cat([part.flatten(1) for part in latent.tensors], 1)
     if not isinstance(latent, Tensor):
         return ""
-    return hashlib.blake2b(
-        latent.detach().half().cpu().contiguous().numpy().tobytes(), digest_size=12
-    ).hexdigest()
+    data = latent.detach().half().cpu().contiguous().numpy().tobytes()
+    return hashlib.blake2b(data, digest_size=12).hexdigest()

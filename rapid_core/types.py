@@ -1,76 +1,204 @@
-"""What a policy sees and what it answers: one decision per model evaluation and image."""
+"""What the rooms of the core say to one another; imports nothing of the pack.
+
+One decision per model evaluation and image: a policy's actor sees an `Observation` of one image and
+answers with an `Action`. What a policy needs of a run is data (`Requirements`), and why something
+was computed in full is data, too (`Reason`).
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum
-from typing import Protocol
+from enum import Enum, IntEnum
+from typing import Any, ClassVar
 
 from torch import Tensor
+
+PredictionWeights = tuple[tuple[float, float], ...]  # (sigma, weight) of computed derivatives
 
 
 class Mode(Enum):
     """How much of an evaluation is computed for one image, from least to most."""
 
-    SKIP = "hold"  # nothing: the derivative is forecast (RAPID3's Step-Skip on the sampler's grid)
-    REUSE = "reuse"  # patch embedding and final layer; the block stack's residual is forecast (Cache-Reuse)
+    SKIP = "skip"  # nothing: the derivative is predicted (RAPID3's Step-Skip on the sampler's grid)
+    REUSE = "reuse"  # patch embedding and final layer; the blocks' residual is predicted
     RUN = "run"  # the blocks, on all image tokens or on some
+
+
+class Must(IntEnum):
+    """What other policies on the same model may not undercut."""
+
+    NOTHING = 0
+    RUN = 1  # the blocks run, at least on some tokens (a cap on skips in a row)
+    ALL = 2  # all tokens are computed (a safety check, a warm-up)
 
 
 @dataclass(frozen=True)
 class Action:
-    """A decision for one image. `tokens`: with RUN, sorted numbers (K,) of the image tokens that
-    pass the blocks (region-adaptive sampling); None: all of them. `density`: with RUN, share of the
-    pairs of image tiles that are attended to, in (0, 1] (RAPID3's Sparse-Attention). `measures`:
-    with everything computed, the density whose distance from dense attention is measured and kept
-    for later evaluations at this density; None: nothing is. `weights`: with HOLD, (noise level,
-    weight) of the computed derivatives that the forecast is the sum of; None: a polynomial through
-    the latest ones. Where one of them is not known any more the polynomial stands in, too."""
+    """A decision for one image."""
 
-    level: Mode = Mode.RUN
+    mode: Mode = Mode.RUN
     tokens: Tensor | None = None
+    """With RUN: sorted numbers (K,) of the image tokens that pass the blocks; None for all."""
     density: float = 1.0
-    measures: float | None = None
-    weights: tuple[tuple[float, float], ...] | None = None
+    """With RUN: share of the pairs of image tiles that are attended to, in (0, 1]."""
+    measured_density: float | None = None
+    """With everything computed: the density whose difference from dense attention is measured and
+    kept for later evaluations at this density; None for no measurement."""
+    prediction_weights: PredictionWeights | None = None
+    """With SKIP: the computed derivatives that the prediction is the weighted sum of; None for a
+    polynomial through the latest ones, which also stands in where one of them is not known."""
+    must: Must = Must.NOTHING
 
     @property
-    def whole(self) -> bool:
+    def all_tokens(self) -> bool:
         """Whether all tokens are computed."""
-        return self.level is Mode.RUN and self.tokens is None
+        return self.mode is Mode.RUN and self.tokens is None
 
     @property
-    def dense(self) -> bool:
-        """Whether everything is computed, and nothing else."""
-        return self.whole and self.density == 1.0 and self.measures is None
+    def full(self) -> bool:
+        """Whether everything is computed, and nothing measured beside it."""
+        return self.all_tokens and self.density == 1.0 and self.measured_density is None
 
 
 FULL = Action()
 
 
+class KVKind(Enum):
+    """How keys and values of tokens that are not computed are kept."""
+
+    PREDICT = "predict"  # from the two latest values of each token: twice the memory
+    LAST_VALUE = "last value"
+    EIGHT_BIT = "8 bit"
+    HOST_MEMORY = "host memory"
+    NONE = "none"
+
+
+COMPENSATIONS = ("predict", "last value", "means", "none")
+
+
+@dataclass(frozen=True)
+class Sparsity:
+    """How attention is made sparse where an action's density asks for it."""
+
+    backend: str = "auto"
+    dense_first: int = 0
+    """Blocks at the beginning of the model whose attention stays dense."""
+    dense_last: int = 0
+    """Blocks at the end of the model whose attention stays dense."""
+    compensation: str = "means"
+    """What stands in for tiles that are not attended to, one of COMPENSATIONS: "none"; "means", the
+    mean of each tile; "last value", the means and the difference to dense attention as it was
+    measured last; "predict", the means and that difference moved on half the way it was going."""
+    tile: int = 64
+    """Image tokens of a tile."""
+    memory_limit: float = 0.0
+    """GiB for the differences that are kept; 0 for no limit."""
+
+    @property
+    def uses_means(self) -> bool:
+        """Whether means stand in."""
+        return self.compensation != "none"
+
+    @property
+    def keeps_residual(self) -> bool:
+        """Whether differences to dense attention are kept, and the choice of tiles with them."""
+        return self.compensation in ("last value", "predict")
+
+
+@dataclass(frozen=True)
+class TokenRequirements:
+    """What a policy that chooses tokens needs."""
+
+    kv: KVKind = KVKind.PREDICT
+    memory_limit: float = 0.0
+    """GiB for keys and values; 0 for the default bound, a share of what is free."""
+    reach: float = 4.0
+    """How far a token's prediction may go, in distances of the two evaluations it is made from."""
+    error_threshold: float = 0.0
+    """Accumulated error estimate at which a token has to be computed; 0 where nobody asks."""
+    max_age: int = 0
+    """Evaluations after which a token has to be computed, with `error_threshold`."""
+    focus: Tensor | None = None
+    """The user's mask (B or 1, H, W) of any size, 0 .. 1."""
+    interpolate: bool = False
+    """Whether tokens that are not computed follow what their computed neighbours did."""
+    attention_mass: bool = False
+    """Whether the attention mass that image tokens receive is measured."""
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """Tokens of a model that a policy's heads look at (`Features`)."""
+
+    kind: str
+    """Of the heads, for what is said to people."""
+    family: str
+    """Family of the models that they were made for."""
+    hidden: int
+    """Channels of a token."""
+    side: int
+    """The picture has side x side tokens."""
+
+
+@dataclass(frozen=True)
+class Requirements:
+    """What a policy needs of a run, and what it may ask for."""
+
+    modes: frozenset[Mode] = frozenset((Mode.RUN,))
+    prediction_order: int = 0
+    """Order of the polynomial that predicts; 0 keeps the last value."""
+    history: int = 0
+    """Computed derivatives that the weights of its actions refer to; 0 where it gives none."""
+    tokens: TokenRequirements | None = None
+    attention: Sparsity | None = None
+    attention_density: float = 0.5
+    """Density that its actions will ask for, where differences to dense attention are kept."""
+    features: FeatureSpec | None = None
+    logits: bool = False
+    """Whether its actors have heads that look at latents."""
+    decides_schedule: bool = False
+    """Whether it settles which evaluations are computed; there is one such policy on a model."""
+
+    @property
+    def attention_only(self) -> bool:
+        """Whether it is about attention and nothing else."""
+        only_runs = self.modes == frozenset((Mode.RUN,))
+        return self.attention is not None and self.tokens is None and only_runs
+
+    @property
+    def blocks(self) -> bool:
+        """Whether it acts inside the model, and its blocks have to be hooked."""
+        inside = self.tokens is not None or self.attention is not None or self.logits
+        return inside or Mode.REUSE in self.modes
+
+
 @dataclass(frozen=True)
 class TokenState:
-    """What is known of the image tokens of one image; N = frames * rows * columns, in that order.
-
-    age (N,): evaluations that passed a token over since it was computed. derivative (C, ...): the
-    latest guided derivative, what was not computed forecast. change (N,): relative change of a
-    token's derivative when it was last computed. attention (N,) or None: attention mass it received
-    in the last dense evaluation. wanted (N,) or None: tokens that may be computed between refreshes
-    (those an inpaint mask keeps may not), `free` of them. focus (N,) or None: 0 .. 1, the user's
-    mask. drift (N,) or None: estimated error of the token's forecasts, this evaluation's included,
-    weighted and added up since it was computed, relative to the mean derivative, doubled by focus;
-    `due`: tokens that it calls to be computed (None: unknown)."""
+    """What is known of the image tokens of one image; N = frames * rows * columns, in that order."""
 
     grid: tuple[int, int, int]
+    """Frames, rows, columns."""
     age: Tensor
+    """(N,) evaluations that passed a token over since it was computed."""
     derivative: Tensor
+    """(C, ...) the latest guided derivative; what was not computed is predicted."""
     change: Tensor
-    free: int
+    """(N,) relative change of a token's derivative when it was last computed."""
+    selectable: int
+    """Tokens that `may_run` holds; all without an inpaint mask."""
     attention: Tensor | None = None
-    wanted: Tensor | None = None
+    """(N,) attention mass that a token received in the last full evaluation."""
+    may_run: Tensor | None = None
+    """(N,) tokens that may be computed between refreshes; those an inpaint mask keeps may not."""
     focus: Tensor | None = None
-    drift: Tensor | None = None
-    due: int | None = None
+    """(N,) 0 .. 1, the user's mask."""
+    error: Tensor | None = None
+    """(N,) estimated error of a token's predictions, this evaluation's included, weighted and added
+    up since it was computed, relative to the mean derivative; doubled by focus."""
+    over_threshold: int | None = None
+    """Tokens whose error or age calls for their computation; None where it is not known."""
 
     @property
     def number(self) -> int:
@@ -80,96 +208,87 @@ class TokenState:
 
 
 @dataclass(frozen=True)
-class FeatureSpec:
-    """Tokens of a model that a policy's heads look at (`Features`): side x side of them, `hidden`
-    wide, in models of one family. kind: of the heads, for what is said to people."""
-
-    kind: str
-    family: str
-    hidden: int
-    side: int
-
-
-@dataclass(frozen=True)
 class Features:
-    """What a model made of one image in the last evaluation that was computed, number `evaluation`;
-    of the conditions mixed as the guidance scale s mixes their outputs, f_u + s (f_c - f_u);
-    float32. tokens (N, 2 C): the image tokens before the blocks, beside them as the final layer's
-    matrix sees them. modulation (C,): its modulation vector."""
+    """What a model made of one image in the last evaluation that was computed; of the conditions
+    mixed as the guidance scale s mixes their outputs, f_u + s (f_c - f_u); float32."""
 
     tokens: Tensor
+    """(N, 2 C) image tokens before the blocks, beside them as the final layer's matrix sees them."""
     modulation: Tensor
+    """(C,) the modulation vector."""
     evaluation: int
+    """Number of that evaluation."""
 
 
 @dataclass(frozen=True)
 class HeadInput:
-    """What learned policies see of one image, (C, ...): the latent now, how far it has moved since
-    the model was last computed, the latest derivative (what was not computed forecast); pooled: the
-    model's pooled modulation vector at the first evaluation, None where its family shows none.
-    features: where a policy has a `View`; None where they could not be seen in the last computed
-    evaluation. error: 0-d, the estimated error of the forecast at a fresh noise level, still on the
-    device."""
+    """What learned policies see of one image, (C, ...)."""
 
     latent: Tensor
-    moved: Tensor
+    latent_change: Tensor
+    """How far the latent has moved since the model was last computed."""
     derivative: Tensor
+    """The latest guided derivative; what was not computed is predicted."""
     pooled: Tensor | None = None
+    """The model's pooled modulation vector at the first evaluation; None where its family shows
+    none."""
     features: Features | None = None
+    """Where a policy has a `FeatureSpec`; None where they could not be seen."""
     error: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class ImageState:
-    """What is known of one image of the batch before an evaluation.
-
-    `error` is the estimated relative L1 error of forecasting this evaluation's guided derivative
-    (inf: unknown), `measured` the true one of the last evaluation that was computed although it
-    could have been forecast. `since_dense`: evaluations that were not dense since the last that
-    was; -1 before the first. `since_measured`: computed evaluations since the last that measured
-    what sparse attention leaves out; -1 before the first. `levels`: noise levels of the computed
-    derivatives that a forecast can be made from, oldest first (see `Policy.history`). `moved`:
-    relative L1 change of the latest computed derivative from the one before it, `slope`: the
-    multiple of the movement of the line through the two before it that was nearest to this change;
-    None where there are too few, or where no policy wants a history."""
-
-    computed: int
-    since_computed: int
-    error: float
-    measured: float | None = None
-    since_dense: int = -1
-    tokens: TokenState | None = None
-    since_measured: int = -1
-    levels: tuple[float, ...] = ()
-    moved: float | None = None
-    slope: float | None = None
+    """0-d, the estimated error of the prediction at a fresh sigma, still on the device."""
 
 
 @dataclass(frozen=True)
 class Observation:
-    """The state of a run before evaluation number `index` at noise level `sigma`.
-
-    `step`: place of `sigma` in the run's schedule of `steps` steps, 0 at its beginning; between two
-    noise levels of the schedule it is that of the higher one. `weight`: what an error counts in
-    this step, see `step_weights`. `schedule`: the run's noise levels. `euler`: whether the sampler
-    goes on to the next of them along the derivative that it is given, so that the mean derivative
-    over a step is worth more than the one at its beginning. `answers`: the numbers that the actor's
-    `ask` wanted fetched."""
+    """One image of a run before an evaluation."""
 
     index: int
+    """Number of the evaluation in the run."""
     sigma: float
-    images: tuple[ImageState, ...]
+    image: int = 0
+    """Number of the image in its batch."""
     step: int = 0
+    """Place of the evaluation in the schedule, 0 at its beginning."""
     steps: int = 1
-    weight: float = 1.0
-    schedule: tuple[float, ...] = ()
+    """Steps of the schedule."""
+    step_weight: float = 1.0
+    """What an error counts in this step, see `quadrature.sigmas.step_weights`."""
+    sigmas: tuple[float, ...] = ()
+    """Sigmas of the schedule."""
     euler: bool = False
-    answers: tuple[float, ...] = ()
+    """Whether the sampler goes on to the schedule's next sigma along the derivative that it is
+    given, so that the mean derivative over a step is worth more than the one at its beginning."""
+    computed: int = 0
+    """Evaluations of the image that were computed."""
+    since_computed: int = 0
+    """Evaluations since the last that was computed."""
+    error: float = float("inf")
+    """Estimated relative L1 error of predicting this evaluation's guided derivative; inf where it
+    is not known."""
+    measured_error: float | None = None
+    """The true error of the prediction at the last evaluation that was computed although it could
+    have been predicted."""
+    since_full: int = -1
+    """Evaluations that did not compute all tokens since the last that did; -1 before the first."""
+    since_measured: int = -1
+    """Computed evaluations since the last that measured what sparse attention leaves out; -1 before
+    the first."""
+    history: tuple[float, ...] = ()
+    """Sigmas of the computed derivatives that a prediction can be made from, oldest first."""
+    change: float | None = None
+    """Relative L1 change of the latest computed derivative from the one before it."""
+    extrapolation_skill: float | None = None
+    """Multiple of the movement of the line through the two derivatives before the latest that was
+    nearest to its change: 1 where the line was right, 0 where the last value was. None where there
+    are too few, or where no policy wants a history."""
+    tokens: TokenState | None = None
+    logits: tuple[float, ...] = ()
+    """The numbers that the actor's `logits` asked for."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """Noise levels between which a policy may act: start >= sigma >= end."""
+    """Sigmas between which a policy may act: start >= sigma >= end."""
 
     start: float
     end: float
@@ -178,72 +297,77 @@ class Window:
         return self.start >= sigma >= self.end
 
 
-@dataclass(frozen=True)
-class Sparsity:
-    """How attention is made sparse where an action's density asks for it. backend: what computes
-    it; dense_first, dense_last: blocks at the beginning and end of the model whose attention stays
-    dense; left_out: what stands in for the tiles that are left out, one of LEFT_OUT; tile: tokens
-    of a tile; memory_limit: GiB for what is kept of differences to dense attention, 0 for no limit.
+class Actor(ABC):
+    """A policy for one image of one run; may keep state, which lives as long as the run."""
 
-    LEFT_OUT: "dropped", nothing; "means", the mean of each tile; "hold", the means and the
-    difference to dense attention as it was measured last; "forecast", the means and that difference
-    moved on half the way it was going."""
+    needs_logits: ClassVar[bool] = False
 
-    backend: str = "auto"
-    dense_first: int = 0
-    dense_last: int = 0
-    left_out: str = "means"
-    tile: int = 64
-    memory_limit: float = 0.0
+    def logits(self, seen: HeadInput | None, sigma: Tensor) -> Tensor | None:
+        """Numbers (n,) on the device that `act` needs on the host, fetched together with the
+        engine's own; None for none. seen: None before the first computed evaluation."""
+        return None
 
-    @property
-    def pooled(self) -> bool:
-        """Whether means stand in."""
-        return self.left_out != "dropped"
+    @abstractmethod
+    def act(self, observation: Observation) -> Action:
+        """What is to be computed of this evaluation."""
+
+    def executed(self, action: Action) -> None:
+        """What was computed of it, whoever wanted it."""
+        return
 
     @property
-    def remembers(self) -> bool:
-        """Whether differences to dense attention are kept, and the choice of tiles with them."""
-        return self.left_out in ("hold", "forecast")
+    def notes(self) -> Sequence[Reason]:
+        """What it has to say about the run."""
+        return ()
 
 
-LEFT_OUT = ("forecast", "hold", "means", "dropped")
-
-
-class Actor(Protocol):
-    """A policy in one run; may keep state, which lives as long as the run. asks: whether it has to
-    `ask` first."""
-
-    needs_logits: bool
-
-    def ask(self, looks: Sequence[HeadInput | None], sigma: Tensor) -> Tensor | None:
-        """Numbers (n,) on the device that `act` needs on the host, fetched with the engine's own;
-        None for none."""
-        ...
-
-    def act(self, observation: Observation) -> tuple[Action, ...]:
-        """One action per image."""
-        ...
-
-
-class Policy(Protocol):
+@dataclass(frozen=True, kw_only=True)
+class Policy(ABC):
     """Frozen settings of one technique, as a node attaches them to a model."""
 
-    technique: str
-    forecast_order: int
-    history: (
-        int  # computed derivatives that the weights of its actions refer to; 0 where it gives none
-    )
-    start_percent: float
-    end_percent: float
-    levels: frozenset[Mode]
-    regional: bool  # whether its actions name tokens
-    sparsity: Sparsity | None  # of attention, where its actions ask for less than full density
+    technique: ClassVar[str]
 
-    def start(self, window: Window) -> Actor:
-        """A fresh actor for one run; `window` is start_percent .. end_percent as noise levels."""
-        ...
+    @property
+    def percents(self) -> tuple[float, float]:
+        """Shares of the schedule between which it acts."""
+        return 0.0, 1.0
 
-    def settings(self) -> dict:
-        """Settings in JSON form, for the record."""
-        ...
+    @property
+    @abstractmethod
+    def requirements(self) -> Requirements:
+        """What it needs of a run."""
+
+    @abstractmethod
+    def start(self, window: Window, image: int = 0) -> Actor:
+        """A fresh actor for an image of a run. window: `percents` as sigmas."""
+
+    @abstractmethod
+    def to_record(self) -> dict[str, Any]:
+        """Its technique and settings in JSON form."""
+
+
+class Reason:
+    """Why something was computed in full, or what a report should say: a code with parameters. Its
+    words are in `locales/<language>/main.json`; see `reasons.text`.
+
+    params: numbers, strings, or further reasons, by the names that the words use."""
+
+    __slots__ = ("code", "params")
+
+    def __init__(self, code: Enum | str, **params: Any):
+        self.code: str = str(code.value if isinstance(code, Enum) else code)
+        self.params = params
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Reason) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def __repr__(self) -> str:
+        given = ", ".join(f"{name}={value!r}" for name, value in self.params.items())
+        return f"Reason({self.code}{', ' if given else ''}{given})"
+
+    @property
+    def _key(self) -> tuple:
+        return self.code, tuple(sorted((name, repr(value)) for name, value in self.params.items()))

@@ -1,0 +1,136 @@
+"""Codes of reasons, and their words out of `locales/<language>/main.json`, one table a language."""
+
+from __future__ import annotations
+
+import functools
+import json
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from .types import Reason
+
+LOCALES = Path(__file__).parent.parent / "locales"
+
+
+class ReasonCode(Enum):
+    """Why something was computed in full, and what else a report says. Parameters are named in the
+    words."""
+
+    SET_TWICE = "set_twice"
+    TWO_SCHEDULES = "two_schedules"
+    UNKNOWN_TO_REGION = "unknown_to_region"
+    MASK_SCALED = "mask_scaled"
+    OTHER_BATCH = "other_batch"
+    LATENT_RESIZED = "latent_resized"
+    NOT_ONE_TENSOR = "not_one_tensor"
+    NOT_PLANNED = "not_planned"
+    RECORD_FAILED = "record_failed"
+    SIGMAS_RISE = "sigmas_rise"
+    AR_VIDEO = "ar_video"
+    FOREIGN_COND_BATCH = "foreign_cond_batch"
+    CONTEXT_WINDOWS = "context_windows"
+    SEVERAL_GPUS = "several_gpus"
+    EASYCACHE = "easycache"
+    BLOCKS_UNKNOWN = "blocks_unknown"
+    BLOCK_REPLACED = "block_replaced"
+    BLOCKS_PATCHED = "blocks_patched"
+    CALLED_AGAIN = "called_again"
+    COND_WITHOUT_HISTORY = "cond_without_history"
+    COND_NOT_COUNTED = "cond_not_counted"
+    COND_WITHOUT_KV = "cond_without_kv"
+    COND_WITHOUT_RESIDUAL = "cond_without_residual"
+    COND_AREA = "cond_area"
+    COND_GIVEN = "cond_given"
+    REFERENCE_AT_ZERO = "reference_at_zero"
+    BATCH_NOT_SPLIT = "batch_not_split"
+    OTHER_ROWS = "other_rows"
+    CONTROL_SHAPE = "control_shape"
+    KV_MEMORY = "kv_memory"
+    KV_OVER_LIMIT = "kv_over_limit"
+    KV_SMALLER = "kv_smaller"
+    RESIDUAL_MEMORY = "residual_memory"
+    RESIDUAL_OVER_LIMIT = "residual_over_limit"
+    FEATURES_MEMORY = "features_memory"
+    HEADS_BLIND = "heads_blind"
+    HEADS_OTHER_FAMILY = "heads_other_family"
+    HEADS_OTHER_WIDTH = "heads_other_width"
+    HEADS_OTHER_SIZE = "heads_other_size"
+    HEADS_OTHER_COND = "heads_other_cond"
+    NO_FULL_COND = "no_full_cond"
+    COND_NUMBERS = "cond_numbers"
+    NO_NEGATIVE_COND = "no_negative_cond"
+    SAMPLER_CHOSE = "sampler_chose"
+    SAMPLER_HEADS_IDLE = "sampler_heads_idle"
+    MODEL_HAS_TECHNIQUES = "model_has_techniques"
+    SAMPLER_WITHOUT_BLOCKS = "sampler_without_blocks"
+    POOLED_UNKNOWN = "pooled_unknown"
+    BUDGET_SPENT = "budget_spent"
+    ONE_EVALUATION = "one_evaluation"
+    SCHEDULE_TOO_SHORT = "schedule_too_short"
+    SCHEDULE_MOVED = "schedule_moved"
+    SCHEDULE_WITHOUT_WEIGHTS = "schedule_without_weights"
+    ALL_TOKENS_COMPUTED = "all_tokens_computed"
+    ADVISE_THRESHOLD = "advise_threshold"
+    ADVISE_SHARE = "advise_share"
+    ATTENTION_DENSE = "attention_dense"
+    FEW_TILES = "few_tiles"
+    KEYS_MISSING = "keys_missing"
+    FEW_TOKENS = "few_tokens"
+    NO_SAVING = "no_saving"
+    MASK_WITH_BACKEND = "mask_with_backend"
+    MASK_PER_QUERY = "mask_per_query"
+    ATTENTION_DTYPE = "attention_dtype"
+    TILE_WITH_BACKEND = "tile_with_backend"
+    AUTO_IS_DENSE = "auto_is_dense"
+    BACKEND_FAILS = "backend_fails"
+    BACKEND_OUT_OF_MEMORY = "backend_out_of_memory"
+    BACKEND_IS_OFF = "backend_is_off"
+    FLEX_NEEDS_TORCH = "flex_needs_torch"
+    FLEX_NEEDS_COMPILER = "flex_needs_compiler"
+    FLEX_NEEDS_TRITON = "flex_needs_triton"
+    GATHER_IS_FOR_CPUS = "gather_is_for_cpus"
+    XFORMERS_NEEDS_CUDA = "xformers_needs_cuda"
+    XFORMERS_MISSING = "xformers_missing"
+    SAID = "said"
+
+
+@functools.cache
+def table(language: str = "en") -> dict[str, str]:
+    """Words by code; parameters stand in braces."""
+    text = (LOCALES / language / "main.json").read_text(encoding="utf-8")
+    return json.loads(text)["rapid"]["reasons"]
+
+
+def text(reason: Reason, language: str = "en") -> str:
+    """A reason in words; its code where the table has none."""
+    words = table(language).get(reason.code, reason.code)
+    return words.format_map(
+        {name: _shown(value, language) for name, value in reason.params.items()}
+    )
+
+
+def _shown(value: Any, language: str) -> str:
+    if isinstance(value, Reason):
+        return text(value, language)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def to_json(reason: Reason) -> dict[str, Any]:
+    """Code, parameters and English words, as a record has them."""
+    params = {
+        name: to_json(value) if isinstance(value, Reason) else value
+        for name, value in reason.params.items()
+    }
+    return {"code": reason.code, "params": params, "text": text(reason)}
+
+
+def from_json(found: dict[str, Any] | str) -> Reason:
+    """What `to_json` wrote; a plain sentence of version 1 becomes a reason with these words."""
+    if isinstance(found, str):
+        return Reason(ReasonCode.SAID, text=found)
+    params = {
+        name: from_json(value) if isinstance(value, dict) and "code" in value else value
+        for name, value in found["params"].items()
+    }
+    return Reason(found["code"], **params)
