@@ -180,8 +180,15 @@ def plan_run(policies: Sequence[Policy], facts: HostFacts) -> RunPlan:
         no_tokens=no_hooks or kv.refused,
         memory=kv.bytes + attention.bytes + features.bytes,
         notes=tuple([*notes, *kv.notes, *features.notes]),
-        advice=next((need.advice for need in reversed(needs) if need.advice), None),
+        advice=_advice(policies),
     )
+
+
+def _advice(policies: Sequence[Policy]) -> Reason | None:
+    """What to say where every token was computed in every evaluation."""
+    advice = [p.requirements.no_savings_advice for p in policies]
+    last = next((reason for reason in reversed(advice) if reason is not None), None)
+    return None if last is None else Reason(ReasonCode.ALL_TOKENS_COMPUTED, advice=last)
 
 
 @dataclass(frozen=True)
