@@ -153,6 +153,10 @@ class Rapid3Policy(Policy):
             decides_schedule=True,
         )
 
+    def with_attention(self, attention: Sparsity) -> Policy:
+        """These settings with the sparse attention that a run can have."""
+        return self if self.sparsity is None else replace(self, sparsity=attention)
+
     def start(self, window: Window, image: int = 0) -> Rapid3Actor:
         return Rapid3Actor(self, self._run_heads(image), image)
 
