@@ -153,7 +153,8 @@ def test_predictions_move_on_by_as_much_of_the_slope_as_was_measured(known, shar
 
 def test_of_few_evaluations_the_last_comes_earlier():
     marks = {
-        speedup: text(marks_of(SchedulePolicy(speedup=speedup), 8)[0]) for speedup in (2.0, 2.5, 4.0)
+        speedup: text(marks_of(SchedulePolicy(speedup=speedup), 8)[0])
+        for speedup in (2.0, 2.5, 4.0)
     }
     assert marks == {2.0: "#.#..#.#", 2.5: "#..#..#.", 4.0: "#....#.."}
 
