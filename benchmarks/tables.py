@@ -76,8 +76,8 @@ def number(value: float | None, digits: int = 1, sign: bool = False) -> str:
     """A number with so many digits, or "-" for none."""
     if value is None:
         return "-"
-    text = f"{value:{'+' if sign else ''}.{digits}f}"
-    return text.replace("-0.0", "0.0") if float(text) == 0 and digits == 1 and not sign else text
+    rounded = round(value, digits) or 0.0  # no sign on a zero
+    return f"{rounded:{'+' if sign and rounded else ''}.{digits}f}"
 
 
 def interval(value: float | None, ci: Iterable[float] | None, sign: bool = False) -> str:

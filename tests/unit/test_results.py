@@ -1,38 +1,59 @@
-"""Pages of results are what the script makes of the JSON beside them, and no figure is left out."""
+"""Tables of results are what the script makes of the JSON beside them, and no figure is left out."""
 
-import json
+import re
 
 import pytest
 
 from benchmarks import results, tables
 
 
-@pytest.mark.parametrize("path", list(results.files()), ids=lambda path: path.name)
-def test_a_page_of_results_is_what_the_script_makes(path):
-    made = results.files()[path]
-    assert path.read_text(encoding="utf-8") == made, "run python -m benchmarks.results"
+def text_of(path) -> str:
+    return path.read_text(encoding="utf-8")
 
 
-def test_every_file_of_figures_is_on_a_page():
-    text = "".join(page.render() for page in results.PAGES)
+@pytest.mark.parametrize("path", results.pages(), ids=lambda path: path.name)
+def test_tables_of_a_page_are_what_the_script_makes(path):
+    assert results.with_tables(text_of(path)) == text_of(path), "run python -m benchmarks.results"
+
+
+@pytest.mark.parametrize("path", results.pages()[1:], ids=lambda path: path.name)
+def test_no_table_of_a_page_of_results_is_written_by_hand(path):
+    assert re.findall(r"^\|.*", results.MARKED.sub("", text_of(path)), re.MULTILINE) == []
+
+
+def test_every_table_is_on_one_page():
+    names = [m["name"] for path in results.pages() for m in results.MARKED.finditer(text_of(path))]
+    assert sorted(names) == sorted(results.TABLES)
+
+
+def test_every_file_of_figures_is_named_on_a_page():
+    text = "".join(map(text_of, results.pages()))
     lost = [path.name for path in results.FOLDER.glob("*.json") if f"({path.name})" not in text]
     assert lost == []
 
 
-def test_every_row_of_quality_is_on_its_page():
-    for name in ("policy_flux", "policy_sd3", "region_flux", "region_sd3", "region_lumina"):
-        rows = results.load(name)
-        made = results.quality(name, rows[0]["model"]).splitlines()
-        assert len(made) == len(rows) + 2, name
+@pytest.mark.parametrize(
+    "name", ["policy_flux", "policy_sd3", "region_flux", "region_sd3", "region_lumina"]
+)
+def test_every_row_of_quality_is_in_its_table(name):
+    made = results.TABLES[name]().splitlines()
+    assert len(made) == len(results.load(name)) + 2
 
 
-def test_every_paired_difference_is_on_its_page():
-    rows = results.load("differences")
+@pytest.mark.parametrize("name", ["flux", "sd3"])
+def test_every_row_of_sparse_attention_is_in_its_table(name):
+    made = results.TABLES[f"sparse_{name}"]().splitlines()
+    rows = [row for row in results.load("sparse_demo") if row["model"] == name]
+    assert len(made) == len(rows) + 2
+
+
+def test_every_paired_difference_is_in_a_table():
     made = [
-        results.differences(suite, model).splitlines()[2:]
-        for suite, model in {(row["suite"], row["model"]) for row in rows}
+        results.TABLES[name]().splitlines()[2:]
+        for name in results.TABLES
+        if "_differences_" in name
     ]
-    assert sum(map(len, made)) == len(rows)
+    assert sum(map(len, made)) == len(results.load("differences"))
 
 
 @pytest.mark.parametrize(
@@ -41,11 +62,12 @@ def test_every_paired_difference_is_on_its_page():
         (None, 1, False, "-"),
         (0.05, 2, False, "0.05"),
         (-0.04, 1, False, "0.0"),
+        (-0.04, 1, True, "0.0"),
         (3.44, 1, True, "+3.4"),
         (-1.26, 1, True, "-1.3"),
     ],
 )
-def test_numbers_have_their_leading_zero(value, digits, sign, words):
+def test_a_number_has_its_leading_zero_and_zero_has_no_sign(value, digits, sign, words):
     assert tables.number(value, digits, sign) == words
 
 
@@ -55,7 +77,7 @@ def test_a_row_that_names_an_unknown_method_is_refused():
         tables.in_order([row])
 
 
-def test_rows_are_all_of_known_form():
-    for path in results.FOLDER.glob("*.json"):
-        data = json.loads(path.read_text(encoding="utf-8"))
-        assert data if isinstance(data, list) else data["rows"], path.name
+def test_a_page_that_asks_for_an_unknown_table_is_refused():
+    page = "<!-- table nothing: made by `python -m benchmarks.results` -->\n<!-- end of table -->"
+    with pytest.raises(KeyError, match="nothing"):
+        results.with_tables(page)
