@@ -1,0 +1,1 @@
+"""Region-adaptive sampling: most evaluations compute some of the image tokens."""
