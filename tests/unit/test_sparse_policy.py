@@ -6,7 +6,10 @@ from rapid_core.techniques.sparse_attention.policy import SparsePolicy
 from rapid_core.types import FULL, Mode, Observation, Sparsity, Window
 
 
-def densities(policy, steps=8, window=Window(1.0, 0.0)):
+EVERYWHERE = Window(1.0, 0.0)
+
+
+def densities(policy, steps=8, window=EVERYWHERE):
     """One character an evaluation: # dense, m dense and measured, s sparse."""
     actor, since, out = policy.start(window), -1, ""
     for i in range(steps):
