@@ -5,7 +5,6 @@ import pytest
 from rapid_core.techniques.sparse_attention.policy import SparsePolicy
 from rapid_core.types import FULL, Mode, Observation, Sparsity, Window
 
-
 EVERYWHERE = Window(1.0, 0.0)
 
 
