@@ -21,7 +21,8 @@ from torch import Tensor
 from ..architectures import describe
 from ..engine.plan import plan_run
 from ..policy_file.format import PolicyFile
-from ..policy_file.policies import check_base, jumps_policy
+from ..policy_file.heads import jumps_policy
+from ..policy_file.policies import check_base
 from ..quadrature.spacing import max_evaluations
 from ..reasons import ReasonCode
 from ..record import RunRecord, fingerprint
