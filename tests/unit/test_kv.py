@@ -34,13 +34,13 @@ def test_predicted_keys_lie_on_the_line_of_their_latest_two():
         return start + sigma * slope
 
     for sigma in (1.0, 0.8):
-        store.tick(A, [0], sigma, None, CPU)
+        store.tick(A, [0], [sigma], None, CPU)
         store.write(A, 0, kv.Write([0], line(sigma), -line(sigma), 2, text))
     tokens = torch.tensor([[1, 3]])
     for sigma in (0.7, 0.5):  # the others are predicted farther each time
         rows = torch.tensor([[0, 1, 3, 5]])
         fresh = line(sigma)[:, :, rows[0]]
-        store.tick(A, [0], sigma, tokens, CPU)
+        store.tick(A, [0], [sigma], tokens, CPU)
         attended = store.merge(A, 0, kv.Merge([0], fresh, -fresh, rows, text, 7))
         assert torch.allclose(attended.k, line(sigma), atol=1e-5)
         assert torch.allclose(attended.v, -line(sigma), atol=1e-5)
@@ -58,13 +58,13 @@ def test_a_second_look_at_a_sigma_takes_the_place_of_the_first():
 
     for sigma, first in ((1.0, False), (0.8, True), (0.8, False)):
         values = wrong if first else line(sigma)
-        store.tick(A, [0, 1], sigma, None, CPU)
+        store.tick(A, [0, 1], [sigma, sigma], None, CPU)
         store.write(A, 0, kv.Write([0, 1], values, values, 2, text))
     tokens, rows = torch.tensor([[1, 3], [0, 4]]), torch.tensor([[0, 1, 3, 5], [0, 1, 2, 6]])
     for sigma, first in ((0.7, True), (0.7, False), (0.5, False)):
         values = wrong if first else line(sigma)
         fresh = torch.stack([values[i][:, rows[i]] for i in (0, 1)])
-        store.tick(A, [0, 1], sigma, tokens, CPU)
+        store.tick(A, [0, 1], [sigma, sigma], tokens, CPU)
         attended = store.merge(A, 0, kv.Merge([0, 1], fresh, fresh, rows, text, 7))
     assert torch.allclose(attended.k, line(0.5), atol=1e-5)
     assert torch.equal(attended.k, attended.v)
@@ -76,11 +76,11 @@ def predicted(dtype, before, latest, sigma=0.77, images=(0,)):
     batch, _, number, _ = before.shape
     store = kv.KVStore(batch, KVKind.PREDICT, number)
     for at, values in ((1.0, before.to(dtype)), (0.9, latest.to(dtype))):
-        store.tick(A, list(range(batch)), at, None, CPU)
+        store.tick(A, list(range(batch)), [at] * batch, None, CPU)
         store.write(A, 0, kv.Write(list(range(batch)), values, values, 2, 0))
     rows = torch.zeros(len(images), 1, dtype=torch.long)
     fresh = latest[list(images), :, :1].to(dtype)
-    store.tick(A, images, sigma, rows, CPU)
+    store.tick(A, images, [sigma] * len(images), rows, CPU)
     return store.merge(A, 0, kv.Merge(images, fresh, fresh, rows, 0, number)).k
 
 
@@ -143,11 +143,11 @@ def test_a_merge_allocates_its_result_and_the_rows_that_it_moves(images):
     store = kv.KVStore(2, KVKind.PREDICT, number)
     values = torch.randn(2, 4, number, 32).bfloat16()
     for sigma in (1.0, 0.9):
-        store.tick(A, [0, 1], sigma, None, CPU)
+        store.tick(A, [0, 1], [sigma, sigma], None, CPU)
         store.write(A, 0, kv.Write([0, 1], values, values, 2, 0))
     rows = torch.arange(0, number, share).expand(len(images), -1)
     fresh = values[list(images)][:, :, rows[0]]
-    store.tick(A, images, 0.8, rows, CPU)
+    store.tick(A, images, [0.8] * len(images), rows, CPU)
     with torch.autograd.profiler.profile(profile_memory=True, use_kineto=False) as profile:
         attended = store.merge(A, 0, kv.Merge(images, fresh, fresh, rows, 0, number))
     result = attended.k.nbytes + attended.v.nbytes
@@ -163,6 +163,27 @@ def test_images_of_a_batch_are_predicted_as_each_by_itself():
     assert torch.equal(some, together[[0, 2]])
 
 
+def test_images_may_be_at_sigmas_of_their_own():
+    """Each is predicted along its own line; a second look at a sigma is each image's own, too."""
+    torch.manual_seed(0)
+    slope, start, wrong = torch.randn(3, 2, 1, 5, 4)
+    store = kv.KVStore(2, KVKind.PREDICT, 5)
+
+    def line(sigmas):
+        return start + torch.tensor(sigmas).view(2, 1, 1, 1) * slope
+
+    for sigmas, first in (((1.0, 0.9), False), ((0.8, 0.85), True), ((0.8, 0.7), False)):
+        values = torch.stack((wrong[0], line(sigmas)[1])) if first else line(sigmas)
+        store.tick(A, [0, 1], sigmas, None, CPU)
+        store.write(A, 0, kv.Write([0, 1], values, values, 2, 0))
+    rows = torch.tensor([[1], [3]])
+    sigmas = (0.6, 0.65)
+    fresh = torch.stack([line(sigmas)[i][:, rows[i]] for i in (0, 1)])
+    store.tick(A, [0, 1], sigmas, rows, CPU)
+    keys = store.merge(A, 0, kv.Merge([0, 1], fresh, fresh, rows, 0, 5)).k
+    assert torch.allclose(keys, line(sigmas), atol=1e-5)
+
+
 def test_predicted_keys_survive_another_length_of_text():
     """The host may pad a prompt in one evaluation and not in the next; the image rows keep their
     line."""
@@ -172,9 +193,9 @@ def test_predicted_keys_survive_another_length_of_text():
         return torch.full((1, 1, text + 3, 2), sigma)
 
     for sigma, text in ((1.0, 2), (0.8, 4)):
-        store.tick(A, [0], sigma, None, CPU)
+        store.tick(A, [0], [sigma], None, CPU)
         store.write(A, 0, kv.Write([0], line(sigma, text), line(sigma, text), 2, text))
-    store.tick(A, [0], 0.6, torch.tensor([[0]]), CPU)
+    store.tick(A, [0], [0.6], torch.tensor([[0]]), CPU)
     rows = torch.tensor([[0, 1, 2, 3, 4]])
     fresh = line(0.6, 2)[:, :, :5]
     attended = store.merge(A, 0, kv.Merge([0], fresh, fresh, rows, 4, 7))
@@ -188,14 +209,14 @@ def filled(kind, values, text=2, batch=1, store=None, device=CPU):
     """A store in which all rows of all images are `values` (B, H, L, D)."""
     store = store or kv.KVStore(batch, kind, values.shape[2] - text)
     images = list(range(batch))
-    store.tick(A, images, 1.0, None, device)
+    store.tick(A, images, [1.0] * batch, None, device)
     store.write(A, 0, kv.Write(images, values, values, 2, text))
     return store
 
 
 def merged(store, images, fresh, rows, total, text=2, sigma=1.0):
     tokens = rows[:, text:] - text
-    store.tick(A, images, sigma, tokens, fresh.device)
+    store.tick(A, images, [sigma] * len(images), tokens, fresh.device)
     return store.merge(A, 0, kv.Merge(images, fresh, fresh, rows, text, total))
 
 
@@ -206,20 +227,20 @@ def test_computed_tokens_stand_among_the_others_and_stay_there(kind, axis):
     shape = (2, 9, 6) if axis == 1 else (2, 3, 9, 2)
     first = torch.randn(shape)
     store = kv.KVStore(2, kind, 7)
-    store.tick(A, [0, 1], 1.0, None, CPU)
+    store.tick(A, [0, 1], [1.0, 1.0], None, CPU)
     store.write(A, 0, kv.Write([0, 1], first, 2 * first, axis, 2))
     rows = torch.tensor([[0, 1, 4, 8]])
     fresh = torch.randn(shape).index_select(axis, rows[0])[1:]
     wanted = first.clone()
     wanted[1].index_copy_(axis - 1, rows[0], fresh[0])
     loose = 0.15 if kind is KVKind.EIGHT_BIT else 1e-6
-    store.tick(A, [1], 1.0, rows[:, 2:] - 2, CPU)
+    store.tick(A, [1], [1.0], rows[:, 2:] - 2, CPU)
     attended = store.merge(A, 0, kv.Merge([1], fresh, 2 * fresh, rows, 2, 9))
     assert torch.equal(attended.k.index_select(axis, rows[0]), fresh)
     assert torch.allclose(attended.k, wanted[1:], atol=loose)
     assert torch.allclose(attended.v, 2 * wanted[1:], atol=2 * loose)
     rows, nothing = torch.tensor([[0, 1], [0, 1]]), first.narrow(axis, 0, 2)
-    store.tick(A, [0, 1], 1.0, rows[:, 2:], CPU)
+    store.tick(A, [0, 1], [1.0, 1.0], rows[:, 2:], CPU)
     later = store.merge(A, 0, kv.Merge([0, 1], nothing, nothing, rows, 2, 9)).k
     image = slice(2, 9)
     later, wanted = (t.movedim(axis, 0)[image] for t in (later, wanted))
@@ -410,7 +431,7 @@ def test_what_has_no_room_is_not_kept_and_never_complete():
     values = torch.randn(1, 1, 9, 4)
     store = kv.KVStore(1, KVKind.PREDICT, 7, counted=frozenset("u"))
     for cond in ((0, "u"), (1, "u"), (0, "x")):
-        store.tick(cond, [0], 1.0, None, CPU)
+        store.tick(cond, [0], [1.0], None, CPU)
         store.write(cond, 0, kv.Write([0], values, values, 2, 2))
         store.complete(cond, [0], (9,))
     assert [store.has(c, 0, (9,)) for c in ((0, "u"), (1, "u"), (0, "x"))] == [True, False, False]
@@ -461,10 +482,10 @@ def test_a_prediction_goes_no_farther_than_the_reach(reach, far):
     before, latest = torch.zeros(1, 1, 4, 2), torch.ones(1, 1, 4, 2)
     store = kv.KVStore(1, KVKind.PREDICT, 4, reach)
     for sigma, values in ((1.0, before), (0.9, latest)):
-        store.tick(A, [0], sigma, None, CPU)
+        store.tick(A, [0], [sigma], None, CPU)
         store.write(A, 0, kv.Write([0], values, values, 2, 0))
     rows = torch.tensor([[3]])
-    store.tick(A, [0], 0.77, rows, CPU)
+    store.tick(A, [0], [0.77], rows, CPU)
     keys = store.merge(A, 0, kv.Merge([0], latest[:, :, :1], latest[:, :, :1], rows, 0, 4)).k
     assert torch.allclose(keys[:, :, :3], torch.tensor(1 + far), atol=1e-5)
     assert math.isclose(keys[0, 0, 3, 0].item(), 1.0)

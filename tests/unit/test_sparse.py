@@ -600,7 +600,9 @@ def test_a_check_says_that_an_attention_stays_dense():
 
 
 def access(store, sigma, measures, images=(0,), conds=("c",), density=0.5):
-    return ResidualAccess(store, conds, images, sigma, density, measures)
+    """Images at the same sigma, or at one each."""
+    sigmas = sigma if isinstance(sigma, tuple) else (sigma,) * len(images)
+    return ResidualAccess(store, conds, images, sigmas, density, measures)
 
 
 def test_a_difference_moves_on_half_the_way_that_it_was_going():
@@ -626,6 +628,16 @@ def test_differences_belong_to_their_cond_image_attention_and_density():
     assert not there.has("other", None)
     assert not access(store, 0.9, False, images=(0,)).has("at", None)
     assert not access(store, 0.9, False, images=(1,), density=0.25).has("at", None)
+
+
+def test_differences_of_images_at_sigmas_of_their_own_move_on_by_them():
+    store, tiles = SparseResidual(slope=1.0), torch.zeros(2, 1, 1, 1)
+    for sigmas in ((1.0, 0.9), (0.8, 0.6)):
+        values = torch.tensor(sigmas).view(2, 1, 1, 1).expand(2, 1, 4, 2)
+        access(store, sigmas, True, images=(0, 1)).write("at", None, values, tiles)
+    out = torch.zeros(2, 1, 4, 2)
+    access(store, (0.7, 0.3), False, images=(0, 1)).add("at", None, out)
+    assert torch.allclose(out, torch.tensor([0.7, 0.3]).view(2, 1, 1, 1).expand_as(out))
 
 
 def test_some_queries_take_their_own_part_of_a_difference_and_those_beyond_it_nothing():
