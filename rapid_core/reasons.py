@@ -51,6 +51,7 @@ class ReasonCode(Enum):
     KV_MEMORY = "kv_memory"
     KV_OVER_LIMIT = "kv_over_limit"
     KV_SMALLER = "kv_smaller"
+    KV_NEEDS_FLOAT8 = "kv_needs_float8"
     RESIDUAL_MEMORY = "residual_memory"
     RESIDUAL_OVER_LIMIT = "residual_over_limit"
     FEATURES_MEMORY = "features_memory"

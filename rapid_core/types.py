@@ -160,6 +160,8 @@ class Requirements:
     """Whether its actors have heads that look at latents."""
     decides_schedule: bool = False
     """Whether it settles which evaluations are computed; there is one such policy on a model."""
+    no_savings_advice: Reason | None = None
+    """What to change where all tokens were computed in every evaluation without a reason."""
 
     @property
     def attention_only(self) -> bool:
@@ -340,6 +342,10 @@ class Policy(ABC):
     @abstractmethod
     def start(self, window: Window, image: int = 0) -> Actor:
         """A fresh actor for an image of a run. window: `percents` as sigmas."""
+
+    def with_attention(self, attention: Sparsity) -> Policy:
+        """The policy with the sparse attention that a run can have, where it asks for any."""
+        return self
 
     @abstractmethod
     def to_record(self) -> dict[str, Any]:

@@ -184,6 +184,7 @@ def test_examples_are_among_the_templates(server):
     assert set(found["rapid"]) == set(examples.names())
 
 
+@pytest.mark.quick
 def test_the_first_picture_comes_as_readme_says(graph):
     page = graph()
     for word in ("Templates", "rapid", "demo_flux"):
