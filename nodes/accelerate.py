@@ -5,7 +5,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..rapid_core.comfy.chain import attach
-from ..rapid_core.policy_file.format import MOST_SPEEDUP
+from ..rapid_core.policy_file.format import MAX_SPEEDUP
 from ..rapid_core.policy_file.policies import check_base, policy_of
 from ..rapid_core.techniques.step_skip.schedule import SchedulePolicy
 from .base import RapidNode, words_first
@@ -47,7 +47,7 @@ class Accelerate(RapidNode):
                     "speedup",
                     default=2.0,
                     min=1.0,
-                    max=MOST_SPEEDUP,
+                    max=MAX_SPEEDUP,
                     step=0.1,
                     optional=True,
                     tooltip="How many times fewer steps are computed: 20 steps at 2.0 compute 10. "

@@ -5,7 +5,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..rapid_core.comfy.policy_sampler import policy_sampler
-from ..rapid_core.policy_file.format import MOST_SPEEDUP
+from ..rapid_core.policy_file.format import MAX_SPEEDUP
 from .base import RapidNode, words_first
 from .load_policy import Policy
 
@@ -42,7 +42,7 @@ class PolicySampler(RapidNode):
                     "speedup",
                     default=1.0,
                     min=1.0,
-                    max=MOST_SPEEDUP,
+                    max=MAX_SPEEDUP,
                     step=0.1,
                     optional=True,
                     tooltip="Computes at most this share of the steps: at 2.0, at most 10 of 20. "

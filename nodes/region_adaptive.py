@@ -6,14 +6,9 @@ from comfy_api.latest import io
 
 from ..rapid_core.architectures import describe
 from ..rapid_core.comfy.chain import attach
-from ..rapid_core.techniques.region.policy import (
-    DIRECTIONS,
-    INACTIVE,
-    METRICS,
-    RegionPolicy,
-    paper,
-    per_token_error,
-)
+from ..rapid_core.techniques.region.policy import INACTIVE, RegionPolicy
+from ..rapid_core.techniques.region.presets import paper, per_token_error
+from ..rapid_core.techniques.region.priority import DIRECTIONS, METRICS
 from ..rapid_core.types import KVKind
 from .base import RapidNode, choice
 
@@ -245,7 +240,7 @@ def policy_of(values: dict[str, Any], model: Any, mask: Any) -> RegionPolicy:
         architecture = describe(model.model.diffusion_model)
         family = architecture.family if architecture else ""
         return paper(family=family, keep_ratio=share, memory_limit=limit, focus=mask)
-    kept: dict[str, Any] = dict(kv=KVKind(values["kv_cache"]), memory_limit=limit, focus=mask)
+    kept: dict[str, Any] = dict(kv_cache=KVKind(values["kv_cache"]), memory_limit=limit, focus=mask)
     if values["preset"] == PER_TOKEN:
         return per_token_error(threshold=values["error_threshold"], keep_ratio=share, **kept)
     custom = {name: values[name] for name in CUSTOM_SETTINGS}

@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from comfy_api.latest import io, ui
 
-from ..rapid_core.comfy.chain import chain_of, log_of
+from ..rapid_core.comfy.chain import chain_of, record_of
 from ..rapid_core.heatmap import draw
 from ..rapid_core.reasons import ReasonCode, text, to_json
-from ..rapid_core.record import RunRecord, fingerprint
 from ..rapid_core.types import Reason
 from .base import RapidNode
 
@@ -90,15 +89,6 @@ class Report(RapidNode):
             "rapid_reason": [],
         }
         return io.NodeOutput(latent, record.text(), image, ui=shown)
-
-
-def record_of(model: Any, samples: Any) -> RunRecord | None:
-    """The record of the run that made these samples; where no run of a patched model did, its
-    latest. None where there is none."""
-    log = log_of(model)
-    if log is None:
-        return None
-    return log.find(fingerprint(samples), other=chain_of(model) is not None)
 
 
 def saved(image: Any) -> list[Any]:

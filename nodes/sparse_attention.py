@@ -8,7 +8,7 @@ from ..rapid_core.comfy.chain import attach
 from ..rapid_core.engine.sparse import BACKENDS, NAMES
 from ..rapid_core.reasons import text
 from ..rapid_core.techniques.sparse_attention.policy import SparsePolicy
-from ..rapid_core.types import COMPENSATIONS, Reason, Sparsity
+from ..rapid_core.types import COMPENSATIONS, Sparsity
 from .base import RapidNode, choice
 
 TILES = ["64", "16", "128"]
@@ -194,7 +194,7 @@ def check_installed(backend: str, device: str) -> None:
     """Raise ValueError for a backend that cannot run on this kind of device."""
     missing = None if backend == "auto" else BACKENDS[backend].missing(device)
     if missing:
-        why = text(missing) if isinstance(missing, Reason) else missing
         raise ValueError(
-            f"RAPID Sparse Attention: backend = {backend!r} was given; {why}. auto always works."
+            f"RAPID Sparse Attention: backend = {backend!r} was given; {text(missing)}. auto always "
+            f"works."
         )
