@@ -160,6 +160,8 @@ class Requirements:
     """Whether its actors have heads that look at latents."""
     decides_schedule: bool = False
     """Whether it settles which evaluations are computed; there is one such policy on a model."""
+    no_savings_advice: Reason | None = None
+    """What to change where all tokens were computed in every evaluation without a reason."""
 
     @property
     def attention_only(self) -> bool:

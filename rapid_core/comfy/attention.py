@@ -9,16 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .blocks import CALL
+from .blocks import CALL, ModelCall
 
 KEY = "optimized_attention_override"
-POSITIONAL = (
-    "heads",
-    "mask",
-    "attn_precision",
-    "skip_reshape",
-    "skip_output_reshape",
-)  # after q, k, v
+# The host's arguments after q, k and v.
+POSITIONAL = ("heads", "mask", "attn_precision", "skip_reshape", "skip_output_reshape")
 
 
 def install(transformer_options: dict) -> None:
@@ -35,11 +30,11 @@ def attend(
     v: Tensor,
     *args: Any,
     **named: Any,
-):
+) -> Tensor:
     """Outside the blocks of a call of ours this is `previous`, or the host's attention `func`."""
-    go = func if previous is None else partial(previous, func)
-    call = (named.get("transformer_options") or {}).get(CALL)
-    if call is None or call.sequence is None or call.sequence.place is None:
-        return go(q, k, v, *args, **named)
+    attention = func if previous is None else partial(previous, func)
+    call: ModelCall | None = (named.get("transformer_options") or {}).get(CALL)
+    if call is None or call.layout is None or call.layout.block is None:
+        return attention(q, k, v, *args, **named)
     named = {**named, **dict(zip(POSITIONAL, args, strict=False))}
-    return call.attend(go, q, k, v, named)
+    return call.attend(attention, q, k, v, named)

@@ -1,8 +1,9 @@
-"""Attaching techniques to a model: an immutable chain in transformer_options, and one wrapper on
-the patcher."""
+"""Attaching policies to a model: an immutable chain in transformer_options, and one wrapper on the
+patcher."""
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,29 +11,31 @@ from comfy.patcher_extension import CallbacksMP, WrappersMP
 from torch import Tensor
 
 from ..architectures import describe
-from ..record import RunLog
-from ..types import Mode, Policy
+from ..engine.plan import plan_run
+from ..reasons import ReasonCode
+from ..record import RunLog, RunRecord, fingerprint
+from ..types import Mode, Policy, Reason
+from .bind import BoundRun
 from .blocks import LayerHook, layer_patches
-from .run import HostRun
+from .facts import host_facts, sampler_name
 
 KEY = "rapid"
-PLANS = (
-    "schedule",
-    "rapid3",
-    "rapid+",
-    "tpdm",
-)  # techniques that settle which evaluations are computed
 
 
 @dataclass(frozen=True)
 class Chain:
-    """Policies in the order in which nodes attached them, and the log of the last node's runs.
-    node: the execution id of the one where runs tell how they go on; empty for none."""
+    """Policies in the order in which nodes attached them, and the log of the last node's runs."""
 
     policies: tuple[Policy, ...]
     log: RunLog = field(default_factory=RunLog)
-    notes: tuple[str, ...] = ()
+    notes: tuple[Reason, ...] = ()
     node: str = ""
+    """Execution id of the node where runs tell how they go on; empty for none."""
+
+
+# Runs of RAPID Policy Sampler on models without a chain: a sampler has no clone to put a log on.
+# Records are found in it by the latent that came out.
+SAMPLER_LOG = RunLog()
 
 
 def node_of(hidden: Any) -> str:
@@ -45,63 +48,65 @@ def chain_of(model: Any) -> Chain | None:
     return model.model_options.get("transformer_options", {}).get(KEY)
 
 
-def log_of(model: Any) -> RunLog | None:
-    """The log of what was sampled with a MODEL: its chain's or, where RAPID's sampler ran without a
-    chain, the one that `keep_log` put there; None where there is none."""
+def record_of(model: Any, latent: Any) -> RunRecord | None:
+    """The record of the run that made a latent, or of the latest run of this MODEL; None where
+    there is none."""
+    made = fingerprint(latent)
     chain = chain_of(model)
-    return chain.log if chain else model.get_attachment(KEY)
-
-
-def keep_log(model: Any) -> RunLog:
-    """The log of a MODEL; a new one among its attachments where there is none. A sampler has no
-    clone to put it on."""
-    log = log_of(model)
-    if log is None:
-        log = RunLog()
-        model.set_attachments(KEY, log)
-    return log
+    record = chain.log.find(made) if chain is not None else None
+    if record is not None and record.fingerprint == made:
+        return record
+    return SAMPLER_LOG.find(made, other=False) or record
 
 
 def attach(model: Any, policy: Policy, hidden: Any = None) -> Any:
     """A clone of `model` with `policy` added; a policy of the same technique is replaced and the
-    report says so. Those that settle which evaluations are computed are one technique. hidden: of
+    report says so. Those that decide which evaluations are computed are one technique. hidden: of
     the node, as ComfyUI gives it."""
     clone = model.clone()
     before = chain_of(clone)
     policies = before.policies if before else ()
-    kept = tuple(p for p in policies if not _same(p, policy))
     notes = before.notes if before else ()
-    if len(kept) < len(policies):
-        gone = next(p.technique for p in policies if _same(p, policy))
-        twice = (
-            f"{gone} was set twice"
-            if gone == policy.technique
-            else f"{gone} and {policy.technique} were set"
-        )
-        notes += (f"{twice} on this model: the later node wins",)
+    others = tuple(p for p in policies if not _replaces(policy, p))
+    for gone in policies:
+        if _replaces(policy, gone):
+            notes = (*notes, _replaced(gone.technique, policy.technique))
+            break
     options = clone.model_options.setdefault("transformer_options", {})
-    options[KEY] = Chain((*kept, policy), notes=notes, node=node_of(hidden))
-    architecture = describe(clone.model.diffusion_model)
-    if architecture is not None and (
-        policy.regional or policy.sparsity or Mode.REUSE in policy.levels
-    ):
-        hook_layers(clone)
-        if architecture.hookless and not clone.get_callbacks(CallbacksMP.ON_CLONE, KEY):
-            clone.add_callback_with_key(CallbacksMP.ON_CLONE, KEY, rebind)
+    options[KEY] = Chain((*others, policy), notes=notes, node=node_of(hidden))
+    needs = policy.requirements
+    if needs.tokens or needs.attention or Mode.REUSE in needs.modes:
+        _prepare_blocks(clone)
     if not clone.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY):
         clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, outer_sample)
     return clone
 
 
-def _same(one: Policy, other: Policy) -> bool:
-    """Whether two policies are the same technique, or both settle which evaluations are computed:
-    thresholds out of a file stand in RAPID Accelerate, too."""
-    settle = [p.technique in PLANS or bool(getattr(p, "source", "")) for p in (one, other)]
-    return all(settle) or one.technique == other.technique
+def _replaces(policy: Policy, other: Policy) -> bool:
+    """Whether two policies are the same technique, or both decide which evaluations are
+    computed."""
+    both = policy.requirements.decides_schedule and other.requirements.decides_schedule
+    return both or policy.technique == other.technique
+
+
+def _replaced(gone: str, technique: str) -> Reason:
+    if gone == technique:
+        return Reason(ReasonCode.SET_TWICE, technique=technique)
+    return Reason(ReasonCode.TWO_SCHEDULES, first=gone, second=technique)
+
+
+def _prepare_blocks(clone: Any) -> None:
+    """Object patches of the blocks that the host has no hooks for."""
+    architecture = describe(clone.model.diffusion_model)
+    if architecture is None:
+        return
+    hook_layers(clone)
+    if architecture.hookless and not clone.get_callbacks(CallbacksMP.ON_CLONE, KEY):
+        clone.add_callback_with_key(CallbacksMP.ON_CLONE, KEY, rebind)
 
 
 def rebind(patcher: Any, clone: Any) -> None:
-    """A clone on another copy of the model (conditions with LoRA hooks, several GPUs) needs hooks
+    """A clone on another copy of the model (conditionings with LoRA hooks, several GPUs) needs hooks
     of that copy's layers; ours would call the layers of the model that they were made for."""
     if clone.model is patcher.model:
         return
@@ -124,24 +129,33 @@ def outer_sample(
     latent_image: Any,
     sampler: Any,
     sigmas: Any,
+    denoise_mask: Any = None,
+    callback: Any = None,
     *args: Any,
-    **kwargs: Any,
-):
-    """Around one whole sampling run: state is created here, lives in cloned options and dies in
-    `finally`."""
+    **named: Any,
+) -> Any:
+    """OUTER_SAMPLE, around one whole sampling run: state is created here, lives in cloned options
+    and dies in `finally`."""
     guider = executor.class_obj
     original = guider.model_options
-    chain = original.get("transformer_options", {}).get(KEY)
+    chain: Chain | None = original.get("transformer_options", {}).get(KEY)
+    given = (noise, latent_image, sampler, sigmas, denoise_mask)
     if chain is None or not chain.policies:
-        return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+        return executor(*given, callback, *args, **named)
     check_channels(guider.model_patcher.model, noise)
-    run = HostRun(
-        chain, guider, noise, sampler, sigmas, args[0] if args else kwargs.get("denoise_mask")
-    )
-    result, status = None, "failed"
+    bound = prepare(chain, guider, noise, sampler, sigmas, denoise_mask, named)
+    if bound is None:
+        return executor(*given, callback, *args, **named)
+
+    def passed(step: int, *rest: Any) -> Any:
+        bound.run.counter.passed(step)
+        return None if callback is None else callback(step, *rest)
+
+    result = None
+    status = "failed"
     try:
-        guider.model_options = run.install(original)
-        result = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+        guider.model_options = bound.install(original)
+        result = executor(*given, passed, *args, **named)
         status = "finished"
         return result
     except BaseException as error:
@@ -149,7 +163,68 @@ def outer_sample(
         raise
     finally:
         guider.model_options = original
-        chain.log.add(run.finish(status, result))
+        log_run(chain.log, bound, status, result)
+
+
+def prepare(
+    chain: Chain,
+    guider: Any,
+    noise: Tensor,
+    sampler: Any,
+    sigmas: Tensor,
+    mask: Tensor | None,
+    named: dict[str, Any],
+) -> BoundRun | None:
+    """The run of a chain; None, with a record that says why, where a model is not as this version
+    knows it: then all is computed in full."""
+    try:
+        shapes = named.get("latent_shapes")
+        facts = host_facts(guider, noise, sampler, sigmas, shapes, chain.notes)
+        return BoundRun(plan_run(chain.policies, facts), guider, mask, chain.node)
+    except Exception as error:
+        logging.exception("RAPID: this run is computed in full")
+        failed = Reason(ReasonCode.NOT_PLANNED, error=f"{type(error).__name__}: {error}")
+        family = type(guider.model_patcher.model.diffusion_model).__name__
+        record = RunRecord(
+            sampler=sampler_name(sampler),
+            family=family,
+            shape=tuple(noise.shape),
+            sigmas=tuple(sigmas.tolist()),
+            policies=(),
+            evaluations=(),
+            seconds=0.0,
+            bytes=0,
+            notes=(*chain.notes, failed),
+        )
+        chain.log.add(record)
+        return None
+
+
+def log_run(log: RunLog, bound: BoundRun, status: str, result: Any) -> None:
+    """Keep the record of a run that has ended, and free what it held. Whatever goes wrong here
+    costs neither the picture nor the error that ended the run."""
+    try:
+        log.add(bound.finish(status, result))
+    except Exception as error:
+        logging.exception("RAPID: the record of this run could not be made")
+        plan = bound.run.plan
+        failed = Reason(ReasonCode.RECORD_FAILED, error=f"{type(error).__name__}: {error}")
+        log.add(
+            RunRecord(
+                sampler=plan.sampler,
+                family=plan.family,
+                shape=plan.shape,
+                sigmas=plan.sigmas,
+                policies=(),
+                evaluations=tuple(bound.recorder.evaluations),
+                seconds=0.0,
+                bytes=bound.recorder.peak,
+                status=status,
+                notes=(*bound.recorder.notes, failed),
+            )
+        )
+    finally:
+        bound.drop()
 
 
 def ended_by(error: BaseException) -> str:
@@ -160,14 +235,10 @@ def ended_by(error: BaseException) -> str:
 def check_channels(model: Any, noise: Tensor) -> None:
     """Raise ValueError for a latent of another model family; the host would fail inside a matrix
     product."""
-    wanted = getattr(getattr(model, "latent_format", None), "latent_channels", None)
-    if (
-        describe(model.diffusion_model) is not None
-        and wanted
-        and noise.ndim == 4
-        and noise.shape[1] != wanted
-    ):
+    accepted = getattr(getattr(model, "latent_format", None), "latent_channels", None)
+    known = describe(model.diffusion_model) is not None
+    if known and accepted and noise.ndim == 4 and noise.shape[1] != accepted:
         raise ValueError(
-            f"RAPID: a latent of {noise.shape[1]} channels was given; {type(model).__name__} takes {wanted}. "
-            "Use an empty latent node or a VAE of this model's family."
+            f"RAPID: a latent of {noise.shape[1]} channels was given; {type(model).__name__} takes "
+            f"{accepted}. Use an empty latent node or a VAE of this model's family."
         )

@@ -1,10 +1,10 @@
-"""CALC_COND_BATCH: which conditions are active, and for each of them the forecast of what was not
-computed."""
+"""CALC_COND_BATCH: which conditionings are active, and for each of them the prediction of what was
+not computed."""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,268 +12,311 @@ from torch import Tensor
 
 from ..architectures import Architecture
 from ..engine.evaluation import Evaluation
+from ..engine.image_run import ImageRun
 from ..engine.kv import KVStore
 from ..engine.normalized_convolution import normalized_convolution
-from ..engine.run import RunState
+from ..engine.run import Run
 from ..engine.sparse import SparseResidual
-from ..types import Mode
+from ..reasons import ReasonCode
+from ..types import Mode, Reason
+
+CondKey = tuple  # place of the list, active conditionings, shape, device: see `cond_key`
 
 
-def single(level: Any) -> float:
-    """A bound of a range as the host compares it with a noise level: in single precision. Where a
-    level of the schedule is the bound, a double may lie on its other side."""
-    return struct.unpack("f", struct.pack("f", float(level)))[0]
+def single(sigma: Any) -> float:
+    """A bound of a range as the host compares it with a sigma: in single precision. Where a sigma
+    of the schedule is the bound, a double may lie on its other side."""
+    return struct.unpack("f", struct.pack("f", float(sigma)))[0]
 
 
 def is_active(cond: dict, sigma: float) -> bool:
-    """Whether the host evaluates this condition at `sigma` (its start and end percent are already
-    sigmas)."""
-    start, end = cond.get("timestep_start"), cond.get("timestep_end")
-    return not (start is not None and sigma > single(start)) and not (
-        end is not None and sigma < single(end)
-    )
+    """Whether the host evaluates this conditioning at `sigma` (its start and end percent are sigmas
+    already)."""
+    start = cond.get("timestep_start")
+    end = cond.get("timestep_end")
+    not_yet = start is not None and sigma > single(start)
+    over = end is not None and sigma < single(end)
+    return not (not_yet or over)
 
 
 def control_state(cond: dict, sigma: float) -> tuple[bool, ...]:
-    """Which of the condition's chained ControlNets act at `sigma`: a forecast must not cross their
-    start or end."""
-    states, control = [], cond.get("control")
+    """Which of the conditioning's chained ControlNets act at `sigma`: a prediction must not cross
+    their start or end."""
+    states = []
+    control = cond.get("control")
     while control is not None:
         bounds = getattr(control, "timestep_range", None)
-        states.append(
-            bounds is None or not (sigma > single(bounds[0]) or sigma < single(bounds[1]))
-        )
+        acts = bounds is None or not (sigma > single(bounds[0]) or sigma < single(bounds[1]))
+        states.append(acts)
         control = getattr(control, "previous_controlnet", None)
     return tuple(states)
 
 
 def hook_state(cond: dict, sigma: float) -> tuple[int, ...]:
-    """Keyframes that the condition's hooks (LoRA schedules) are at: a forecast must not cross from
-    one to the next."""
-    groups = (
-        getattr(hook, "hook_keyframe", None) for hook in getattr(cond.get("hooks"), "hooks", ())
-    )
+    """Keyframes that the conditioning's hooks (LoRA schedules) are at: a prediction must not cross
+    from one to the next."""
+    hooks = getattr(cond.get("hooks"), "hooks", ())
+    groups = (getattr(hook, "hook_keyframe", None) for hook in hooks)
     frames = (getattr(group, "keyframes", ()) for group in groups)
     return tuple(sum(single(frame.start_t) >= sigma for frame in some[1:]) for some in frames)
 
 
-def slot_key(slot: int, conds: list | None, sigma: float, x: Tensor) -> tuple | None:
-    """Cache key of one slot (cond, uncond ...): what is active in it, shape and device; None for an
-    unused slot."""
+def cond_key(place: int, conds: list | None, sigma: float, x: Tensor) -> CondKey | None:
+    """Key of the histories of one list (positive, negative ...): what is active in it, shape and
+    device; None for an unused list. Where a ControlNet or a range begins or ends, the key changes,
+    and with it the history."""
     if conds is None:
         return None
-    some = (c for c in conds if is_active(c, sigma))
-    active = tuple((c.get("uuid"), (control_state(c, sigma), hook_state(c, sigma))) for c in some)
-    return slot, active, tuple(x.shape[1:]), str(x.device)
+    active = tuple(
+        (c.get("uuid"), (control_state(c, sigma), hook_state(c, sigma)))
+        for c in conds
+        if is_active(c, sigma)
+    )
+    return place, active, tuple(x.shape[1:]), str(x.device)
 
 
-def active_streams(conds: list, sigma: float) -> list[tuple]:
-    """Streams (see `model_call.streams_of`) of all conditions that the host will evaluate at
-    `sigma`."""
+def active_conds(conds: Sequence[list | None], sigma: float) -> list[tuple]:
+    """(place of the list, uuid) of all conditionings that the host will evaluate at `sigma`; see
+    `model_call.conds_of`."""
     return [
-        (i, c.get("uuid"))
-        for i, slot in enumerate(conds)
-        for c in slot or ()
+        (place, c.get("uuid"))
+        for place, some in enumerate(conds)
+        for c in some or ()
         if is_active(c, sigma)
     ]
 
 
 def is_part(area: Sequence | None, shape: tuple[int, ...]) -> bool:
-    """Whether a condition's area (sizes, then places, as the host resolved it) is less than a
+    """Whether a conditioning's area (sizes, then places, as the host resolved it) is less than a
     latent of `shape`."""
     if area is None:
         return False
-    sizes, block_table = area[: len(area) // 2][: len(shape)], area[len(area) // 2 :][: len(shape)]
-    return any(block_table) or any(
-        size < whole for size, whole in zip(sizes, shape[-len(sizes) :], strict=True)
-    )
+    half = len(area) // 2
+    sizes = area[:half][: len(shape)]
+    places = area[half:][: len(shape)]
+    smaller = any(size < full for size, full in zip(sizes, shape[-len(sizes) :], strict=True))
+    return any(places) or smaller
 
 
 class Conditions:
-    """Fills in what was not computed, per condition, after the host has merged areas and masks;
-    guidance then runs as stock. store: keys and values, where a region policy is; interpolate:
-    inactive tokens move with their neighbours; left_out: differences to dense attention, where they
-    are kept."""
+    """Fills in what was not computed, per conditioning, after the host has merged areas and masks;
+    guidance then runs as stock. store: keys and values, where a policy chooses tokens; residual:
+    differences to dense attention, where they are kept."""
 
     def __init__(
         self,
-        state: RunState,
+        run: Run,
         architecture: Architecture | None,
         model: Any,
         store: KVStore | None = None,
-        interpolate: bool = False,
-        left_out: SparseResidual | None = None,
+        residual: SparseResidual | None = None,
     ):
-        self.state, self.store, self.interpolate, self.left_out = (
-            state,
-            store,
-            interpolate,
-            left_out,
-        )
-        self.architecture, self.model = architecture, model
-        self.flops: dict[tuple, float] = {}  # dense FLOPs of a slot of an image, as last computed
+        self.run = run
+        self.architecture = architecture
+        self.model = model
+        self.store = store
+        self.residual = residual
+        self.full_cost: dict[tuple, float] = {}  # of a list and image, as last computed
 
     def __call__(
-        self, executor: Any, evaluation: Evaluation, arguments: tuple, first: bool = True
+        self, executor: Callable, evaluation: Evaluation, arguments: tuple, first: bool = True
     ) -> list[Tensor] | None:
         """`arguments` are the host's: model, conds, x, timestep, model_options. No action changes
         after the checks, nor where others of this evaluation have obeyed them (first: none has):
         None where these cannot, too."""
         conds, x = arguments[1], arguments[2]
-        keys = [slot_key(i, cond, evaluation.asked, x) for i, cond in enumerate(conds)]
-        evaluation.slots.update(filter(None, keys))
+        keys = [cond_key(i, cond, evaluation.told_sigma, x) for i, cond in enumerate(conds)]
+        evaluation.cond_keys.update(filter(None, keys))
         decided = list(evaluation.actions)
         self._check_history(evaluation, keys, conds, x)
         if not first and any(a is not b for a, b in zip(decided, evaluation.actions, strict=True)):
             evaluation.actions[:] = decided
             return None
-        held, spent = evaluation.images(Mode.SKIP), list(evaluation.spent)
-        if len(held) == self.state.batch:
-            self._count_held(evaluation, keys, held)
-            return [
-                self._forecast(key, evaluation, held, x) if key else torch.zeros_like(x)
-                for key in keys
-            ]
+        skipped = evaluation.images(Mode.SKIP)
+        if len(skipped) == self.run.plan.batch:
+            self._count_skipped(evaluation, keys, skipped)
+            return [self._predicted_batch(key, evaluation, x) for key in keys]
+        cost_before = list(evaluation.cost)
         out = executor(*arguments)
-        if held or evaluation.partial():
+        if not is_like(out, x, len(keys)):
+            self.run.capabilities.full = not_one_tensor(out)
+            return out
+        if skipped or evaluation.partial():
             out = [each.clone() for each in out]  # what the host or another node may keep
-        # Where the batch could not be split, held images were computed with the others, and
+        # Where the batch could not be split, skipped images were computed with the others, and
         # counted.
-        self._count_held(evaluation, keys, [i for i in held if evaluation.spent[i] == spent[i]])
-        for slot, key in enumerate(keys):
-            if key is not None:
-                for i in held:
-                    out[slot][i] = self._forecast(key, evaluation, [i], x[i : i + 1])[0]
-                for i in evaluation.partial():
-                    out[slot][i] = self._completed(evaluation, key, i, x[i], out[slot][i])
-                self._remember(evaluation, key, x, out[slot], slots=len(keys) - keys.count(None))
+        uncounted = [i for i in skipped if evaluation.cost[i] == cost_before[i]]
+        self._count_skipped(evaluation, keys, uncounted)
+        used = len(keys) - keys.count(None)
+        for place, key in enumerate(keys):
+            if key is None:
+                continue
+            for i in skipped:
+                out[place][i] = self._predicted(key, evaluation, self.run.images[i], x[i])
+            for i in evaluation.partial():
+                image = self.run.images[i]
+                out[place][i] = self._completed(evaluation, key, image, x[i], out[place][i])
+            self._remember(evaluation, key, x, out[place], used)
         return out
 
-    def _count_held(self, evaluation: Evaluation, keys: list, images: list[int]) -> None:
-        """What a dense evaluation of these images would have cost."""
+    def _count_skipped(self, evaluation: Evaluation, keys: list, images: Sequence[int]) -> None:
+        """What these images would have cost in full."""
         for i in images:
-            evaluation.dense[i] += sum(self.flops.get((key, i), 0.0) for key in keys if key)
+            evaluation.full_cost[i] += sum(self.full_cost.get((key, i), 0.0) for key in keys if key)
 
-    def _forecast(self, key: tuple, evaluation: Evaluation, images: list[int], x: Tensor) -> Tensor:
-        """denoised = x - sigma * forecast derivative of these images; x (len(images), ...)."""
-        return x - evaluation.sigma * self.state.forecast(key, evaluation, images).to(x)
+    def _predicted_batch(self, key: CondKey | None, evaluation: Evaluation, x: Tensor) -> Tensor:
+        """Denoised (B, C, ...) of a list, where nothing was computed."""
+        if key is None:
+            return torch.zeros_like(x)
+        images = self.run.images
+        return torch.stack([self._predicted(key, evaluation, im, x[im.number]) for im in images])
+
+    def _predicted(
+        self, key: CondKey, evaluation: Evaluation, image: ImageRun, latent: Tensor
+    ) -> Tensor:
+        """denoised = x - sigma * predicted derivative, (C, ...)."""
+        derivative = image.predict_cond(key, evaluation)
+        return latent - evaluation.sigmas[image.number] * derivative.to(latent)
 
     def _completed(
-        self, evaluation: Evaluation, key: tuple, image: int, x: Tensor, out: Tensor
+        self, evaluation: Evaluation, key: CondKey, image: ImageRun, latent: Tensor, out: Tensor
     ) -> Tensor:
-        """An image's denoised (C, ...): computed at its tokens, forecast elsewhere."""
-        tokens, regions = evaluation.actions[image].tokens, self.state.regions
-        assert tokens is not None and regions is not None
-        forecast, mask = (
-            self._forecast(key, evaluation, [image], x[None])[0],
-            regions.grid.mask(tokens),
-        )
-        if self.interpolate:
-            forecast = forecast + normalized_convolution(out - forecast, mask, regions.grid.patch)
-        return torch.where(mask, out, forecast.to(out))
+        """An image's denoised (C, ...): computed at its tokens, predicted elsewhere."""
+        tokens = evaluation.actions[image.number].tokens
+        grid, needs = self.run.plan.grid, self.run.plan.tokens
+        assert tokens is not None and grid is not None and needs is not None
+        predicted = self._predicted(key, evaluation, image, latent)
+        mask = grid.mask(tokens)
+        if needs.interpolate:
+            predicted = predicted + normalized_convolution(out - predicted, mask, grid.patch)
+        return torch.where(mask, out, predicted.to(out))
 
     def _remember(
-        self, evaluation: Evaluation, key: tuple, x: Tensor, out: Tensor, slots: int
+        self, evaluation: Evaluation, key: CondKey, x: Tensor, out: Tensor, lists: int
     ) -> None:
-        if evaluation.sigma <= 0:
-            return
+        """The derivatives of a list; lists: how many share the cost of the evaluation."""
+        grid = self.run.plan.grid
         for i in evaluation.images(Mode.RUN):
-            tokens, regions = evaluation.actions[i].tokens, self.state.regions
-            where = None if tokens is None or regions is None else regions.grid.mask(tokens)
-            self.state.slot(key).add(i, evaluation.sigma, (x[i] - out[i]) / evaluation.sigma, where)
-            self.flops[key, i] = evaluation.dense[i] / slots
+            sigma = evaluation.sigmas[i]
+            if sigma <= 0:
+                continue
+            tokens = evaluation.actions[i].tokens
+            where = None if tokens is None or grid is None else grid.mask(tokens)
+            self.run.images[i].cond(key).add(sigma, (x[i] - out[i]) / sigma, where)
+            self.full_cost[key, i] = evaluation.full_cost[i] / lists
 
-    def _check_history(self, evaluation: Evaluation, keys: list, conds: list, x: Tensor) -> None:
-        """Images whose conditions have no history yet (a prompt's or a ControlNet's range just
-        began or ended) are computed densely, and what was kept of their streams is forgotten."""
+    def _check_history(
+        self, evaluation: Evaluation, keys: list[CondKey | None], conds: list, x: Tensor
+    ) -> None:
+        """Images whose conditionings have no history yet (a prompt's or a ControlNet's range just
+        began or ended) are computed in full, and what is known of their blocks is forgotten."""
+        images = self.run.images
         for key in filter(None, keys):
-            points = self.state.slot(key).points
-            missing = [i for i in range(self.state.batch) if not points(i)]
-            evaluation.force_full("a condition became active; it has no history yet", missing)
+            missing = [image.number for image in images if not image.cond(key).points]
+            evaluation.force_full(Reason(ReasonCode.COND_WITHOUT_HISTORY), missing)
             for uuid in {uuid for uuid, _ in key[1]}:
                 self._forget((key[0], uuid), missing)
-        streams = active_streams(conds, evaluation.asked)
+        active = active_conds(conds, evaluation.told_sigma)
         if evaluation.partial():
-            evaluation.force_full(*self._whole(conds, evaluation))
-            if self.store is not None and any(map(self.store.refuses, streams)):
-                evaluation.force_full(
-                    "a condition that memory_limit was not counted for", evaluation.partial()
-                )
-            shape = (tuple(x.shape[1:]), str(x.device))
-            missing = [
-                i
-                for i in evaluation.partial()
-                if not all(self._has(stream, i, shape) for stream in streams)
-            ]
-            evaluation.force_full("a condition has no keys and values of this latent yet", missing)
-        if not evaluation.images(Mode.REUSE):
-            return
-        for stream in streams:
-            tracks = self.state.residuals_of(stream)
-            missing = [
-                i for i in evaluation.images(Mode.REUSE) if not any(t.points(i) for t in tracks)
-            ]
-            evaluation.force_full("a condition has no residual yet", missing)
+            self._check_tokens(evaluation, conds, active, x)
+        reused = evaluation.images(Mode.REUSE)
+        for cond in active if reused else ():
+            missing = [i for i in reused if not _has_points(images[i].residuals_of(cond))]
+            evaluation.force_full(Reason(ReasonCode.COND_WITHOUT_RESIDUAL), missing)
 
-    def _forget(self, stream: tuple, images: list[int]) -> None:
+    def _check_tokens(
+        self, evaluation: Evaluation, conds: list, active: list[tuple], x: Tensor
+    ) -> None:
+        """Images of which only some tokens would run although a conditioning needs them all."""
+        reason = next(self._needs_all_tokens(conds, evaluation.told_sigma), None)
+        if reason is not None:
+            evaluation.force_full(reason, evaluation.partial())
+        if self.store is not None and any(map(self.store.refuses, active)):
+            evaluation.force_full(Reason(ReasonCode.COND_NOT_COUNTED), evaluation.partial())
+        shape = (tuple(x.shape[1:]), str(x.device))
+        missing = [
+            i
+            for i in evaluation.partial()
+            if not all(self._has_kv(cond, i, shape) for cond in active)
+        ]
+        evaluation.force_full(Reason(ReasonCode.COND_WITHOUT_KV), missing)
+
+    def _has_kv(self, cond: tuple, image: int, shape: tuple) -> bool:
+        return self.store is not None and self.store.has(cond, image, shape)
+
+    def _forget(self, cond: tuple, images: Sequence[int]) -> None:
+        """What is known of a conditioning's blocks in these images no longer belongs to it."""
         for i in images:
-            for track in self.state.residuals_of(stream):
-                track.forget(i)
+            image = self.run.images[i]
+            image.forget(cond)
             if self.store is not None:
-                self.store.forget(stream, i)
-            if self.left_out is not None:
-                self.left_out.forget(stream, i)
-                self.state.since_measured[i] = -1
+                self.store.forget(cond, i)
+            if self.residual is not None:
+                self.residual.forget(cond, i)
+                image.since_measured = -1
 
     def let_go(self) -> None:
-        """Free what is held of conditions whose history ended with an evaluation."""
-        alive = {(key[0], uuid) for key in self.state.slots for uuid, _ in key[1]}
-        for key in [key for key in self.state.residuals if key[0] not in alive]:
-            self.state.residuals.pop(key).drop()
-        for held in (self.store, self.left_out):
-            if held is not None:
-                held.keep_only(alive)
+        """Free what is kept of conditionings whose history ended with an evaluation."""
+        alive = {
+            (key[0], uuid) for image in self.run.images for key in image.conds for uuid, _ in key[1]
+        }
+        for image in self.run.images:
+            for key in [key for key in image.residuals if key[0] not in alive]:
+                del image.residuals[key]
+        for store in (self.store, self.residual):
+            if store is not None:
+                store.keep_only(alive)
 
-    def _whole(self, conds: list, evaluation: Evaluation) -> tuple[str, list[int]]:
-        """Why all tokens must be computed, and of which images: conditions that address tokens by
-        their place."""
-        active = [
-            c for slot in conds if slot is not None for c in slot if is_active(c, evaluation.asked)
-        ]
-        reasons = [reason for reason in map(self._whole_for, active) if reason]
-        return (reasons[0], evaluation.partial()) if reasons else ("", [])
-
-    def always_whole(self, conds: list, x: Tensor) -> str | None:
+    def always_all_tokens(self, conds: list, x: Tensor) -> Reason | None:
         """Why all tokens must be computed in every evaluation of the run on latents x; None where
         some need not."""
-        whole_run = [
-            c
-            for slot in conds
-            if slot is not None
-            for c in slot
-            if c.get("timestep_start") is None and c.get("timestep_end") is None
-        ]
-        if any(is_part(c.get("area"), tuple(x.shape[2:])) for c in whole_run):
-            return "a condition has an area: all tokens are computed, no keys and values are kept"
-        return next((reason for reason in map(self._whole_for, whole_run) if reason), None)
+        throughout = [[c for c in some or () if not _has_range(c)] for some in conds]
+        parts = (is_part(c.get("area"), tuple(x.shape[2:])) for some in throughout for c in some)
+        if any(parts):
+            return Reason(ReasonCode.COND_AREA)
+        return next(self._needs_all_tokens(throughout, None), None)
 
-    def _whole_for(self, cond: dict) -> str | None:
-        given = cond.get("model_conds", {})
-        for name in self.architecture.whole if self.architecture else ():
-            if name in given:
-                return f"{name} is conditioned on: all tokens are computed"
-        if "ref_latents" in given and "timestep_zero" in self._reference_method(given):
-            return "reference latents at timestep zero: all tokens are computed"
-        return None
+    def _needs_all_tokens(self, conds: list, sigma: float | None) -> Iterator[Reason]:
+        """Reasons of conditionings that address tokens by their place; of all, or those active at
+        `sigma`."""
+        for cond in (c for some in conds for c in some or ()):
+            if sigma is not None and not is_active(cond, sigma):
+                continue
+            given = cond.get("model_conds", {})
+            for name in self.architecture.whole if self.architecture else ():
+                if name in given:
+                    yield Reason(ReasonCode.COND_GIVEN, name=name)
+            if "ref_latents" in given and "timestep_zero" in self._reference_method(given):
+                yield Reason(ReasonCode.REFERENCE_AT_ZERO)
 
     def _reference_method(self, given: dict) -> str:
         method = getattr(given.get("ref_latents_method"), "cond", None)
-        source = (
-            self.model
-            if hasattr(self.model, "default_ref_method")
-            else getattr(self.model, "params", None)
-        )
+        has_own = hasattr(self.model, "default_ref_method")
+        source = self.model if has_own else getattr(self.model, "params", None)
         return str(method or getattr(source, "default_ref_method", ""))
 
-    def _has(self, stream: tuple, image: int, shape: tuple) -> bool:
-        return self.store is not None and self.store.has(stream, image, shape)
+
+def _has_range(cond: dict) -> bool:
+    return cond.get("timestep_start") is not None or cond.get("timestep_end") is not None
+
+
+def _has_points(histories: Sequence[Any]) -> bool:
+    return any(history.points for history in histories)
+
+
+def is_like(out: Any, x: Tensor, number: int) -> bool:
+    """Whether the host gave one tensor like x for each of `number` lists."""
+    if not isinstance(out, list | tuple) or len(out) != number:
+        return False
+    return all(isinstance(each, Tensor) and each.shape == x.shape for each in out)
+
+
+def not_one_tensor(given: Any) -> Reason:
+    """What is said where something gives another thing than one tensor like the latent."""
+    if isinstance(given, list | tuple):
+        shown = f"{len(given)} values"
+    elif isinstance(given, Tensor):
+        shown = f"a tensor of {' x '.join(map(str, given.shape))}"
+    else:
+        shown = type(given).__name__
+    return Reason(ReasonCode.NOT_ONE_TENSOR, given=shown)

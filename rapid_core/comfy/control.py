@@ -7,8 +7,10 @@ from typing import Any
 from torch import Tensor
 
 from ..architectures import Architecture
-from .slicing import NotSliceable
-from .subset import take
+from ..reasons import ReasonCode
+from ..types import Reason
+from .batch_rows import NotSliceable
+from .token_subset import take
 
 
 def narrowed(
@@ -36,8 +38,7 @@ def _rows(residual: Any, tokens: Tensor, number: int) -> Any:
     if not isinstance(residual, Tensor):
         return residual
     if residual.ndim != 3 or residual.shape[1] != number:
-        raise NotSliceable(
-            f"a ControlNet residual of shape {tuple(residual.shape)} does not match {number} tokens"
-        )
+        shape = " x ".join(map(str, residual.shape))
+        raise NotSliceable(Reason(ReasonCode.CONTROL_SHAPE, shape=shape, tokens=number))
     whole = residual.expand(len(tokens), -1, -1) if residual.shape[0] == 1 else residual
     return take(whole, tokens)

@@ -1,11 +1,10 @@
-"""APPLY_MODEL: images of a batch are split by action, held rows get placeholders, and FLOPs are
+"""APPLY_MODEL: images of a batch are split by action, skipped rows get placeholders, and FLOPs are
 counted."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,81 +14,106 @@ from ..architectures import Architecture
 from ..cost import CostModel
 from ..engine.evaluation import Evaluation
 from ..engine.kv import KVStore
-from ..engine.run import RunState
+from ..engine.run import Run
 from ..engine.sparse import BackendCheck, ResidualAccess, SparseAttention, SparseResidual, Tiles
+from ..reasons import ReasonCode
 from ..token_grid import TokenGrid
-from ..types import FULL, Action, Mode, Sparsity
-from . import blocks, control, features, sequence
-from .slicing import NotSliceable, index, rows_of, take_rows
-from .subset import TokenSubset
+from ..types import FULL, Action, Mode, Reason
+from . import blocks, control
+from .batch_rows import NotSliceable, index, rows_of, take_rows
+from .features import CallTap, call_tap
+from .token_layout import TokenLayout
+from .token_subset import TokenSubset
 
 
-@dataclass
-class SubBatch:
-    """Images of one call that are computed alike: their rows and the arguments of those rows."""
+@dataclass(frozen=True)
+class Arguments:
+    """What the host calls the model with, apart from its options."""
 
-    action: Action
-    images: list[int]
-    rows: list[int]
     x: Tensor
     t: Tensor
-    arguments: dict
-    tokens: Tensor | None = None  # (rows, K)
+    c_concat: Any
+    c_crossattn: Any
+    control: Any
+    extra: dict[str, Any]
+
+    def rows(self, where: Tensor, total: int) -> Arguments:
+        """Some rows of everything that is batched. Raises NotSliceable."""
+        return Arguments(
+            self.x[where],
+            *(
+                take_rows(value, where, total)
+                for value in (self.t, self.c_concat, self.c_crossattn, self.control, self.extra)
+            ),
+        )
+
+    def call(self, executor: Callable[..., Tensor], options: dict) -> Tensor:
+        """The host's own call."""
+        return executor(
+            self.x, self.t, self.c_concat, self.c_crossattn, self.control, options, **self.extra
+        )
 
     @property
-    def whole(self) -> bool:
+    def text_tokens(self) -> int:
+        """Text tokens of a conditioning."""
+        context = self.c_crossattn
+        return context.shape[1] if isinstance(context, Tensor) else 0
+
+
+@dataclass(frozen=True)
+class SubBatch:
+    """Images of one call that are computed alike: their rows, and the arguments of those rows."""
+
+    action: Action
+    """What is common to them; `tokens` is of each image."""
+    images: list[int]
+    rows: list[int]
+    arguments: Arguments
+    tokens: Tensor | None = None
+    """(rows, K) image tokens that run; None for all."""
+
+    @property
+    def all_tokens(self) -> bool:
         """Whether all tokens run."""
-        return self.action.level is Mode.RUN and self.tokens is None
+        return self.action.mode is Mode.RUN and self.tokens is None
 
 
-class ModelCalls:
-    """Carries out one evaluation's decision in the one place that every architecture passes.
-
-    Rows of a joined batch are chunk * B + image, a chunk being one condition. reuses: whether
-    residuals are measured; looks: whether the first evaluation's modulation vector is wanted;
-    store: keys and values, where a region policy is; sparsity: where a policy makes attention
-    sparse; left_out: by how much that differs from dense attention."""
+class BatchedModel:
+    """Carries out one evaluation's decision in the one place that every architecture passes. Rows
+    of a joined batch are chunk * B + image, a chunk being one conditioning."""
 
     def __init__(
         self,
-        state: RunState,
+        run: Run,
         model: Any,
         architecture: Architecture | None,
         cost: CostModel | None,
-        left_out: SparseResidual | None = None,
+        store: KVStore | None = None,
+        residual: SparseResidual | None = None,
     ):
-        self.state, self.model, self.architecture = state, model, architecture
-        self.cost, self.left_out = cost, left_out
-        self.reuses = self.looks = False
-        self.positive: frozenset = frozenset()  # uuids of the conditions of that name
-        self.store: KVStore | None = None
-        self.sparsity: Sparsity | None = None
-        self.dense_blocks: frozenset[int] = (
-            frozenset()
-        )  # numbers of blocks whose attention stays dense
+        self.run = run
+        self.model = model
+        self.architecture = architecture
+        self.cost = cost
+        self.store = store  # keys and values, where a policy chooses tokens
+        self.residual = residual  # differences to dense attention, where they are kept
         self.tiles: dict[tuple, Tiles] = {}  # by grid and device
-        self.trust = BackendCheck()
-        self.unsplit: str | None = (
-            None  # why a call could not be split, which the next one need not try
-        )
-        self.mass_at = -1  # number of the block whose attention mass is measured
+        self.backend_check = BackendCheck()
 
     def __call__(
-        self,
-        executor: Any,
-        evaluation: Evaluation,
-        x: Tensor,
-        t: Tensor,
-        arguments: dict,
-        options: dict,
+        self, executor: Callable, evaluation: Evaluation, arguments: Arguments, options: dict
     ) -> Tensor:
         """One executor call per group of images with the same action."""
-        streams = streams_of(options)
-        repeated = any(evaluation.streams[s] for s in streams)
-        evaluation.streams.update(streams)
+        conds = conds_of(options)
+        again = any(evaluation.cond_calls[cond] for cond in conds)
+        evaluation.cond_calls.update(conds)
+        if again:
+            # A node calls the model once a tile, say: what is known of blocks is of other calls.
+            self.run.capabilities.no_hooks = Reason(ReasonCode.CALLED_AGAIN)
+        x = arguments.x
         out = None
-        for part in self._parts(evaluation, x, t, arguments, len(streams), repeated):
-            result = self._run(executor, evaluation, part, options, repeated)
+        for part in self._parts(evaluation, arguments, len(conds), again):
+            result = self._run(executor, evaluation, part, options, again)
             if len(part.rows) == x.shape[0]:
                 return result
             out = torch.zeros_like(x, dtype=result.dtype) if out is None else out
@@ -97,270 +121,214 @@ class ModelCalls:
         return torch.zeros_like(x) if out is None else out
 
     def _parts(
-        self,
-        evaluation: Evaluation,
-        x: Tensor,
-        t: Tensor,
-        arguments: dict,
-        chunks: int,
-        repeated: bool,
+        self, evaluation: Evaluation, arguments: Arguments, chunks: int, again: bool
     ) -> list[SubBatch]:
         """Groups of images; everything at once where the batch cannot be split. The decision itself
-        stays: other streams of this evaluation may already have obeyed it, and what was left out
-        there is forecast."""
+        stays: other conditionings of this evaluation may already have obeyed it, and what they
+        skipped is predicted."""
         groups: dict[tuple, list[int]] = {}
         for i, action in enumerate(evaluation.actions):
-            if action.level is not Mode.SKIP:
-                action = FULL if repeated and action.level is Mode.RUN else action
-                count = None if action.tokens is None else len(action.tokens)
-                groups.setdefault(
-                    (action.level, count, action.density, action.measures), []
-                ).append(i)
+            if action.mode is Mode.SKIP:
+                continue
+            if again:
+                action = FULL
+            count = None if action.tokens is None else len(action.tokens)
+            key = (action.mode, count, action.density, action.measured_density)
+            groups.setdefault(key, []).append(i)
         try:
             return [
-                self._part(
-                    evaluation,
-                    images,
-                    x,
-                    t,
-                    arguments,
-                    chunks,
-                    Action(level, None, *attention),
-                    count,
-                )
-                for (level, count, *attention), images in groups.items()
+                self._part(evaluation, images, arguments, chunks, Action(mode, None, *attention), n)
+                for (mode, n, *attention), images in groups.items()
             ]
         except NotSliceable as error:
-            self.unsplit = f"the batch cannot be split: {error}"
-            evaluation.add_reason(self.unsplit)
-            everything = list(range(self.state.batch))
-            return [
-                SubBatch(
-                    FULL,
-                    everything,
-                    rows_of(everything, self.state.batch, chunks),
-                    x,
-                    t,
-                    arguments,
-                )
-            ]
+            reason = Reason(ReasonCode.BATCH_NOT_SPLIT, why=error.reason)
+            self.run.capabilities.no_split = reason
+            evaluation.add_reason(reason)
+            batch = self.run.plan.batch
+            everything = list(range(batch))
+            return [SubBatch(FULL, everything, rows_of(everything, batch, chunks), arguments)]
 
     def _part(
         self,
         evaluation: Evaluation,
         images: list[int],
-        x: Tensor,
-        t: Tensor,
-        arguments: dict,
+        arguments: Arguments,
         chunks: int,
         action: Action,
         count: int | None,
     ) -> SubBatch:
         """Rows of `images`, all decided for `action`; count: tokens of each that run, None for
         all."""
-        rows, total = rows_of(images, self.state.batch, chunks), x.shape[0]
+        total = arguments.x.shape[0]
+        rows = rows_of(images, self.run.plan.batch, chunks)
         if len(rows) != total:
-            where = index(rows, x.device)
-            x, t, arguments = (
-                x[where],
-                take_rows(t, where, total),
-                take_rows(arguments, where, total),
-            )
-        part = SubBatch(action, images, rows, x, t, arguments)
-        if action.level is Mode.REUSE:
-            part.arguments = {
-                **arguments,
-                "control": None,
-            }  # its residuals are part of the block stack's
-        elif count is not None:
-            chosen = [evaluation.actions[i].tokens for i in images]
-            part.tokens = torch.stack([c for c in chosen if c is not None]).repeat(chunks, 1)
-            assert self.architecture is not None
-            number = self.architecture.image_tokens(self.model, tuple(x.shape))
-            residuals = control.narrowed(
-                arguments["control"], part.tokens, number, self.architecture, self.model
-            )
-            part.arguments = {**arguments, "control": residuals}
-        return part
+            arguments = arguments.rows(index(rows, arguments.x.device), total)
+        if action.mode is Mode.REUSE:
+            # A ControlNet's residuals are part of the blocks'.
+            return SubBatch(action, images, rows, replace(arguments, control=None))
+        if count is None:
+            return SubBatch(action, images, rows, arguments)
+        chosen = [evaluation.actions[i].tokens for i in images]
+        tokens = torch.stack([c for c in chosen if c is not None]).repeat(chunks, 1)
+        assert self.architecture is not None
+        number = self.architecture.image_tokens(self.model, tuple(arguments.x.shape))
+        residuals = control.narrowed(
+            arguments.control, tokens, number, self.architecture, self.model
+        )
+        arguments = replace(arguments, control=residuals)
+        return SubBatch(action, images, rows, arguments, tokens)
 
     def _run(
-        self, executor: Any, evaluation: Evaluation, part: SubBatch, options: dict, repeated: bool
+        self, executor: Callable, evaluation: Evaluation, part: SubBatch, options: dict, again: bool
     ) -> Tensor:
-        streams, uuids, x = streams_of(options), options["uuids"], part.x
-        context, level = part.arguments["c_crossattn"], part.action.level
-        self.spend(
-            evaluation,
+        conds = conds_of(options)
+        arguments = part.arguments
+        x = arguments.x
+        self.count(evaluation, part.images, arguments, len(conds), part.action.mode, part.tokens)
+        if again:
+            return arguments.call(executor, options)
+        tap = call_tap(
+            self.run.tap,
+            self.model,
+            options["uuids"],
             part.images,
-            x,
-            context,
-            len(uuids),
-            level,
-            part.tokens,
-            part.arguments["extra"],
+            tuple(x.shape[1:]),
+            part.all_tokens,
         )
+        plan = self.run.plan
+        hooked = plan.reuses or self.store is not None or plan.attention is not None
         call = None
-        looks = self.looks and evaluation.index == 0
-        alone = len(set(uuids)) == len(
-            uuids
-        )  # else it is not known which of two conditions was seen
-        shown = self.state.features if part.whole and alone else None
-        wanted = any(thing is not None for thing in (self.store, self.sparsity, shown))
-        if not repeated and (self.reuses or looks or wanted):
-            call = self._call(evaluation, part, streams)
-            call.see = partial(self._see, part, uuids) if looks else None
-            call.tap = (
-                features.FeatureTap() if shown and tuple(x.shape[1:]) == shown.shape else None
-            )
+        if hooked or tap is not None:
+            call = self._call(evaluation, part, conds, tap)
             options = {**options, blocks.CALL: call}
-        out = call_model(executor, x, part.t, part.arguments, options)
-        if shown and call is not None and call.tap is not None:
-            features.keep(shown, call.tap, self.model, uuids, part.images)
-        if self.store is not None and call is not None and part.whole and self._whole_latent(x):
-            for stream in streams:
-                self.store.complete(stream, part.images, (tuple(x.shape[1:]), str(x.device)))
+        out = arguments.call(executor, options)
+        if tap is not None:
+            tap.end()
+        if self.store is not None and part.all_tokens and self._is_whole_latent(x):
+            for cond in conds:
+                self.store.complete(cond, part.images, (tuple(x.shape[1:]), str(x.device)))
         if call is not None and call.sparse is not None:
             evaluation.sparse_images.update(part.images if call.sparse.served else ())
             for i in part.images:
-                evaluation.spent[i] -= call.sparse.saved / len(part.images)
+                evaluation.cost[i] -= call.sparse.saved / len(part.images)
         return out
 
-    def _see(self, part: SubBatch, uuids: Sequence, vec: Tensor) -> None:
-        """Keep the modulation vector (rows, ..., D) of each image's first positive condition for
-        learned policies."""
-        count, chunk = (
-            len(part.images),
-            next((n for n, uuid in enumerate(uuids) if uuid in self.positive), None),
-        )
-        if vec.shape[0] == len(part.rows) and chunk is not None:
-            first = chunk * count
-            for position, image in enumerate(part.images):
-                self.state.pooled[image] = (
-                    vec[first + position].float().reshape(-1, vec.shape[-1]).mean(0)
-                )
-
     def _call(
-        self, evaluation: Evaluation, part: SubBatch, streams: list[Hashable]
+        self,
+        evaluation: Evaluation,
+        part: SubBatch,
+        conds: list[Hashable],
+        tap: CallTap | None,
     ) -> blocks.ModelCall:
-        key = (tuple(part.x.shape[1:]), str(part.x.device))
-        tracks = [self.state.residual((stream, *key)) for stream in streams] if self.reuses else []
+        x = part.arguments.x
+        plan = self.run.plan
+        key = (tuple(x.shape[1:]), str(x.device))
+        images = [self.run.images[i] for i in part.images]
+        sigmas = [evaluation.sigmas[i] for i in part.images]
+        residuals = []
+        if plan.reuses:
+            residuals = [[image.residual((cond, *key)) for image in images] for cond in conds]
         call = blocks.ModelCall(
-            part.images,
-            tracks,
-            evaluation.sigma,
-            self.state.order,
-            part.action.level is Mode.REUSE,
+            residuals, sigmas, plan.prediction_order, part.action.mode is Mode.REUSE, tap=tap
         )
         if call.reuse or self.architecture is None:
             return call
-        grid = TokenGrid(tuple(part.x.shape[1:]), self.architecture.patch(self.model))
+        grid = TokenGrid(tuple(x.shape[1:]), self.architecture.patch(self.model))
         padding = -grid.number % (getattr(self.model, "pad_tokens_multiple", None) or 1)
-        call.sequence = sequence.Sequence(grid.number, padding)
-        if self.store is not None and self._whole_latent(part.x):
-            regions = self.state.regions
-            for chunk, stream in enumerate(streams):
+        call.layout = TokenLayout(grid.number, padding)
+        if self.store is not None and self._is_whole_latent(x):
+            for chunk, cond in enumerate(conds):
                 count = len(part.images)
-                tokens = (
-                    None
-                    if part.tokens is None
-                    else part.tokens[chunk * count : (chunk + 1) * count]
-                )
-                self.store.tick(stream, part.images, evaluation.sigma, tokens, part.x.device)
+                rows = slice(chunk * count, (chunk + 1) * count)
+                tokens = None if part.tokens is None else part.tokens[rows]
+                self.store.tick(cond, part.images, sigmas, tokens, x.device)
+            stats = [image.tokens for image in images]
             call.subset = TokenSubset(
-                self.store, streams, part.images, call.sequence, part.tokens, regions, self.mass_at
+                self.store, conds, part.images, call.layout, part.tokens, stats, plan.mass_block
             )
-        measures = part.action.measures is not None and self.left_out is not None
-        if self.sparsity is not None and (part.action.density < 1.0 or measures):
-            keys = [(stream, *key) for stream in streams]
-            call.sparse, call.dense_blocks = (
-                self._sparse(evaluation, part, grid, keys),
-                self.dense_blocks,
-            )
+        measures = part.action.measured_density is not None and self.residual is not None
+        if plan.attention is not None and (part.action.density < 1.0 or measures):
+            call.sparse = self._sparse(evaluation, part, grid, [(cond, *key) for cond in conds])
+            call.dense_blocks = plan.dense_blocks
         return call
 
     def _sparse(
-        self, evaluation: Evaluation, part: SubBatch, grid: TokenGrid, streams: list
+        self, evaluation: Evaluation, part: SubBatch, grid: TokenGrid, conds: list
     ) -> SparseAttention:
         """Sparse attention over the tiles of a latent; what stays dense is a reason of the
         evaluation."""
-        assert self.sparsity is not None
-        key = (grid.size, str(part.x.device))
-        if (
-            key not in self.tiles
-        ):  # here and not in every attention: a copy to the device waits for it
-            self.tiles[key] = Tiles.of(grid.size, self.sparsity.tile).to(part.x.device)
-        how, measures, density = (
-            self.sparsity,
-            part.action.measures,
-            part.action.measures or part.action.density,
-        )
-        ledger = None
-        if self.left_out is not None:
-            ledger = ResidualAccess(
-                self.left_out, streams, part.images, evaluation.sigma, density, measures is not None
+        sparsity = self.run.plan.attention
+        assert sparsity is not None
+        device = part.arguments.x.device
+        key = (grid.size, str(device))
+        if key not in self.tiles:  # here and not in every attention: a copy to the device waits
+            self.tiles[key] = Tiles.of(grid.size, sparsity.tile).to(device)
+        measured = part.action.measured_density
+        density = measured or part.action.density
+        access = None
+        if self.residual is not None:
+            sigmas = [evaluation.sigmas[i] for i in part.images]
+            access = ResidualAccess(
+                self.residual, conds, part.images, sigmas, density, measured is not None
             )
         return SparseAttention(
             self.tiles[key],
             density,
-            how.backend,
-            how.pooled,
+            sparsity.backend,
+            sparsity.uses_means,
             evaluation.add_reason,
-            self.trust,
-            ledger,
+            self.backend_check,
+            access,
         )
 
     @property
     def bytes(self) -> int:
         """Memory of what is kept of attentions."""
-        return sum(store.bytes for store in (self.store, self.left_out) if store is not None)
+        return sum(store.bytes for store in (self.store, self.residual) if store is not None)
 
-    def _whole_latent(self, x: Tensor) -> bool:
-        """Whether a call sees the run's own latent; a condition with an area sees a part of it, and
-        is dense."""
-        regions = self.state.regions
-        return regions is not None and tuple(x.shape[1:]) == regions.grid.shape
+    def _is_whole_latent(self, x: Tensor) -> bool:
+        """Whether a call sees the run's own latent; a conditioning with an area sees a part of it,
+        and is computed in full."""
+        grid = self.run.plan.grid
+        return grid is not None and tuple(x.shape[1:]) == grid.shape
 
-    def spend(
+    def count(
         self,
         evaluation: Evaluation,
-        images: Iterable[int],
-        x: Tensor,
-        context: Any,
+        images: Sequence[int],
+        arguments: Arguments,
         chunks: int,
-        level: Mode,
+        mode: Mode = Mode.RUN,
         tokens: Tensor | None = None,
-        extra: dict | None = None,
     ) -> None:
-        """Count the FLOPs of `chunks` conditions of these images. extra: the model's other
-        arguments."""
-        dense = spent = 1.0  # of an unknown architecture: calls are counted
+        """Count the FLOPs of `chunks` conditionings of these images; of an unknown architecture,
+        calls are counted."""
+        full = cost = 1.0
         if self.architecture is not None and self.cost is not None:
-            text = context.shape[1] if isinstance(context, Tensor) else 0
             references = self.architecture.reference_tokens(
-                self.model, (extra or {}).get("ref_latents")
+                self.model, arguments.extra.get("ref_latents")
             )
-            number = self.architecture.image_tokens(self.model, tuple(x.shape)) + references
-            flops = self.cost.flops(number, text)
-            dense = spent = float(flops.dense)
-            if level is Mode.REUSE:
-                spent = float(flops.reuse)
+            number = self.architecture.image_tokens(self.model, tuple(arguments.x.shape))
+            number += references
+            flops = self.cost.flops(number, arguments.text_tokens)
+            full = cost = float(flops.full)
+            if mode is Mode.REUSE:
+                cost = float(flops.reuse)
             elif tokens is not None:
                 ran = tokens.shape[1]
                 seen = None if self.store is None else self.store.seen(ran)
                 seen = None if seen is None else seen + references
-                spent = float(self.cost.flops(number, text, ran + references, seen=seen).dense)
+                partial = self.cost.flops(
+                    number, arguments.text_tokens, ran + references, seen=seen
+                )
+                cost = float(partial.full)
         for i in images:
-            evaluation.dense[i] += chunks * dense
-            evaluation.spent[i] += chunks * spent
+            evaluation.full_cost[i] += chunks * full
+            evaluation.cost[i] += chunks * cost
 
 
-def streams_of(options: dict) -> list[Hashable]:
-    """Conditioning streams of a call, one a chunk: place of its list (0: positive) and uuid. The
-    uuid alone is not enough: for a condition with an area the host gives the other list a copy
-    under the same one."""
+def conds_of(options: dict) -> list[Hashable]:
+    """Conditionings of a call, one a chunk: place of the list (0: positive) and uuid. The uuid alone
+    is not enough: for a conditioning with an area the host gives the other list a copy under the
+    same one."""
     return list(zip(options["cond_or_uncond"], options["uuids"], strict=True))
-
-
-def call_model(executor: Any, x: Tensor, t: Tensor, arguments: dict, options: dict) -> Tensor:
-    """The host's own call with its arguments put together again."""
-    first = (arguments[name] for name in ("c_concat", "c_crossattn", "control"))
-    return executor(x, t, *first, options, **arguments["extra"])

@@ -1,17 +1,15 @@
-"""A SAMPLER whose noise levels are chosen by a policy's step head while the run goes on; see
-`policies.jumps`.
+"""A SAMPLER whose sigmas are chosen by a policy's step head while the run goes on; see
+`techniques.heads.jumps`.
 
-A sampler has no MODEL to patch. What the other heads decide is carried out by a `HostRun` that
-lives inside the sampler function, one for each image; its record goes to the log of the model that
-was sampled with. Where the model carries a chain of other techniques, they do the rest of the run
-and their record tells of the sampler."""
+A sampler has no MODEL to patch. What the other heads decide is carried out by a `BoundRun` that
+lives inside the sampler function; its record is found by the latent that comes out. Where the model
+carries a chain of other policies, they do the rest of the run and their record tells of the
+sampler. Images of a batch are sampled together, each at sigmas of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -21,29 +19,27 @@ from comfy.samplers import KSAMPLER
 from torch import Tensor
 
 from ..architectures import describe
-from ..engine.run import RunState
+from ..engine.plan import plan_run
+from ..engine.tap import Tap
 from ..policy_file.format import PolicyFile
 from ..policy_file.policies import check_base, jumps_policy
-from ..record import RunRecord, fingerprint, side_by_side
-from ..techniques.heads.jumps import Choose, StepHead, descend
-from ..techniques.heads.network import on_device
-from ..techniques.heads.rapid3 import HeadsPolicy
-from ..techniques.step_skip.schedule import max_evaluations
-from .chain import KEY, PLANS, Chain, check_channels, ended_by, keep_log, node_of
-from .run import HostRun, run_of
-from .slice_batch import cannot, slice_batch
-
-NAME = "RAPID Policy Sampler"
+from ..quadrature.spacing import max_evaluations
+from ..reasons import ReasonCode
+from ..record import RunRecord, fingerprint
+from ..techniques.heads.jumps import NAME, Choose, Jump, StepHead, descend
+from ..techniques.heads.rapid3 import Rapid3Policy
+from ..types import Reason
+from .bind import BoundRun, run_of
+from .chain import KEY, SAMPLER_LOG, Chain, check_channels, ended_by, node_of
+from .facts import host_facts
 
 
 def policy_sampler(file: PolicyFile, speedup: float, hidden: Any = None) -> KSAMPLER:
     """A SAMPLER that jumps by a file's step head, in at most 1 / speedup of the schedule's
     evaluations. Raises PolicyError for a file without step head. hidden: of the node, as ComfyUI
     gives it."""
-    return KSAMPLER(
-        sample_rapid_policy,
-        {"file": file, "policy": jumps_policy(file, speedup), "node": node_of(hidden)},
-    )
+    options = {"file": file, "policy": jumps_policy(file, speedup), "node": node_of(hidden)}
+    return KSAMPLER(sample_rapid_policy, options)
 
 
 @torch.no_grad()
@@ -56,25 +52,21 @@ def sample_rapid_policy(
     disable: Any = None,
     *,
     file: PolicyFile,
-    policy: HeadsPolicy,
+    policy: Rapid3Policy,
     choose: Choose | None = None,
     node: str = "",
 ) -> Tensor:
-    """k-diffusion's signature. From sigmas[0] to sigmas[-1]; of the levels between only the number
-    counts. choose: what picks the next level, the step head where it is None. Raises ValueError for
+    """k-diffusion's signature. From sigmas[0] to sigmas[-1]; of the sigmas between only the number
+    counts. choose: what picks the next sigmas, the step head where it is None. Raises ValueError for
     what cannot be sampled so, PolicyError for another model than the file's."""
-    levels = sigmas.tolist()
-    if len(levels) < 2:
+    if len(sigmas) < 2:
         return x
     run = JumpRun(model, x, sigmas, dict(extra_args or {}), file, policy, choose, node)
-    progress, result = Progress(callback, disable, x, levels), None
+    progress = Progress(callback, disable, sigmas.tolist())
     try:
-        rows = [run.image(i, x[i : i + 1], partial(progress, i)) for i in range(len(x))]
-        result = rows[0] if len(rows) == 1 else torch.cat(rows)
-        return result
+        return run.sample(x, progress)
     finally:
         progress.bar.close()
-        run.finish(result)
 
 
 class JumpRun:
@@ -87,174 +79,173 @@ class JumpRun:
         sigmas: Tensor,
         arguments: dict,
         file: PolicyFile,
-        policy: HeadsPolicy,
+        policy: Rapid3Policy,
         choose: Choose | None,
         node: str,
     ):
-        self.model, self.guider, self.sigmas, self.levels = (
-            model,
-            guider_of(model),
-            sigmas,
-            sigmas.tolist(),
-        )
-        self.file, self.choose, self.batch, self.node = file, choose, len(x), node
+        self.model = model
+        self.guider = guider_of(model)
+        self.sigmas = sigmas
+        self.ends = (float(sigmas[0]), float(sigmas[-1]))
+        self.steps = len(sigmas) - 1
+        self.file = file
+        self.policy = policy
+        self.choose = choose
         self.arguments = {"model_options": self.guider.model_options, **arguments}
         options = self.arguments["model_options"].get("transformer_options", {})
         self.chain: Chain | None = options.get(KEY)
-        check_run(file, self.guider, x, self.levels, self.chain, "easycache" in options)
-        if not hasattr(model, "noise") and self.batch > 1:
-            raise cannot(
-                f"{type(model).__name__} stands between the sampler and ComfyUI's inpainting"
-            )
-        self.outer = run_of(self.arguments["model_options"]) if self.chain else None
-        self.policy = replace(
-            policy, heads=on_device(policy.heads, x.device)
-        )  # one copy for all images
-        self.notes: list[str] = []
-        self.inner = self._inner()
-        self.steps, self.scale = len(self.levels) - 1, max(1.0, self.levels[0])
-        self.made: list[int] = []  # evaluations of each image
-        self.records: list[RunRecord] = []
+        check_run(file, self.guider, x, self.ends, self.chain, "easycache" in options)
+        self.notes: list[Reason] = []
+        self.made = [0] * len(x)  # evaluations of each image
+        outer = run_of(self.arguments["model_options"]) if self.chain else None
+        self.own = outer is None and self.chain is None
+        self.bound = outer
+        if self.own:
+            facts = host_facts(self.guider, x, sample_rapid_policy, sigmas)
+            plan = plan_run((self._idle_checked(policy),), facts)
+            self.bound = BoundRun(plan, self.guider, arguments.get("denoise_mask"), node)
+        else:
+            self._idle_checked(policy)
 
-    def _inner(self) -> HeadsPolicy:
+    def _idle_checked(self, policy: Rapid3Policy) -> Rapid3Policy:
         """The heads that decide what is computed of an evaluation; why those that are there do
         nothing is noted."""
-        architecture, why = describe(self.guider.model_patcher.model.diffusion_model), None
+        architecture = describe(self.guider.model_patcher.model.diffusion_model)
+        heads = tuple(name for name in policy.names if name != "step")
+        why = None
         if self.chain is not None:
-            techniques = ", ".join(policy.technique for policy in self.chain.policies)
-            why = f"the model has {techniques} on it"
+            techniques = ", ".join(p.technique for p in self.chain.policies)
+            why = Reason(ReasonCode.MODEL_HAS_TECHNIQUES, techniques=techniques)
         elif architecture is None or architecture.hookless:
-            why = "a sampler does not reach this model's blocks; RAPID Accelerate does"
-        idle = [name for name in self.policy.names if name != "step"]
-        if why is None or not idle:
-            return replace(self.policy, use=tuple(idle))
+            why = Reason(ReasonCode.SAMPLER_WITHOUT_BLOCKS)
+        if why is None or not heads:
+            return replace(policy, use=heads)
         self.notes.append(
-            f"{self.file.name}: nothing is done by its heads {', '.join(idle)}: {why}"
+            Reason(
+                ReasonCode.SAMPLER_HEADS_IDLE, file=self.file.name, heads=", ".join(heads), why=why
+            )
         )
-        return replace(self.policy, use=(), sparsity=None)
+        return replace(policy, use=(), sparsity=None)
 
-    def image(self, number: int, x: Tensor, tell: Any) -> Tensor:
-        """Sample one image. x (1, C, ...); tell: see `Progress`."""
-        self.made.append(0)
-        with slice_batch(self.model, number, self.batch, self.arguments) as arguments:
-            with self._around(x, arguments) as (options, state):
-                return self._descend(x, {**arguments, "model_options": options}, state, tell)
-
-    def _descend(self, x: Tensor, arguments: dict, state: RunState | None, tell: Any) -> Tensor:
-        ends, ones = (self.levels[0], self.levels[-1]), x.new_ones(1)
-
-        def pooled():
-            return state.pooled.get(0) if state else None
-
-        head = StepHead(self.policy, self.steps, ends[1], self.scale, pooled)
-
-        def told(*seen: Any) -> None:
-            self.made[-1] += 1
-            tell(*seen)
-
-        out = descend(
-            lambda x, sigma: self.model(x, sigma * ones, **arguments),
-            x,
-            self.sigmas[0],
-            ends,
-            max_evaluations(self.policy.speedup, self.steps),
-            self.choose or head,
-            told,
-        )
-        self.notes += [note for note in head.notes if note not in self.notes]
-        return out
-
-    @contextmanager
-    def _around(self, x: Tensor, arguments: dict) -> Iterator[tuple[dict, RunState | None]]:
-        """model_options for an image's evaluations, and the state of the run that sees them; None
-        where none does."""
-        options = arguments["model_options"]
-        if self.chain is not None:
-            if (
-                self.outer is None or self.batch > 1
-            ):  # a run of the whole batch does not follow single images
-                yield options, None
-                return
-            options = copy_nested_dicts(options)
-            self.outer.look(options["transformer_options"])
-            yield options, self.outer.state
-            return
-        run, status, original = (
-            self._own(x, arguments.get("denoise_mask")),
-            "failed",
-            self.guider.model_options,
-        )
+    def sample(self, x: Tensor, progress: Progress) -> Tensor:
+        """Sample all images. x (B, C, ...)."""
+        original = self.guider.model_options
+        result = None
+        status = "failed"
         try:
-            # The host takes PREDICT_NOISE's wrappers from the guider, all others from the
-            # arguments.
-            self.guider.model_options = options = run.install(options)
-            yield options, run.state
+            options = self._options()
+            if self.own:
+                # The host takes PREDICT_NOISE's wrappers from the guider, others from the arguments.
+                self.guider.model_options = options
+            result = self._descend(x, options, progress)
             status = "finished"
+            return result
         except BaseException as error:
             status = ended_by(error)
             raise
         finally:
             self.guider.model_options = original
-            self.records.append(run.finish(status, None))
+            self._finish(status, result)
 
-    def _own(self, x: Tensor, mask: Tensor | None) -> HostRun:
-        return HostRun(
-            Chain((self.inner,), node=self.node),
-            self.guider,
-            x,
-            sample_rapid_policy,
-            self.sigmas,
-            mask,
-        )
+    def _options(self) -> dict:
+        """model_options for the evaluations: of a run of ours, or of the chain's, which is asked to
+        show the modulation vectors of the first evaluation."""
+        options = self.arguments["model_options"]
+        if self.bound is None:
+            return options
+        if self.own:
+            return self.bound.install(options)
+        options = copy_nested_dicts(options)
+        positive = [c.get("uuid") for c in self.guider.conds.get("positive", ())]
+        self.bound.run.tap = self.bound.run.tap or Tap(positive)
+        self.bound.hook_blocks(options["transformer_options"])
+        return options
 
-    def finish(self, result: Tensor | None) -> None:
+    def _descend(self, x: Tensor, options: dict, progress: Progress) -> Tensor:
+        scale = max(1.0, self.ends[0])
+        head = StepHead(self.policy, self.steps, self.ends[1], scale, self._pooled)
+        arguments = {**self.arguments, "model_options": options}
+
+        def denoise(latents: Tensor, sigmas: Tensor, done: tuple[bool, ...]) -> Tensor:
+            if self.bound is not None:
+                self.bound.run.ended = frozenset(i for i, over in enumerate(done) if over)
+            return self.model(latents, sigmas, **arguments)
+
+        def tell(jump: Jump) -> None:
+            for i, over in enumerate(jump.done):
+                self.made[i] += not over
+            progress(jump)
+
+        most = max_evaluations(self.policy.speedup, self.steps)
+        choose = self.choose or head
+        result = descend(denoise, x, self.sigmas[0], self.ends, most, choose, tell)
+        self.notes += [note for note in head.notes if note not in self.notes]
+        return result
+
+    def _pooled(self, image: int) -> Tensor | None:
+        """The model's pooled vector of an image."""
+        tap = self.bound.run.tap if self.bound is not None else None
+        return None if tap is None else tap.pooled.get(image)
+
+    def _finish(self, status: str, result: Tensor | None) -> None:
         """Put what happened where a report finds it."""
         counts = ", ".join(map(str, self.made))
-        said = [
-            f"{self.file.name} chose the noise levels: {counts} evaluations instead of {self.steps}",
-            *self.notes,
-        ]
-        if self.outer is not None:
-            for text in said:
-                self.outer.recorder.note(text)
-        elif self.records:
-            record = side_by_side(self.records, self.steps)
-            made = "" if result is None else fingerprint(self._latent(result))
-            notes = tuple(dict.fromkeys((*said, *record.notes)))
-            keep_log(self.guider.model_patcher).add(replace(record, notes=notes, fingerprint=made))
+        chose = Reason(
+            ReasonCode.SAMPLER_CHOSE, file=self.file.name, evaluations=counts, steps=self.steps
+        )
+        if self.bound is None:
+            return
+        self.bound.recorder.add_notes([chose, *self.notes])
+        if not self.own:
+            return
+        try:
+            if status == "finished":
+                self.bound.recorder.full_evaluations = self.steps * len(self.made)
+            record = self.bound.finish(status, None)
+            if result is not None:
+                record = replace(record, fingerprint=fingerprint(self._latent(result)))
+                record = in_steps(record, self.made, self.steps)
+            SAMPLER_LOG.add(record)
+        finally:
+            self.bound.drop()
 
     def _latent(self, result: Tensor) -> Tensor:
         """What the host will make of the sampler's result."""
         base = self.guider.inner_model
-        return base.process_latent_out(
-            base.model_sampling.inverse_noise_scaling(self.sigmas[-1], result).float()
-        )
+        latent = base.model_sampling.inverse_noise_scaling(self.sigmas[-1], result)
+        return base.process_latent_out(latent.float())
+
+
+def in_steps(record: RunRecord, made: list[int], steps: int) -> RunRecord:
+    """A record whose full cost is that of `steps` evaluations an image, of which `made` were
+    made."""
+    scale = [steps / max(1, number) for number in made]
+    evaluations = tuple(
+        replace(e, full_cost=tuple(c * by for c, by in zip(e.full_cost, scale, strict=True)))
+        for e in record.evaluations
+    )
+    return replace(record, evaluations=evaluations)
 
 
 class Progress:
     """What the host shows: one batch, and as many steps as the schedule has."""
 
-    def __init__(self, callback: Any, disable: Any, x: Tensor, levels: list[float]):
-        self.callback, self.levels, self.done = callback, levels, 0
-        self.x, self.denoised = list(x.split(1)), list(x.split(1))
-        self.bar = trange(len(levels) - 1, disable=disable)
+    def __init__(self, callback: Callable[[dict], Any] | None, disable: Any, sigmas: list[float]):
+        self.callback = callback
+        self.sigmas = sigmas
+        self.done = 0
+        self.bar = trange(len(sigmas) - 1, disable=disable)
 
-    def __call__(
-        self, image: int, x: Tensor, denoised: Tensor, sigma: Tensor, after: float
-    ) -> None:
-        """An image was evaluated at `sigma` and goes on to `after`."""
-        steps, batch = len(self.levels) - 1, len(self.x)
-        passed = sum(level >= after for level in self.levels[1:])
-        done = max(1, (image * steps + passed) // batch)
+    def __call__(self, jump: Jump) -> None:
+        """The batch was evaluated, and its images go on; the slowest counts."""
+        landing = max(jump.landings)
+        done = max(1, sum(sigma >= landing for sigma in self.sigmas[1:]))
         self.bar.update(done - self.done)
-        self.done, self.x[image], self.denoised[image] = done, x, denoised
+        self.done = done
         if self.callback is not None:
-            shown = (
-                {"x": torch.cat(self.x), "denoised": torch.cat(self.denoised)}
-                if batch > 1
-                else {"x": x, "denoised": denoised}
-            )
-            self.callback({**shown, "i": done - 1, "sigma": sigma, "sigma_hat": sigma})
+            sigma = jump.sigmas.amax()
+            shown = {"x": jump.x, "denoised": jump.denoised, "sigma": sigma, "sigma_hat": sigma}
+            self.callback({**shown, "i": done - 1})
 
 
 def guider_of(model: Any) -> Any:
@@ -263,8 +254,8 @@ def guider_of(model: Any) -> Any:
     guider = getattr(model, "inner_model", None)
     if not all(hasattr(guider, name) for name in ("conds", "model_patcher", "inner_model")):
         raise ValueError(
-            f"{NAME}: it was given {type(model).__name__} to evaluate; accepted is a model with ComfyUI's "
-            "guider in it. Connect it to SamplerCustom or SamplerCustomAdvanced itself."
+            f"{NAME}: it was given {type(model).__name__} to evaluate; accepted is a model with "
+            "ComfyUI's guider in it. Connect it to SamplerCustom or SamplerCustomAdvanced itself."
         )
     return guider
 
@@ -273,9 +264,9 @@ def check_run(
     file: PolicyFile,
     guider: Any,
     x: Tensor,
-    levels: list[float],
+    ends: tuple[float, float],
     chain: Chain | None,
-    foreign: bool,
+    easycache: bool,
 ) -> None:
     """Raise ValueError for a run that the sampler cannot do."""
     base = guider.model_patcher.model
@@ -283,16 +274,39 @@ def check_run(
     check_channels(base, x)
     if x.ndim not in (4, 5):
         raise ValueError(
-            f"{NAME}: a latent of shape {tuple(x.shape)} was given; accepted are pictures and videos."
+            f"{NAME}: a latent of shape {tuple(x.shape)} was given; accepted are pictures and "
+            "videos."
         )
-    if levels[0] < levels[-1]:
+    if ends[0] < ends[1]:
         raise ValueError(
-            f"{NAME}: sigmas rise from {levels[0]:g} to {levels[-1]:g}; accepted are falling ones."
+            f"{NAME}: sigmas rise from {ends[0]:g} to {ends[1]:g}; accepted are falling ones."
         )
-    plans = [p.technique for p in chain.policies if p.technique in PLANS] if chain else []
-    if plans or foreign:
-        other = "RAPID Accelerate" if plans else "EasyCache or LazyCache"
+    schedules = [p for p in chain.policies if p.requirements.decides_schedule] if chain else []
+    if schedules or easycache:
+        other = "RAPID Accelerate" if schedules else "EasyCache or LazyCache"
         raise ValueError(
-            f"{NAME}: {other} is on this model, and {file.name} would be a second plan of what is "
-            "computed. Take one of them away."
+            f"{NAME}: {other} is on this model, and {file.name} would be a second schedule of what "
+            "is computed. Take one of them away."
         )
+    if len(x) > 1:
+        check_batch(guider)
+
+
+def check_batch(guider: Any) -> None:
+    """Raise ValueError for conditionings that begin or end at a sigma: the host asks the first image
+    of a batch for its own, and images of this sampler have different ones."""
+    for cond in (c for some in guider.conds.values() for c in some):
+        ranged = cond.get("timestep_start") is not None or cond.get("timestep_end") is not None
+        hooks = getattr(cond.get("hooks"), "hooks", ())
+        keyframes = any(len(hook.hook_keyframe.keyframes) > 1 for hook in hooks)
+        control = cond.get("control")
+        while control is not None:
+            start, end = getattr(control, "timestep_percent_range", (0.0, 1.0))
+            ranged = ranged or start > 0.0 or end < 1.0
+            control = getattr(control, "previous_controlnet", None)
+        if ranged or keyframes:
+            what = "a hook has keyframes" if keyframes else "a conditioning has a start or an end"
+            raise ValueError(
+                f"{NAME}: {what}, and the images of a batch are at different sigmas. Set the batch "
+                "size to 1."
+            )

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..record import EvaluationRecord
+from ..types import Mode
 
 
 def running_server() -> Any:
@@ -21,11 +22,8 @@ def tell(node: str, evaluations: Sequence[EvaluationRecord], sigmas: Sequence[fl
     see `so_far`. Other clients would take the binary message for a preview; they announce no
     features."""
     server = running_server()
-    features = (
-        getattr(server, "sockets_metadata", {})
-        .get(getattr(server, "client_id", None), {})
-        .get("feature_flags")
-    )
+    sockets = getattr(server, "sockets_metadata", {})
+    features = sockets.get(getattr(server, "client_id", None), {}).get("feature_flags")
     if node and features:
         try:
             server.send_progress_text(so_far(evaluations, sigmas), node, server.client_id)
@@ -36,16 +34,15 @@ def tell(node: str, evaluations: Sequence[EvaluationRecord], sigmas: Sequence[fl
 def so_far(evaluations: Sequence[EvaluationRecord], sigmas: Sequence[float]) -> str:
     """A line about a run that has made these evaluations of a schedule. Of a batch, numbers are
     means over images."""
-    last, steps = evaluations[-1], len(sigmas) - 1
+    last = evaluations[-1]
+    steps = len(sigmas) - 1
     step = min(steps, max(1, sum(sigma >= last.sigma for sigma in sigmas)))
-    images = len(last.levels)
-    left_out = sum(level != "run" for e in evaluations for level in e.levels) / images
-    partial = sum(0 < share < 1 for e in evaluations for share in e.share) / images
-    spent, dense = (
-        sum(sum(e.cost) for e in evaluations),
-        sum(sum(e.dense_cost) for e in evaluations),
-    )
-    speed = f", {dense / spent:.1f}x so far" if spent else ""
+    images = len(last.modes)
+    skipped = sum(mode != Mode.RUN.value for e in evaluations for mode in e.modes) / images
+    partial = sum(0 < share < 1 for e in evaluations for share in e.token_share) / images
+    cost = sum(sum(e.cost) for e in evaluations)
+    full_cost = sum(sum(e.full_cost) for e in evaluations)
+    speed = f", {full_cost / cost:.1f}x so far" if cost else ""
     some = f", {partial:.3g} in part" if partial else ""
     # Short, and what matters first: the page shows two lines of a node of usual width.
-    return f"step {step} of {steps}: {left_out:.3g} not computed{speed}{some}"
+    return f"step {step} of {steps}: {skipped:.3g} not computed{speed}{some}"

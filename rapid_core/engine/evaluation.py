@@ -1,64 +1,88 @@
 """One evaluation of the guided model while it goes on: its decision, what it cost, and why anything
-was dense."""
+was computed that need not have been."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 
-from ..types import FULL, Action, Mode
+from ..types import FULL, Action, Mode, Reason
 
 
 @dataclass
 class Evaluation:
-    """One evaluation of the guided model in progress."""
+    """One evaluation of the guided model in progress; lists have an entry an image."""
 
     index: int
-    sigma: float
+    sigmas: list[float]
+    """As the schedule has them, see `quadrature.sigmas.snap_to_schedule`."""
     actions: list[Action]
-    errors: list[float]
+    error_estimates: list[float]
+    steps: list[int] = field(default_factory=list)
     occurrence: int = 0
-    reasons: list[str] = field(default_factory=list)
-    conditions: Counter = field(default_factory=Counter)  # times each condition list was evaluated
-    streams: Counter = field(
-        default_factory=Counter
-    )  # times each conditioning stream passed the model
-    slots: set = field(default_factory=set)  # keys of the condition histories that were asked for
-    spent: list[float] = field(default_factory=list)  # FLOPs per image
-    dense: list[float] = field(default_factory=list)
-    sparse_images: set[int] = field(
-        default_factory=set
-    )  # images with sparse attention, or measured against dense
-    asked: float = 0.0  # the noise level as the sampler gave it, by which conditions begin and end; `sigma`: as meant
+    """n-th evaluation in a row at the first image's sigma, from 0."""
+    told_sigma: float = 0.0
+    """The first image's sigma as the sampler gave it, by which the host begins and ends
+    conditionings."""
+    reasons: list[Reason] = field(default_factory=list)
+    cond_lists: Counter[Hashable] = field(default_factory=Counter)
+    """Times each list of conditionings was evaluated."""
+    cond_calls: Counter[Hashable] = field(default_factory=Counter)
+    """Times each conditioning passed the model."""
+    cond_keys: set[Hashable] = field(default_factory=set)
+    """Keys of the conditionings' histories that were asked for."""
+    cost: list[float] = field(default_factory=list)
+    """FLOPs that were spent."""
+    full_cost: list[float] = field(default_factory=list)
+    """FLOPs of the same evaluation in full."""
+    sparse_images: set[int] = field(default_factory=set)
+    """Images with sparse attention, or measured against dense attention."""
 
-    def images(self, level: Mode) -> list[int]:
-        """Images decided for a level."""
-        return [i for i, chosen in enumerate(self.actions) if chosen.level is level]
+    def __post_init__(self) -> None:
+        images = len(self.actions)
+        self.cost = self.cost or [0.0] * images
+        self.full_cost = self.full_cost or [0.0] * images
+
+    @property
+    def sigma(self) -> float:
+        """Sigma of the first image."""
+        return self.sigmas[0]
+
+    @property
+    def own_sigmas(self) -> tuple[float, ...]:
+        """Each image's sigma where they differ; else empty."""
+        return tuple(self.sigmas) if len(set(self.sigmas)) > 1 else ()
+
+    def images(self, mode: Mode) -> list[int]:
+        """Images decided for a mode."""
+        return [i for i, action in enumerate(self.actions) if action.mode is mode]
 
     def partial(self) -> list[int]:
         """Images of which only some tokens run."""
-        return [i for i, chosen in enumerate(self.actions) if chosen.tokens is not None]
+        return [i for i, action in enumerate(self.actions) if action.tokens is not None]
 
-    def add_reason(self, reason: str) -> None:
+    def sparse(self) -> list[int]:
+        """Images that were decided to have sparse attention."""
+        return [i for i, action in enumerate(self.actions) if action.density < 1.0]
+
+    def add_reason(self, reason: Reason) -> None:
         """Note why something was computed that need not have been; once each."""
         if reason not in self.reasons:
             self.reasons.append(reason)
 
-    def sparse(self) -> list[int]:
-        """Images whose attention is sparse."""
-        return [i for i, chosen in enumerate(self.actions) if chosen.density < 1.0]
-
     def force_full(
-        self, reason: str, images: list[int] | None = None, attention: bool = False
+        self, reason: Reason, images: Iterable[int] | None = None, attention: bool = False
     ) -> None:
         """Compute all tokens of these images (default: of all, with dense attention), and say why.
         attention: their attention, too, is dense."""
         attention = attention or images is None
-        images = list(range(len(self.actions))) if images is None else images
-        changed = [
-            i for i in images if not (self.actions[i].dense if attention else self.actions[i].whole)
-        ]
-        for i in changed:
-            self.actions[i] = FULL if attention else Action(density=self.actions[i].density)
+        changed = False
+        for i in range(len(self.actions)) if images is None else images:
+            action = self.actions[i]
+            if action.full if attention else action.all_tokens:
+                continue
+            self.actions[i] = FULL if attention else Action(density=action.density)
+            changed = True
         if changed:
             self.add_reason(reason)

@@ -1,51 +1,75 @@
-"""Several techniques on one model: one decision out of theirs."""
+"""Several policies on one model: one decision out of theirs, and each is told what came of it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
+import torch
 from torch import Tensor
 
-from ..types import FULL, Action, Actor, HeadInput, Mode, Observation
+from ..types import FULL, Action, Actor, HeadInput, Mode, Must, Observation, Reason
 
 ORDER = (Mode.SKIP, Mode.REUSE, Mode.RUN)  # from least to most
 
 
-@dataclass
-class CompositeActor:
-    """Several techniques on one model: the least that any of them asks for is computed."""
+def merge_actions(actions: Sequence[Action]) -> Action:
+    """The least that any of them asks for, but no less than any of them insists on."""
+    if not actions:  # none of the policies can work on this model
+        return FULL
+    must = max(action.must for action in actions)
+    mode = min((action.mode for action in actions), key=ORDER.index)
+    if must is Must.NOTHING and mode is not Mode.RUN:
+        weights = (action.prediction_weights for action in actions)
+        return Action(mode, prediction_weights=next(filter(None, weights), None))
+    density = min(action.density for action in actions)
+    chosen = (action.tokens for action in actions if action.tokens is not None)
+    tokens = None if must is Must.ALL else next(chosen, None)
+    measured = (action.measured_density for action in actions if action.measured_density)
+    if tokens is not None or density < 1.0:
+        return Action(tokens=tokens, density=density)
+    return Action(measured_density=next(measured, None))
 
-    actors: tuple[Actor, ...]
+
+class CompositeActor(Actor):
+    """The actors of all policies for one image."""
+
+    def __init__(self, actors: Sequence[Actor]):
+        self.actors = tuple(actors)
+        self._numbers = [0] * len(self.actors)  # logits that each asked for
 
     @property
-    def notes(self) -> list[str]:
-        """What the techniques have to say about the run."""
-        return [text for actor in self.actors for text in getattr(actor, "notes", ())]
+    def notes(self) -> tuple[Reason, ...]:
+        """What the policies have to say about the run."""
+        return tuple(note for actor in self.actors for note in actor.notes)
 
     @property
-    def needs_logits(self) -> bool:
-        """Whether any technique looks at latents."""
-        return any(getattr(actor, "needs_logits", False) for actor in self.actors)
+    def wants_logits(self) -> bool:
+        """Whether any policy looks at latents."""
+        return any(actor.needs_logits for actor in self.actors)
 
-    def ask(self, looks: Sequence[HeadInput | None], sigma: Tensor) -> Tensor | None:
-        """What the technique that looks at latents wants fetched; of several the last."""
-        asking = [actor for actor in self.actors if getattr(actor, "needs_logits", False)]
-        return asking[-1].ask(looks, sigma) if asking else None
+    def logits(self, seen: HeadInput | None, sigma: Tensor) -> Tensor | None:
+        """The numbers of all actors, one after another."""
+        parts = []
+        for k, actor in enumerate(self.actors):
+            numbers = actor.logits(seen, sigma) if actor.needs_logits else None
+            self._numbers[k] = 0 if numbers is None else numbers.numel()
+            if numbers is not None:
+                parts.append(numbers.float())
+        return torch.cat(parts) if parts else None
 
-    def act(self, observation: Observation) -> tuple[Action, ...]:
-        if not self.actors:  # none of the techniques can work on this model
-            return (FULL,) * len(observation.images)
-        answers = [actor.act(observation) for actor in self.actors]
-        return tuple(self._least(choices) for choices in zip(*answers, strict=True))
+    def act(self, observation: Observation) -> Action:
+        """One action out of all actors', each with its own logits."""
+        actions = []
+        start = 0
+        for actor, number in zip(self.actors, self._numbers, strict=True):
+            own = observation.logits[start : start + number]
+            start += number
+            seen = observation if own == observation.logits else replace(observation, logits=own)
+            actions.append(actor.act(seen))
+        return merge_actions(actions)
 
-    def _least(self, choices: tuple[Action, ...]) -> Action:
-        level = min((c.level for c in choices), key=ORDER.index)
-        if level is not Mode.RUN:
-            return Action(level, weights=next((c.weights for c in choices if c.weights), None))
-        tokens = next((c.tokens for c in choices if c.tokens is not None), None)
-        density = min(c.density for c in choices)
-        measures = next((c.measures for c in choices if c.measures), None)
-        return Action(
-            level, tokens, density, measures if tokens is None and density == 1.0 else None
-        )
+    def executed(self, action: Action) -> None:
+        """Tell every actor."""
+        for actor in self.actors:
+            actor.executed(action)

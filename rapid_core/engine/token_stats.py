@@ -1,5 +1,5 @@
-"""What is known of each image token during a run: when it was computed last, and how much it had
-changed then."""
+"""What is known of each image token during a run: when it was computed last, how much it had changed
+then, and how wrong its predictions are by now."""
 
 from __future__ import annotations
 
@@ -10,183 +10,132 @@ from torch import Tensor
 
 from ..token_grid import TokenGrid
 from ..types import Action, TokenState
-from .history import History, Point, estimate_errors
+from .history import SMALLEST, History, Point, token_error_estimates
 
 
 class TokenStats:
-    """Tokens of all images of a batch. `wanted` and `focus`: (B, N) masks, see TokenState; `free`:
-    wanted tokens of each image. A token is due when its drift reaches `threshold` (0: nobody asks),
-    or at the age of `oldest`."""
+    """Tokens of one image.
+
+    may_run: (N,) tokens that may be computed between refreshes, None for all; focus: (N,) 0 .. 1,
+    the user's mask; error_threshold, max_age: see `TokenRequirements`."""
 
     def __init__(
         self,
         grid: TokenGrid,
-        batch: int,
-        wanted: Tensor | None = None,
+        may_run: Tensor | None = None,
         focus: Tensor | None = None,
-        threshold: float = 0.0,
-        oldest: int = 0,
+        error_threshold: float = 0.0,
+        max_age: int = 0,
     ):
-        self.grid, self.wanted, self.focus, self.threshold, self.oldest = (
-            grid,
-            wanted,
-            focus,
-            threshold,
-            oldest,
-        )
-        self.free: Sequence[int] = (
-            [grid.number] * batch if wanted is None else wanted.sum(1).tolist()
-        )
-        self.since_dense = [-1] * batch
-        self.age: list[Tensor | None] = [None] * batch
-        self.change: list[Tensor | None] = [None] * batch
-        self.attention: list[Tensor | None] = [None] * batch
-        self.drift: list[Tensor | None] = [
-            None
-        ] * batch  # before the evaluation in progress, and with it
-        self._expected: list[Tensor | None] = [None] * batch
-        self._fresh_attention: dict[int, Tensor] = {}
+        self.grid = grid
+        self.may_run = may_run
+        self.focus = focus
+        self.error_threshold = error_threshold
+        self.max_age = max_age
+        self.selectable = grid.number if may_run is None else int(may_run.sum())
+        self.since_full = -1
+        self.age: Tensor | None = None
+        self.change: Tensor | None = None
+        self.attention: Tensor | None = None
+        self.error: Tensor | None = None  # before the evaluation in progress
+        self._error_now: Tensor | None = None  # with it
+        self._attention_now: Tensor | None = None
 
-    @classmethod
-    def of_run(
-        cls,
-        grid: TokenGrid,
-        noise: Tensor,
-        mask: Tensor | None,
-        painted: Tensor | None,
-        threshold: float = 0.0,
-        oldest: int = 0,
-    ) -> TokenStats:
-        """Tokens of a run on noise (B, C, ...). mask: the host's denoise mask (B or 1, C or 1,
-        ...), 0 where the latent is kept; painted: the user's mask (B or 1, H, W) of any size; of a
-        video (F or 1, H, W)."""
-        batch, wanted, focus = noise.shape[0], None, None
-        if mask is not None and mask.shape[-2:] == noise.shape[-2:]:
-            rows = [mask[i % mask.shape[0]].amax(0) for i in range(batch)]
-            wanted = torch.stack([grid.to_tokens(row.expand(grid.pixels)) > 0 for row in rows])
-        if painted is not None:
-            sized = resized(painted.reshape(-1, *painted.shape[-2:]).float().to(noise.device), grid)
-            focus = torch.stack(
-                [grid.to_tokens(sized[i % len(sized)].expand(grid.pixels)) for i in range(batch)]
-            )
-        return cls(grid, batch, wanted, focus, threshold, oldest)
-
-    def expect(
+    def accumulate(
         self,
-        image: int,
         points: Sequence[Point],
         sigma: Tensor,
         order: int,
         reach: float | None,
-        weight: Tensor,
-        moved: Tensor | None = None,
+        step_weight: Tensor,
+        latent_change: Tensor | None = None,
     ) -> Tensor:
-        """Add up what the tokens' forecasts at `sigma` will be wrong by, times `weight`. moved (C,
-        ...): what a second look at the level of the latest computation changes, as far as it is
-        known. Returns the number of tokens that are due, a 0-d float32 tensor; -1 where it cannot
-        be told yet."""
-        errors, before, age = (
-            estimate_errors(points, sigma, order, reach),
-            self.drift[image],
-            self.age[image],
-        )
-        self._expected[image] = None
-        if errors is None or before is None or age is None:
+        """Add up what the tokens' predictions at `sigma` will be wrong by, times `step_weight`.
+        latent_change (C, ...): what a second look at the sigma of the latest computation changes, as
+        far as it is known. Returns the number of tokens over the threshold, a 0-d float32 tensor; -1
+        where it cannot be told yet."""
+        errors = token_error_estimates(points, sigma, order, reach)
+        self._error_now = None
+        if errors is None or self.error is None or self.age is None:
             return sigma.new_full((), -1.0, dtype=torch.float32)
-        if moved is not None:
-            scale = points[-1].value.float().abs().mean().clamp_min(1e-12)
-            errors = torch.where(
-                torch.as_tensor(points[-1].sigma == sigma), moved.float().abs() / scale, errors
-            )
-        drift = before + weight * self.grid.to_tokens(errors.mean(0))
-        self._expected[image] = drift
-        self._to(age.device)
-        wanted, felt = self._of(image, self.wanted), self._felt(image)
-        assert felt is not None
-        due = (felt >= self.threshold) | (age >= self.oldest)
-        return (due if wanted is None else due & wanted).sum().float()
+        if latent_change is not None:
+            scale = points[-1].value.float().abs().mean().clamp_min(SMALLEST)
+            again = torch.as_tensor(points[-1].sigma == sigma)
+            errors = torch.where(again, latent_change.float().abs() / scale, errors)
+        self._error_now = self.error + step_weight * self.grid.to_tokens(errors.mean(0))
+        self._masks_to(self.age.device)
+        focused = self._focused_error()
+        assert focused is not None
+        over = (focused >= self.error_threshold) | (self.age >= self.max_age)
+        return (over if self.may_run is None else over & self.may_run).sum().float()
 
-    def _felt(self, image: int) -> Tensor | None:
-        """Drift with this evaluation; a mask doubles it, so that white tokens are due at half the
-        threshold."""
-        drift, focus = self._expected[image], self._of(image, self.focus)
-        return drift if drift is None or focus is None else drift * (1 + focus)
+    def _focused_error(self) -> Tensor | None:
+        """Error with this evaluation; a mask doubles it, so that white tokens reach the threshold
+        at half of it."""
+        if self._error_now is None or self.focus is None:
+            return self._error_now
+        return self._error_now * (1 + self.focus)
 
-    def _to(self, device: torch.device) -> None:
+    def _masks_to(self, device: torch.device) -> None:
         """Masks to where the latents are, which a run's start does not know."""
-        self.wanted, self.focus = (
-            m if m is None else m.to(device) for m in (self.wanted, self.focus)
-        )
+        self.may_run = None if self.may_run is None else self.may_run.to(device)
+        self.focus = None if self.focus is None else self.focus.to(device)
 
-    def _of(self, image: int, masks: Tensor | None) -> Tensor | None:
-        return None if masks is None else masks[image]
-
-    def state(self, image: int, guided: History, due: int | None = None) -> TokenState | None:
-        """What a policy sees of an image; None before its first computation."""
-        points, age, change = guided.points(image), self.age[image], self.change[image]
-        if not points or age is None or change is None:
+    def state(self, guided: History, over_threshold: int | None = None) -> TokenState | None:
+        """What a policy sees; None before the first computation."""
+        points = guided.points
+        if not points or self.age is None or self.change is None:
             return None
-        self._to(age.device)
+        self._masks_to(self.age.device)
         return TokenState(
             self.grid.size,
-            age,
+            self.age,
             points[-1].value,
-            change,
-            self.free[image],
-            self.attention[image],
-            self._of(image, self.wanted),
-            self._of(image, self.focus),
-            self._felt(image),
-            due,
+            self.change,
+            self.selectable,
+            self.attention,
+            self.may_run,
+            self.focus,
+            self._focused_error(),
+            over_threshold,
         )
 
-    def remember(
-        self, image: int, action: Action, derivative: Tensor, before: Tensor | None
-    ) -> None:
-        """An image's evaluation was computed: `derivative` is new where its tokens ran, `before`
-        the latest one known until now."""
+    def computed(self, action: Action, derivative: Tensor, before: Tensor | None) -> None:
+        """The evaluation was computed: `derivative` is new where its tokens ran, `before` the latest
+        one known until now."""
         change = self._changes(derivative, before)
         if action.tokens is None:
-            self.since_dense[image] = 0
-            self.attention[image] = self._fresh_attention.pop(image, self.attention[image])
-            self.age[image] = torch.zeros(self.grid.number, device=derivative.device)
-            self.drift[image] = torch.zeros(self.grid.number, device=derivative.device)
-            self.change[image] = change
-        else:
-            self.since_dense[image] += 1
-            ran, age, known = self.grid.chosen(action.tokens), self.age[image], self.change[image]
-            assert (
-                age is not None and known is not None
-            )  # a subset runs only after a dense evaluation
-            self.age[image] = torch.where(ran, 0.0, age + 1)
-            self.change[image] = torch.where(ran, change, known)
-            drift = self._drifted(image)
-            self.drift[image] = None if drift is None else torch.where(ran, 0.0, drift)
+            self.since_full = 0
+            if self._attention_now is not None:
+                self.attention = self._attention_now
+                self._attention_now = None
+            self.age = torch.zeros(self.grid.number, device=derivative.device)
+            self.error = torch.zeros(self.grid.number, device=derivative.device)
+            self.change = change
+            return
+        self.since_full += 1
+        ran = self.grid.chosen(action.tokens)
+        assert self.age is not None and self.change is not None  # a subset runs after a full one
+        self.age = torch.where(ran, 0.0, self.age + 1)
+        self.change = torch.where(ran, change, self.change)
+        error = self._passed_error()
+        self.error = None if error is None else torch.where(ran, 0.0, error)
 
-    def attended(self, image: int, mass: Tensor, streams: int) -> None:
-        """Attention mass (N,) that an image's tokens received in one of `streams` joined
-        streams."""
-        before = self._fresh_attention.get(image)
-        self._fresh_attention[image] = mass / streams if before is None else before + mass / streams
+    def attended(self, mass: Tensor, conds: int) -> None:
+        """Attention mass (N,) that the tokens received in one of `conds` joined conditionings."""
+        share = mass / conds
+        self._attention_now = share if self._attention_now is None else self._attention_now + share
 
-    def pass_over(self, image: int) -> None:
-        """An image was held or reused: no token was computed."""
-        if self.since_dense[image] >= 0:
-            self.since_dense[image] += 1
-        age = self.age[image]
-        self.age[image] = None if age is None else age + 1
-        self.drift[image] = self._drifted(image)
+    def passed_over(self) -> None:
+        """The image was skipped or reused: no token was computed."""
+        if self.since_full >= 0:
+            self.since_full += 1
+        self.age = None if self.age is None else self.age + 1
+        self.error = self._passed_error()
 
-    def drop(self) -> None:
-        """Let go of all tensors."""
-        nothing: list[Tensor | None] = [None] * len(self.age)
-        self.age, self.change, self.attention = nothing[:], nothing[:], nothing[:]
-        self.drift, self._expected, self._fresh_attention = nothing[:], nothing[:], {}
-        self.wanted = self.focus = None
-
-    def _drifted(self, image: int) -> Tensor | None:
-        """Drift of the tokens that were left out."""
-        return self.drift[image] if self._expected[image] is None else self._expected[image]
+    def _passed_error(self) -> Tensor | None:
+        """Error of the tokens that were not computed."""
+        return self.error if self._error_now is None else self._error_now
 
     def _changes(self, derivative: Tensor, before: Tensor | None) -> Tensor:
         """Relative L1 change of each token, (N,) float32; 1 where there is nothing to compare
@@ -194,7 +143,29 @@ class TokenStats:
         if before is None:
             return torch.ones(self.grid.number, device=derivative.device)
         moved = self.grid.to_tokens((derivative.float() - before.float()).abs().mean(0))
-        return moved / derivative.float().abs().mean().clamp_min(1e-12)
+        return moved / derivative.float().abs().mean().clamp_min(SMALLEST)
+
+
+def stats_of_run(
+    grid: TokenGrid,
+    batch: int,
+    mask: Tensor | None,
+    painted: Tensor | None,
+    error_threshold: float = 0.0,
+    max_age: int = 0,
+) -> list[TokenStats]:
+    """Tokens of each image of a run. mask: the host's denoise mask (B or 1, C or 1, ...), 0 where
+    the latent is kept; painted: the user's mask (B or 1, H, W) of any size; of a video (F or 1, H,
+    W)."""
+    may_run: list[Tensor | None] = [None] * batch
+    focus: list[Tensor | None] = [None] * batch
+    if mask is not None and mask.shape[-2:] == grid.pixels[-2:]:
+        rows = [mask[i % mask.shape[0]].amax(0) for i in range(batch)]
+        may_run = [grid.to_tokens(row.expand(grid.pixels)) > 0 for row in rows]
+    if painted is not None:
+        sized = resized(painted.reshape(-1, *painted.shape[-2:]).float(), grid)
+        focus = [grid.to_tokens(sized[i % len(sized)].expand(grid.pixels)) for i in range(batch)]
+    return [TokenStats(grid, may_run[i], focus[i], error_threshold, max_age) for i in range(batch)]
 
 
 def resized(masks: Tensor, grid: TokenGrid) -> Tensor:
@@ -202,7 +173,6 @@ def resized(masks: Tensor, grid: TokenGrid) -> Tensor:
     h, w)."""
     frames = grid.size[0]
     if frames > 1 and len(masks) > 1:
-        return torch.nn.functional.interpolate(
-            masks[None, None], (frames, *grid.pixels[-2:]), mode="area"
-        )[0]
+        size = (frames, *grid.pixels[-2:])
+        return torch.nn.functional.interpolate(masks[None, None], size, mode="area")[0]
     return torch.nn.functional.interpolate(masks[:, None], grid.pixels[-2:], mode="area")[:, 0]

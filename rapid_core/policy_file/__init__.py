@@ -1,0 +1,1 @@
+"""Policies in files: how they are read and written, and what they become."""

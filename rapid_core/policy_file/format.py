@@ -2,7 +2,8 @@
 it measured.
 
 Format `rapid-policy` version 1. Metadata values are strings; lists and numbers among them are JSON.
-Everything is checked when a file is read, and an error names the file and the field."""
+Everything is checked when a file is read; an error names the file, the field, what was given and
+what is accepted."""
 
 from __future__ import annotations
 
@@ -19,27 +20,32 @@ from torch import Tensor
 
 from ..architectures import FAMILIES
 
-FORMAT, VERSION = "rapid-policy", "1"
+FORMAT = "rapid-policy"
+VERSION = "1"
 KINDS = ("schedule", "threshold", "heads")
-MOST_SPEEDUP = 6.0  # that RAPID Accelerate offers
-LARGEST = 64 * 2**20  # bytes; heads of real models are 3 to 16 MiB
+MAX_SPEEDUP = 6.0  # that RAPID Accelerate offers
+MAX_BUDGET = 20  # speed-up that a file may be made for
+MAX_BYTES = 64 * 2**20  # heads of real models are 3 to 16 MiB
+MAX_SHOWN = 80  # characters of a value in an error
 REQUIRED = ("architecture", "base_model", "budgets", "reward", "training_command", "licence")
 
 
 class PolicyError(ValueError):
-    """A policy file that cannot be used; says which file and field, what was found and what to
-    do."""
+    """A policy file that cannot be used; names the file and the field, what was given and what is
+    accepted."""
 
 
 @dataclass(frozen=True)
 class PolicyFile:
-    """A policy as it was read. metadata: all strings; budgets: speed-ups it was made for,
-    rising."""
+    """A policy as it was read."""
 
     path: Path
     kind: str
+    """One of KINDS."""
     architecture: str
+    """Family of the models that it is for."""
     budgets: tuple[float, ...]
+    """Speed-ups that it was made for, rising."""
     metadata: Mapping[str, str]
     tensors: Mapping[str, Tensor]
 
@@ -53,44 +59,66 @@ class PolicyFile:
         """What it was trained on."""
         return self.metadata["base_model"]
 
-    def field_error(self, field: str, said: str) -> PolicyError:
+    def field_error(self, field: str, problem: str) -> PolicyError:
         """An error about a field."""
-        return PolicyError(f"policy {self.path.name}: {field} {said}")
+        return PolicyError(f"policy {self.path.name}: {field} {problem}")
 
-    def number(self, field: str) -> Any:
-        """A metadata value that is JSON."""
+    def refusal(self, field: str, value: Any, accepted: str) -> PolicyError:
+        """An error about a field with this value."""
+        return self.field_error(field, f"= {shown(value)}; accepted is {accepted}")
+
+    def json(self, field: str) -> Any:
+        """A metadata value that is JSON. Raises PolicyError where it is missing or is not."""
+        if field not in self.metadata:
+            raise self.field_error(field, "is missing from the metadata")
+        text = self.metadata[field]
         try:
-            return json.loads(self.metadata[field])
-        except KeyError:
-            raise self.field_error(field, "is missing from the metadata") from None
-        except (
-            ValueError,
-            RecursionError,
-        ) as error:  # not JSON, or an integer of thousands of digits
-            raise self.field_error(
-                field, f"= {self.metadata[field][:80]!r} is not JSON ({error})"
-            ) from None
+            return json.loads(text)
+        except (ValueError, RecursionError) as error:  # or an integer of thousands of digits
+            raise self.field_error(field, f"= {shown(text)} is not JSON ({error})") from None
+
+    def whole(self, field: str, low: int, high: int) -> int:
+        """A metadata value that is a whole number from low to high. Raises PolicyError."""
+        value = self.json(field)
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            raise self.refusal(field, value, f"a whole number from {low} to {high}")
+        return value
 
     def tensor(
         self, field: str, shape: tuple[int | None, ...], dtype: torch.dtype | None = None
     ) -> Tensor:
-        """A tensor of this shape (None: any length), without NaN or infinity."""
+        """A tensor of this shape (None: any length), without NaN or infinity. Raises
+        PolicyError."""
         if field not in self.tensors:
             raise self.field_error(field, "is missing from the tensors")
-        found = self.tensors[field]
-        if len(found.shape) != len(shape) or any(
-            w not in (None, n) for w, n in zip(shape, found.shape, strict=True)
-        ):
-            wanted = " x ".join("any" if n is None else str(n) for n in shape)
-            raise self.field_error(field, f"has shape {tuple(found.shape)}; wanted is {wanted}")
-        if dtype is not None and found.dtype != dtype:
-            raise self.field_error(field, f"has type {found.dtype}; wanted is {dtype}")
-        if found.is_floating_point() and not torch.isfinite(found).all():
+        tensor = self.tensors[field]
+        same = len(tensor.shape) == len(shape) and all(
+            expected in (None, length) for expected, length in zip(shape, tensor.shape, strict=True)
+        )
+        if not same:
+            accepted = " x ".join("any" if length is None else str(length) for length in shape)
+            raise self.field_error(
+                field, f"has shape {tuple(tensor.shape)}; accepted is {accepted}"
+            )
+        if dtype is not None and tensor.dtype != dtype:
+            raise self.field_error(field, f"has type {tensor.dtype}; accepted is {dtype}")
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise self.field_error(
                 field,
                 "holds NaN or infinite values; the file is damaged or its training went wrong",
             )
-        return found
+        return tensor
+
+
+def shown(value: Any) -> str:
+    """A value in an error, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]} ..."
+
+
+def is_number(value: Any, low: float, high: float) -> bool:
+    """Whether a JSON value is a number from low to high; booleans are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
 
 
 def read(path: Path) -> PolicyFile:
@@ -99,10 +127,10 @@ def read(path: Path) -> PolicyFile:
         size = path.stat().st_size
     except OSError as error:
         raise PolicyError(f"policy {path.name}: cannot be read ({error.strerror})") from None
-    if size > LARGEST:
+    if size > MAX_BYTES:
         raise PolicyError(
-            f"policy {path.name}: {size / 2**20:.0f} MiB; a policy has at most {LARGEST // 2**20} MiB. "
-            "Is this a model?"
+            f"policy {path.name}: {size / 2**20:.0f} MiB; accepted is at most "
+            f"{MAX_BYTES // 2**20} MiB. Is this a model?"
         )
     try:
         with safe_open(path, framework="pt") as file:
@@ -114,50 +142,32 @@ def read(path: Path) -> PolicyFile:
         raise PolicyError(
             f"policy {path.name}: not a whole safetensors file ({error}); fetch it again"
         ) from None
-    return _checked(
-        PolicyFile(
-            path, metadata.get("kind", ""), metadata.get("architecture", ""), (), metadata, tensors
-        )
-    )
+    kind = metadata.get("kind", "")
+    architecture = metadata.get("architecture", "")
+    return _checked(PolicyFile(path, kind, architecture, (), metadata, tensors))
 
 
 def _check_format(path: Path, metadata: Mapping[str, str]) -> None:
-    for field, wanted in (("format", FORMAT), ("version", VERSION)):
-        if metadata.get(field) != wanted:
-            found = repr(metadata[field]) if field in metadata else "missing"
-            raise PolicyError(
-                f"policy {path.name}: {field} is {found}; this version of RAPID reads {wanted!r}"
-            )
+    for field, accepted in (("format", FORMAT), ("version", VERSION)):
+        if metadata.get(field) != accepted:
+            given = f"= {shown(metadata[field])}" if field in metadata else "is missing"
+            raise PolicyError(f"policy {path.name}: {field} {given}; accepted is {accepted!r}")
 
 
 def _checked(file: PolicyFile) -> PolicyFile:
     if file.kind not in KINDS:
-        raise file.field_error("kind", f"= {file.kind!r}; known are {', '.join(KINDS)}")
+        raise file.refusal("kind", file.kind, f"one of {', '.join(KINDS)}")
     for field in REQUIRED:
         if not file.metadata.get(field):
             raise file.field_error(field, "is missing from the metadata")
     if file.architecture not in FAMILIES:
-        raise file.field_error(
-            "architecture", f"= {file.architecture!r}; known are {', '.join(FAMILIES)}"
-        )
-    budgets = file.number("budgets")
-    fine = isinstance(budgets, list) and budgets and all(map(_speed, budgets))
-    if not fine or sorted(set(budgets)) != budgets:
-        raise file.field_error(
-            "budgets", f"= {budgets!r}; wanted is a rising list of speed-ups from 1 to 20"
-        )
-    return PolicyFile(
-        file.path,
-        file.kind,
-        file.architecture,
-        tuple(map(float, budgets)),
-        file.metadata,
-        file.tensors,
-    )
-
-
-def _speed(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 1 <= value <= 20
+        raise file.refusal("architecture", file.architecture, f"one of {', '.join(FAMILIES)}")
+    budgets = file.json("budgets")
+    speedups = isinstance(budgets, list) and all(is_number(b, 1, MAX_BUDGET) for b in budgets)
+    if not speedups or not budgets or sorted(set(budgets)) != budgets:
+        accepted = f"a rising list of speed-ups from 1 to {MAX_BUDGET}"
+        raise file.refusal("budgets", budgets, accepted)
+    return replace(file, budgets=tuple(map(float, budgets)))
 
 
 def write(
@@ -166,15 +176,18 @@ def write(
     """Write a policy file and read it back. metadata: strings as they are, everything else as JSON.
     Raises PolicyError for what could not be read again; a file that was there before is then left
     as it is."""
-    texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
+    texts = {
+        name: value if isinstance(value, str) else json.dumps(value)
+        for name, value in metadata.items()
+    }
     body = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     save_file(body, part, {"format": FORMAT, "version": VERSION, "kind": kind, **texts})
     try:
-        found = read(part)
+        file = read(part)
     except PolicyError as error:
         part.unlink()
         raise PolicyError(str(error).replace(part.name, path.name)) from None
     part.replace(path)
-    return replace(found, path=path)
+    return replace(file, path=path)

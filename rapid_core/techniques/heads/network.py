@@ -4,22 +4,21 @@ through AdaLN.
 The structure is that of the one published implementation of this family of policies (TPDM, Ye et
 al. 2024): 3 x 3 convolution, group norm modulated by the condition, 3 x 3 convolution of stride 2,
 pooling to 16 x 16 and its maximum, two linear layers. Where the condition comes from is ours: the
-model's pooled modulation vector, seen once at the first evaluation, and an embedding of the noise
-level."""
+model's pooled modulation vector, seen once at the first evaluation, and an embedding of sigma."""
 
 from __future__ import annotations
 
 import copy
 import math
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 Module = TypeVar("Module", bound=nn.Module)
-LEVELS_WIDTH = 64  # of the embedding of numbers such as the noise level
-POOLED = 16
+NUMBER_WIDTH = 64  # of the embedding of a number such as sigma
+POOLED_SIDE = 16  # pixels to a side that a picture is pooled to, at most
 
 
 def packed(latent: Tensor) -> Tensor:
@@ -35,8 +34,8 @@ def packed(latent: Tensor) -> Tensor:
 
 
 def embedding(values: Tensor) -> Tensor:
-    """Sinusoidal embedding (..., LEVELS_WIDTH) of numbers about 0 .. 1."""
-    half = LEVELS_WIDTH // 2
+    """Sinusoidal embedding (..., NUMBER_WIDTH) of numbers about 0 .. 1."""
+    half = NUMBER_WIDTH // 2
     rates = torch.exp(-math.log(1000.0) * torch.arange(half, device=values.device) / half) * 1000.0
     angles = values[..., None].float() * rates
     return torch.cat((angles.cos(), angles.sin()), -1)
@@ -56,8 +55,9 @@ class AdaNorm(nn.Module):
 
 
 class Head(nn.Module):
-    """Logits (B, outputs) of a packed latent (B, channels, H, W) and a condition (B, D). eps: of
-    the group norm."""
+    """Logits (B, outputs) of a packed latent (B, channels, H, W) and a condition (B, D).
+
+    eps: of the group norm."""
 
     def __init__(
         self, channels: int, condition: int, outputs: int, width: int = 128, eps: float = 1e-5
@@ -75,24 +75,26 @@ class Head(nn.Module):
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         x = functional.silu(self.norm1(self.conv1(x), condition))
         x = self.conv2(x)
-        x = functional.adaptive_avg_pool2d(x, (min(POOLED, x.shape[-2]), min(POOLED, x.shape[-1])))
+        high, wide = x.shape[-2:]
+        x = functional.adaptive_avg_pool2d(x, (min(POOLED_SIDE, high), min(POOLED_SIDE, wide)))
         return self.fc2(functional.silu(self.fc1(x.amax((2, 3)))))
 
 
 class Condition(nn.Module):
     """Condition (B, D) of all heads: the model's pooled vector (B, hidden), and embeddings of
-    numbers (B, n): noise level and, where the policy knows budgets, what is left of it."""
+    numbers (B, n): sigma and, where the policy knows budgets, what is left of it.
+
+    The layer `levels` is called so in policy files."""
 
     def __init__(self, hidden: int, numbers: int, width: int = 128):
         super().__init__()
         self.hidden, self.numbers = hidden, numbers
         self.pooled = nn.Linear(hidden, width)
-        self.levels = nn.Linear(numbers * LEVELS_WIDTH, width)
+        self.levels = nn.Linear(numbers * NUMBER_WIDTH, width)
 
     def forward(self, pooled: Tensor, numbers: Tensor) -> Tensor:
-        scale = (
-            pooled.square().mean(1, keepdim=True).add(1e-6).rsqrt()
-        )  # models differ in the size of their vectors
+        # Models differ in the size of their vectors.
+        scale = pooled.square().mean(1, keepdim=True).add(1e-6).rsqrt()
         return self.pooled(pooled * scale) + self.levels(embedding(numbers).flatten(1))
 
 
@@ -114,3 +116,16 @@ def on_device(heads: Module, device: torch.device) -> Module:
     module."""
     here = next(heads.parameters()).device
     return heads if here == device else copy.deepcopy(heads).to(device)
+
+
+class RunHeads:
+    """A policy's heads in one run: the actors of all its images share the copy that lies on the
+    latents' device."""
+
+    def __init__(self, heads: nn.Module):
+        self._heads = heads
+
+    def on(self, device: torch.device) -> Any:
+        """The heads on a device; copied there at most once."""
+        self._heads = on_device(self._heads, device)
+        return self._heads

@@ -1,124 +1,142 @@
-"""Heads that begin with a plan (`rapid+`): they learn where an image needs more evaluations than a
-plan has, or fewer.
+"""Heads that begin with a schedule (`rapid+`): they learn where an image needs more evaluations
+than a schedule has, or fewer.
 
 Beyond RAPID3: heads know what is left of the budget and how rough the trajectory is, one file
-serves all speed-ups, what is held is forecast with weights fitted to what was computed, and heads
-that say nothing are the plan."""
+serves all speed-ups, what is skipped is predicted with weights fitted to what was computed, and
+heads that say nothing are the schedule."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from ...types import FULL, Action, HeadInput, ImageState, Observation, Window
-from ..step_skip.schedule import Plan, SchedulePolicy, Weights, max_evaluations
+from ...quadrature.spacing import max_evaluations
+from ...types import (
+    FULL,
+    Action,
+    HeadInput,
+    Observation,
+    PredictionWeights,
+    Reason,
+    Window,
+)
+from ..step_skip.schedule import Schedule, SchedulePolicy
+from .network import RunHeads
 from .prior import OWN, RUNGS, explore_rate, mixture, next_computed, next_in_schedule, prior_logits
-from .rapid3 import HeadsActor, HeadsPolicy
+from .rapid3 import Rapid3Actor, Rapid3Policy
 from .rollout import Decision
 
-NUMBERS = 3  # noise level, share of the evaluations that may still be computed, square root of the estimated error
+# Sigma, share of the evaluations that may still be computed, square root of the estimated error.
+NUMBERS = 3
 MODES = {"cap": 1.0, "average": 1.5}  # what an image may spend at most, as a multiple of the budget
 
 
-@dataclass(frozen=True)
-class PlannedPolicy(HeadsPolicy):
-    """Heads on top of a plan; None: on even spacing. ladder: plans from the fewest evaluations to
-    the most, that one among them. mode: "cap", no image spends more than the budget, or "average",
-    images of a calibration set spent it in the mean, none more than half as much again."""
+@dataclass(frozen=True, kw_only=True)
+class RapidPlusPolicy(Rapid3Policy):
+    """Heads on top of a schedule."""
 
-    technique: str = "rapid+"
-    plan: Plan | None = None
-    ladder: tuple[Plan, ...] = field(default=(), compare=False, repr=False)
+    technique: ClassVar[str] = "rapid+"
+
+    schedule: Schedule | None = None
+    """None for even spacing."""
+    ladder: tuple[Schedule, ...] = field(default=(), compare=False, repr=False)
+    """Schedules from the fewest evaluations to the most, `schedule` among them."""
     mode: str = "cap"
+    """"cap": no image spends more than the budget. "average": images of a calibration set spent it
+    in the mean, none more than half as much again."""
 
     @property
-    def schedule(self) -> SchedulePolicy:
-        """The plan by itself."""
+    def schedule_policy(self) -> SchedulePolicy:
+        """The schedule by itself."""
         return SchedulePolicy(
-            self.speedup, forecast_order=self.forecast_order, plan=self.plan, source=self.source
+            speedup=self.speedup,
+            prediction_order=self.prediction_order,
+            schedule=self.schedule,
+            source=self.source,
         )
 
-    def start(self, window: Window) -> PlannedActor:
-        return PlannedActor(self, window)
+    def start(self, window: Window, image: int = 0) -> RapidPlusActor:
+        return RapidPlusActor(self, self._run_heads(image), window, image)
 
-    def settings(self) -> dict:
-        return {k: v for k, v in super().settings().items() if k not in ("plan", "ladder")}
+    def to_record(self) -> dict[str, Any]:
+        return {**super().to_record(), "mode": self.mode}
 
 
-class PlannedActor(HeadsActor):
-    """The heads in one run."""
+class RapidPlusActor(Rapid3Actor):
+    """The heads for one image of a run."""
 
-    leaps = "pace"
+    deciding_head: ClassVar[str] = "pace"
 
-    def __init__(self, policy: PlannedPolicy, window: Window):
-        super().__init__(policy)
-        self.planned = policy
-        self.schedule = policy.schedule.start(window)
-        self.marks: list[bool] = []
-        self.rungs: list[Sequence[bool] | None] = []  # marks of the ladder's plans about it
-        self.errors: list[Tensor | None] = []
+    def __init__(self, policy: RapidPlusPolicy, run: RunHeads, window: Window, image: int = 0):
+        super().__init__(policy, run, image)
+        self.plus = policy
+        self.schedule = policy.schedule_policy.start(window, image)
+        self.marks: Sequence[bool] = ()  # steps that the schedule computes; settled once a run
+        self.rungs: list[Sequence[bool] | None] = []  # those of the ladder's schedules about it
 
-    def ask(self, looks: Sequence[HeadInput | None], sigma: Tensor) -> Tensor | None:
-        """As the published heads, with the estimated error of each image's forecast."""
-        self.errors = [look.error for look in looks if look is not None]
-        return super().ask(looks, sigma)
+    @property
+    def notes(self) -> Sequence[Reason]:
+        return (*super().notes, *self.schedule.notes)
 
-    def _numbers(self, sigma: Tensor) -> Tensor:
-        unknown = sigma.new_ones(())
-        errors = torch.stack(
-            [(unknown if e is None else e).to(sigma).clamp(0, 1).sqrt() for e in self.errors]
-        )
-        return torch.cat((super()._numbers(sigma), errors[:, None].float()), 1)
+    def executed(self, action: Action) -> None:
+        super().executed(action)
+        self.schedule.executed(action)
 
-    def _most(self, steps: int) -> int:
-        return max_evaluations(max(1.0, self.planned.speedup / MODES[self.planned.mode]), steps)
+    def _numbers(self, seen: HeadInput, sigma: Tensor) -> Tensor:
+        """As the published heads, and the estimated error of the prediction; 1 where it is not
+        known."""
+        error = sigma.new_ones(()) if seen.error is None else seen.error
+        root = error.to(sigma).clamp(0, 1).sqrt()
+        return torch.cat((super()._numbers(seen, sigma), root.expand(1, 1).float()), 1)
 
-    def _one(
-        self, number: int, image: ImageState, observation: Observation, logits: dict | None
-    ) -> Action:
-        if observation.step in self.charged.get(number, ()):
-            return FULL  # a second look at a step, which a plan computes whole
-        return super()._one(number, image, observation, logits)
+    def _max_evaluations(self, steps: int) -> int:
+        return max_evaluations(max(1.0, self.plus.speedup / MODES[self.plus.mode]), steps)
 
-    def _levels(self, image: ImageState, observation: Observation) -> tuple[float, float]:
+    def _decide(self, observation: Observation, logits: dict[str, Tensor] | None) -> Action:
+        if observation.step in self.charged:
+            return FULL  # a second look at a step, which a schedule computes in full
+        return super()._decide(observation, logits)
+
+    def _sigmas(self, observation: Observation) -> tuple[float, float]:
         """Those of whole steps, wherever in them the sampler looks."""
-        here = observation.schedule[observation.step]
-        return here, here
+        sigma = observation.sigmas[observation.step]
+        return sigma, sigma
 
-    def _leap(
-        self, number: int, logits: Tensor, start: float, observation: Observation
+    def _jump_to(
+        self, logits: Tensor, start: float, observation: Observation
     ) -> tuple[float, Decision]:
-        self._plan(observation)
-        charged, steps = self.charged[number], observation.steps
-        last, left = max(charged), self._most(steps) - len(charged)
+        """The pace head's choice among the next evaluations of schedules."""
+        self._settle(observation)
+        steps = observation.steps
+        last = max(self.charged)
+        left = self._max_evaluations(steps) - len(self.charged)
         targets = [marks and next_computed(marks, last, left) for marks in self.rungs]
-        targets[OWN] = next_in_schedule(self.marks, last, len(charged), left)
-        leaning = torch.tensor(prior_logits(targets, explore_rate(self._most(steps))))
-        pace = self._pick(
-            logits + leaning if self.policy.rollout is None else mixture(logits, leaning).log()
-        )
-        return observation.schedule[targets[pace] or steps], Decision(
-            pace=pace, prior_logits=tuple(leaning.tolist())
-        )
+        targets[OWN] = next_in_schedule(self.marks, last, len(self.charged), left)
+        prior = torch.tensor(prior_logits(targets, explore_rate(self._max_evaluations(steps))))
+        drawn = self.policy.rollout is not None
+        pace = self._pick(mixture(logits, prior).log() if drawn else logits + prior)
+        decision = Decision(pace=pace, prior_logits=tuple(prior.tolist()))
+        return observation.sigmas[targets[pace] or steps], decision
 
-    def _plan(self, observation: Observation) -> None:
-        """Settle the plan and the rungs about it, once a run."""
+    def _settle(self, observation: Observation) -> None:
+        """The schedule's steps and those of the rungs about it."""
         if self.marks:
             return
-        self.marks, ladder = self.schedule.plan(observation), self.planned.ladder
-        self.notes = sorted({*self.notes, *self.schedule.notes})
-        own = ladder.index(self.planned.plan) if self.planned.plan in ladder else None
-        near = [
-            ladder[own + rung]
-            if own is not None and rung and 0 <= own + rung < len(ladder)
-            else None
-            for rung in RUNGS
-        ]
-        self.rungs = [plan and plan.on(observation.steps, observation.schedule) for plan in near]
+        self.marks = tuple(self.schedule.settle(observation))
+        self.rungs = [None] * len(RUNGS)
+        ladder = self.plus.ladder
+        if self.plus.schedule not in ladder:
+            return
+        own = ladder.index(self.plus.schedule)
+        for place, rung in enumerate(RUNGS):
+            if rung and 0 <= own + rung < len(ladder):
+                schedule = ladder[own + rung]
+                self.rungs[place] = schedule.computed_on(observation.steps, observation.sigmas)
 
-    def _weights(self, number: int, image: ImageState, observation: Observation) -> Weights:
-        self._plan(observation)
-        return self.schedule.weights(number, image, observation)
+    def _prediction_weights(self, observation: Observation) -> PredictionWeights | None:
+        self._settle(observation)
+        return self.schedule.weights(observation)

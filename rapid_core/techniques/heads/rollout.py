@@ -10,15 +10,19 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Decision:
-    """What was chosen for one image: jump in (0, 1), cache 0 (recompute) or 1 (reuse), sparse 0
-    (dense) to 3; None: no such head, or a void choice. pace: place in `prior.RUNGS`; lean: what was
-    added to its logits."""
+    """What was chosen for one image; None where there is no such head, or where the choice was
+    void."""
 
     jump: float | None = None
+    """Share of the present sigma down to which evaluations are skipped, in (0, 1)."""
     cache: int | None = None
+    """0: recompute, 1: reuse."""
     sparse: int | None = None
+    """0: dense, 1 to 3: the policy's densities."""
     pace: int | None = None
+    """Place in `prior.RUNGS` of the schedule that is followed to its next evaluation."""
     prior_logits: tuple[float, ...] = ()
+    """What was added to the pace head's logits."""
 
 
 class RolloutBuffer(Protocol):

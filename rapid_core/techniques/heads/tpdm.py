@@ -3,24 +3,28 @@ to jump.
 
 Ye et al. 2024 (arXiv 2412.01243), as their code for Stable Diffusion 3 has it: the tokens before
 the blocks and those that the final layer's matrix sees, and the modulation vector, all mixed by
-guidance. Of the Beta distribution that comes out its mode is taken; the next noise level is that
-share of the present one. Here evaluations of the sampler's grid above that level are held."""
+guidance. Of the Beta distribution that comes out its mode is taken; the next sigma is that share of
+the present one. Here evaluations of the sampler's grid above that sigma are skipped."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ...types import FeatureSpec, HeadInput, Window
-from .network import Head, on_device
-from .rapid3 import CLIP, OUTPUTS, HeadsActor, HeadsPolicy
+from ...types import FeatureSpec, HeadInput, Requirements, Window
+from .network import Head, RunHeads
+from .rapid3 import CLIP, OUTPUTS, Rapid3Actor, Rapid3Policy
 
-KIND, FAMILY = "tpdm-sd3", "sd3"
-HIDDEN, SIDE, WIDTH = 1536, 64, 128  # of the published weights: SD3-medium at 1024 x 1024 px
+KIND = "tpdm-sd3"
+FAMILY = "sd3"
+# Of the published weights: SD3-medium at 1024 x 1024 px.
+HIDDEN = 1536
+SIDE = 64
+WIDTH = 128
 EPS = 1e-6
 
 
@@ -32,12 +36,15 @@ def squares(tokens: Tensor, side: int) -> Tensor:
 
 
 class TPDMHeads(nn.Module):
-    """The step head alone. hidden: width of a token; side: of the square that the picture's tokens
-    make, even."""
+    """The step head alone.
+
+    hidden: width of a token. side: of the square that the picture's tokens make, even."""
 
     def __init__(self, hidden: int = HIDDEN, side: int = SIDE, width: int = WIDTH):
         super().__init__()
-        self.hidden, self.side, self.width = hidden, side, width
+        self.hidden = hidden
+        self.side = side
+        self.width = width
         self.heads = nn.ModuleDict({"step": Head(2 * hidden, hidden, OUTPUTS["step"], width, EPS)})
 
     def forward(self, tokens: Tensor, modulation: Tensor) -> dict[str, Tensor]:
@@ -46,55 +53,40 @@ class TPDMHeads(nn.Module):
         return {"step": self.heads["step"](squares(tokens.float(), self.side), modulation.float())}
 
 
-@dataclass(frozen=True)
-class TPDMPolicy(HeadsPolicy):
+@dataclass(frozen=True, kw_only=True)
+class TPDMPolicy(Rapid3Policy):
     """A TPDM head within a budget; `speedup` is a ceiling on what is spent."""
 
-    technique: str = "tpdm"
+    technique: ClassVar[str] = "tpdm"
 
     @property
-    def view(self) -> FeatureSpec:
-        """What the host has to show."""
-        return FeatureSpec(KIND, FAMILY, self.heads.hidden, self.heads.side)
+    def requirements(self) -> Requirements:
+        spec = FeatureSpec(KIND, FAMILY, self.heads.hidden, self.heads.side)
+        return replace(super().requirements, features=spec)
 
-    def start(self, window: Window) -> TPDMActor:
-        return TPDMActor(self)
+    def start(self, window: Window, image: int = 0) -> TPDMActor:
+        return TPDMActor(self, self._run_heads(image), image)
 
 
-class TPDMActor(HeadsActor):
-    """The head in one run. An image whose tokens could not be seen is computed."""
+class TPDMActor(Rapid3Actor):
+    """The head for one image of a run. Where its tokens could not be seen, it is computed."""
 
-    def __init__(self, policy: TPDMPolicy):
-        super().__init__(policy)
-        self.known: list[int] = []  # images whose last computed evaluation was seen
-        self.decided: dict[int, int] = {}  # evaluation that an image's last decision looked at
+    def __init__(self, policy: TPDMPolicy, run: RunHeads, image: int = 0):
+        super().__init__(policy, run, image)
+        self.decided: int | None = None  # evaluation that the last decision looked at
 
-    def ask(self, looks: Sequence[HeadInput | None], sigma: Tensor) -> Tensor | None:
-        """Logits (images * 2,) of the images that were computed since they were last decided on,
-        one image at a time: what the head sees of one is 50 MB."""
-        shown = {
-            i: look.features
-            for i, look in enumerate(looks)
-            if look is not None and look.features is not None
-        }
-        self.known = list(shown)
-        new = {i: seen for i, seen in shown.items() if self.decided.get(i) != seen.evaluation}
-        self.asked = list(new)
-        if not new:
+    def logits(self, seen: HeadInput | None, sigma: Tensor) -> Tensor | None:
+        """Logits (2,) once for every computed evaluation."""
+        features = None if seen is None else seen.features
+        self.known = features is not None
+        if features is None or features.evaluation == self.decided:
             return None
-        self.heads, out = on_device(self.heads, sigma.device), []
+        self.decided = features.evaluation
+        heads = self.run.on(sigma.device)
+        tokens = features.tokens[None].to(sigma.device)
+        modulation = features.modulation[None].to(sigma.device)
         with torch.no_grad():
-            for i, seen in new.items():
-                logits = self.heads(
-                    seen.tokens[None].to(sigma.device), seen.modulation[None].to(sigma.device)
-                )
-                self.decided[i] = seen.evaluation
-                out.append(logits["step"][0])
-        return torch.cat(out)
-
-    def _by_image(self, answers: Sequence[float]) -> dict[int, dict[str, Tensor]]:
-        found = super()._by_image(answers)
-        return {i: found.get(i, {}) for i in self.known}
+            return heads(tokens, modulation)["step"][0]
 
     def _landing(self, start: float, jump: float) -> float:
         return start * jump

@@ -4,56 +4,70 @@ matter to it."""
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
 
-from ...types import FULL, Action, ImageState, Mode, Observation, Sparsity, Window
+from ...types import FULL, Action, Actor, Observation, Policy, Requirements, Sparsity, Window
 
 
-@dataclass(frozen=True)
-class SparsePolicy:
-    """density: share of the pairs of image tiles that are attended to, in (0, 1], between
-    start_percent and end_percent of the schedule. sparsity: how it is computed. refresh_interval:
-    where differences to dense attention are kept, sparse evaluations between two that measure
-    them."""
+@dataclass(frozen=True, kw_only=True)
+class SparsePolicy(Policy):
+    """The same density of attention throughout a part of the schedule."""
+
+    technique: ClassVar[str] = "sparse_attention"
 
     density: float
+    """Share of the pairs of image tiles that are attended to, in (0, 1]."""
     sparsity: Sparsity = Sparsity()
+    """How attention is made sparse."""
     refresh_interval: int = 2
+    """Where differences to dense attention are kept: sparse evaluations between two that measure
+    them."""
     start_percent: float = 0.0
+    """Share of the schedule from which on attention is sparse."""
     end_percent: float = 1.0
-    technique: str = "sparse_attention"
-    regional: bool = False
-    history: int = 0
-    forecast_order: int = 0
+    """Share of the schedule after which attention is dense."""
 
     @property
-    def levels(self) -> frozenset[Mode]:
-        return frozenset((Mode.RUN,))
+    def percents(self) -> tuple[float, float]:
+        """Shares of the schedule between which attention is sparse."""
+        return self.start_percent, self.end_percent
 
-    def start(self, window: Window) -> SparseActor:
+    @property
+    def requirements(self) -> Requirements:
+        """Sparse attention, and nothing else."""
+        return Requirements(attention=self.sparsity, attention_density=self.density)
+
+    def start(self, window: Window, image: int = 0) -> SparseActor:
+        """An actor for one image."""
         return SparseActor(self, window)
 
-    def settings(self) -> dict:
-        return asdict(self)
+    def to_record(self) -> dict[str, Any]:
+        """Its settings; the interval only where it counts."""
+        interval = {"refresh_interval": self.refresh_interval}
+        return {
+            "technique": self.technique,
+            "density": self.density,
+            "sparsity": asdict(self.sparsity),
+            **(interval if self.sparsity.keeps_residual else {}),
+            "start_percent": self.start_percent,
+            "end_percent": self.end_percent,
+        }
 
 
-class SparseActor:
-    """The same density throughout the window, with dense evaluations that measure what it leaves
-    out."""
-
-    needs_logits = False
+class SparseActor(Actor):
+    """Asks for sparse attention, and now and then for dense attention that measures the
+    difference."""
 
     def __init__(self, policy: SparsePolicy, window: Window):
-        self.policy, self.window = policy, window
+        self.policy = policy
+        self.window = window
 
-    def act(self, observation: Observation) -> tuple[Action, ...]:
-        return tuple(self._one(image, observation.sigma) for image in observation.images)
-
-    def _one(self, image: ImageState, sigma: float) -> Action:
-        if sigma not in self.window:
+    def act(self, observation: Observation) -> Action:
+        """Dense outside the window; sparse within, but for the evaluations that measure."""
+        if observation.sigma not in self.window:
             return FULL
-        if (
-            self.policy.sparsity.remembers
-            and not 0 <= image.since_measured < self.policy.refresh_interval
-        ):
-            return Action(measures=self.policy.density)
-        return Action(density=self.policy.density)
+        density = self.policy.density
+        measured = 0 <= observation.since_measured < self.policy.refresh_interval
+        if self.policy.sparsity.keeps_residual and not measured:
+            return Action(measured_density=density)
+        return Action(density=density)

@@ -1,246 +1,247 @@
-"""Schedules: which evaluations are computed is settled before the run; what is left out is forecast
-by quadrature.
-
-A sampling run is a quadrature of the derivative over the noise level. Under Euler an evaluation
-that is left out needs the mean derivative over its step, and the polynomial through the computed
-ones gives it as a weighted sum of them (Adams-Bashforth on the run's own noise levels). For other
-samplers the polynomial's value is the forecast."""
+"""Schedules: which steps of a run are computed is settled before it; the others are predicted by
+quadrature (see `quadrature.multistep` and `quadrature.gram`)."""
 
 from __future__ import annotations
 
-import bisect
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
-from ...quadrature.gram import TERMS, Fit, Gram, adams_bashforth
-from ...types import FULL, Action, ImageState, Mode, Observation, Sparsity, Window
+import numpy as np
+import torch
 
-Weights = tuple[tuple[float, float], ...] | None  # see `Action.weights`
-MOST_WEIGHTS = 4  # computed derivatives that a forecast may be the sum of
-# The share of its slope by which the polynomial moves on. At every computed evaluation the share is
-# measured that would have been best to get there (0 and less where guidance makes the beginning of
-# a run rough, near 1 at its end); three fifths of it and two fifths are best for what comes next.
-# Before there is such a measurement the latest derivative is held, as in a step of Euler's, if the
-# first two differ by much (SD3-like .7 to 2.5, FLUX-like .04 to .13).
-KEPT, FOLLOWED = 0.4, 0.6
-USUAL, ROUGH = 0.75, 0.3
-FEW = 3  # evaluations of a run, too few to have one at its very end
+from ...quadrature.gram import TERMS, Gram, GramFit
+from ...quadrature.multistep import MAX_TERMS, prediction_weights
+from ...quadrature.spacing import FEW, evenly_spaced, max_evaluations
+from ...reasons import ReasonCode
+from ...types import (
+    FULL,
+    Action,
+    Actor,
+    Mode,
+    Observation,
+    Policy,
+    PredictionWeights,
+    Reason,
+    Requirements,
+    Window,
+)
 
-
-def evenly_spaced(count: int, steps: int, few: bool = False) -> tuple[bool, ...]:
-    """`count` of `steps` evaluations, evenly spaced, the first and the last among them; few: of a
-    whole run, in which the last one comes earlier where there are no more than `FEW`."""
-    count = min(max(count, 1), steps)
-    back = 0.5 if few and count <= FEW and 2 * count < steps else 1.0
-    chosen = (
-        {round(i * (steps - back) / (count - back)) for i in range(count)} if count > 1 else {0}
-    )
-    return tuple(i in chosen for i in range(steps))
-
-
-def max_evaluations(speedup: float, steps: int) -> int:
-    """Evaluations that may be computed of `steps` within 1 / speedup of their cost; the first
-    always is."""
-    return max(1, math.floor(steps / speedup + 1e-9))
-
-
-def slope_of(image: ImageState) -> float:
-    """Share of the polynomial's slope by which a forecast moves on, 0 to 1."""
-    if image.slope is not None:
-        return min(1.0, max(0.0, KEPT + FOLLOWED * image.slope))
-    return 0.0 if image.moved is not None and image.moved > ROUGH else USUAL
-
-
-def multistep(image: ImageState, observation: Observation, order: int) -> Weights:
-    """Weights of the latest computed derivatives for what an evaluation is left out for: their
-    polynomial's mean over the step under Euler, its value otherwise, as far as its slope was found
-    to hold. None where no noise levels are known."""
-    slope, used = slope_of(image), image.levels[-(order + 1) :]
-    if not used:
-        return None
-    stop = observation.schedule[observation.step + 1] if observation.euler else None
-    older = [slope * w for w in adams_bashforth(used, observation.sigma, stop)[:-1]]
-    return tuple(zip(used, [*older, 1.0 - sum(older)], strict=True))
+SAME_SIGMAS = 1e-3  # difference of sigmas that are the same, as a share of the highest
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A searched plan. computed: whether each step's evaluation is; schedule: noise levels it was
-    searched on; gram: what the weights of forecasts are fitted to (None: Adams-Bashforth's)."""
+class Schedule:
+    """Which steps of a run are computed, as a search found it for N steps."""
 
     computed: tuple[bool, ...]
-    schedule: tuple[float, ...]
+    """(N,) whether each step's evaluation is computed."""
+    sigmas: tuple[float, ...]
+    """(N + 1,) sigmas that it was searched on, falling."""
     gram: Gram | None = field(default=None, compare=False, repr=False)
+    """What prediction weights are fitted to; None for Adams-Bashforth's."""
 
-    def fits(self, schedule: Sequence[float]) -> bool:
-        """Whether a run's noise levels are the plan's, within a thousandth of the highest."""
-        if len(schedule) != len(self.schedule):
+    def fits(self, sigmas: Sequence[float]) -> bool:
+        """Whether a run's sigmas are those of the search, within a thousandth of the highest."""
+        if len(sigmas) != len(self.sigmas):
             return False
-        return (
-            max(abs(a - b) for a, b in zip(schedule, self.schedule, strict=True))
-            <= 1e-3 * self.schedule[0]
-        )
+        pairs = zip(sigmas, self.sigmas, strict=True)
+        return max(abs(a - b) for a, b in pairs) <= SAME_SIGMAS * self.sigmas[0]
 
-    def on(self, most: int, schedule: Sequence[float]) -> tuple[bool, ...]:
-        """The same share of the steps of a run, at the noise levels where the plan's evaluations
-        lie; thinned out to `most`. Placed by step instead, a plan loses up to 4 dB to even spacing
-        on another scheduler."""
-        own, fits = len(self.computed), self.fits(schedule)
-        at = [float(i) if fits else self._place(level) for i, level in enumerate(schedule[:-1])]
-        count = min(most, max(1, round(sum(self.computed) * len(at) / own)))
+    def computed_on(self, most: int, sigmas: Sequence[float]) -> tuple[bool, ...]:
+        """Which steps of a run on `sigmas` are computed: the same share of them, at the sigmas
+        where this schedule computes; thinned out to `most`. Placed by step instead, a schedule
+        loses up to 4 dB to even spacing on another scheduler."""
+        fits = self.fits(sigmas)
+        steps = len(sigmas) - 1
+        count = min(most, max(1, round(sum(self.computed) * steps / len(self.computed))))
         if fits and count == sum(self.computed):
             return self.computed
-        marks = [i for i, on in enumerate(self.computed) if on]
-        first, last = (bent(place, marks, range(len(marks))) for place in (at[0], at[-1]))
-        if count < 2 or last - first < 1:  # hardly any of the plan's lie within the run
-            return evenly_spaced(count, len(at), few=True)
-        pairs = (
-            any(a and b for a, b in itertools.pairwise(self.computed)) or 2 * count > len(at) + 1
-        )
-        gap, chosen = 1 if pairs else 2, list[int]()
-        for i in range(count):  # between two of the plan's where they are not as many
-            wanted = bent(first + i * (last - first) / (count - 1), range(len(marks)), marks)
-            there = range(chosen[-1] + gap if chosen else 0, len(at) - gap * (count - 1 - i))
-            chosen.append(min(there, key=lambda step: abs(at[step] - wanted)))
-        return tuple(i in chosen for i in range(len(at)))
+        places = np.arange(float(steps)) if fits else self._places(sigmas[:-1])
+        own = np.flatnonzero(self.computed)
+        numbers = np.arange(float(len(own)))
+        first, last = np.interp((places[0], places[-1]), own, numbers)
+        if count < 2 or last - first < 1:  # hardly any of the schedule's lie within the run
+            return evenly_spaced(count, steps, few=True)
+        # Two in a row only where the schedule has such pairs, too, or there is no room without.
+        in_a_row = any(a and b for a, b in itertools.pairwise(self.computed))
+        gap = 1 if in_a_row or 2 * count > steps + 1 else 2
+        chosen: list[int] = []
+        for i in range(count):  # between two of the schedule's where they are not as many
+            target = np.interp(first + i * (last - first) / (count - 1), numbers, own)
+            lowest = chosen[-1] + gap if chosen else 0
+            free = range(lowest, steps - gap * (count - 1 - i))
+            chosen.append(min(free, key=lambda step: abs(places[step] - target)))
+        return tuple(i in chosen for i in range(steps))
 
-    def _place(self, level: float) -> float:
-        """Where a noise level lies among the plan's, in its steps."""
-        return bent(-level, [-known for known in self.schedule], range(len(self.schedule)))
-
-
-def bent(x: float, xs: Sequence[float], ys: Sequence[float]) -> float:
-    """The line through points of rising xs, at x; beyond the ends it is level."""
-    after = bisect.bisect_right(xs, x)
-    if after in (0, len(xs)):
-        return float(ys[0 if after == 0 else -1])
-    part = (x - xs[after - 1]) / (xs[after] - xs[after - 1])
-    return ys[after - 1] + part * (ys[after] - ys[after - 1])
+    def _places(self, sigmas: Sequence[float]) -> np.ndarray:
+        """Where sigmas lie among those of the search, in its steps."""
+        known = -np.array(self.sigmas)
+        return np.interp(-np.array(sigmas), known, np.arange(float(len(known))))
 
 
-@dataclass(frozen=True)
-class SchedulePolicy:
-    """Even spacing, or a plan, within a budget. speedup: dense over spent evaluations, at least 1;
-    a ceiling on what is spent.
+@dataclass(frozen=True, kw_only=True)
+class SchedulePolicy(Policy):
+    """Even spacing, or a searched schedule, within a budget."""
 
-    forecast_order: of the polynomial that stands for what is left out."""
+    technique: ClassVar[str] = "schedule"
 
     speedup: float
-    start_percent: float = 0.0
-    end_percent: float = 1.0
-    forecast_order: int = 1
-    technique: str = "schedule"
-    regional: bool = False
-    history: int = MOST_WEIGHTS
-    sparsity: Sparsity | None = None
-    plan: Plan | None = None
-    source: str = ""  # file that the plan is from
+    """Evaluations of the full run over those that are computed, at least 1; a ceiling on what is
+    spent."""
+    prediction_order: int = 1
+    """Order of the polynomial that predicts, where no weights are fitted."""
+    schedule: Schedule | None = None
+    """A searched schedule; None for even spacing."""
+    source: str = ""
+    """File that the schedule is from."""
 
     @property
-    def levels(self) -> frozenset[Mode]:
-        return frozenset((Mode.SKIP, Mode.RUN))
+    def requirements(self) -> Requirements:
+        """Whole evaluations are skipped, by weights of its own."""
+        return Requirements(
+            modes=frozenset((Mode.SKIP, Mode.RUN)),
+            prediction_order=self.prediction_order,
+            history=MAX_TERMS,
+            decides_schedule=True,
+        )
 
-    def start(self, window: Window) -> ScheduleActor:
+    def start(self, window: Window, image: int = 0) -> ScheduleActor:
+        """An actor for one image. A schedule is about whole runs: the window has no say."""
         return ScheduleActor(self)
 
-    def settings(self) -> dict:
-        return {k: v for k, v in asdict(self).items() if k != "plan"}
+    def to_record(self) -> dict[str, Any]:
+        """Its settings, the schedule by the name of its file."""
+        return {
+            "technique": self.technique,
+            "speedup": self.speedup,
+            "prediction_order": self.prediction_order,
+            "source": self.source,
+        }
 
 
-class ScheduleActor:
-    """One plan an image, made at the first evaluation."""
-
-    needs_logits = False
+class ScheduleActor(Actor):
+    """The steps of one image's run, settled at its first evaluation."""
 
     def __init__(self, policy: SchedulePolicy):
         self.policy = policy
-        self.plans: dict[int, list[bool]] = {}
-        self.held: dict[int, int] = {}  # step at which an image was last to be held
-        self.notes: list[str] = []
-        self.courses: dict[int, SchedulePredictor] | None = None  # where the plan's weights hold
+        self.computed: list[bool] = []
+        """(N,) whether each step is computed; empty before the first evaluation."""
+        self._notes: list[Reason] = []
+        self._predictor: GramPredictor | None = None  # where the schedule's weights hold
+        self._skipped_step: int | None = None  # of the evaluation in progress, if it was to be so
+        self._unplanned_step: int | None = None  # computed although it was to be skipped
 
-    def act(self, observation: Observation) -> tuple[Action, ...]:
-        return tuple(self._one(i, image, observation) for i, image in enumerate(observation.images))
+    @property
+    def notes(self) -> Sequence[Reason]:
+        """Why the run is not as the schedule has it."""
+        return tuple(self._notes)
 
-    def _one(self, number: int, image: ImageState, observation: Observation) -> Action:
-        step, steps = observation.step, observation.steps
-        if number not in self.plans:
-            self.plans[number] = self.plan(observation)
-        plan = self.plans[number]
-        if (
-            self.held.get(number, step) < step and image.since_computed == 0
-        ):  # what was to be held had to be computed
-            left = max(0, sum(plan[step:]) - 1)
-            plan[step:] = evenly_spaced(left + 1, steps - step + 1)[1:]
-        self.held.pop(number, None)
-        if plan[step] or not image.computed:
+    def act(self, observation: Observation) -> Action:
+        """Full or skip, as the schedule says; the first evaluation is always computed."""
+        computed = self.settle(observation)
+        step = observation.step
+        if self._unplanned_step is not None and self._unplanned_step < step:
+            self._pay(step)
+        if computed[step] or not observation.computed:
+            self._skipped_step = None
             return FULL
-        self.held[number] = step
-        return Action(Mode.SKIP, weights=self.weights(number, image, observation))
+        self._skipped_step = step
+        return Action(Mode.SKIP, prediction_weights=self.weights(observation))
 
-    def plan(self, observation: Observation) -> list[bool]:
-        """Which steps of a run are computed, as far as that is settled before it."""
-        steps, plan = observation.steps, self.policy.plan
-        count = max_evaluations(self.policy.speedup, steps)
+    def executed(self, action: Action) -> None:
+        """Remember a step that had to be computed although it was to be skipped."""
+        if self._predictor is not None:
+            self._predictor.executed(action)
+        if action.mode is Mode.RUN and self._skipped_step is not None:
+            self._unplanned_step = self._skipped_step
+
+    def _pay(self, step: int) -> None:
+        """Compute one evaluation less from here on, evenly spaced."""
+        self._unplanned_step = None
+        left = max(0, sum(self.computed[step:]) - 1)
+        steps = len(self.computed)
+        self.computed[step:] = evenly_spaced(left + 1, steps - step + 1)[1:]
+
+    def settle(self, observation: Observation) -> list[bool]:
+        """Which steps are computed, as far as that can be settled before the run; settled once."""
+        if not self.computed:
+            self.computed = list(self._settled(observation))
+        return self.computed
+
+    def _settled(self, observation: Observation) -> tuple[bool, ...]:
+        policy = self.policy
+        schedule = policy.schedule
+        steps = observation.steps
+        count = max_evaluations(policy.speedup, steps)
         if steps > 1 and count < 2:
-            self.notes = [
-                f"{steps} steps at {self.policy.speedup:g} times the speed: one evaluation is computed"
-            ]
-        if plan is None or count < 2:
-            return list(evenly_spaced(count, steps, few=True))
-        fits = observation.euler and plan.fits(observation.schedule)
-        if count <= FEW and not plan.fits(
-            observation.schedule
-        ):  # where the last one lies decides the picture
-            self.notes = [
-                f"{self.policy.source} was searched for euler on other noise levels: so few evaluations are "
-                "spaced evenly instead"
-            ]
-            return list(evenly_spaced(count, steps, few=True))
-        if fits and plan.gram is not None and self.courses is None:
-            self.courses = {}
-        if not fits:
-            self.notes = [
-                f"{self.policy.source} was searched for euler on other noise levels: its plan is moved to "
-                "this run's steps, forecasts are Adams-Bashforth's"
-            ]
-        return list(plan.on(count, observation.schedule))
+            self._note(ReasonCode.ONE_EVALUATION, steps=steps, speedup=policy.speedup)
+        if schedule is None or count < 2:
+            return evenly_spaced(count, steps, few=True)
+        fits = schedule.fits(observation.sigmas)
+        if count <= FEW and not fits:  # where the last one lies decides the picture
+            self._note(ReasonCode.SCHEDULE_TOO_SHORT, file=policy.source)
+            return evenly_spaced(count, steps, few=True)
+        if not (fits and observation.euler):
+            self._note(ReasonCode.SCHEDULE_MOVED, file=policy.source)
+        elif schedule.gram is not None:
+            self._predictor = GramPredictor(schedule.gram, schedule.sigmas)
+        return schedule.computed_on(count, observation.sigmas)
 
-    def weights(self, number: int, image: ImageState, observation: Observation) -> Weights:
-        """Of the forecast for a step that is left out: fitted ones where the plan's noise levels
-        are the run's."""
-        plan, found = self.policy.plan, None
-        if plan is not None and self.courses is not None:
-            if number not in self.courses:
-                self.courses[number] = SchedulePredictor(plan)
-            found = self.courses[number].weights(observation, image.levels)
-        if found is not None:
-            return found
-        return multistep(image, observation, self.policy.forecast_order)
+    def weights(self, observation: Observation) -> PredictionWeights | None:
+        """Prediction weights for a step that is skipped: fitted ones where the schedule's sigmas
+        are the run's, and Adams-Bashforth's otherwise."""
+        weights = None
+        if self._predictor is not None:
+            try:
+                weights = self._predictor.weights(observation)
+            except ArithmeticError:
+                self._predictor = None
+                self._note(ReasonCode.SCHEDULE_WITHOUT_WEIGHTS, file=self.policy.source)
+        if weights is None:
+            weights = prediction_weights(observation, self.policy.prediction_order)
+        return weights
+
+    def _note(self, code: ReasonCode, **params: Any) -> None:
+        self._notes.append(Reason(code, **params))
 
 
-class SchedulePredictor:
-    """What one image's run computed so far, and the weights fitted to that."""
+class GramPredictor:
+    """Weights fitted to what one image's run computed so far."""
 
-    def __init__(self, plan: Plan):
-        assert plan.gram is not None
-        self.fit = Fit(plan.gram, plan.schedule)
-        self.held: dict[
-            int, tuple[list[int], tuple[float, ...]]
-        ] = {}  # steps left out: what stands for them
+    def __init__(self, gram: Gram, sigmas: Sequence[float]):
+        self.fit = GramFit(gram, sigmas)
+        self.skipped: dict[int, tuple[list[int], tuple[float, ...]]] = {}
+        """By step that was skipped: steps whose derivatives stood for it, and their weights."""
+        self._asked: int | None = None  # step of the evaluation in progress, if it has weights
 
-    def weights(self, observation: Observation, levels: Sequence[float]) -> Weights:
-        """Weights of the derivatives computed at `levels` for the present step; None where one of
-        them is not at the beginning of a step."""
-        step, schedule = observation.step, observation.schedule
+    def weights(self, observation: Observation) -> PredictionWeights | None:
+        """Weights of the latest computed derivatives for the present step; None where one of them
+        is not at the beginning of a step. Raises ArithmeticError where they cannot be computed or
+        are not finite."""
+        step = observation.step
+        sigmas = observation.sigmas
         while self.fit.step < step:
-            at = self.fit.step
-            self.fit.advance(*(() if schedule[at] in levels else self.held.get(at, ())))
-        some = levels[-TERMS:]
-        if not some or any(level not in schedule[:step] for level in some) or self.fit.step > step:
+            self.fit.advance(*self.skipped.get(self.fit.step, ()))
+        latest = observation.history[-TERMS:]
+        past = sigmas[:step]
+        if not latest or any(sigma not in past for sigma in latest) or self.fit.step > step:
             return None
-        used = [schedule.index(level) for level in some]
-        self.held[step] = used, self.fit.weights(used)
-        return tuple(zip(some, self.held[step][1], strict=True))
+        used = [sigmas.index(sigma) for sigma in latest]
+        try:
+            weights = self.fit.weights(used)
+        except torch.linalg.LinAlgError as error:
+            raise ArithmeticError(str(error)) from None
+        if not all(map(math.isfinite, weights)):
+            raise ArithmeticError("weights are not finite")
+        self.skipped[step] = used, weights
+        self._asked = step
+        return tuple(zip(latest, weights, strict=True))
+
+    def executed(self, action: Action) -> None:
+        """Forget the weights of a step that was computed after all."""
+        if action.mode is Mode.RUN and self._asked is not None:
+            self.skipped.pop(self._asked)
+        self._asked = None

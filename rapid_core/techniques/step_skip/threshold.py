@@ -1,77 +1,93 @@
-"""Cache Reuse: skip while the estimated forecast error, accumulated since the last computation,
+"""Cache Reuse: skip while the estimated error of predictions, added up since the last computation,
 stays small."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
-from ...types import FULL, Action, Mode, Observation, Sparsity, Window
+from ...types import FULL, Action, Actor, Mode, Must, Observation, Policy, Requirements, Window
 
-IN_A_ROW = 3  # evaluations that may be left out, unless told otherwise
+MAX_CONSECUTIVE = 3  # evaluations that may be skipped in a row, unless told otherwise
+COMPUTE = Action(must=Must.RUN)
+COMPUTE_ALL = Action(must=Must.ALL)
 
 
-@dataclass(frozen=True)
-class ThresholdPolicy:
-    """Accumulated-error rule of TeaCache (Liu et al. 2024) and EasyCache, on a forecast instead of
-    a held value.
+@dataclass(frozen=True, kw_only=True)
+class ThresholdPolicy(Policy):
+    """The accumulated-error rule of TeaCache (Liu et al. 2024) and EasyCache, on a prediction
+    instead of the last value."""
 
-    threshold: accumulated relative L1 error, each step's times its weight (`step_weights`), at
-    which an evaluation is computed again. max_consecutive: evaluations in a row that may be left
-    out. guard: after a forecast measured worse than this relative L1 error the next evaluation is
-    computed; 0 = off."""
+    technique: ClassVar[str] = "cache_reuse"
 
     threshold: float
+    """Accumulated relative L1 error at which an evaluation is computed again; each evaluation's
+    counts `Observation.step_weight` times."""
     start_percent: float = 0.0
+    """Share of the schedule from which on evaluations may be skipped."""
     end_percent: float = 1.0
-    max_consecutive: int = IN_A_ROW
-    forecast_order: int = 1
-    level: Mode = Mode.SKIP
+    """Share of the schedule after which all evaluations are computed."""
+    max_consecutive: int = MAX_CONSECUTIVE
+    """Evaluations in a row that may be skipped; other techniques may not skip more, either."""
+    prediction_order: int = 1
+    """Order of the polynomial that predicts; 0 keeps the last value."""
+    mode: Mode = Mode.SKIP
+    """What an evaluation that is not computed does: SKIP or REUSE."""
     guard: float = 0.5
-    technique: str = "cache_reuse"
-    regional: bool = False
-    history: int = 0
-    sparsity: Sparsity | None = None
-    source: str = ""  # file that the threshold is from
+    """Safety check: after a prediction that was measured worse than this relative L1 error the next
+    evaluation is computed in full, whatever other techniques ask for; 0 for no check."""
+    source: str = ""
+    """File that the threshold is from."""
 
     @property
-    def levels(self) -> frozenset[Mode]:
-        return frozenset((self.level, Mode.RUN))
+    def percents(self) -> tuple[float, float]:
+        """Shares of the schedule between which evaluations may be skipped."""
+        return self.start_percent, self.end_percent
 
-    def start(self, window: Window) -> ThresholdActor:
+    @property
+    def requirements(self) -> Requirements:
+        """Its mode; a threshold out of a file settles what a run computes."""
+        return Requirements(
+            modes=frozenset((self.mode, Mode.RUN)),
+            prediction_order=self.prediction_order,
+            decides_schedule=bool(self.source),
+        )
+
+    def start(self, window: Window, image: int = 0) -> ThresholdActor:
+        """An actor for one image."""
         return ThresholdActor(self, window)
 
-    def settings(self) -> dict:
-        return {**asdict(self), "level": self.level.value}
+    def to_record(self) -> dict[str, Any]:
+        """Its settings."""
+        return {"technique": self.technique, **vars(self), "mode": self.mode.value}
 
 
-class ThresholdActor:
-    """Accumulated error per image of one run."""
-
-    needs_logits = False
+class ThresholdActor(Actor):
+    """The error that one image has accumulated."""
 
     def __init__(self, policy: ThresholdPolicy, window: Window):
-        self.policy, self.window = policy, window
-        self.accumulated: dict[int, float] = {}
+        self.policy = policy
+        self.window = window
+        self.accumulated = 0.0
+        """Weighted error estimates of the evaluations since the last that was computed."""
+        self._with_this = 0.0  # and of the evaluation in progress
 
-    def act(self, observation: Observation) -> tuple[Action, ...]:
-        return tuple(self._one(i, observation) for i in range(len(observation.images)))
+    def act(self, observation: Observation) -> Action:
+        """Skip while the cap, the safety check and the budget of error allow it."""
+        self._with_this = observation.step_weight * observation.error + self.accumulated
+        if observation.sigma not in self.window:
+            return FULL
+        measured = observation.measured_error
+        if self.policy.guard and measured is not None and measured > self.policy.guard:
+            return COMPUTE_ALL
+        if observation.since_computed >= self.policy.max_consecutive:
+            return COMPUTE
+        if math.isfinite(self._with_this) and self._with_this < self.policy.threshold:
+            return Action(self.policy.mode)
+        return FULL
 
-    def _one(self, image: int, observation: Observation) -> Action:
-        state = observation.images[image]
-        total = observation.weight * state.error + (
-            self.accumulated.get(image, 0.0) if state.since_computed else 0.0
-        )
-        allowed = (
-            observation.sigma in self.window
-            and state.since_computed < self.policy.max_consecutive
-            and not (
-                self.policy.guard
-                and state.measured is not None
-                and state.measured > self.policy.guard
-            )
-            and math.isfinite(total)
-            and total < self.policy.threshold
-        )
-        self.accumulated[image] = total if allowed else 0.0
-        return Action(self.policy.level) if allowed else FULL
+    def executed(self, action: Action) -> None:
+        """The budget starts anew where the blocks ran, and goes on where they did not, whoever
+        wanted it."""
+        self.accumulated = 0.0 if action.mode is Mode.RUN else self._with_this

@@ -1,0 +1,117 @@
+"""What ComfyUI knows of a run before it begins, as `engine.plan` wants it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import comfy.model_management
+from torch import Tensor
+
+from ..architectures import describe
+from ..cost import CostModel
+from ..engine.plan import CondFacts, HostFacts
+from ..types import Reason
+from . import blocks
+from .block_table import block_table
+from .features import why_blind
+
+
+def host_facts(
+    guider: Any,
+    noise: Tensor,
+    sampler: Any,
+    sigmas: Tensor,
+    latent_shapes: Sequence[Sequence[int]] | None = None,
+    notes: tuple[Reason, ...] = (),
+) -> HostFacts:
+    """Facts of a run of `guider` on noise (B, C, ...). latent_shapes: of the parts of a packed
+    latent."""
+    patcher = guider.model_patcher
+    model = patcher.model.diffusion_model
+    architecture = describe(model)
+    shape = tuple(noise.shape)
+    name = sampler_name(sampler)
+    conds = [c for list_name in evaluated(guider, name) for c in guider.conds[list_name]]
+    cast = None
+    if hasattr(patcher.model, "manual_cast_dtype"):
+        cast = patcher.get_model_object("manual_cast_dtype")  # patches of it are not applied yet
+    known: dict[str, Any] = {}
+    if architecture is not None:
+        known = {
+            "cost": CostModel(model, architecture),
+            "patch": architecture.patch(model),
+            "image_tokens": architecture.image_tokens(model, shape),
+            "blocks": len(block_table(architecture, model)),
+            "blocks_refused": blocks.foreign_block(
+                _replaced(guider.model_options), architecture, model
+            ),
+        }
+    sampling = patcher.get_model_object("model_sampling")  # patches of it are not applied yet
+    return HostFacts(
+        shape=shape,
+        sigmas=tuple(sigmas.tolist()),
+        sampler=name,
+        model_name=type(model).__name__,
+        architecture=architecture,
+        conds=tuple(_cond(c, architecture, model) for c in conds),
+        element=(cast or patcher.model.get_dtype()).itemsize,
+        device_memory=comfy.model_management.get_total_memory(patcher.load_device),
+        device_type=patcher.load_device.type,
+        sigma_at=lambda percent: float(sampling.percent_to_sigma(percent)),
+        parts=parts_of(latent_shapes),
+        features_refused=partial(
+            why_blind, architecture=architecture, model=model, shape=shape, guider=guider
+        ),
+        notes=notes,
+        **known,
+    )
+
+
+def sampler_name(sampler: Any) -> str:
+    """Name of a SAMPLER, or of a sampler function, as people know it."""
+    function = getattr(sampler, "sampler_function", sampler)
+    return getattr(function, "__name__", type(function).__name__).removeprefix("sample_")
+
+
+def evaluated(guider: Any, sampler: str) -> list[str]:
+    """Names of the lists of conditionings that a run will evaluate."""
+    known = set(guider.conds) <= {"positive", "negative"}
+    unguided = known and abs(getattr(guider, "cfg", 0.0) - 1.0) < 1e-6
+    # Samplers of that name look at the negative whatever the scale, and say so in options of their
+    # own only.
+    both = guider.model_options.get("disable_cfg1_optimization") or "cfg_pp" in sampler
+    return [name for name in guider.conds if not (name == "negative" and unguided and not both)]
+
+
+def parts_of(latent_shapes: Sequence[Sequence[int]] | None) -> tuple[slice, ...]:
+    """Places of the parts of a packed latent on its last axis; none where it is not packed."""
+    if latent_shapes is None or len(latent_shapes) < 2:
+        return ()
+    parts = []
+    start = 0
+    for shape in latent_shapes:
+        size = 1
+        for side in tuple(shape)[1:]:
+            size *= side
+        parts.append(slice(start, start + size))
+        start += size
+    return tuple(parts)
+
+
+def _replaced(model_options: dict) -> dict:
+    options = model_options.get("transformer_options", {})
+    return options.get("patches_replace", {}).get("dit", {})
+
+
+def _cond(cond: dict, architecture: Any, model: Any) -> CondFacts:
+    text = cond.get("cross_attn")
+    references = 0
+    if architecture is not None:
+        references = architecture.reference_tokens(model, cond.get("reference_latents"))
+    return CondFacts(
+        uuid=cond.get("uuid"),
+        text_tokens=0 if text is None else text.shape[1],
+        reference_tokens=references,
+    )

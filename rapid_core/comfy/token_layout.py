@@ -1,0 +1,74 @@
+"""Where a model call stands, and how the tokens of its attentions lie: [text | image | extra]."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ..architectures import ALONE, APART, IMAGE, JOINT
+from ..engine.sparse import KeyLayout
+from .block_table import BlockInfo
+
+
+class TokenLayout:
+    """Tokens of one model call.
+
+    image: image tokens of the latent; padding: tokens that the model itself appends. Text and extra
+    tokens, which stand before and after the image, are counted at the first block."""
+
+    def __init__(self, image: int, padding: int = 0):
+        self.image = image
+        self.padding = padding
+        self.text = 0
+        self.extra = 0
+        self.length = 0  # of the whole attention
+        self.block: BlockInfo | None = None  # that is running
+        self._attentions = 0  # of it that have been
+
+    def enter(self, block: BlockInfo, args: dict[str, Any]) -> None:
+        """A block begins; `args` are its arguments."""
+        if block.first:
+            self._count(block, args)
+        self.block = block
+        self._attentions = 0
+
+    def leave(self) -> None:
+        """The block has ended."""
+        self.block = None
+
+    def attention(self) -> tuple[tuple[int, int], str]:
+        """(block, n-th attention in it) and kind of the attention that is being called."""
+        assert self.block is not None
+        nth = self._attentions
+        kinds = self.block.group.attentions
+        self._attentions += 1
+        # SD3.5 medium has a second attention over the image.
+        return (self.block.number, nth), kinds[nth] if nth < len(kinds) else IMAGE
+
+    def keys(self, queries: int, tokens: Tensor | None = None) -> KeyLayout:
+        """How the keys of an attention lie; `tokens` (rows, K) of the image are among its
+        `queries`, all if None."""
+        image = self.image if tokens is None else tokens.shape[1]
+        return KeyLayout(queries - image - self.extra, self.extra, tokens)
+
+    def text_in(self, block: BlockInfo) -> int:
+        """Text tokens before the image in a block's own tensor."""
+        return self.text if block.group.layout == JOINT else 0
+
+    def _count(self, block: BlockInfo, args: dict[str, Any]) -> None:
+        length = args["img"].shape[1]
+        if block.group.layout == APART:
+            self.text = args["txt"].shape[1]
+            self.extra = length - self.image
+        elif block.group.layout == ALONE:
+            self.text = 0
+            self.extra = length - self.image
+        else:
+            self.text = length - self.image - self.padding
+            self.extra = self.padding
+        if self.text < 0 or self.extra < 0:
+            raise RuntimeError(
+                f"RAPID: {length} tokens arrived where {self.image} image tokens were expected"
+            )
+        self.length = self.text + self.image + self.extra

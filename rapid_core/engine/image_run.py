@@ -1,0 +1,199 @@
+"""One image of a run: its sigma, histories, counters, tokens and actors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..quadrature.sigmas import snap_to_schedule
+from ..types import Action, Mode, Observation, TokenState
+from .evaluation import Evaluation
+from .history import (
+    SMALLEST,
+    History,
+    change_and_skill,
+    error_estimate,
+    predict,
+    weighted_sum,
+    worst_part,
+)
+from .merge import CompositeActor
+from .plan import RunPlan
+from .token_stats import TokenStats
+
+
+class ImageRun:
+    """State of one image, from the beginning of a run to its end.
+
+    part (C, ...) or None: what is sampled, where the rest of the latent is given (inpainting)."""
+
+    def __init__(
+        self,
+        number: int,
+        plan: RunPlan,
+        actor: CompositeActor,
+        tokens: TokenStats | None = None,
+        part: Tensor | None = None,
+    ):
+        self.number = number
+        self.plan = plan
+        self.actor = actor
+        self.tokens = tokens
+        self.part = part
+        self.guided = History(max(plan.prediction_order + 2, plan.history))
+        self.conds: dict[Hashable, History] = {}  # derivatives of conditionings
+        self.residuals: dict[tuple, History] = {}  # of the blocks, by (cond, shape, device)
+        self.last_latent: Tensor | None = None  # when the model was last computed
+        self.last_sigma: float | None = None
+        self.computed = 0
+        self.since_computed = 0
+        self.since_measured = -1
+        self.measured_error: float | None = None
+        self.change: float | None = None
+        self.extrapolation_skill: float | None = None
+        self.measured_log: dict[int, float] = {}  # by evaluation
+        # Measured and not yet fetched, 0-d: errors by evaluation, and the latest change and skill.
+        self._errors: list[tuple[int, Tensor]] = []
+        self._trend: tuple[Tensor, Tensor] | None = None
+
+    def cond(self, key: Hashable) -> History:
+        """History of a conditioning's derivative."""
+        if key not in self.conds:
+            self.conds[key] = History(max(self.plan.prediction_order + 1, self.plan.history))
+        return self.conds[key]
+
+    def residual(self, key: tuple) -> History:
+        """History of the blocks' residual in a conditioning."""
+        if key not in self.residuals:
+            self.residuals[key] = History(self.plan.prediction_order + 1)
+        return self.residuals[key]
+
+    def residuals_of(self, cond: Hashable) -> list[History]:
+        """All residual histories of a conditioning."""
+        return [history for key, history in self.residuals.items() if key[0] == cond]
+
+    def predict_cond(self, key: Hashable, evaluation: Evaluation) -> Tensor:
+        """A conditioning's derivative (C, ...) at this evaluation, as the action wants it."""
+        points = self.cond(key).points
+        weights = evaluation.actions[self.number].prediction_weights
+        value = None if weights is None else weighted_sum(points, weights)
+        if value is not None:
+            return value
+        sigma = evaluation.sigmas[self.number]
+        return predict(points, sigma, self.plan.prediction_order, self.plan.reach)
+
+    def moved(self, latent: Tensor) -> bool:
+        """Whether it is known how far the latent has moved since the model was last computed."""
+        return self.last_latent is not None and self.last_latent.shape == latent.shape
+
+    def unfetched_errors(self, latent: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """Estimated error of a prediction, 0-d float32: as sigma has moved on, and for a second look
+        at the same sigma. latent (C, ...), sigma 0-d; inf where it is not known."""
+        unknown = sigma.new_full((), math.inf, dtype=torch.float32)
+        points = self.guided.points
+        estimate = error_estimate(points, sigma, self.plan.prediction_order, self.plan.parts)
+        fresh = unknown if estimate is None else estimate
+        if not self.moved(latent) or not points:
+            return fresh, unknown
+        # At an unchanged denoised the derivative moves with x alone: d' - d = (x' - x) / sigma.
+        scale = sigma * points[-1].value.abs().mean()
+        again = (latent - self.last_latent).abs().mean() / scale.clamp_min(SMALLEST)
+        return fresh, again.float()
+
+    def unfetched(self) -> list[Tensor]:
+        """What was measured and is not yet fetched, 0-d."""
+        return [error for _, error in self._errors] + list(self._trend or ())
+
+    def fetched(self, values: Iterable[float]) -> None:
+        """The numbers of `unfetched`."""
+        numbers = iter(values)
+        for evaluation, _ in self._errors:
+            self.measured_error = self.measured_log[evaluation] = next(numbers)
+        if self._trend is not None:
+            self.change = next(numbers)
+            skill = next(numbers)
+            self.extrapolation_skill = None if math.isnan(skill) else skill
+        self._errors = []
+        self._trend = None
+
+    def snapped(self, sigma: float) -> float:
+        """The schedule's sigma for the one that the sampler gave."""
+        return snap_to_schedule(sigma, self.plan.sigmas, self.last_sigma)
+
+    def observe(self, **known: Any) -> Observation:
+        """What policies see; known: what the run knows of the evaluation."""
+        return Observation(
+            image=self.number,
+            steps=max(1, len(self.plan.sigmas) - 1),
+            sigmas=self.plan.sigmas,
+            euler=self.plan.euler,
+            computed=self.computed,
+            since_computed=self.since_computed,
+            measured_error=self.measured_error,
+            since_full=-1 if self.tokens is None else self.tokens.since_full,
+            since_measured=self.since_measured,
+            history=self.guided.sigmas,
+            change=self.change,
+            extrapolation_skill=self.extrapolation_skill,
+            **known,
+        )
+
+    def token_state(self, over_threshold: int | None) -> TokenState | None:
+        """See `TokenStats.state`."""
+        return None if self.tokens is None else self.tokens.state(self.guided, over_threshold)
+
+    def remember(self, evaluation: Evaluation, latent: Tensor, derivative: Tensor) -> None:
+        """The evaluation was computed: derivative (C, ...) of this image."""
+        action = evaluation.actions[self.number]
+        sigma = evaluation.sigmas[self.number]
+        points = self.guided.points
+        where = None
+        if self.tokens is not None and action.tokens is not None:
+            where = self.tokens.grid.mask(action.tokens)
+        fresh = self.guided.last_sigma != sigma
+        if len(points) > self.plan.prediction_order and fresh:
+            guess = self.guided.predict(sigma, self.plan.prediction_order, self.plan.reach)
+            error = worst_part(guess, derivative, self.plan.parts, where)
+            self._errors.append((evaluation.index, error))
+        if self.plan.history and points and where is None and fresh:
+            part = None if self.part is None else self.part.to(derivative.device)
+            self._trend = change_and_skill(points, sigma, derivative, part)
+        if self.tokens is not None:
+            self.tokens.computed(action, derivative, points[-1].value if points else None)
+        self.guided.add(sigma, derivative, where)
+        self.last_latent = latent
+
+    def executed(self, action: Action) -> None:
+        """Count an evaluation that has ended, and tell the policies."""
+        computed = action.mode is Mode.RUN
+        self.computed += computed
+        self.since_computed = 0 if computed else self.since_computed + 1
+        if action.measured_density:
+            self.since_measured = 0
+        elif computed and self.since_measured >= 0:
+            self.since_measured += 1
+        if self.tokens is not None and not computed:
+            self.tokens.passed_over()
+        self.actor.executed(action)
+
+    def keep_conds(self, keys: set[Hashable]) -> None:
+        """Let go of the histories of other conditionings: those that ended."""
+        for key in self.conds.keys() - keys:
+            del self.conds[key]
+
+    def forget(self, cond: Hashable) -> None:
+        """What is known of a conditioning's blocks no longer belongs to it."""
+        for history in self.residuals_of(cond):
+            history.clear()
+
+    @property
+    def bytes(self) -> int:
+        """Memory of all histories."""
+        histories = [self.guided, *self.conds.values(), *self.residuals.values()]
+        latent = self.last_latent
+        own = 0 if latent is None else latent.numel() * latent.element_size()
+        return own + sum(history.bytes for history in histories)

@@ -1,0 +1,325 @@
+"""What a run will do, settled before it begins: which policies can work on this model, what they
+need, what is refused and why, and how much memory that takes. Pure: testable without ComfyUI."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
+
+from ..architectures import Architecture
+from ..cost import CostModel
+from ..reasons import ReasonCode
+from ..token_grid import TokenGrid
+from ..types import (
+    FeatureSpec,
+    KVKind,
+    Mode,
+    Policy,
+    Reason,
+    Sparsity,
+    TokenRequirements,
+    Window,
+)
+from .kv import bytes_of
+from .sparse import residual_bytes
+
+GIB = 2**30
+MIB = 2**20
+# Keys and values may take this share of the device's memory where no limit is set. Of the whole
+# memory and not of what is free, so that the same workflow draws the same picture.
+KV_SHARE = 0.25
+SMALLER = {KVKind.PREDICT: KVKind.LAST_VALUE, KVKind.LAST_VALUE: KVKind.EIGHT_BIT}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CondFacts:
+    """A conditioning of the guider."""
+
+    uuid: Hashable
+    text_tokens: int = 0
+    reference_tokens: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostFacts:
+    """What is known of a run before it begins."""
+
+    shape: tuple[int, ...]
+    """Of the batch of latents, (B, C, ...)."""
+    sigmas: tuple[float, ...]
+    sampler: str = "euler"
+    model_name: str = "model"
+    """Class of the diffusion model."""
+    architecture: Architecture | None = None
+    """None where the family is not in the table."""
+    cost: CostModel | None = None
+    blocks: int = 0
+    patch: int = 1
+    """Latent pixels along a side of a token."""
+    image_tokens: int = 0
+    conds: tuple[CondFacts, ...] = ()
+    element: int = 4
+    """Bytes of a number that the model computes with."""
+    device_memory: int | None = None
+    """Bytes of the device that the model computes on."""
+    device_type: str = "cpu"
+    sigma_at: Callable[[float], float] = staticmethod(lambda percent: 1.0 - percent)
+    """Sigma at a share of the schedule."""
+    mask_size: tuple[int, ...] | None = None
+    """Height and width of the denoise mask."""
+    parts: tuple[slice, ...] = ()
+    """Of a packed latent's last axis (video and audio)."""
+    features_refused: Callable[[FeatureSpec], Reason | None] = staticmethod(lambda spec: None)
+    """Why a policy cannot look at the tokens of this run; None where it can."""
+    blocks_refused: Reason | None = None
+    """Why the blocks cannot be hooked."""
+    notes: tuple[Reason, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunPlan:
+    """A run, settled. Policies that cannot work on this model are not among `policies`."""
+
+    policies: tuple[Policy, ...] = ()
+    windows: tuple[Window, ...] = ()
+    """Sigmas between which each policy acts."""
+    batch: int = 1
+    shape: tuple[int, ...] = ()
+    sigmas: tuple[float, ...] = ()
+    sampler: str = "euler"
+    family: str = ""
+    modes: frozenset[Mode] = frozenset((Mode.RUN,))
+    prediction_order: int = 0
+    history: int = 0
+    """Computed derivatives that are kept for the weights of policies."""
+    reach: float | None = None
+    """See `TokenRequirements.reach`; None for no limit."""
+    parts: tuple[slice, ...] = ()
+    hooks: bool = False
+    """Whether blocks are hooked."""
+    tokens: TokenRequirements | None = None
+    grid: TokenGrid | None = None
+    kv: KVKind | None = None
+    """How keys and values are kept; None where no tokens are chosen."""
+    kv_conds: frozenset[Hashable] | None = None
+    """Conditionings that there is memory for; None for any."""
+    attention: Sparsity | None = None
+    dense_blocks: frozenset[int] = frozenset()
+    """Numbers of blocks whose attention stays dense."""
+    residual_note: Reason | None = None
+    """What differences to dense attention take, said where attention was sparse."""
+    mass_block: int = -1
+    """Block whose attention mass is measured; -1 for none."""
+    features: FeatureSpec | None = None
+    no_hooks: Reason | None = None
+    """Why blocks cannot be changed."""
+    no_tokens: Reason | None = None
+    """Why tokens cannot be chosen."""
+    memory: int = 0
+    """Bytes that the run will keep beside the host's own, announced to its loader."""
+    notes: tuple[Reason, ...] = ()
+    advice: Reason | None = None
+    """What to say where choosing tokens saved nothing."""
+
+    @property
+    def euler(self) -> bool:
+        """Whether the sampler goes to the next sigma along the derivative that it is given."""
+        return self.sampler == "euler"
+
+    @property
+    def keeps_residual(self) -> bool:
+        """Whether differences to dense attention are kept."""
+        return self.attention is not None and self.attention.keeps_residual
+
+    @property
+    def reuses(self) -> bool:
+        """Whether residuals of the blocks are measured."""
+        return Mode.REUSE in self.modes and self.no_hooks is None
+
+
+def plan_run(policies: Sequence[Policy], facts: HostFacts) -> RunPlan:
+    """The plan of a run with these policies, in the order in which they were attached."""
+    notes = list(facts.notes)
+    if facts.architecture is None and any(p.requirements.tokens for p in policies):
+        notes.append(Reason(ReasonCode.UNKNOWN_TO_REGION, model=facts.model_name))
+        policies = [p for p in policies if p.requirements.tokens is None]
+    needs = [p.requirements for p in policies]
+    no_hooks = None
+    if any(need.blocks for need in needs):
+        no_hooks = facts.blocks_refused
+        if facts.architecture is None:
+            no_hooks = Reason(ReasonCode.BLOCKS_UNKNOWN, model=facts.model_name)
+    attention = _attention(policies, facts)
+    kv = _tokens(policies, facts)
+    features = _features(policies, facts, no_hooks)
+    family = facts.architecture.marked if facts.architecture else f"{facts.model_name} (unverified)"
+    return RunPlan(
+        policies=tuple(policies),
+        windows=tuple(Window(*map(facts.sigma_at, policy.percents)) for policy in policies),
+        batch=facts.shape[0],
+        shape=facts.shape,
+        sigmas=facts.sigmas,
+        sampler=facts.sampler,
+        family=family,
+        modes=frozenset().union(*(need.modes for need in needs)),
+        prediction_order=max((need.prediction_order for need in needs), default=0),
+        history=max((need.history for need in needs), default=0),
+        parts=facts.parts,
+        hooks=any(need.blocks for need in needs) and no_hooks is None,
+        reach=kv.requirements.reach if kv.requirements else None,
+        tokens=kv.requirements,
+        grid=kv.grid,
+        kv=kv.kind if no_hooks is None else None,
+        kv_conds=kv.conds,
+        mass_block=facts.blocks // 2 if kv.requirements and kv.requirements.attention_mass else -1,
+        attention=attention.sparsity if no_hooks is None else None,
+        dense_blocks=attention.dense_blocks,
+        residual_note=attention.note,
+        features=features.spec,
+        no_hooks=no_hooks,
+        no_tokens=no_hooks or kv.refused,
+        memory=kv.bytes + attention.bytes + features.bytes,
+        notes=tuple([*notes, *kv.notes, *features.notes]),
+        advice=_advice(policies),
+    )
+
+
+def _advice(policies: Sequence[Policy]) -> Reason | None:
+    """What to say where every token was computed in every evaluation."""
+    advice = [p.requirements.no_savings_advice for p in policies]
+    last = next((reason for reason in reversed(advice) if reason is not None), None)
+    return None if last is None else Reason(ReasonCode.ALL_TOKENS_COMPUTED, advice=last)
+
+
+@dataclass(frozen=True)
+class _TokenPlan:
+    requirements: TokenRequirements | None = None
+    grid: TokenGrid | None = None
+    kind: KVKind | None = None
+    conds: frozenset[Hashable] | None = None
+    bytes: int = 0
+    refused: Reason | None = None
+    notes: tuple[Reason, ...] = ()
+
+
+def _tokens(policies: Sequence[Policy], facts: HostFacts) -> _TokenPlan:
+    """Keys and values of the last policy that chooses tokens: as it wants them, in a smaller way
+    where that is more than the default bound, or none."""
+    needed = [p.requirements.tokens for p in policies if p.requirements.tokens]
+    if not needed or facts.architecture is None or facts.cost is None:
+        return _TokenPlan()
+    tokens = needed[-1]
+    grid = TokenGrid(facts.shape[1:], facts.patch)
+    notes = []
+    if tokens.focus is not None and tokens.focus.shape[-2:] != facts.shape[-2:]:
+        sizes = (" x ".join(map(str, size[-2:])) for size in (tokens.focus.shape, facts.shape))
+        mask, latent = sizes
+        notes.append(Reason(ReasonCode.MASK_SCALED, mask=mask, latent=latent))
+    limit = tokens.memory_limit * GIB
+    if not limit and facts.device_memory is not None:
+        limit = KV_SHARE * facts.device_memory
+    kind: KVKind | None = tokens.kv
+    size = kv_bytes(tokens.kv, facts)
+    while not tokens.memory_limit and limit and size > limit and kind in SMALLER:
+        kind = SMALLER[kind]
+        size = kv_bytes(kind, facts)
+    if kind is not tokens.kv:
+        notes.append(
+            Reason(
+                ReasonCode.KV_SMALLER,
+                wanted=tokens.kv.value,
+                kind=kind.value,
+                mib=round(kv_bytes(tokens.kv, facts) / MIB),
+                free=round(limit / MIB),
+            )
+        )
+    said = {"mib": f"{size / MIB:.0f}", "kind": kind.value, "conds": len(facts.conds)}
+    if limit and size > limit:
+        refused = Reason(ReasonCode.KV_OVER_LIMIT, **said, limit=round(limit / GIB, 3))
+        return _TokenPlan(tokens, grid, None, None, 0, refused, (*notes, refused))
+    notes.append(Reason(ReasonCode.KV_MEMORY, **said))
+    conds = frozenset(cond.uuid for cond in facts.conds) if limit else None
+    return _TokenPlan(tokens, grid, kind, conds, size, None, tuple(notes))
+
+
+def kv_bytes(kind: KVKind, facts: HostFacts) -> int:
+    """Bytes of the keys and values that a run will keep, text and references included."""
+    cost = facts.cost
+    assert cost is not None
+    text = max((cond.text_tokens for cond in facts.conds), default=0)
+    text += -text % cost.multiple
+    image = facts.image_tokens + -facts.image_tokens % cost.multiple
+    batch = facts.shape[0]
+    rows = batch * sum(
+        cost.kept_tokens(image, text + cond.reference_tokens) for cond in facts.conds
+    )
+    pieces = cost.image_attentions() * len(facts.conds) * batch
+    return bytes_of(kind, rows, cost.hidden, pieces, facts.element)
+
+
+@dataclass(frozen=True)
+class _AttentionPlan:
+    sparsity: Sparsity | None = None
+    dense_blocks: frozenset[int] = frozenset()
+    bytes: int = 0
+    note: Reason | None = None
+
+
+def _attention(policies: Sequence[Policy], facts: HostFacts) -> _AttentionPlan:
+    """Attention can be sparse in one way only: that of the policy that is about nothing else, or of
+    the last. Where its differences to dense attention would take more than is allowed, none are
+    kept, and means stand in."""
+    needs = [p.requirements for p in policies if p.requirements.attention]
+    if not needs or facts.cost is None or facts.architecture is None:
+        return _AttentionPlan()
+    need = next((n for n in reversed(needs) if n.attention_only), needs[-1])
+    sparsity = need.attention
+    assert sparsity is not None
+    numbers = {*range(sparsity.dense_first)}
+    numbers |= {*range(facts.blocks - sparsity.dense_last, facts.blocks)}
+    if not sparsity.keeps_residual:
+        return _AttentionPlan(sparsity, frozenset(numbers))
+    rows = facts.shape[0] * len(facts.conds)
+    size = residual_bytes(
+        sparsity, facts.cost, facts.image_tokens, need.attention_density, rows, facts.element
+    )
+    said = {
+        "mib": f"{size / MIB:.0f}",
+        "kind": sparsity.compensation,
+        "conds": len(facts.conds),
+    }
+    if sparsity.memory_limit and size > sparsity.memory_limit * GIB:
+        note = Reason(ReasonCode.RESIDUAL_OVER_LIMIT, **said, limit=sparsity.memory_limit)
+        return _AttentionPlan(replace(sparsity, compensation="means"), frozenset(numbers), 0, note)
+    note = Reason(ReasonCode.RESIDUAL_MEMORY, **said)
+    return _AttentionPlan(sparsity, frozenset(numbers), size, note)
+
+
+@dataclass(frozen=True)
+class _FeaturePlan:
+    spec: FeatureSpec | None = None
+    bytes: int = 0
+    notes: tuple[Reason, ...] = ()
+
+
+def _features(
+    policies: Sequence[Policy], facts: HostFacts, no_hooks: Reason | None
+) -> _FeaturePlan:
+    """Tokens that learned heads look at."""
+    specs = [p.requirements.features for p in policies if p.requirements.features]
+    if not specs:
+        return _FeaturePlan()
+    spec = specs[-1]
+    why = facts.features_refused(spec) or no_hooks
+    if why is not None:
+        return _FeaturePlan(notes=(Reason(ReasonCode.HEADS_BLIND, kind=spec.kind, why=why),))
+    each = spec.side**2 * 2 * spec.hidden
+    batch = facts.shape[0]
+    size = each * (batch * len(facts.conds) * facts.element + batch * 4)
+    note = Reason(
+        ReasonCode.FEATURES_MEMORY,
+        mib=f"{size / MIB:.0f}",
+        kind=spec.kind,
+        conds=len(facts.conds),
+    )
+    return _FeaturePlan(spec, size, (note,))
