@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from rapid_core.engine.sparse import NAMES
-from rapid_core.policy_file.format import MOST_SPEEDUP
-from rapid_core.policy_file.policies import PLUS
+from rapid_core.policy_file.format import MAX_SPEEDUP
+from rapid_core.policy_file.heads import PLUS
 from rapid_core.techniques.heads.rapid3 import HEADS, OUTPUTS
 from rapid_core.techniques.heads.rapid_plus import MODES
 from training.features import FEATURES
@@ -229,10 +229,10 @@ class TrainConfig:
 
     def _check_numbers(self) -> None:
         speedups = list(self.speedups)
-        in_range = all(1 < speedup <= MOST_SPEEDUP for speedup in speedups)
+        in_range = all(1 < speedup <= MAX_SPEEDUP for speedup in speedups)
         if not in_range or sorted(set(speedups)) != speedups:
             raise ValueError(
-                f"--speedups {speedups}: give rising numbers above 1 and at most {MOST_SPEEDUP:g}"
+                f"--speedups {speedups}: give rising numbers above 1 and at most {MAX_SPEEDUP:g}"
             )
         for name in (
             "calibration",

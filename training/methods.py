@@ -13,14 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from rapid_core.policy_file.format import PolicyFile
-from rapid_core.policy_file.policies import (
-    PLUS,
-    head_metadata,
-    head_tensors,
-    nearest_plan,
-    plan_tensors,
-    plans_of,
-)
+from rapid_core.policy_file.heads import PLUS, head_metadata, head_tensors
+from rapid_core.policy_file.schedules import nearest_schedule, schedule_tensors, schedules_of
 from rapid_core.quadrature.spacing import max_evaluations
 from rapid_core.techniques.heads.rapid3 import Heads, Rapid3Policy
 from rapid_core.techniques.heads.rapid_plus import NUMBERS, RapidPlusPolicy
@@ -154,8 +148,8 @@ class RapidPlus(Method):
         if not set(self.speedups) <= set(file.budgets):
             budgets = ", ".join(f"{budget:g}" for budget in file.budgets)
             raise file.field_error("budgets", f"= {budgets}; --speedups must be some of them")
-        self.schedules = [nearest_plan(file, speedup) for speedup in self.speedups]
-        self.ladder = plans_of(file)
+        self.schedules = [nearest_schedule(file, speedup) for speedup in self.speedups]
+        self.ladder = schedules_of(file)
         if config.heads == ("pace",) and len({one.computed for one in self.ladder}) < 2:
             raise file.field_error(
                 "budgets",
@@ -174,7 +168,9 @@ class RapidPlus(Method):
             "silent_rollouts": dict.fromkeys(self.speedups, 0),
         }
         marks = [(one.computed, one.sigmas) for one in self.ladder]
-        grams = [body.numpy().tobytes() for _, body in sorted(plan_tensors(self.ladder).items())]
+        grams = [
+            body.numpy().tobytes() for _, body in sorted(schedule_tensors(self.ladder).items())
+        ]
         text = b"".join((repr(marks).encode(), *grams))
         self.digest = hashlib.blake2b(text, digest_size=12).hexdigest()
 
@@ -242,7 +238,7 @@ class RapidPlus(Method):
         }
 
     def tensors(self, heads: Heads) -> dict[str, Tensor]:
-        return {**head_tensors(heads), **plan_tensors(self.ladder)}
+        return {**head_tensors(heads), **schedule_tensors(self.ladder)}
 
     def metadata(self, heads: Heads, reward: str) -> dict[str, Any]:
         return {

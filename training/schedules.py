@@ -23,12 +23,8 @@ from rapid_core.calibration.search import (
     search,
 )
 from rapid_core.policy_file.format import PolicyFile, read
-from rapid_core.policy_file.policies import (
-    check_family,
-    check_model,
-    nearest_plan,
-    plan_tensors,
-)
+from rapid_core.policy_file.policies import check_family, check_model
+from rapid_core.policy_file.schedules import nearest_schedule, schedule_tensors
 from rapid_core.quadrature.gram import Gram
 from rapid_core.quadrature.spacing import max_evaluations
 from rapid_core.techniques.step_skip.schedule import Schedule, SchedulePolicy
@@ -125,7 +121,7 @@ def train_schedules(job: Job) -> tuple[PolicyFile, str]:
         Result(
             kind="schedule",
             metadata=metadata(config.target_in_words, results),
-            tensors=plan_tensors([r.schedule for r in results]),
+            tensors=schedule_tensors([r.schedule for r in results]),
             policies={
                 f"{r.speedup:g} {key_of(r.schedule)}": policy_of(r.speedup, r.schedule)
                 for r in results
@@ -162,7 +158,7 @@ def starting_schedules(job: Job, sigmas: Sequence[float]) -> dict[float, Schedul
     file = read_schedules(job.config.start, job.graph)
     starts = {}
     for speedup in job.config.speedups:
-        nearest = nearest_plan(file, speedup)
+        nearest = nearest_schedule(file, speedup)
         count = max_evaluations(speedup, len(sigmas) - 1)
         if not nearest.fits(sigmas):
             raise ValueError(

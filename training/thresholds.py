@@ -15,7 +15,6 @@ from tqdm import tqdm
 
 from rapid_core.calibration.search import latent_psnr
 from rapid_core.policy_file.format import PolicyFile
-from rapid_core.policy_file.policies import LONGEST
 from rapid_core.techniques.step_skip.threshold import ThresholdPolicy
 from training.card import Panel
 from training.graph import Graph
@@ -26,6 +25,7 @@ from training.references import Reference
 from training.scalars import TensorBoardLog
 from training.state import JsonCache
 
+MAX_CONSECUTIVE = 8  # evaluations that may be skipped in a row
 LOWEST = 1e-3  # threshold that is tried
 HIGHEST = 100.0  # at which as many evaluations are skipped as may be in a row
 HALVINGS = 12
@@ -55,7 +55,7 @@ class Costs:
 
 def policy_of(threshold: float) -> ThresholdPolicy:
     """Cache Reuse as a file of thresholds has it at one of its budgets."""
-    return ThresholdPolicy(threshold=threshold, max_consecutive=LONGEST)
+    return ThresholdPolicy(threshold=threshold, max_consecutive=MAX_CONSECUTIVE)
 
 
 def threshold_for(cost: Costs, speedup: float) -> float:
@@ -115,7 +115,7 @@ def train_thresholds(job: Job) -> tuple[PolicyFile, str]:
             kind="threshold",
             metadata={
                 "budgets": config.speedups,
-                "max_consecutive": LONGEST,
+                "max_consecutive": MAX_CONSECUTIVE,
                 "reward": "none: thresholds follow from what runs cost",
                 "measured": rows,
             },
