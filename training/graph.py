@@ -307,7 +307,7 @@ class Graph:
     ) -> Any:
         """Output of a node. inputs: in place of the workflow's; functions: by hook."""
         results: list[Any] = []
-        prompt = self._prompt(inputs)
+        prompt = self._prompt(link[0], inputs)
         prompt[RESULT_HOOK] = hook(RESULT_HOOK, link)
         self.executor.run(prompt, RESULT_HOOK, {**functions, RESULT_HOOK: results.append})
         if len(results) != 1:
@@ -316,9 +316,9 @@ class Graph:
             )
         return results[0]
 
-    def _prompt(self, inputs: dict[tuple[str, str], Any]) -> dict[str, dict]:
-        """The workflow for the executor: always all nodes that are ever run, since it forgets the
-        outputs of those that are not in its prompt."""
+    def _prompt(self, end: str, inputs: dict[tuple[str, str], Any]) -> dict[str, dict]:
+        """The workflow for the executor, up to a node: with it always all nodes that are ever run,
+        since the executor forgets the outputs of those that are not in its prompt."""
         site = self.site
         through = {
             site.model: MODEL_HOOK,
@@ -326,7 +326,7 @@ class Graph:
             (site.sampler, 0): SAMPLED_HOOK,
             (site.sampler, 1): SAMPLED_HOOK,
         }
-        ends = [site.sampler, self.decoder] if self._decodes else [site.sampler]
+        ends = [end, site.sampler, *([self.decoder] if self._decodes else [])]
         prompt = {
             MODEL_HOOK: hook(MODEL_HOOK, site.model),
             LATENT_HOOK: hook(LATENT_HOOK, site.latent),
