@@ -22,6 +22,8 @@ def link(source: Path, target: Path) -> None:
     """Make `target` stand for the folder `source`: symbolic link, junction, or else a copy."""
     if target.is_symlink():
         target.unlink()
+    elif sys.platform == "win32" and _is_junction(target):
+        os.rmdir(target)
     elif target.exists():
         return
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
 from pathlib import Path
@@ -39,10 +40,8 @@ def provide_browser(python: Path) -> Path | None:
     if found is None:
         print("set-up: fetching Chromium for the tests of pages", flush=True)
         command = [str(python), "-m", "playwright", "install", "--only-shell", "chromium"]
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             subprocess.run(command, capture_output=True, check=False, timeout=PATIENCE)
-        except subprocess.TimeoutExpired:
-            pass
         found = find_browser(own_browser(python))
     if found is None:
         print(

@@ -13,8 +13,16 @@ from pathlib import Path
 
 from devkit import commands
 from devkit.cache import SetupError, cache_root, exclusive, make_folder
-from devkit.environment import Environment, environment_key, install, make_environment
+from devkit.environment import (
+    Environment,
+    add_templates,
+    add_types,
+    environment_key,
+    install,
+    make_environment,
+)
 from devkit.hosts import DEFAULT_HOST, HOSTS, OLDER_HOST, check_user_tree, provide_host
+from devkit.server import DEFAULT_PORT
 
 SUITES = ("region", "clock", "sparse", "policy")
 
@@ -56,15 +64,27 @@ def build_parser() -> argparse.ArgumentParser:
         "test",
         parents=[shared],
         allow_abbrev=False,
-        help="run the linter and all tests; other flags go to pytest",
+        help="check the code and run the tests of the main host in a few minutes, or only the tests "
+        "that are named; other flags go to pytest",
     )
-    test.add_argument("--fast", action="store_true", help="unit tests only")
+    extent = test.add_mutually_exclusive_group()
+    extent.add_argument("--fast", action="store_true", help="unit tests only")
+    extent.add_argument(
+        "--all",
+        action="store_true",
+        help="everything: an older host, all models, trainings, the whole browser suite, types",
+    )
     serve = kinds.add_parser(
         "serve", parents=[shared], help="run ComfyUI with this pack and the demo models"
     )
-    serve.add_argument("--port", type=int, default=8188, help="port on this machine (default 8188)")
+    serve.add_argument(
+        "--port",
+        type=int,
+        metavar="N",
+        help=f"port on this machine (default: the first from {DEFAULT_PORT} on that is free)",
+    )
     demo = kinds.add_parser(
-        "demo", parents=[shared], help="draw dense and accelerated pictures and compare them"
+        "demo", parents=[shared], help="draw full and accelerated pictures and compare them"
     )
     demo.add_argument(
         "--prompts", type=int, default=2, metavar="N", help="number of prompts (default 2)"
@@ -75,6 +95,17 @@ def build_parser() -> argparse.ArgumentParser:
         default=Path("demo_output"),
         metavar="DIR",
         help="where pictures and report go",
+    )
+    frozen = kinds.add_parser(
+        "frozen",
+        parents=[shared],
+        help="draw many small pictures with a revision and with the working tree, and compare them",
+    )
+    frozen.add_argument(
+        "--against", required=True, metavar="REVISION", help="the revision to compare with"
+    )
+    frozen.add_argument(
+        "--only", default="", metavar="TEXT", help="only runs whose name holds this text"
     )
     bench = kinds.add_parser(
         "bench",
@@ -116,6 +147,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         parser.error(
             "--comfyui and --host exclude each other: give the installed ComfyUI or the release to fetch"
         )
+    port = options.port if options.command == "serve" else None
+    if port is not None and not 0 < port < 65536:
+        parser.error(f"--port {port}: give a number from 1 to 65535")
     for command, name in (("demo", "prompts"), ("train", "processes")):
         if options.command == command and getattr(options, name) < 1:
             parser.error(f"--{name} {getattr(options, name)}: give 1 or more")
@@ -126,7 +160,7 @@ def wanted_hosts(options: argparse.Namespace) -> list[str]:
     """Releases that a command runs on, the main one first."""
     if options.host is not None:
         return [options.host]
-    both = options.command == "test" and not options.fast
+    both = options.command == "test" and options.all
     return [DEFAULT_HOST, OLDER_HOST] if both else [DEFAULT_HOST]
 
 
@@ -140,7 +174,7 @@ def prepare(options: argparse.Namespace) -> Ground:
                 f"ComfyUI: {tree} (with dev.py's own environment; nothing is written there)",
                 flush=True,
             )
-            environment = provide_environment(cache, tree, pinned=False)
+            environment = provide_environment(cache, tree, options, pinned=False)
             return Ground(cache, environment, {"installed": tree})
         # Old releases run on the newest one's requirements, so that one environment serves all.
         scratch = make_environment(
@@ -151,14 +185,20 @@ def prepare(options: argparse.Namespace) -> Ground:
             for name in wanted_hosts(options)
         }
         requirements = provide_host(DEFAULT_HOST, cache, scratch.python, scratch.log)
-        return Ground(cache, provide_environment(cache, requirements, pinned=True), hosts)
+        return Ground(cache, provide_environment(cache, requirements, options, pinned=True), hosts)
 
 
-def provide_environment(cache: Path, tree: Path, pinned: bool) -> Environment:
-    """The environment for a ComfyUI tree's requirements."""
+def provide_environment(
+    cache: Path, tree: Path, options: argparse.Namespace, pinned: bool
+) -> Environment:
+    """The environment for a ComfyUI tree's requirements, with what only one command needs."""
     requirements = (tree / "requirements.txt").read_text(encoding="utf-8")
     environment = make_environment(cache / "environments" / environment_key(requirements))
     install(environment, requirements, pinned)
+    if options.command == "serve":
+        add_templates(environment, requirements)
+    if options.command == "test" and options.all:
+        add_types(environment)
     return environment
 
 

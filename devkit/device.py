@@ -19,3 +19,8 @@ def has_gpu(python: Path) -> bool:
     code = "import torch; print(torch.cuda.is_available() or torch.backends.mps.is_available())"
     answer = subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=False)
     return answer.stdout.strip() == "True"
+
+
+def device_name(python: Path) -> str:
+    """The device that ComfyUI will use."""
+    return "GPU" if has_gpu(python) else "CPU"

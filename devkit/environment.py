@@ -21,14 +21,12 @@ from devkit.pip_runner import run_pip
 TORCH = "torch==2.13.0"
 # Their wheels ask for a CUDA build of torch; --no-deps leaves the one that is installed alone.
 COMPANIONS = ("torchvision==0.28.0", "torchaudio==2.11.0")
-# The templates and documents are 500 MB of pictures that neither tests nor demo open.
-LEFT_OUT = {
-    "torch",
-    "torchvision",
-    "torchaudio",
-    "comfyui-workflow-templates",
-    "comfyui-embedded-docs",
-}
+# ComfyUI's own templates: 410 MB of pictures that only `serve` shows.
+TEMPLATES = "comfyui-workflow-templates"
+# Documents: 90 MB that nobody here opens.
+LEFT_OUT = {"torch", "torchvision", "torchaudio", TEMPLATES, "comfyui-embedded-docs"}
+# With its own Node.js, so that it runs on a bare machine and without a network.
+TYPE_CHECKER = "pyright[nodejs]==1.1.414"
 PARTS = Path(__file__).resolve().parent
 REPOSITORY = PARTS.parent
 STEPS = ("pip", "torch", "companions", "host", "repair", "dev")
@@ -77,14 +75,15 @@ def environment_key(host_requirements: str) -> str:
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:12]
 
 
+def named_packages(requirements: str) -> list[tuple[str, str]]:
+    """Lines of a requirements.txt, each with the package's name in lower case before it."""
+    lines = [line.split("#")[0].strip() for line in requirements.splitlines()]
+    return [(re.split(r"[\s<>=!~;\[]", line)[0].lower(), line) for line in lines if line]
+
+
 def host_packages(requirements: str) -> list[str]:
     """The lines of ComfyUI's requirements.txt that are installed as they are."""
-    lines = [line.split("#")[0].strip() for line in requirements.splitlines()]
-    return [
-        line
-        for line in lines
-        if line and re.split(r"[\s<>=!~;\[]", line)[0].lower() not in LEFT_OUT
-    ]
+    return [line for name, line in named_packages(requirements) if name not in LEFT_OUT]
 
 
 def make_environment(
@@ -150,6 +149,33 @@ def install(environment: Environment, host_requirements: str, pinned: bool = Tru
             print(f"set-up, step {number} of {len(STEPS)}: {step}", flush=True)
             actions[step]()
             mark_done(stamp, "1")
+
+
+def add_templates(environment: Environment, host_requirements: str) -> None:
+    """ComfyUI's templates. Without them its first page is empty, but works; so a failure is said
+    and no more."""
+    wanted = dict(named_packages(host_requirements)).get(TEMPLATES)
+    if wanted is None:
+        return
+    try:
+        require_space(environment.folder, 1, "ComfyUI's templates")
+        _add(environment, "templates", wanted, "ComfyUI's templates (410 MB, once)")
+    except SetupError as error:
+        print(f"ComfyUI's own templates will not be shown: {error}", flush=True)
+
+
+def add_types(environment: Environment) -> None:
+    """The type checker."""
+    _add(environment, "types", TYPE_CHECKER, "pyright")
+
+
+def _add(environment: Environment, step: str, requirement: str, what: str) -> None:
+    """Install what only one command needs, once."""
+    stamp = environment.folder / "steps" / step
+    if not is_done(stamp, requirement):
+        constraints = ["-c", str(PARTS / "constraints.txt")]
+        run_pip(environment.python, ["install", requirement, *constraints], what, environment.log)
+        mark_done(stamp, requirement)
 
 
 def _upgrade_pip(environment: Environment) -> None:

@@ -21,10 +21,10 @@ WHOLE = {
     "txt_byt5": "quoted lettering",
 }
 HEAD = (
-    "| models | `architecture` | whole evaluations left out | some tokens, sparse attention, reused blocks "
+    "| models | name in policy files | skipped steps | some tokens, sparse attention, reused blocks "
     "| quality |\n|---|---|---|---|---|\n"
 )
-OTHER = "| any other model that ComfyUI samples | its class | yes | no: computed densely, and said | unverified |\n"
+OTHER = "| any other model that ComfyUI samples | its class | yes | no, computed in full | not measured |\n"
 
 
 def table() -> str:
@@ -35,9 +35,9 @@ def table() -> str:
 
 def row(architecture: Architecture) -> str:
     """A family's row."""
-    dense = sorted({WHOLE[name] for name in architecture.whole})
-    tokens = f"exact, but all tokens for {', '.join(dense)}" if dense else "exact"
-    quality = "**measured** on a small demo model only" if architecture.measured else "unverified"
+    full = sorted({WHOLE[name] for name in architecture.whole})
+    tokens = f"exact; all tokens for {', '.join(full)}" if full else "exact"
+    quality = "**measured** on a demo model" if architecture.measured else "not measured"
     return f"| {architecture.known_as} | `{architecture.family}` | yes | {tokens} | {quality} |\n"
 
 

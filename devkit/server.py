@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 
 from devkit.cache import SetupError, cache_root
@@ -14,6 +15,8 @@ from devkit.client import Client, ClientError
 from devkit.device import has_gpu
 
 START_TIMEOUT = 300.0  # seconds; 25 are usual, a slow disk and a cold cache take far more
+DEFAULT_PORT = 8188  # ComfyUI's own
+PORTS_TO_TRY = 100
 
 
 def child_environment(threads: int | None = None) -> dict[str, str]:
@@ -37,6 +40,12 @@ def keep_tree_clean(environment: dict[str, str], tree: Path) -> dict[str, str]:
     return environment if ours else {**environment, "PYTHONDONTWRITEBYTECODE": "1"}
 
 
+def script_environment(tree: Path, threads: int | None) -> dict[str, str]:
+    """Environment of tests and scripts: where ComfyUI is, and a tree of it that stays clean."""
+    environment = keep_tree_clean(child_environment(threads), tree)
+    return {**environment, "RAPID_HOST_TREE": str(tree)}
+
+
 def host_arguments(base: Path, gpu: bool) -> list[str]:
     """ComfyUI's command line for one isolated run on `base`, shared by server and in-process
     tests."""
@@ -57,27 +66,53 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def is_free(port: int) -> bool:
+    """Whether a server can listen on this port of this machine, and nobody does."""
+    with socket.socket() as probe:  # finds a server that listens on all addresses, too
+        if probe.connect_ex(("127.0.0.1", port)) == 0:
+            return False
+    with socket.socket() as probe:
+        if sys.platform != "win32":  # as the server does: a port that was just left can be used
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def next_free_port(first: int) -> int:
+    """The first port from `first` on that is free."""
+    ports = range(first, first + PORTS_TO_TRY)
+    found = next((port for port in ports if is_free(port)), None)
+    if found is None:
+        raise SetupError(f"no port from {ports[0]} to {ports[-1]} is free; give one: --port N")
+    return found
+
+
+@dataclass(eq=False)
 class ComfyServer:
     """`with ComfyServer(tree, base) as server: server.client.run(graph)`."""
 
-    def __init__(
-        self,
-        tree: Path,
-        base: Path,
-        *,
-        python: Path | None = None,
-        port: int | None = None,
-        threads: int | None = None,
-        extra: tuple[str, ...] = (),
-    ):
-        self.tree, self.base = Path(tree), Path(base)
-        self.python = Path(python or sys.executable)
-        self.port = port or free_port()
-        self.threads, self.extra = threads, extra
+    tree: Path
+    """The folder of a ComfyUI."""
+    base: Path
+    """Its base folder; the log goes there, too."""
+    _: KW_ONLY
+    python: Path = field(default_factory=lambda: Path(sys.executable))
+    """The interpreter that runs it."""
+    port: int = field(default_factory=free_port)
+    """The port that it listens on, on this machine only."""
+    threads: int | None = None
+    """How many threads torch may use; None for its own choice."""
+    extra: tuple[str, ...] = ()
+    """More of ComfyUI's flags."""
+    process: subprocess.Popen | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
         self.log = self.base / "server.log"
         self.url = f"http://127.0.0.1:{self.port}"
         self.client = Client(self.url)
-        self.process: subprocess.Popen | None = None
 
     def __enter__(self) -> ComfyServer:
         self.start()
@@ -104,11 +139,11 @@ class ComfyServer:
             ),
         ]
         environment = keep_tree_clean(child_environment(self.threads), self.tree)
-        with socket.socket() as probe:  # another server there would answer in place of ours
-            if probe.connect_ex(("127.0.0.1", self.port)) == 0:
-                raise SetupError(
-                    f"port {self.port} is in use, perhaps by a ComfyUI of yours; choose another: --port N"
-                )
+        if not is_free(self.port):  # another server there would answer in place of ours
+            raise SetupError(
+                f"port {self.port} cannot be used; perhaps your own ComfyUI listens there. "
+                "Give another, or leave --port out"
+            )
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(
                 command,

@@ -13,6 +13,7 @@ from math import prod
 from typing import Any
 
 from .architectures import APPROXIMATOR, BOTH, IMAGE, ONCE, TEXT, Architecture, Group
+from .attention_cost import PAIR, SparseShape, attention_flops, tiles_kept
 from .types import Sparsity
 
 CHROMA_MODULATIONS = 344  # vectors that Chroma's approximator makes, a constant in the host's code
@@ -23,48 +24,8 @@ class Flops:
     """FLOPs of one image in one conditioning stream: everything, and what remains when the blocks
     are passed over."""
 
-    dense: int
+    full: int
     reuse: int
-
-
-def attention_flops(queries: int, keys: int, hidden: int) -> int:
-    """Scores and weighted values of one attention."""
-    return 4 * queries * keys * hidden
-
-
-RUNS = 8  # runs of tokens of a key tile that stand in for it when sparse attention chooses tiles
-QUERY_RUNS = 4  # the same of as many queries
-PAIR = 2  # neighbouring key tiles make a query tile: half the choices, and matrix products of a better shape
-
-
-def tiles_kept(density: float, tiles: int) -> int:
-    """Key tiles that a query tile attends to in sparse attention, at least one."""
-    return min(tiles, max(1, round(density * tiles)))
-
-
-def sparse_flops(
-    hidden: int,
-    queries: int,
-    tiles: int,
-    kept: int,
-    size: int,
-    always: int,
-    pooled: bool,
-    choosing: bool = True,
-) -> int:
-    """FLOPs of sparse attention for `queries` in tiles of `size`: scores and values of the tiles
-    that are kept, of `always` keys, and of the means that stand in; and the choice of tiles."""
-    attended = kept * size + always + (tiles if pooled else 0)
-    chosen = 2 * (queries * QUERY_RUNS // size) * (tiles * RUNS + always) if choosing else 0
-    return attention_flops(queries, attended, hidden) + hidden * chosen
-
-
-def sparse_saving(
-    hidden: int, queries: int, tiles: int, kept: int, size: int, always: int, *how: bool
-) -> int:
-    """FLOPs of one attention that sparse attention leaves out; see `sparse_flops`."""
-    dense = attention_flops(queries, tiles * size + always, hidden)
-    return dense - sparse_flops(hidden, queries, tiles, kept, size, always, *how)
 
 
 class CostModel:
@@ -135,7 +96,7 @@ class CostModel:
         saved, sparse = self._sparse(
             image, text, ran, measures or density, sparsity, measures is None
         )
-        return Flops(found.dense + sparse if measures else found.dense - saved, found.reuse)
+        return Flops(found.full + sparse if measures else found.full - saved, found.reuse)
 
     def _sparse(
         self, image: int, text: int, ran: int, density: float, sparsity: Sparsity, later: bool
@@ -148,17 +109,20 @@ class CostModel:
         kept, queries = tiles_kept(density, tiles), ran // (PAIR * size) * PAIR * size
         if tiles < 2 or kept >= tiles or not queries:
             return 0, 0
-        choosing = not (later and sparsity.remembers and ran == image)
+        choosing = not (later and sparsity.keeps_residual and ran == image)
         blocks = [(group, block) for group, some in self.groups for block in some]
         saved = taken = 0
         for group, block in blocks[sparsity.dense_first : len(blocks) - sparsity.dense_last]:
             for kind in self._kinds(group, block):
-                if kind != TEXT:
-                    always = image - tiles * size + padding + (text if kind == BOTH else 0)
-                    one = self.hidden, queries, tiles, kept, size, always, sparsity.pooled
-                    if sparse_saving(*one) > 0:
-                        saved += sparse_saving(*one, choosing)
-                        taken += sparse_flops(*one, choosing)
+                if kind == TEXT:
+                    continue
+                always = image - tiles * size + padding + (text if kind == BOTH else 0)
+                one = SparseShape(
+                    self.hidden, queries, tiles, kept, size, always, sparsity.uses_means
+                )
+                if one.saving() > 0:
+                    saved += one.saving(choosing)
+                    taken += one.flops(choosing)
         return saved, taken
 
     def _flops(self, image: int, text: int, active: int | None, seen: int | None) -> Flops:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .record import RunRecord, unpack
+from .types import Mode
 
 STRIP = 24  # height of the strip in pixels
 # Colours from never to always.
@@ -28,7 +29,7 @@ def computed_share(record: RunRecord, image: int) -> Tensor:
         if tokens is not None:
             total[unpack(tokens)] += 1
         else:
-            total += evaluation.share[image]
+            total += evaluation.token_share[image]
     return (total / max(1, len(record.evaluations))).view(frames, rows, columns).mean(0)
 
 
@@ -42,8 +43,8 @@ def coloured(values: Tensor) -> Tensor:
 def strip(record: RunRecord, image: int, width: int) -> Tensor:
     """One cell an evaluation, coloured by the share of tokens that ran, (STRIP, width, 3); held
     ones are black."""
-    shares = torch.tensor([e.share[image] for e in record.evaluations] or [0.0])
-    reused = torch.tensor([e.levels[image] == "reuse" for e in record.evaluations] or [False])
+    shares = torch.tensor([e.token_share[image] for e in record.evaluations] or [0.0])
+    reused = torch.tensor([e.modes[image] == Mode.REUSE.value for e in record.evaluations] or [False])
     colours = coloured(shares)
     colours[(shares == 0) & ~reused] = 0.0
     cells = torch.arange(width) * len(shares) // width

@@ -17,6 +17,8 @@ class ReasonCode(Enum):
     """Why something was computed in full, and what else a report says. Parameters are named in the
     words."""
 
+    NOT_PATCHED = "not_patched"
+    NOT_SAMPLED = "not_sampled"
     SET_TWICE = "set_twice"
     TWO_SCHEDULES = "two_schedules"
     UNKNOWN_TO_REGION = "unknown_to_region"
@@ -49,6 +51,7 @@ class ReasonCode(Enum):
     KV_MEMORY = "kv_memory"
     KV_OVER_LIMIT = "kv_over_limit"
     KV_SMALLER = "kv_smaller"
+    KV_NEEDS_FLOAT8 = "kv_needs_float8"
     RESIDUAL_MEMORY = "residual_memory"
     RESIDUAL_OVER_LIMIT = "residual_over_limit"
     FEATURES_MEMORY = "features_memory"

@@ -343,6 +343,10 @@ class Policy(ABC):
     def start(self, window: Window, image: int = 0) -> Actor:
         """A fresh actor for an image of a run. window: `percents` as sigmas."""
 
+    def with_attention(self, attention: Sparsity) -> Policy:
+        """The policy with the sparse attention that a run can have, where it asks for any."""
+        return self
+
     @abstractmethod
     def to_record(self) -> dict[str, Any]:
         """Its technique and settings in JSON form."""

@@ -22,14 +22,15 @@ from ..engine.kv import KVStore
 from ..engine.plan import RunPlan
 from ..engine.recorder import RunRecorder
 from ..engine.run import Run
-from ..engine.sparse import SparseResidual
-from ..engine.tap import FeatureStore, Tap
+from ..engine.sparse import SLOPE, SparseResidual
+from ..engine.tap import Tap
 from ..reasons import ReasonCode
 from ..record import RunRecord
 from ..types import Mode, Reason
 from . import attention, blocks, progress
 from .conditions import Conditions, not_one_tensor
 from .fallbacks import check_host
+from .features import make_tap
 from .memory import Announcement
 from .model_call import Arguments, BatchedModel
 
@@ -71,7 +72,7 @@ class BoundRun:
         self.recorder = RunRecorder(self.run, tuple(p.to_record() for p in plan.policies))
         cost = None if architecture is None else CostModel(model, architecture)
         store = _key_store(plan)
-        residual = SparseResidual.of(plan.attention) if plan.keeps_residual else None
+        residual = _residual(plan)
         self.batched = BatchedModel(self.run, model, architecture, cost, store, residual)
         self.conditions = Conditions(self.run, architecture, model, store, residual)
         self.current: Evaluation | None = None
@@ -137,7 +138,8 @@ class BoundRun:
             return denoised
         run.end(evaluation, x, denoised)
         self.conditions.let_go()
-        self._record(evaluation, getattr(executor.class_obj, "cfg", 1.0))
+        self._show_heads(evaluation, getattr(executor.class_obj, "cfg", 1.0))
+        self._record(evaluation)
         return denoised
 
     def _unlike_plan(self, x: Tensor) -> Reason | None:
@@ -151,13 +153,16 @@ class BoundRun:
         self.recorder.add_notes([reason])
         return reason
 
-    def _record(self, evaluation: Evaluation, scale: Any) -> None:
+    def _show_heads(self, evaluation: Evaluation, scale: float) -> None:
+        """Put together what the conditionings showed to learned heads, at a guidance scale."""
+        if self.run.tap is None:
+            return
+        reason = self.run.tap.end(evaluation.index, evaluation.images(Mode.RUN), float(scale))
+        self.recorder.add_notes([reason] if reason is not None else [])
+
+    def _record(self, evaluation: Evaluation) -> None:
         """Write down an evaluation. What only reports may not cost the picture."""
         try:
-            if self.run.tap is not None:
-                ran = evaluation.images(Mode.RUN)
-                reason = self.run.tap.end(evaluation.index, ran, float(scale))
-                self.recorder.add_notes([reason] if reason is not None else [])
             self.recorder.add(evaluation, self.batched.bytes)
             progress.tell(self.node, self.recorder.evaluations, self.run.plan.sigmas)
         except Exception as error:
@@ -235,16 +240,18 @@ def _tap(plan: RunPlan, guider: Any) -> Tap | None:
     """What learned heads see of a run; None where no policy has any."""
     if not any(policy.requirements.logits for policy in plan.policies):
         return None
-    uuids = {name: [c.get("uuid") for c in conds] for name, conds in guider.conds.items()}
-    positive, negative = uuids.get("positive", ()), uuids.get("negative", ())
-    store = None
-    if plan.features is not None:
-        store = FeatureStore(plan.features.kind, plan.shape[1:], positive, negative)
-    return Tap(positive, store)
+    return make_tap(plan.features, plan.shape, guider.conds)
 
 
 def _key_store(plan: RunPlan) -> KVStore | None:
     """Keys and values of a run; None where no tokens are chosen."""
     if plan.kv is None or plan.grid is None or plan.tokens is None:
         return None
-    return KVStore(plan.batch, plan.kv, plan.grid.size, plan.tokens.reach, plan.kv_conds)
+    return KVStore(plan.batch, plan.kv, plan.grid.number, plan.tokens.reach, plan.kv_conds)
+
+
+def _residual(plan: RunPlan) -> SparseResidual | None:
+    """Differences to dense attention of a run; None where none are kept."""
+    if plan.attention is None or not plan.attention.keeps_residual:
+        return None
+    return SparseResidual(SLOPE if plan.attention.compensation == "predict" else 0.0)

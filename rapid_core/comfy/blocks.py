@@ -22,7 +22,7 @@ from ..engine.sparse import KeyLayout, SparseAttention
 from ..reasons import ReasonCode
 from ..types import Reason
 from .block_table import BlockInfo, block_table
-from .features import CallTap
+from .features import FeatureTap
 from .token_layout import TokenLayout
 from .token_subset import TokenSubset
 
@@ -57,7 +57,7 @@ class ModelCall:
     sparse: SparseAttention | None = None
     dense_blocks: frozenset[int] = frozenset()
     """Blocks whose attention is dense all the same."""
-    tap: CallTap | None = None
+    tap: FeatureTap | None = None
     """Where learned heads look at what enters and leaves the blocks."""
     entry: Tensor | None = None
     """Image tokens before the blocks, while a residual is measured."""

@@ -231,7 +231,7 @@ class Conditions:
         reason = next(self._needs_all_tokens(conds, evaluation.told_sigma), None)
         if reason is not None:
             evaluation.force_full(reason, evaluation.partial())
-        if self.store is not None and any(map(self.store.refuses, active)):
+        if self.store is not None and not all(map(self.store.has_room, active)):
             evaluation.force_full(Reason(ReasonCode.COND_NOT_COUNTED), evaluation.partial())
         shape = (tuple(x.shape[1:]), str(x.device))
         missing = [

@@ -21,7 +21,7 @@ from ..token_grid import TokenGrid
 from ..types import FULL, Action, Mode, Reason
 from . import blocks, control
 from .batch_rows import NotSliceable, index, rows_of, take_rows
-from .features import CallTap, call_tap
+from .features import FeatureTap, feature_tap
 from .token_layout import TokenLayout
 from .token_subset import TokenSubset
 
@@ -187,7 +187,7 @@ class BatchedModel:
         self.count(evaluation, part.images, arguments, len(conds), part.action.mode, part.tokens)
         if again:
             return arguments.call(executor, options)
-        tap = call_tap(
+        tap = feature_tap(
             self.run.tap,
             self.model,
             options["uuids"],
@@ -218,7 +218,7 @@ class BatchedModel:
         evaluation: Evaluation,
         part: SubBatch,
         conds: list[Hashable],
-        tap: CallTap | None,
+        tap: FeatureTap | None,
     ) -> blocks.ModelCall:
         x = part.arguments.x
         plan = self.run.plan
@@ -316,7 +316,7 @@ class BatchedModel:
                 cost = float(flops.reuse)
             elif tokens is not None:
                 ran = tokens.shape[1]
-                seen = None if self.store is None else self.store.seen(ran)
+                seen = None if self.store is None else self.store.keys_seen(ran)
                 seen = None if seen is None else seen + references
                 partial = self.cost.flops(
                     number, arguments.text_tokens, ran + references, seen=seen

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from ..architectures import describe
 from ..engine.plan import plan_run
-from ..engine.tap import Tap
 from ..policy_file.format import PolicyFile
-from ..policy_file.policies import check_base, jumps_policy
+from ..policy_file.heads import jumps_policy
+from ..policy_file.policies import check_base
 from ..quadrature.spacing import max_evaluations
 from ..reasons import ReasonCode
 from ..record import RunRecord, fingerprint
@@ -32,6 +32,7 @@ from ..types import Reason
 from .bind import BoundRun, run_of
 from .chain import KEY, SAMPLER_LOG, Chain, check_channels, ended_by, node_of
 from .facts import host_facts
+from .features import make_tap
 
 
 def policy_sampler(file: PolicyFile, speedup: float, hidden: Any = None) -> KSAMPLER:
@@ -156,8 +157,8 @@ class JumpRun:
         if self.own:
             return self.bound.install(options)
         options = copy_nested_dicts(options)
-        positive = [c.get("uuid") for c in self.guider.conds.get("positive", ())]
-        self.bound.run.tap = self.bound.run.tap or Tap(positive)
+        run = self.bound.run
+        run.tap = run.tap or make_tap(None, run.plan.shape, self.guider.conds)
         self.bound.hook_blocks(options["transformer_options"])
         return options
 

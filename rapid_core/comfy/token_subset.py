@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..engine.kv import AttendedKV, KVStore
+from ..engine.kv import AttendedKV, KVStore, Merge, Write
 from ..engine.sparse import heads_first
 from ..engine.token_stats import TokenStats
 from .block_table import BlockInfo
@@ -138,7 +138,8 @@ class TokenSubset:
         if self.tokens is None:
             for chunk, cond in enumerate(self.conds):
                 rows = self._chunk(chunk)
-                self.store.write(cond, at, self.images, k[rows], v[rows], axis, layout.text)
+                write = Write(self.images, k[rows], v[rows], axis, layout.text)
+                self.store.write(cond, at, write)
             if at == (self.mass_block, 0):
                 asking = slice(layout.text, layout.text + self.layout.image)
                 self._report_mass(received_mass(q, k, axis, named["heads"], asking))
@@ -149,10 +150,10 @@ class TokenSubset:
         parts = []
         for chunk, cond in enumerate(self.conds):
             rows = self._chunk(chunk)
-            merged = self.store.merge(
-                cond, at, self.images, k[rows], v[rows], places[rows], layout.text, total
-            )
-            seen = _for_keys(_of_rows(mask, rows), merged, places[rows])
+            own_places = places[rows]
+            merge = Merge(self.images, k[rows], v[rows], own_places, layout.text, total)
+            merged = self.store.merge(cond, at, merge)
+            seen = _for_keys(_of_rows(mask, rows), merged, own_places)
             own = replace(layout, tokens=self.tokens[rows], chunk=chunk)
             given = named if seen is None else {**named, "mask": seen}
             parts.append(attention(q[rows], merged.k, merged.v, given, own))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 
 from ..architectures import Architecture
+from ..attention_cost import PAIR, tiles_kept
 from ..cost import CostModel
 from ..reasons import ReasonCode
 from ..token_grid import TokenGrid
@@ -21,8 +22,8 @@ from ..types import (
     Window,
 )
 from .kv import bytes_of
-from .sparse import residual_bytes
 
+HEAD_WIDTH = 64  # channels of a head at least, for counting what is kept head by head
 GIB = 2**30
 MIB = 2**20
 # Keys and values may take this share of the device's memory where no limit is set. Of the whole
@@ -151,6 +152,8 @@ def plan_run(policies: Sequence[Policy], facts: HostFacts) -> RunPlan:
             no_hooks = Reason(ReasonCode.BLOCKS_UNKNOWN, model=facts.model_name)
     attention = _attention(policies, facts)
     kv = _tokens(policies, facts)
+    if attention.sparsity is not None:
+        policies = [policy.with_attention(attention.sparsity) for policy in policies]
     features = _features(policies, facts, no_hooks)
     family = facts.architecture.marked if facts.architecture else f"{facts.model_name} (unverified)"
     return RunPlan(
@@ -293,6 +296,20 @@ def _attention(policies: Sequence[Policy], facts: HostFacts) -> _AttentionPlan:
         return _AttentionPlan(replace(sparsity, compensation="means"), frozenset(numbers), 0, note)
     note = Reason(ReasonCode.RESIDUAL_MEMORY, **said)
     return _AttentionPlan(sparsity, frozenset(numbers), size, note)
+
+
+def residual_bytes(
+    sparsity: Sparsity, cost: CostModel, tokens: int, density: float, rows: int, element: int
+) -> int:
+    """Bytes of the differences to dense attention that are kept for pictures of `tokens` image
+    tokens, and of the tiles that they were measured with."""
+    whole = tokens // (PAIR * sparsity.tile) * PAIR * sparsity.tile
+    points = 2 if sparsity.compensation == "predict" else 1
+    attentions = cost.image_attentions(sparsity.dense_first, sparsity.dense_last)
+    query_tiles = whole // (PAIR * sparsity.tile)
+    kept = tiles_kept(density, tokens // sparsity.tile)
+    numbers = query_tiles * kept * (cost.hidden // HEAD_WIDTH) * 4
+    return (points * whole * cost.hidden * element + numbers) * attentions * rows
 
 
 @dataclass(frozen=True)

@@ -1,29 +1,41 @@
 """A policy by itself, on a schedule of equal steps."""
 
-import torch
-
-from rapid_core.types import HeadInput, ImageState, Mode, Observation, Window
+from rapid_core.types import FULL, Mode, Observation, Window
 
 
 def marks_of(policy, steps, euler=True, forced=(), blind=False, **known):
     """Run the actor on a schedule of equal steps; forced: evaluations that are computed whatever
-    the answer; blind: whether levels are not told; known: of the image."""
-    schedule = tuple(1 - i / steps for i in range(steps)) + (0.0,)
-    actor, levels, out, since = policy.start(Window(1.0, 0.0)), (), [], 0
+    the answer; blind: whether sigmas are not told; known: of the image."""
+    sigmas = tuple(1 - i / steps for i in range(steps)) + (0.0,)
+    actor, history, out, since = policy.start(Window(1.0, 0.0)), (), [], 0
     for i in range(steps):
-        image = ImageState(len(levels), since, 0.1, levels=() if blind else levels[-4:], **known)
-        (action,) = actor.act(
-            Observation(i, schedule[i], (image,), i, steps, schedule=schedule, euler=euler)
+        action = actor.act(
+            Observation(
+                index=i,
+                sigma=sigmas[i],
+                step=i,
+                steps=steps,
+                sigmas=sigmas,
+                euler=euler,
+                computed=len(history),
+                since_computed=since,
+                error=0.1,
+                history=() if blind else history[-4:],
+                **known,
+            )
         )
-        since += 1
-        if action.level is Mode.RUN or i in forced:
-            levels, since = (*levels, schedule[i]), 0
         out.append(action)
+        action = FULL if i in forced else action
+        actor.executed(action)
+        since += 1
+        if action.mode is Mode.RUN:
+            history, since = (*history, sigmas[i]), 0
     return out, actor
 
 
 def text(actions):
-    return "".join("#" if a.level is Mode.RUN else "." for a in actions)
+    """One character an evaluation: # computed, . skipped or reused."""
+    return "".join("#" if a.mode is Mode.RUN else "." for a in actions)
 
 
 METADATA = dict(
@@ -34,32 +46,3 @@ METADATA = dict(
     licence="Apache-2.0",
     training_command="dev.py train",
 )
-
-
-def run_heads(policy, steps, channels, euler=False):
-    """Heads on random latents: their actions, and the noise levels that were computed or reused."""
-    schedule = tuple(1 - i / steps for i in range(steps)) + (0.0,)
-    make = torch.Generator().manual_seed(7)
-    actor, levels, since, out, ran = policy.start(Window(1.0, 0.0)), (), 0, [], []
-    for i in range(steps):
-        parts = [torch.randn(channels, 8, 8, generator=make) for _ in range(3)]
-        answers = actor.ask([HeadInput(*parts)] if levels else [None], torch.tensor(schedule[i]))
-        image = ImageState(len(levels), since, 0.1, levels=levels[-4:])
-        seen = Observation(
-            i,
-            schedule[i],
-            (image,),
-            i,
-            steps,
-            schedule=schedule,
-            euler=euler,
-            answers=() if answers is None else tuple(answers.tolist()),
-        )
-        (action,) = actor.act(seen)
-        since = since + 1
-        if action.level is Mode.RUN:
-            levels, since = (*levels, schedule[i]), 0
-        if action.level is not Mode.SKIP:
-            ran.append(schedule[i])
-        out.append(action)
-    return out, ran

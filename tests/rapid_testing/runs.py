@@ -2,32 +2,34 @@
 
 import torch
 
-from rapid_core.quadrature.gram import TERMS, Fit
-from training.references import refined
+from rapid_core.quadrature.gram import TERMS, GramFit
 
 
 def products_of(derivatives):
     """Gram matrix of derivatives, as `training.references.Recorder` has it."""
-    found = derivatives.double() @ derivatives.double().T
-    return found / found.trace()
+    products = derivatives.double() @ derivatives.double().T
+    return products / products.trace()
 
 
-def bending(schedule, parts=1, bend=0.3, noise=0.0):
-    """Derivatives (steps * parts, 64) that move with the noise level on a parabola; bend 0: on a
-    line."""
-    levels = refined(torch.tensor(schedule), parts)[:-1]
+def bending(sigmas, parts=1, bend=0.3, noise=0.0):
+    """Derivatives (steps * parts, 64) that move with sigma on a parabola, at every step's beginning
+    and parts - 1 places within it; bend 0: on a line."""
+    starts = torch.tensor(sigmas)
+    within = torch.arange(parts) / parts
+    places = (starts[:-1, None] + starts.diff()[:, None] * within).flatten()
     make = torch.Generator().manual_seed(0)
     a, b, c = torch.randn(3, 64, generator=make)
-    curve = a + b * levels[:, None] + bend * c * levels[:, None] ** 2
-    return curve + noise * torch.randn(len(levels), 64, generator=make)
+    curve = a + b * places[:, None] + bend * c * places[:, None] ** 2
+    return curve + noise * torch.randn(len(places), 64, generator=make)
 
 
-def weights_by_hand(plan):
-    """Weights of every step's forecast under a plan, as actions have them."""
-    fit, out = Fit(plan.gram, plan.schedule), []
-    for i, on in enumerate(plan.computed):
-        used = [] if on else [j for j in range(i) if plan.computed[j]][-TERMS:]
-        by = fit.weights(used) if used else ()
-        out.append(tuple(zip([plan.schedule[j] for j in used], by, strict=True)) or None)
-        fit.advance(used, by)
+def weights_by_hand(schedule):
+    """Weights of every step's prediction under a schedule, as actions have them."""
+    fit, out = GramFit(schedule.gram, schedule.sigmas), []
+    for i, on in enumerate(schedule.computed):
+        used = [] if on else [j for j in range(i) if schedule.computed[j]][-TERMS:]
+        weights = fit.weights(used) if used else ()
+        sigmas = [schedule.sigmas[j] for j in used]
+        out.append(tuple(zip(sigmas, weights, strict=True)) or None)
+        fit.advance(used, weights)
     return out

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import socket
 import subprocess
 import sys
 import threading
@@ -10,13 +11,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from devkit import base_folder, cli, commands
+from devkit import base_folder, cli, commands, server, testing
 from devkit.base_folder import link, make_base_folder, remove_base_folder
 from devkit.cache import SetupError, cache_root
 from devkit.client import Client, ClientError, WorkflowError, rejection
-from devkit.commands import flags, paths_for
 from devkit.quiet_process import QuietProcess
-from devkit.server import ComfyServer, child_environment, keep_tree_clean
+from devkit.server import ComfyServer, child_environment, is_free, keep_tree_clean, next_free_port
+from devkit.testing import planned_runs
 
 
 def test_an_error_of_the_set_up_is_one_line_and_exit_code_1(monkeypatch, capsys):
@@ -46,6 +47,10 @@ def test_dev_py_can_be_read_by_an_old_python(repository):
         ["demo", "--prompts", "0"],
         ["test", "--host", "1.0"],
         ["train", "--processes", "0"],
+        ["serve", "--port", "0"],
+        ["serve", "--port", "65536"],
+        ["test", "--fast", "--all"],
+        ["frozen"],
     ],
 )
 def test_wrong_flags_are_refused(arguments, capsys):
@@ -60,17 +65,59 @@ def test_an_explicit_host_wins_over_the_environment_variable(monkeypatch, tmp_pa
     assert cli.parse(["serve", "--host", "0.18.2"]).comfyui is None
 
 
-def test_a_full_test_run_takes_two_hosts_and_a_fast_one_takes_one():
-    assert cli.wanted_hosts(cli.parse(["test"])) == ["0.30.0", "0.18.2"]
+def test_only_a_run_of_everything_takes_an_older_host():
+    assert cli.wanted_hosts(cli.parse(["test"])) == ["0.30.0"]
     assert cli.wanted_hosts(cli.parse(["test", "--fast"])) == ["0.30.0"]
-    assert cli.wanted_hosts(cli.parse(["test", "--host", "0.26.0"])) == ["0.26.0"]
+    assert cli.wanted_hosts(cli.parse(["test", "--all"])) == ["0.30.0", "0.18.2"]
+    assert cli.wanted_hosts(cli.parse(["test", "--all", "--host", "0.26.0"])) == ["0.26.0"]
 
 
-def test_pytest_flags_and_paths_are_told_apart():
+def runs_of(arguments, *hosts):
+    """(host, paths, flags) of what `dev.py test` would run; hosts: the main one first."""
+    runs = planned_runs(cli.parse(["test", *arguments]), list(hosts or ["main"]))
+    return [(run.host, list(run.paths), list(run.flags)) for run in runs]
+
+
+def test_by_default_the_unit_tests_run_and_what_is_marked_quick():
+    assert runs_of([]) == [
+        ("main", ["tests/unit"], []),
+        ("main", ["tests/integration", "tests/browser"], ["-m", "quick"]),
+    ]
+    assert runs_of(["--fast"]) == [("main", ["tests/unit"], [])]
+
+
+def test_tests_that_are_named_are_run_and_no_others():
     options = cli.parse(["test", "-k", "nodes", "tests/unit", "-x"])
-    assert flags(options) == ["-k", "nodes", "-x"]
-    assert paths_for(options, main_host=True) == ["tests/unit"]
-    assert paths_for(options, main_host=False) == []
+    assert testing.flags(options) == ["-k", "nodes", "-x"]
+    assert runs_of(["-k", "nodes", "tests/unit", "-x"]) == [("main", ["tests/unit"], [])]
+    one = "tests/integration/test_ground.py::test_same_seed_same_picture"
+    assert runs_of([one]) == [("main", [one], [])]
+    assert runs_of(["--all", one, "tests/unit"], "main", "old") == [
+        ("old", [one], ["-m", "not main_host"]),
+        ("main", [one, "tests/unit"], []),
+    ]
+    assert runs_of(["--all", "tests/unit"], "main", "old") == [("main", ["tests/unit"], [])]
+
+
+@pytest.mark.parametrize("cores, workers", [(1, []), (2, ["-n", "2"]), (64, ["-n", "4"])])
+def test_everything_is_shared_out_over_the_cores(monkeypatch, cores, workers):
+    monkeypatch.setattr(testing.os, "cpu_count", lambda: cores)
+    older, main = runs_of(["--all"], "main", "old")
+    assert older[0] == "old" and older[2][:2] == ["-m", "not main_host"]
+    assert older[2][2:4] == main[2][:2] == workers
+    assert {path.split("/")[1] for path in older[1]} == {"integration"}
+    assert main[0] == "main" and main[1][: len(older[1])] == older[1]
+
+
+def test_everything_is_every_file_once_the_long_ones_first_and_the_browser_last(repository):
+    ((_, paths, _),) = runs_of(["--all"])
+    there = [
+        path.relative_to(repository).as_posix() for path in repository.glob("tests/*/test_*.py")
+    ]
+    assert sorted(paths) == sorted(there)
+    assert paths[0].startswith("tests/integration/test_training")
+    folders = [path.split("/")[1] for path in paths]
+    assert folders == sorted(folders, key=["integration", "unit", "browser"].index)
 
 
 def test_what_is_handed_on_is_not_taken_for_an_abbreviation():
@@ -81,12 +128,6 @@ def test_what_is_handed_on_is_not_taken_for_an_abbreviation():
         "2",
     ]
     assert cli.parse(["bench", "policy", "--com", "x"]).rest == ["--com", "x"]
-
-
-def test_without_paths_the_older_host_runs_the_integration_tests():
-    options = cli.parse(["test"])
-    assert paths_for(options, main_host=True) == ["tests"]
-    assert paths_for(options, main_host=False) == ["tests/integration"]
 
 
 def test_a_base_folder_links_the_pack_and_its_removal_spares_it(tmp_path, monkeypatch):
@@ -231,7 +272,6 @@ def test_a_server_that_is_not_there_is_named():
 
 def test_serve_says_why_it_ended(tmp_path, monkeypatch, capsys):
     """A server that ends by itself is an error, with the end of its log."""
-    from devkit import commands
 
     class Ended:
         url, log_tail = "http://x", staticmethod(lambda: "last words")
@@ -246,6 +286,32 @@ def test_serve_says_why_it_ended(tmp_path, monkeypatch, capsys):
         commands.serve(ground, SimpleNamespace(port=1))
 
 
+@pytest.fixture
+def taken():
+    """A port that somebody listens on, on all addresses."""
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        yield other.getsockname()[1]
+
+
+def test_serve_takes_the_next_port_where_comfyui_runs_already(taken):
+    assert not is_free(taken)
+    assert taken < next_free_port(taken) < taken + server.PORTS_TO_TRY
+
+
+def test_no_free_port_at_all_is_an_error(monkeypatch):
+    monkeypatch.setattr(server, "is_free", lambda port: False)
+    with pytest.raises(SetupError, match="no port from 8188 to 8287 is free"):
+        next_free_port(8188)
+
+
+def test_a_port_that_was_given_and_is_taken_is_an_error(tmp_path, taken):
+    running = ComfyServer(tmp_path, make_base_folder(tmp_path / "base"), port=taken)
+    with pytest.raises(SetupError, match=f"port {taken} cannot be used"):
+        running.start()
+
+
 def test_processes_beside_each_other_are_shown_one_after_the_other(tmp_path, capsys):
     def speaker(name, seconds, code):
         return [
@@ -255,9 +321,11 @@ def test_processes_beside_each_other_are_shown_one_after_the_other(tmp_path, cap
             f"print('{name} ends'); sys.exit({code})",
         ]
 
-    with QuietProcess(speaker("fast", 0, 3), tmp_path, None) as fast:
-        with QuietProcess(speaker("slow", 1, 0), tmp_path, None) as slow:
-            assert (slow.show(), fast.show()) == (0, 3)
+    with (
+        QuietProcess(speaker("fast", 0, 3), tmp_path, None) as fast,
+        QuietProcess(speaker("slow", 1, 0), tmp_path, None) as slow,
+    ):
+        assert (slow.show(), fast.show()) == (0, 3)
     assert capsys.readouterr().out.split("\n") == [
         "slow begins",
         "slow ends",
@@ -275,41 +343,53 @@ def test_a_process_that_nobody_waited_for_is_ended(tmp_path):
     assert quiet.process.returncode not in (None, 0)
 
 
+@pytest.fixture
+def tested(monkeypatch, tmp_path):
+    """tested(cores, codes, *flags): exit code of `dev.py test` where pytest only says its command
+    line and ends with codes["unit"] or codes["quick"]."""
+
+    def test(cores, codes, *flags):
+        monkeypatch.setattr(testing.os, "cpu_count", lambda: cores)
+        monkeypatch.setattr(testing, "provide_browser", lambda python: None)
+        monkeypatch.setattr(testing, "failed_linters", lambda *_, **__: [])
+        script = tmp_path / "python"
+        lines = [f'case "$*" in *{word}*) exit {code};; esac' for word, code in codes.items()]
+        script.write_text("\n".join(["#!/bin/sh", 'echo "$@"', *lines]))
+        script.chmod(0o755)
+        ground = SimpleNamespace(python=script, hosts={"9": tmp_path}, tree=tmp_path)
+        return testing.test(ground, cli.parse(["test", *flags]))
+
+    return test
+
+
 @pytest.mark.parametrize("cores", [1, 2])
-def test_hosts_are_tested_beside_each_other_and_the_main_one_closes_the_output(
-    monkeypatch, capfd, cores, tmp_path
+def test_runs_are_shown_one_after_the_other_and_the_real_host_closes_the_output(
+    tested, capfd, cores
 ):
-    monkeypatch.setattr(commands.os, "cpu_count", lambda: cores)
-    monkeypatch.setattr(commands, "device_name", lambda python: "CPU")
-    script = tmp_path / "python"
-    script.write_text('#!/bin/sh\necho "$@" on "$RAPID_HOST_TREE"\nexit 5\n')
-    script.chmod(0o755)
-    trees = {"2": tmp_path / "two", "1": tmp_path / "one"}
-    ground = SimpleNamespace(python=script, hosts=trees)
-    statuses = commands.run_pytest(ground, {"2": ["tests"], "1": ["tests/integration"]}, ["-q"])
-    assert list(statuses.items()) == [("1", 5), ("2", 5)]
+    assert tested(cores, {}, "-q") == 0
     lines = [line for line in capfd.readouterr().out.splitlines() if not line.startswith("==")]
-    later = commands.TRAININGS
-    assert all((base_folder.REPOSITORY / path).is_file() for path in later)
-    main = (
-        ["tests"]
-        if cores == 1
-        else [
-            " ".join(["tests/unit", *later, "tests/browser"]),
-            " ".join(["tests/integration", *(f"--ignore={path}" for path in later)]),
-        ]
-    )
     assert lines == [
-        f"-m pytest tests/integration -m not main_host -q on {trees['1']}",
-        *(f"-m pytest {paths} -q on {trees['2']}" for paths in main),
+        "-m pytest tests/unit -q",
+        "-m pytest tests/integration tests/browser -m quick -q",
     ]
 
 
 @pytest.mark.parametrize(
-    "codes, said", [((5, 5), 5), ((5, 0), 0), ((0, 5), 0), ((1, 0), 1), ((0, 2), 2), ((5, 1), 1)]
+    "unit, quick, code, said",
+    [
+        (0, 0, 0, ""),
+        (5, 0, 0, ""),  # 5: no tests there
+        (5, 5, 1, ""),
+        (0, 1, 1, ""),  # pytest's own closing line says it
+        (1, 0, 1, "failed: pytest tests/unit on ComfyUI 9"),
+    ],
 )
-def test_one_run_in_two_parts_has_one_exit_code(codes, said):
-    assert commands._worse(*codes) == said
+def test_a_failure_anywhere_is_one(tested, capfd, unit, quick, code, said):
+    assert tested(2, {"unit": unit, "quick": quick}) == code
+    assert ("failed" in capfd.readouterr().out.splitlines()[-1]) == bool(said)
+    if said:
+        tested(2, {"unit": unit, "quick": quick})
+        assert capfd.readouterr().out.splitlines()[-1] == said
 
 
 def test_suites_of_the_bench_command_begin_without_the_host():

@@ -135,6 +135,43 @@ def test_a_set_up_that_failed_resumes_at_the_failed_step(tmp_path, monkeypatch):
     assert done == []
 
 
+@pytest.fixture
+def added(tmp_path, monkeypatch):
+    """An environment on disk, and what was installed into it."""
+    installed = []
+    monkeypatch.setattr(
+        environments, "run_pip", lambda python, arguments, *_: installed.append(arguments[1])
+    )
+    (tmp_path / "venv").mkdir()
+    return Environment(tmp_path / "venv"), installed
+
+
+def test_templates_are_installed_once_as_the_host_names_them(added):
+    environment, installed = added
+    for requirements in ("numpy", "comfyui-workflow-templates==1", "comfyui-workflow-templates==1"):
+        environments.add_templates(environment, requirements)
+    assert installed == ["comfyui-workflow-templates==1"]
+    environments.add_templates(environment, "comfyui-workflow-templates==2")
+    assert installed[1:] == ["comfyui-workflow-templates==2"]
+
+
+def test_without_templates_the_server_starts_all_the_same(added, monkeypatch, capsys):
+    def fail(*_):
+        raise SetupError("no network")
+
+    monkeypatch.setattr(environments, "run_pip", fail)
+    environments.add_templates(added[0], "comfyui-workflow-templates==1")
+    said = capsys.readouterr().out
+    assert said == "ComfyUI's own templates will not be shown: no network\n"
+
+
+def test_the_type_checker_is_installed_once(added):
+    environment, installed = added
+    environments.add_types(environment)
+    environments.add_types(environment)
+    assert installed == [environments.TYPE_CHECKER]
+
+
 def test_a_python_without_venv_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(
         environments.importlib.util, "find_spec", lambda name: None if name == "ensurepip" else 1

@@ -1,46 +1,86 @@
 """The region policy: which tokens are chosen, how many, and that none waits for ever."""
 
 import math
+from dataclasses import dataclass, field, fields, replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rapid_core.engine.history import History
-from rapid_core.engine.token_stats import TokenStats
+from rapid_core.reasons import ReasonCode
 from rapid_core.techniques.region.policy import (
-    DUE_AGE,
-    KEPT_AGE,
-    WAIT,
+    INACTIVE,
+    MAX_AGE,
+    MAX_MASKED_AGE,
+    MAX_WAIT,
     RegionPolicy,
-    metric,
-    oldest,
-    paper,
-    rounded,
 )
+from rapid_core.techniques.region.presets import paper, per_token_error
+from rapid_core.techniques.region.priority import round_to_blocks, signal, starving_age
 from rapid_core.token_grid import TokenGrid
-from rapid_core.types import FULL, ImageState, Mode, Observation, TokenState, Window
+from rapid_core.types import FULL, KVKind, Mode, Must, Observation, TokenState, Window
 
 ROWS, COLUMNS = 8, 8
 NUMBER = ROWS * COLUMNS
+BY_ERROR = replace(per_token_error(0.1, 0.5), tail=0.0)
 
 
 def tokens(derivative=None, age=None, **more):
     if derivative is None:
         derivative = torch.randn(4, 16, 16, generator=torch.Generator().manual_seed(0))
     age = torch.zeros(NUMBER) if age is None else age
-    return TokenState(
-        (1, ROWS, COLUMNS), age, derivative, torch.ones(NUMBER), more.pop("free", NUMBER), **more
+    selectable = more.pop("selectable", NUMBER)
+    change = more.pop("change", torch.ones(NUMBER))
+    return TokenState((1, ROWS, COLUMNS), age, derivative, change, selectable, **more)
+
+
+def act(policy, state, step=10, steps=20, since_full=1, **known):
+    actor = policy.start(Window(1, 0))
+    return actor.act(
+        Observation(
+            step,
+            1 - step / steps,
+            step=step,
+            steps=steps,
+            computed=5,
+            since_full=since_full,
+            tokens=state,
+            **known,
+        )
     )
 
 
-def chosen(policy, state, step=10, steps=20, since_dense=1, measured=None):
-    image = ImageState(5, 0, math.inf, measured, since_dense, state)
-    (action,) = policy.start(Window(1, 0)).act(
-        Observation(step, 1 - step / steps, (image,), step, steps)
-    )
+def chosen(*arguments, **known):
+    """Numbers of the tokens, None for all."""
+    action = act(*arguments, **known)
     return None if action.tokens is None else action.tokens.tolist()
+
+
+@dataclass
+class Ages:
+    """What a run remembers of its tokens, by hand: counted in evaluations since one was
+    computed."""
+
+    age: torch.Tensor = field(default_factory=lambda: torch.zeros(NUMBER))
+    error: torch.Tensor = field(default_factory=lambda: torch.zeros(NUMBER))
+    since_full: int = 0
+    since_computed: int = 0
+
+    def executed(self, action):
+        ran = torch.zeros(NUMBER, dtype=torch.bool)
+        if action.mode is Mode.RUN:
+            ran[:] = action.tokens is None
+            if action.tokens is not None:
+                ran[action.tokens] = True
+        self.age = torch.where(ran, 0.0, self.age + 1)
+        self.error = torch.where(ran, 0.0, self.error)
+        self.since_full = 0 if action.all_tokens else self.since_full + 1
+        self.since_computed = 0 if action.mode is Mode.RUN else self.since_computed + 1
+
+    @property
+    def known(self):
+        return {"since_full": self.since_full, "since_computed": self.since_computed}
 
 
 def spread_by_token(values):
@@ -53,12 +93,12 @@ def spread_by_token(values):
 def test_low_direction_takes_the_tokens_with_the_smallest_spread():
     values = [1.0 + i for i in range(NUMBER)]
     state = tokens(spread_by_token(values))
-    assert chosen(RegionPolicy(0.25, metric="std", direction="low", starvation=0), state) == list(
-        range(16)
-    )
-    assert chosen(RegionPolicy(0.25, metric="std", starvation=0, direction="high"), state) == list(
-        range(48, 64)
-    )
+    assert chosen(
+        RegionPolicy(keep_ratio=0.25, metric="std", direction="low", starvation=0), state
+    ) == list(range(16))
+    assert chosen(
+        RegionPolicy(keep_ratio=0.25, metric="std", starvation=0, direction="high"), state
+    ) == list(range(48, 64))
 
 
 def test_a_neglected_token_rises_whatever_the_direction():
@@ -66,7 +106,7 @@ def test_a_neglected_token_rises_whatever_the_direction():
     for direction, worst in (("low", 63), ("high", 0)):
         age = torch.zeros(NUMBER)
         age[worst] = 6
-        policy = RegionPolicy(0.25, metric="std", starvation=1.0, direction=direction)
+        policy = RegionPolicy(keep_ratio=0.25, metric="std", starvation=1.0, direction=direction)
         assert worst in chosen(policy, tokens(spread_by_token(values), age))
 
 
@@ -82,169 +122,134 @@ def test_a_neglected_token_rises_whatever_the_direction():
     st.integers(0, 1000),
 )
 def test_no_token_waits_longer_than_the_bound(
-    ratio, name, direction, starvation, slope, free, painted, seed
+    ratio, metric, direction, starvation, slope, selectable, painted, seed
 ):
     policy = RegionPolicy(
-        ratio,
+        keep_ratio=ratio,
         warm_up=0.0,
         tail=0.0,
         refresh_interval=0,
-        metric=name,
+        metric=metric,
         direction=direction,
         starvation=starvation,
         slope=slope,
     )
-    actor, grid = policy.start(Window(1, 0)), TokenGrid((4, 16, 16))
     generator = torch.Generator().manual_seed(seed)
-    wanted = torch.randperm(NUMBER, generator=generator) < free
-    focus = (torch.rand(NUMBER, generator=generator) < 0.5).float()
-    regions = TokenStats(grid, 1, wanted[None], focus[None] if painted else None)
+    may_run = torch.randperm(NUMBER, generator=generator) < selectable
+    focus = (torch.rand(NUMBER, generator=generator) < 0.5).float() if painted else None
     scale = torch.rand(4, 16, 16, generator=generator) * 10  # some places always matter more
-    latest, longest, fewest = torch.randn(4, 16, 16, generator=generator) * scale, 0.0, free
-    regions.remember(0, FULL, latest, None)
+    run, longest, fewest = Ages(), 0.0, selectable
     for step in range(100):
-        track = History(1)
-        track.add(0, 0.5, latest)
-        state = regions.state(0, track)
-        image = ImageState(step, 0, math.inf, None, regions.since_dense[0], state)
-        (action,) = actor.act(Observation(step, 0.5, (image,), step, 100))
-        new = torch.randn(4, 16, 16, generator=generator) * scale
-        regions.remember(0, action, new, latest)
+        state = tokens(
+            torch.randn(4, 16, 16, generator=generator) * scale,
+            run.age,
+            selectable=selectable,
+            may_run=may_run,
+            focus=focus,
+            change=torch.rand(NUMBER, generator=generator) * scale[0, ::2, ::2].flatten(),
+        )
+        action = act(policy, state, step, 100, **run.known)
+        run.executed(action)
         if action.tokens is not None:
-            latest, fewest = (
-                torch.where(grid.mask(action.tokens), new, latest),
-                min(fewest, len(action.tokens)),
-            )
-        longest = max(longest, regions.age[0][wanted].max().item())
-    least = ratio if not slope else max(ratio * (1 - abs(slope)), 4 / free)
-    assert longest <= oldest(min(1.0, least)) + math.ceil(free / fewest)
+            fewest = min(fewest, len(action.tokens))
+        longest = max(longest, run.age[may_run].max().item())
+    least = ratio if not slope else max(ratio * (1 - abs(slope)), 4 / selectable)
+    assert longest <= starving_age(min(1.0, least)) + math.ceil(selectable / fewest)
 
 
 def test_the_bound_follows_the_smallest_share_of_a_slope():
     state = tokens(age=torch.full((NUMBER,), 4.0))
-    assert RegionPolicy(0.5).least(state) == 0.5
+    assert RegionPolicy(keep_ratio=0.5).smallest_share(state) == 0.5
     assert (
-        RegionPolicy(0.5, slope=0.5).least(state)
-        == RegionPolicy(0.5, slope=-0.5).least(state)
+        RegionPolicy(keep_ratio=0.5, slope=0.5).smallest_share(state)
+        == RegionPolicy(keep_ratio=0.5, slope=-0.5).smallest_share(state)
         == 0.25
     )
-    assert RegionPolicy(0.5, slope=1.0).least(state) == 4 / NUMBER
+    assert RegionPolicy(keep_ratio=0.5, slope=1.0).smallest_share(state) == 4 / NUMBER
 
 
-def clocked(threshold, ratio, seed, wanted=None):
-    """60 evaluations by clocks: (action, state before, regions after) of each. wanted (N,): see
-    TokenState."""
-    policy = RegionPolicy(
-        ratio, warm_up=0.0, tail=0.0, refresh_interval=0, error_threshold=threshold
-    )
-    actor, grid, track = policy.start(Window(1, 0)), TokenGrid((4, 16, 16)), History(3)
-    regions = TokenStats(grid, 1, None if wanted is None else wanted[None], None, *policy.due)
+def run_by_error(threshold, ratio, seed, may_run=None):
+    """60 evaluations by error estimates: (action, state before, run after) of each."""
+    policy = replace(per_token_error(threshold, ratio), tail=0.0)
     generator = torch.Generator().manual_seed(seed)
-    scale = torch.rand(16, 16, generator=generator) ** 4  # some places are much rougher than others
-    held = -1
+    scale = torch.rand(NUMBER, generator=generator) ** 4  # some places are much rougher than others
+    selectable = NUMBER if may_run is None else int(may_run.sum())
+    run = Ages()
     for step in range(60):
-        sigma = 1 - step / 60
-        due = regions.expect(0, track.points(0), torch.tensor(sigma), 1, 4.0, torch.tensor(1.0))
-        state = regions.state(0, track, None if due < 0 else int(due))
-        image = ImageState(step, held, math.inf, None, regions.since_dense[0], state)
-        (action,) = actor.act(Observation(step, sigma, (image,), step, 100))
-        if action.level is Mode.SKIP:
-            held += 1
-            regions.pass_over(0)
-        else:
-            held, new, points = (
-                0,
-                1 + scale * torch.randn(4, 16, 16, generator=generator),
-                track.points(0),
-            )
-            regions.remember(0, action, new, points[-1].value if points else None)
-            track.add(0, sigma, new, None if action.tokens is None else grid.mask(action.tokens))
-        yield action, state, regions
+        run.error = run.error + scale * torch.rand(NUMBER, generator=generator)
+        over = (run.error >= threshold) | (run.age >= MAX_AGE)
+        over = int((over if may_run is None else over & may_run).sum())
+        state = tokens(
+            None,
+            run.age,
+            selectable=selectable,
+            may_run=may_run,
+            error=run.error,
+            over_threshold=over,
+        )
+        action = act(policy, state, step, 100, **run.known)
+        run.executed(action)
+        yield action, state, run
 
 
 @settings(max_examples=25)
 @given(st.floats(0.001, 3.0), st.floats(0.1, 0.9), st.integers(0, 1000))
-def test_tokens_with_clocks_of_their_own_are_never_late(threshold, ratio, seed):
-    """By error_threshold every due token is computed at once; fewer than a block wait two
-    evaluations at most."""
-    for action, state, regions in clocked(threshold, ratio, seed):
-        assert regions.age[0].max() <= DUE_AGE + WAIT
+def test_tokens_with_errors_of_their_own_are_never_late(threshold, ratio, seed):
+    """Every token over the threshold is computed at once; fewer than a block wait two evaluations
+    at most."""
+    for action, state, run in run_by_error(threshold, ratio, seed):
+        assert run.age.max() <= MAX_AGE + MAX_WAIT
         if action.tokens is not None:
             left = torch.ones(NUMBER, dtype=torch.bool).index_fill(0, action.tokens, False)
-            assert (state.drift[left] < threshold).all() and len(
-                action.tokens
-            ) <= ratio * NUMBER + 4
+            assert (state.error[left] < threshold).all()
+            assert len(action.tokens) <= ratio * NUMBER + 4
 
 
 @settings(max_examples=25)
 @given(st.floats(0.001, 3.0), st.floats(0.1, 0.9), st.integers(0, NUMBER - 1), st.integers(0, 1000))
-def test_tokens_that_a_mask_keeps_are_not_forgotten_by_clocks(threshold, ratio, free, seed):
-    wanted = torch.randperm(NUMBER, generator=torch.Generator().manual_seed(seed)) < free
-    for _, _, regions in clocked(threshold, ratio, seed, wanted):
-        assert regions.age[0].max() <= KEPT_AGE
-        assert not free or regions.age[0][wanted].max() <= DUE_AGE + WAIT
+def test_tokens_that_a_mask_keeps_are_not_forgotten(threshold, ratio, selectable, seed):
+    may_run = torch.randperm(NUMBER, generator=torch.Generator().manual_seed(seed)) < selectable
+    for _, _, run in run_by_error(threshold, ratio, seed, may_run):
+        assert run.age.max() <= MAX_MASKED_AGE
+        assert not selectable or run.age[may_run].max() <= MAX_AGE + MAX_WAIT
 
 
-def test_a_second_look_at_a_level_is_due_by_what_moved():
-    """heun computes a level twice; there both forecasts agree, and only the latent says what
-    changed."""
-    grid, track = TokenGrid((4, 16, 16)), History(3)
-    regions = TokenStats(grid, 1, None, None, 0.1, DUE_AGE)
-    for sigma in (0.9, 0.8, 0.7):
-        regions.remember(0, FULL, torch.ones(4, 16, 16), None)
-        track.add(0, sigma, torch.ones(4, 16, 16))
-    moved = torch.zeros(4, 16, 16)
-    moved[:, :2, :2] = 0.5
+def test_few_tokens_over_the_threshold_wait_and_many_are_all():
+    error = torch.arange(NUMBER) / NUMBER
 
-    def look(moved):
-        return regions.expect(
-            0, track.points(0), torch.tensor(0.7), 1, 4.0, torch.tensor(1.0), moved
-        )
+    def answer(over, since):
+        state = tokens(error=error, over_threshold=over)
+        return act(BY_ERROR, state, since_computed=since)
 
-    assert (look(None), look(moved)) == (0, 1)
-
-
-def test_few_due_tokens_wait_and_many_are_all():
-    drift = torch.arange(NUMBER) / NUMBER
-    policy = RegionPolicy(0.5, warm_up=0.0, tail=0.0, refresh_interval=0, error_threshold=0.1)
-
-    def act(due, since):
-        return policy.start(Window(1, 0)).act(
-            Observation(
-                10,
-                0.5,
-                (ImageState(5, since, math.inf, None, 1, tokens(drift=drift, due=due)),),
-                10,
-                20,
-            )
-        )[0]
-
-    assert act(0, 0).level is act(3, 1).level is Mode.SKIP
-    assert act(3, 2).tokens.tolist() == [60, 61, 62, 63]
-    assert act(5, 0).tokens.tolist() == list(range(56, 64))
-    assert act(33, 0).dense and act(None, 0).dense
+    assert answer(0, 0).mode is answer(3, 1).mode is Mode.SKIP
+    assert answer(3, 2).tokens.tolist() == [60, 61, 62, 63]
+    assert answer(5, 0).tokens.tolist() == list(range(56, 64))
+    assert answer(33, 0).full and answer(None, 0).full
 
 
 def test_warm_up_and_tail_are_shares_of_the_steps():
-    policy, state = RegionPolicy(0.5, warm_up=0.2, tail=0.1, refresh_interval=0), tokens()
-    dense = [chosen(policy, state, step, 20) is None for step in range(20)]
-    assert dense == [True] * 4 + [False] * 14 + [True] * 2
+    policy, state = (
+        RegionPolicy(keep_ratio=0.5, warm_up=0.2, tail=0.1, refresh_interval=0),
+        tokens(),
+    )
+    full = [chosen(policy, state, step, 20) is None for step in range(20)]
+    assert full == [True] * 4 + [False] * 14 + [True] * 2
 
 
-def test_the_first_look_after_nothing_is_dense():
-    assert chosen(RegionPolicy(0.5), tokens(), since_dense=-1) is None
+def test_the_first_look_after_nothing_is_full():
+    assert chosen(RegionPolicy(keep_ratio=0.5), tokens(), since_full=-1) is None
 
 
 def test_refreshes_come_after_the_interval_and_with_drift():
-    policy = RegionPolicy(0.5, refresh_interval=3, drift_threshold=0.2)
-    assert chosen(policy, tokens(), since_dense=2) is not None
-    assert chosen(policy, tokens(), since_dense=3) is None
-    assert chosen(policy, tokens(), measured=0.3) is None
-    assert chosen(policy, tokens(), measured=0.1) is not None
+    policy = RegionPolicy(keep_ratio=0.5, refresh_interval=3, drift_threshold=0.2)
+    assert chosen(policy, tokens(), since_full=2) is not None
+    assert chosen(policy, tokens(), since_full=3) is None
+    assert chosen(policy, tokens(), measured_error=0.3) is None
+    assert chosen(policy, tokens(), measured_error=0.1) is not None
 
 
 def test_the_papers_schedules():
-    def dense(family, steps):
+    def full(family, steps):
         policy, since, out = paper(family, 0.5), -1, []
         for step in range(steps):
             whole = chosen(policy, tokens(), step, steps, since) is None
@@ -252,8 +257,8 @@ def test_the_papers_schedules():
             out += [step] if whole else []
         return out
 
-    assert dense("sd3", 28) == [0, 1, 2, 3, 12, 20]
-    assert dense("lumina2", 30) == [0, 1, 2, 3, 12, 22]
+    assert full("sd3", 28) == [0, 1, 2, 3, 12, 20]
+    assert full("lumina2", 30) == [0, 1, 2, 3, 12, 22]
 
 
 def test_the_papers_share_falls_on_lumina_and_is_constant_on_sd3():
@@ -271,35 +276,37 @@ def test_the_papers_share_falls_on_lumina_and_is_constant_on_sd3():
 
 def test_a_slope_gives_more_tokens_early_or_late():
     for slope in (0.5, -0.5):
-        policy = RegionPolicy(0.5, warm_up=0.0, tail=0.0, slope=slope)
+        policy = RegionPolicy(keep_ratio=0.5, warm_up=0.0, tail=0.0, slope=slope)
         counts = [len(chosen(policy, tokens(), step, 20)) for step in range(20)]
         assert (counts[0] > counts[-1]) == (slope > 0)
         assert sum(counts) / 20 == pytest.approx(32, abs=2)
 
 
 def test_counts_are_whole_blocks_and_at_least_one():
-    assert [rounded(c, 4096) for c in (1, 100, 2047)] == [64, 128, 2048]
-    assert rounded(0.5, 64) == 4 and rounded(9999, 64) == 64
+    assert [round_to_blocks(c, 4096) for c in (1, 100, 2047)] == [64, 128, 2048]
+    assert round_to_blocks(0.5, 64) == 4 and round_to_blocks(9999, 64) == 64
 
 
-def test_kept_tokens_are_never_chosen_and_the_users_mask_comes_first():
-    wanted = torch.arange(NUMBER) < 40
-    assert max(chosen(RegionPolicy(0.5), tokens(wanted=wanted, free=40))) < 40
+def test_masked_tokens_are_never_chosen_and_the_users_mask_comes_first():
+    may_run = torch.arange(NUMBER) < 40
+    assert max(chosen(RegionPolicy(keep_ratio=0.5), tokens(may_run=may_run, selectable=40))) < 40
     frames = TokenState(
         (4, 4, 4),
         torch.zeros(NUMBER),
         torch.randn(4, 4, 8, 8),
         torch.ones(NUMBER),
         40,
-        wanted=wanted,
+        may_run=may_run,
     )
-    assert max(chosen(RegionPolicy(0.5), frames)) < 40  # the last frames are kept as they are
+    assert (
+        max(chosen(RegionPolicy(keep_ratio=0.5), frames)) < 40
+    )  # the last frames are kept as they are
     focus = (torch.arange(NUMBER) >= 50).float()
-    assert set(range(50, 64)) <= set(chosen(RegionPolicy(0.25), tokens(focus=focus)))
+    assert set(range(50, 64)) <= set(chosen(RegionPolicy(keep_ratio=0.25), tokens(focus=focus)))
 
 
 def test_frames_share_what_a_mask_leaves_to_choose():
-    def of_frames(wanted, ratio):
+    def of_frames(may_run, ratio):
         derivative = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(1))
         derivative[:, 3] *= 100  # the last frame always matters most
         state = TokenState(
@@ -307,66 +314,44 @@ def test_frames_share_what_a_mask_leaves_to_choose():
             torch.zeros(NUMBER),
             derivative,
             torch.ones(NUMBER),
-            NUMBER if wanted is None else int(wanted.sum()),
-            wanted=wanted,
+            NUMBER if may_run is None else int(may_run.sum()),
+            may_run=may_run,
         )
-        ran = chosen(RegionPolicy(ratio, metric="std"), state)
-        assert len(set(ran)) == len(ran) and (wanted is None or wanted[ran].all())
+        ran = chosen(RegionPolicy(keep_ratio=ratio, metric="std"), state)
+        assert len(set(ran)) == len(ran) and (may_run is None or may_run[ran].all())
         return [sum(t // 16 == frame for t in ran) for frame in range(4)]
 
     assert of_frames(None, 0.25) == [4, 4, 4, 4]
-    wanted = torch.ones(4, 16, dtype=torch.bool)
-    wanted[0] = False  # given, as the first frame of image to video
-    assert of_frames(wanted.flatten(), 0.5) == [0, 8, 8, 8]
-    wanted[1, 2:] = False  # two of the second frame: what it leaves goes where it matters most
-    assert of_frames(wanted.flatten(), 0.5) == [0, 2, 5, 9]
-
-
-def test_masks_are_of_the_images_of_a_batch_or_of_the_frames_of_a_video():
-    masks = torch.stack((torch.zeros(5, 7), torch.ones(5, 7)))
-    pictures = TokenStats.of_run(TokenGrid((4, 8, 8)), torch.zeros(3, 4, 8, 8), None, masks).focus
-    assert pictures.mean(1).tolist() == [0, 1, 0]
-    grid, noise = TokenGrid((4, 4, 8, 8)), torch.zeros(2, 4, 4, 8, 8)
-    for focus in TokenStats.of_run(grid, noise, None, masks).focus:
-        assert focus.view(4, 16).mean(1).tolist() == [0, 0, 1, 1]
-    long = torch.linspace(0, 1, 9)[:, None, None].expand(
-        9, 5, 7
-    )  # other numbers of frames are scaled to the latent's
-    means = TokenStats.of_run(grid, noise, None, long).focus[0].view(4, 16).mean(1)
-    assert (means.diff() > 0.1).all()
-    assert TokenStats.of_run(grid, noise, None, masks[1:]).focus.min() == 1
-    alone = TokenStats.of_run(
-        TokenGrid((4, 1, 8, 8)), torch.zeros(2, 4, 1, 8, 8), None, masks
-    ).focus
-    assert alone.mean(1).tolist() == [0, 1]  # pictures of a model that has frames
+    may_run = torch.ones(4, 16, dtype=torch.bool)
+    may_run[0] = False  # given, as the first frame of image to video
+    assert of_frames(may_run.flatten(), 0.5) == [0, 8, 8, 8]
+    may_run[1, 2:] = False  # two of the second frame: what it leaves goes where it matters most
+    assert of_frames(may_run.flatten(), 0.5) == [0, 2, 5, 9]
 
 
 def test_where_less_than_a_block_may_change_nothing_else_is_computed():
-    wanted, drift = torch.arange(NUMBER) < 3, torch.ones(NUMBER)
-    per_token_error = RegionPolicy(
-        1.0, warm_up=0.0, tail=0.0, refresh_interval=0, error_threshold=0.1
-    )
-    for policy in (RegionPolicy(0.5), per_token_error):
-        state = tokens(wanted=wanted, free=3, drift=drift, due=2)
-        image = ImageState(5, WAIT, math.inf, None, 1, state)
-        (action,) = policy.start(Window(1, 0)).act(Observation(10, 0.5, (image,), 10, 20))
-        assert action.tokens.tolist() == [0, 1, 2]
-        nothing = tokens(wanted=torch.zeros(NUMBER, dtype=torch.bool), free=0, drift=drift, due=0)
-        image = ImageState(5, WAIT, math.inf, None, 1, nothing)
-        assert (
-            policy.start(Window(1, 0)).act(Observation(10, 0.5, (image,), 10, 20))[0].level
-            is Mode.SKIP
+    may_run, error = torch.arange(NUMBER) < 3, torch.ones(NUMBER)
+    for policy in (RegionPolicy(keep_ratio=0.5), replace(BY_ERROR, keep_ratio=1.0)):
+        state = tokens(may_run=may_run, selectable=3, error=error, over_threshold=2)
+        assert chosen(policy, state, since_computed=MAX_WAIT) == [0, 1, 2]
+        nothing = tokens(
+            may_run=torch.zeros(NUMBER, dtype=torch.bool),
+            selectable=0,
+            error=error,
+            over_threshold=0,
         )
+        assert act(policy, nothing, since_computed=MAX_WAIT).mode is Mode.SKIP
 
 
-def test_where_a_mask_leaves_few_tokens_and_many_are_due_only_these_are_computed():
-    wanted = torch.arange(NUMBER) < 10
-    policy = RegionPolicy(0.5, warm_up=0.0, tail=0.0, refresh_interval=0, error_threshold=0.1)
-    for since_dense, all_of_them in ((1, False), (KEPT_AGE, True)):
-        state = tokens(wanted=wanted, free=10, drift=torch.ones(NUMBER), due=10)
-        image = ImageState(5, 0, math.inf, None, since_dense, state)
-        (action,) = policy.start(Window(1, 0)).act(Observation(10, 0.5, (image,), 10, 20))
-        assert action.dense if all_of_them else action.tokens.tolist() == list(range(10))
+def test_where_a_mask_leaves_few_tokens_and_many_have_errors_only_these_are_computed():
+    state = tokens(
+        may_run=torch.arange(NUMBER) < 10,
+        selectable=10,
+        error=torch.ones(NUMBER),
+        over_threshold=10,
+    )
+    assert chosen(BY_ERROR, state, since_full=1) == list(range(10))
+    assert act(BY_ERROR, state, since_full=MAX_MASKED_AGE).full
 
 
 @pytest.mark.parametrize("shape", [(4, 15, 16), (4, 16, 15), (4, 15, 15), (4, 3, 15, 16)])
@@ -379,7 +364,7 @@ def test_the_metrics_of_odd_sizes_are_of_their_own_pixels(shape):
         (frames, 8, 8), torch.zeros(64 * frames), derivative, torch.ones(64 * frames), 64 * frames
     )
     for name in ("std", "l2"):
-        assert metric(name, state).nonzero().flatten().tolist() == [
+        assert signal(name, state).nonzero().flatten().tolist() == [
             64 * frame + 9 for frame in range(frames)
         ]
 
@@ -387,9 +372,9 @@ def test_the_metrics_of_odd_sizes_are_of_their_own_pixels(shape):
 def test_the_metrics_are_means_over_a_tokens_pixels():
     state = tokens()
     by_hand = state.derivative.reshape(4, 8, 2, 8, 2)
-    assert torch.allclose(metric("std", state).view(8, 8), by_hand.std(0).mean((1, 3)), atol=1e-6)
+    assert torch.allclose(signal("std", state).view(8, 8), by_hand.std(0).mean((1, 3)), atol=1e-6)
     assert torch.allclose(
-        metric("l2", state).view(8, 8), by_hand.norm(dim=0).mean((1, 3)), atol=1e-6
+        signal("l2", state).view(8, 8), by_hand.norm(dim=0).mean((1, 3)), atol=1e-6
     )
 
 
@@ -406,3 +391,77 @@ def test_a_mask_covers_the_pixels_of_its_tokens():
     assert mask[0].tolist() == [[True, True, False, False]] * 2 + [[False] * 4] * 2 + [
         [False, False, True, True]
     ]
+
+
+def test_others_may_not_undercut_what_is_about_whole_evaluations():
+    """Warm-up, tail, refresh, resets and the check of drift; not that many tokens have errors, or
+    that nothing is known yet."""
+    state = tokens(error=torch.ones(NUMBER), over_threshold=60)
+    plain = RegionPolicy(keep_ratio=0.5, warm_up=0.2, tail=0.1)
+    checked = replace(plain, refresh_interval=0, resets=(0.5,), drift_threshold=0.2)
+    safe = [
+        act(plain, state, step=3),
+        act(plain, state, step=18),
+        act(plain, state, since_full=3),
+        act(checked, state, step=10),
+        act(checked, state, step=11, measured_error=0.3),
+    ]
+    assert all(action.full and action.must is Must.ALL for action in safe)
+    assert act(checked, state, step=11, measured_error=0.1).must is Must.NOTHING
+    for policy, known in ((BY_ERROR, {}), (plain, {"since_full": -1}), (BY_ERROR, {"step": 5})):
+        assert act(policy, state, **known) == FULL
+    masked = replace(state, may_run=torch.arange(NUMBER) < 60, selectable=60)
+    assert act(BY_ERROR, masked, since_full=MAX_MASKED_AGE).must is Must.ALL
+    assert act(BY_ERROR, masked, since_full=1).must is Must.NOTHING
+
+
+@pytest.mark.parametrize("metric", ["random", "rounds", "change"])
+def test_the_choice_is_the_same_in_every_run(metric):
+    policy = RegionPolicy(keep_ratio=0.25, metric=metric)
+    first, again = (chosen(policy, tokens(), image=1) for _ in range(2))
+    assert first == again
+    others = [chosen(policy, tokens(), image=0), chosen(policy, tokens(), step=11, image=1)]
+    assert (first not in others) == (metric == "random")
+
+
+def test_what_it_needs_of_a_run():
+    mask = torch.ones(1, 8, 8)
+    policy = RegionPolicy(
+        keep_ratio=0.5,
+        kv=KVKind.EIGHT_BIT,
+        memory_limit=2.0,
+        reach=3.0,
+        focus=mask,
+        metric="attention",
+        inactive="interpolate",
+    )
+    needs = policy.requirements
+    assert needs.modes == {Mode.RUN, Mode.SKIP} and needs.blocks and not needs.decides_schedule
+    tokens_needs = needs.tokens
+    assert (tokens_needs.kv, tokens_needs.memory_limit) == (KVKind.EIGHT_BIT, 2.0)
+    assert tokens_needs.reach == 3.0 and tokens_needs.focus is mask
+    assert tokens_needs.interpolate and tokens_needs.attention_mass
+    assert (tokens_needs.error_threshold, tokens_needs.max_age) == (0.0, 0)
+    by_error = BY_ERROR.requirements.tokens
+    assert (by_error.error_threshold, by_error.max_age) == (0.1, MAX_AGE)
+    assert not by_error.interpolate and not by_error.attention_mass
+    orders = [
+        RegionPolicy(keep_ratio=0.5, inactive=i).requirements.prediction_order for i in INACTIVE
+    ]
+    assert orders == [0, 1, 1]
+    assert needs.no_savings_advice.code == ReasonCode.ADVISE_SHARE.value
+    assert BY_ERROR.requirements.no_savings_advice.code == ReasonCode.ADVISE_THRESHOLD.value
+
+
+def test_a_record_has_the_settings_that_count():
+    policy = RegionPolicy(keep_ratio=0.5, focus=torch.ones(1, 8, 8))
+    record = policy.to_record()
+    assert set(record) == {f.name for f in fields(policy)} - {"focus", "kv"} | {
+        "technique",
+        "mask",
+        "kv_cache",
+    }
+    assert record["mask"] is True and record["kv_cache"] == "predict"
+    left = set(record) - set(BY_ERROR.to_record())
+    assert left == {"metric", "direction", "starvation", "slope"}
+    assert policy.percents == (0.0, 1.0)

@@ -1,35 +1,40 @@
-"""Schedules decided before the run: spacing, budget, and quadrature weights."""
+"""Schedules settled before the run: spacing, budget, and prediction weights."""
 
 import math
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rapid_core.quadrature.gram import adams_bashforth
-from rapid_core.techniques.step_skip.schedule import (
-    FOLLOWED,
-    KEPT,
-    USUAL,
-    SchedulePolicy,
-    evenly_spaced,
-    max_evaluations,
+from rapid_core.quadrature.gram import Gram
+from rapid_core.quadrature.lagrange import adams_bashforth
+from rapid_core.quadrature.multistep import (
+    MAX_TERMS,
+    SHARE_ALWAYS,
+    SHARE_AT_FIRST,
+    SHARE_MEASURED,
 )
-from rapid_core.types import Mode
+from rapid_core.quadrature.spacing import evenly_spaced, max_evaluations
+from rapid_core.reasons import ReasonCode
+from rapid_core.techniques.step_skip.schedule import Schedule, SchedulePolicy
+from rapid_core.types import FULL, Action, Mode, Observation, Reason, Window
 from rapid_testing.actors import marks_of, text
+from rapid_testing.runs import bending, products_of, weights_by_hand
 
-LEVELS = st.lists(st.floats(0.01, 1.0), min_size=3, max_size=3, unique=True).filter(
+SIGMAS = st.lists(st.floats(0.01, 1.0), min_size=3, max_size=3, unique=True).filter(
     lambda s: min(abs(a - b) for a in s for b in s if a != b) > 0.02
 )
+RUN = tuple(1 - i / 8 for i in range(9))
 
 
 @given(st.integers(1, 60), st.floats(1.0, 6.0))
-def test_the_plan_never_costs_more_than_the_budget_allows(steps, speedup):
-    plan = evenly_spaced(max_evaluations(speedup, steps), steps)
-    assert len(plan) == steps and plan[0]
-    assert sum(plan) <= max(1, steps / speedup + 1e-6)
-    assert sum(plan) > steps / speedup - 1 or sum(plan) == 1
-    assert sum(plan) < 2 or plan[-1]
+def test_the_schedule_never_costs_more_than_the_budget_allows(steps, speedup):
+    computed = evenly_spaced(max_evaluations(speedup, steps), steps)
+    assert len(computed) == steps and computed[0]
+    assert sum(computed) <= max(1, steps / speedup + 1e-6)
+    assert sum(computed) > steps / speedup - 1 or sum(computed) == 1
+    assert sum(computed) < 2 or computed[-1]
 
 
 def test_evaluations_are_spread_evenly():
@@ -40,81 +45,176 @@ def test_evaluations_are_spread_evenly():
 
 
 @given(
-    LEVELS,
+    SIGMAS,
     st.floats(0.0, 1.0),
     st.floats(0.0, 1.0),
     st.integers(0, 2),
     st.floats(-3, 3),
     st.floats(-3, 3),
 )
-def test_weights_give_the_mean_of_every_polynomial_of_their_order(levels, start, stop, order, a, b):
+def test_weights_give_the_mean_of_every_polynomial_of_their_order(sigmas, start, stop, order, a, b):
     """Adams-Bashforth: exact by algebra; and with no end of the step the value at its start."""
     if abs(start - stop) < 1e-3:
         stop = start + 0.1
-    used = levels[: order + 1]
+    used = sigmas[: order + 1]
     value = [lambda s: 1.0, lambda s: a + b * s, lambda s: a + b * s + s * s][order]
-    whole = [
+    integral = [
         lambda s: s,
         lambda s: a * s + b * s * s / 2,
         lambda s: a * s + b * s * s / 2 + s**3 / 3,
     ][order]
     scale = 1e-6 * (1 + sum(abs(w) for w in adams_bashforth(used, start, stop)))
     mean = sum(w * value(s) for w, s in zip(adams_bashforth(used, start, stop), used, strict=True))
-    assert math.isclose(mean, (whole(stop) - whole(start)) / (stop - start), abs_tol=10 * scale)
+    exact = (integral(stop) - integral(start)) / (stop - start)
+    assert math.isclose(mean, exact, abs_tol=10 * scale)
     point = sum(w * value(s) for w, s in zip(adams_bashforth(used, start, None), used, strict=True))
     assert math.isclose(point, value(start), abs_tol=10 * scale)
 
 
-def test_what_is_left_out_is_forecast_from_the_latest_computed_ones():
-    actions, _ = marks_of(SchedulePolicy(2.0), 10)
+def test_what_is_skipped_is_predicted_from_the_latest_computed_ones():
+    actions, _ = marks_of(SchedulePolicy(speedup=2.0), 10)
     assert text(actions) == "".join("#" if on else "." for on in evenly_spaced(5, 10))
-    held = next(a for i, a in enumerate(actions) if i > 3 and a.level is Mode.SKIP)
-    assert len(held.weights) == 2 and sum(w for _, w in held.weights) == pytest.approx(1.0)
-    assert actions[1].weights == ((1.0, 1.0),)
+    skipped = next(a for i, a in enumerate(actions) if i > 3 and a.mode is Mode.SKIP)
+    weights = skipped.prediction_weights
+    assert len(weights) == 2 and sum(w for _, w in weights) == pytest.approx(1.0)
+    assert actions[1].prediction_weights == ((1.0, 1.0),)
 
 
 def test_a_budget_below_two_evaluations_says_so():
-    actions, actor = marks_of(SchedulePolicy(6.0), 4)
-    assert text(actions) == "#..." and "one evaluation is computed" in actor.notes[0]
+    actions, actor = marks_of(SchedulePolicy(speedup=6.0), 4)
+    assert text(actions) == "#..."
+    assert actor.notes == (Reason(ReasonCode.ONE_EVALUATION, steps=4, speedup=6.0),)
 
 
-def test_what_had_to_be_computed_although_it_was_to_be_held_is_paid_for():
-    plain, _ = marks_of(SchedulePolicy(3.0), 24)
-    found, _ = marks_of(SchedulePolicy(3.0), 24, forced=(4, 11))
-    wanted = [i for i, a in enumerate(found) if a.level is Mode.RUN]
+def test_what_had_to_be_computed_although_it_was_to_be_skipped_is_paid_for():
+    plain, _ = marks_of(SchedulePolicy(speedup=3.0), 24)
+    forced, _ = marks_of(SchedulePolicy(speedup=3.0), 24, forced=(4, 11))
+    computed = [i for i, a in enumerate(forced) if a.mode is Mode.RUN]
     assert text(plain)[4] == text(plain)[11] == "."
-    assert len(set(wanted) | {4, 11}) <= max_evaluations(3.0, 24) == text(plain).count("#")
+    assert len(set(computed) | {4, 11}) <= max_evaluations(3.0, 24) == text(plain).count("#")
 
 
-def test_without_known_levels_what_is_held_is_held_by_the_polynomial():
-    """As after token subsets, whose parts have levels of their own."""
-    seen, _ = marks_of(SchedulePolicy(2.0), 12)
-    blind, _ = marks_of(SchedulePolicy(2.0), 12, blind=True)
-    assert text(blind) == text(seen) and all(a.weights is None for a in blind)
+def test_a_step_of_two_evaluations_is_paid_for_once():
+    """As of heun, where both had to be computed."""
+    steps = 12
+    sigmas = tuple(1 - i / steps for i in range(steps)) + (0.0,)
+    actor = SchedulePolicy(speedup=3.0).start(Window(1.0, 0.0))
+    answers = []
+    for index in range(2 * steps):
+        step = index // 2
+        observation = Observation(
+            index, sigmas[step], step=step, steps=steps, sigmas=sigmas, computed=index and 1
+        )
+        action = actor.act(observation)
+        actor.executed(FULL if step == 1 else action)
+        answers.append(action.mode is Mode.RUN or step == 1)
+    assert answers[::2] == answers[1::2] and sum(answers[::2]) == max_evaluations(3.0, steps)
+
+
+def test_a_step_that_others_had_skipped_is_not_paid_for():
+    actor = SchedulePolicy(speedup=2.0).start(Window(1.0, 0.0))
+    sigmas = tuple(1 - i / 8 for i in range(9))
+    answers = []
+    for i in range(8):
+        observation = Observation(i, sigmas[i], step=i, steps=8, sigmas=sigmas, computed=i and 1)
+        answers.append(actor.act(observation))
+        actor.executed(Action(Mode.SKIP) if i else FULL)
+    assert text(answers) == text(marks_of(SchedulePolicy(speedup=2.0), 8)[0])
+
+
+def test_without_known_sigmas_what_is_skipped_is_predicted_by_the_polynomial():
+    """As after token subsets, whose parts have sigmas of their own."""
+    seen, _ = marks_of(SchedulePolicy(speedup=2.0), 12)
+    blind, _ = marks_of(SchedulePolicy(speedup=2.0), 12, blind=True)
+    assert text(blind) == text(seen) and all(a.prediction_weights is None for a in blind)
 
 
 @pytest.mark.parametrize(
     "known, share",
     [
-        ({}, USUAL),
-        ({"moved": 0.1}, USUAL),
-        ({"moved": 0.7}, 0.0),
-        ({"moved": 0.7, "slope": 1.0}, KEPT + FOLLOWED),
-        ({"slope": 0.0}, KEPT),
-        ({"slope": -5.0}, 0.0),
-        ({"slope": 5.0}, 1.0),
+        ({}, SHARE_AT_FIRST),
+        ({"change": 0.1}, SHARE_AT_FIRST),
+        ({"change": 0.7}, 0.0),
+        ({"change": 0.7, "extrapolation_skill": 1.0}, SHARE_ALWAYS + SHARE_MEASURED),
+        ({"extrapolation_skill": 0.0}, SHARE_ALWAYS),
+        ({"extrapolation_skill": -5.0}, 0.0),
+        ({"extrapolation_skill": 5.0}, 1.0),
     ],
 )
 @pytest.mark.parametrize("euler", [True, False])
-def test_forecasts_move_on_by_as_much_of_the_slope_as_was_measured(known, share, euler):
+def test_predictions_move_on_by_as_much_of_the_slope_as_was_measured(known, share, euler):
     """Under Euler to the mean over the step, else to the value at its beginning."""
-    actions = marks_of(SchedulePolicy(3.0), 24, euler=euler, **known)[0]
-    i = max(i for i, a in enumerate(actions) if a.level is Mode.SKIP)
-    used, weights = zip(*actions[i].weights, strict=True)
+    actions = marks_of(SchedulePolicy(speedup=3.0), 24, euler=euler, **known)[0]
+    i = max(i for i, a in enumerate(actions) if a.mode is Mode.SKIP)
+    used, weights = zip(*actions[i].prediction_weights, strict=True)
     full = adams_bashforth(used, 1 - i / 24, 1 - (i + 1) / 24 if euler else None)
     assert weights[0] == pytest.approx(share * full[0]) and sum(weights) == pytest.approx(1.0)
 
 
 def test_of_few_evaluations_the_last_comes_earlier():
-    found = {speedup: text(marks_of(SchedulePolicy(speedup), 8)[0]) for speedup in (2.0, 2.5, 4.0)}
-    assert found == {2.0: "#.#..#.#", 2.5: "#..#..#.", 4.0: "#....#.."}
+    marks = {
+        speedup: text(marks_of(SchedulePolicy(speedup=speedup), 8)[0])
+        for speedup in (2.0, 2.5, 4.0)
+    }
+    assert marks == {2.0: "#.#..#.#", 2.5: "#..#..#.", 4.0: "#....#.."}
+
+
+def test_a_record_has_the_settings_that_count_and_no_matrices(monkeypatch):
+    gram = Gram.of(products_of(bending(RUN)), 8)
+    schedule = Schedule(evenly_spaced(4, 8), RUN, gram)
+    monkeypatch.setattr(torch.Tensor, "__deepcopy__", lambda *_: pytest.fail("copied"))
+    policy = SchedulePolicy(speedup=2.0, schedule=schedule, source="a.safetensors")
+    assert policy.to_record() == {
+        "technique": "schedule",
+        "speedup": 2.0,
+        "prediction_order": 1,
+        "source": "a.safetensors",
+    }
+    assert policy.percents == (0.0, 1.0)
+
+
+def test_it_settles_the_schedule_and_skips_by_weights_of_its_own():
+    needs = SchedulePolicy(speedup=2.0, prediction_order=2).requirements
+    assert needs.decides_schedule and needs.modes == {Mode.SKIP, Mode.RUN}
+    assert needs.history == MAX_TERMS and needs.prediction_order == 2 and not needs.blocks
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda gram: gram.products.fill_(1.0).fill_diagonal_(0.0), id="singular"),
+        pytest.param(lambda gram: gram.means.fill_(math.nan), id="nan"),
+        pytest.param(lambda gram: gram.means.fill_(1e300), id="overflow"),
+    ],
+)
+def test_weights_that_cannot_be_computed_are_adams_bashforths_and_it_says_so(damage):
+    """Not from a file, which is refused with such a matrix."""
+    gram = Gram.of(products_of(bending(RUN, 4)), 8)
+    damage(gram)
+    policy = SchedulePolicy(
+        speedup=2.0, schedule=Schedule(evenly_spaced(4, 8), RUN, gram), source="a.safetensors"
+    )
+    plain = SchedulePolicy(speedup=2.0, schedule=Schedule(evenly_spaced(4, 8), RUN))
+    actions, actor = marks_of(policy, 8)
+    assert actions == marks_of(plain, 8)[0]
+    assert actor.notes == (Reason(ReasonCode.SCHEDULE_WITHOUT_WEIGHTS, file="a.safetensors"),)
+
+
+@pytest.mark.parametrize("forced", [(1,), (1, 3), (3, 4), (5,)])
+def test_weights_are_fitted_to_what_was_really_computed(forced):
+    gram = Gram.of(products_of(bending(RUN, 4)), 8)
+    policy = SchedulePolicy(speedup=2.0, schedule=Schedule(evenly_spaced(4, 8), RUN, gram))
+    actions, _ = marks_of(policy, 8, forced=forced)
+    computed = tuple(a.mode is Mode.RUN or i in forced for i, a in enumerate(actions))
+    by_hand = weights_by_hand(Schedule(computed, RUN, gram))
+    skipped = [i for i, on in enumerate(computed) if not on]
+    assert skipped and all(actions[i].prediction_weights == by_hand[i] for i in skipped)
+
+
+def test_each_image_has_a_schedule_of_its_own():
+    policy = SchedulePolicy(speedup=3.0)
+    window = Window(1.0, 0.0)
+    assert policy.start(window, 0) is not policy.start(window, 1)
+    plain, _ = marks_of(policy, 24)
+    marks_of(policy, 24, forced=(4, 11))
+    assert marks_of(policy, 24)[0] == plain

@@ -1,72 +1,139 @@
-"""What the computed queries attend to, and how it is kept."""
+"""What is handed to a cache of keys and values, what the computed queries attend to, and what every
+kind of cache answers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
+from ...types import Reason
+
+if TYPE_CHECKING:
+    from .predicted import KVSigmas
+
+Cond = tuple[int, Hashable]  # place of the conditioning's list (0: positive), and its uuid
+
+
+@dataclass(frozen=True)
+class Write:
+    """All rows of one attention under one cond."""
+
+    images: Sequence[int]
+    """Numbers of the images that the rows belong to."""
+    k: Tensor
+    """One row an image, tokens along `axis`: (R, L, H * D) or (R, H, L, D)."""
+    v: Tensor
+    axis: int
+    """Of tokens: 1 or 2."""
+    text: int
+    """Tokens before the image."""
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Rows of the computed tokens of one attention under one cond."""
+
+    images: Sequence[int]
+    k: Tensor
+    """One row an image, M computed tokens along the axis that was written: (R, M, H * D) or
+    (R, H, M, D)."""
+    v: Tensor
+    rows: Tensor
+    """(R, M) places of the computed tokens in the whole sequence, sorted."""
+    text: int
+    """Tokens before the image in the whole sequence."""
+    total: int
+    """Tokens of the whole sequence."""
+
 
 @dataclass(frozen=True)
 class AttendedKV:
-    """What the computed queries attend to. bias (rows, P) or None: where given, k and v are the
-    fresh tokens followed by P others with this bias on their logits; without it they are the whole
-    sequence. fresh_only: nothing but the fresh tokens."""
+    """What the computed queries attend to."""
 
     k: Tensor
+    """Keys of the whole sequence, or of the computed tokens only (`fresh_only`)."""
     v: Tensor
-    bias: Tensor | None = None
     fresh_only: bool = False
 
 
-class KVEntry(Protocol):
-    """Keys and values of one attention in one stream, for the images of a batch."""
+class KVEntry(ABC):
+    """Keys and values of one attention under one cond, for the images of a batch; one class a
+    `KVKind`."""
 
-    def write(self, images: Sequence[int], k: Tensor, v: Tensor, text: int) -> None:
-        """Keep all rows of these images, `text` of them before the image."""
-        ...
+    predicts: ClassVar[bool] = False
+    """Whether it needs the sigmas at which tokens were computed (`KVSigmas`)."""
 
-    def merge(
-        self, images: Sequence[int], k: Tensor, v: Tensor, rows: Tensor, text: int, total: int
-    ) -> AttendedKV:
-        """Take fresh tokens, which stand at `rows` (len(images), M) of a sequence of `total` with
-        `text` before the image, and give what their queries attend to."""
-        ...
+    def __init__(self, batch: int, axis: int, sigmas: KVSigmas | None = None):
+        self.batch = batch
+        self.axis = axis
+
+    @classmethod
+    def bytes_of(cls, rows: int, width: int, pieces: int, element: int) -> int:
+        """Memory of `rows` keys and values of `width` channels, `element` bytes each, in all
+        attentions, conds and images together, which are `pieces`."""
+        return 2 * rows * width * element
+
+    @classmethod
+    def keys_seen(cls, computed: int) -> int | None:
+        """Image keys that `computed` tokens of an image attend to; None for those of all tokens."""
+        return None
+
+    @classmethod
+    def missing(cls, device_type: str) -> Reason | None:
+        """Why this kind cannot be kept for a model on this type of device."""
+        return None
+
+    @abstractmethod
+    def write(self, write: Write) -> None:
+        """Keep all rows of some images."""
+
+    @abstractmethod
+    def merge(self, merge: Merge) -> AttendedKV:
+        """Take in computed tokens, and give what their queries attend to."""
 
     @property
+    @abstractmethod
     def tensors(self) -> list[Tensor]:
         """What is held."""
-        ...
 
+    @abstractmethod
     def drop(self) -> None:
         """Let go of what is held, for good."""
-        ...
 
 
-def pick(kept: Tensor, images: Sequence[int]) -> Tensor:
+def rows_of_images(held: Tensor, images: Sequence[int]) -> Tensor:
     """Rows of these images; a list as an index would be copied to the device, and waited for, each
     time."""
-    return kept if len(images) == len(kept) else torch.stack([kept[i] for i in images])
+    return held if len(images) == len(held) else torch.stack([held[i] for i in images])
 
 
-def put(kept: Tensor, images: Sequence[int], values: Tensor) -> None:
-    """Copy values (len(images), ...) into the rows of these images."""
-    if len(images) == len(kept):
-        kept.copy_(values, non_blocking=True)
+def copy_rows(held: Tensor, images: Sequence[int], values: Tensor, asynchronous: bool) -> None:
+    """Copy values (len(images), ...) into the rows of these images. asynchronous: between a device
+    and pinned memory, where somebody waits before the host reads or writes it."""
+    if len(images) == len(held):
+        held.copy_(values, non_blocking=asynchronous)
         return
     for row, image in enumerate(images):
-        kept[image].copy_(values[row], non_blocking=True)
+        held[image].copy_(values[row], non_blocking=asynchronous)
 
 
-def resized(values: Tensor, axis: int, total: int) -> Tensor:
-    """The same image rows behind another number of text tokens: the host pads prompts that it
-    joins."""
-    extra = total - values.shape[axis]
-    if extra < 0:
-        return values.narrow(axis, -extra, total).clone()
+def fill_resized(out: Tensor, values: Tensor, axis: int) -> Tensor:
+    """`out` with the last rows of `values` along `axis` at its end, zeros before them: the same
+    image rows behind another number of text tokens (the host pads prompts that it joins)."""
+    total, known = out.shape[axis], values.shape[axis]
+    common = min(total, known)
+    out.narrow(axis, 0, total - common).zero_()
+    out.narrow(axis, total - common, common).copy_(values.narrow(axis, known - common, common))
+    return out
+
+
+def resized_shape(values: Tensor, axis: int, total: int) -> list[int]:
+    """Shape of `values` with `total` rows along `axis`."""
     shape = list(values.shape)
-    shape[axis] = extra
-    return torch.cat((values.new_zeros(shape), values), axis)
+    shape[axis] = total
+    return shape

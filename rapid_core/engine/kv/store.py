@@ -2,164 +2,150 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Hashable, Sequence
 
 import torch
 from torch import Tensor
 
-from .entry import AttendedKV, KVEntry
-from .full import FullKV, NoKV
-from .pooled import Pooled, number_of_pools, pools
-from .predicted import Forecast, KVSigmas
+from ...types import KVKind, Reason
+from .entry import AttendedKV, Cond, KVEntry, Merge, Write
+from .last import EightBitKV, HostKV, LastKV
+from .none import NoKV
+from .predicted import KVSigmas, PredictedKV
 
-Stream = tuple[int, Hashable]
+ENTRIES: dict[KVKind, type[KVEntry]] = {
+    KVKind.PREDICT: PredictedKV,
+    KVKind.LAST_VALUE: LastKV,
+    KVKind.EIGHT_BIT: EightBitKV,
+    KVKind.HOST_MEMORY: HostKV,
+    KVKind.NONE: NoKV,
+}
+
+
+def bytes_of(kind: KVKind, rows: int, width: int, pieces: int, element: int) -> int:
+    """Memory that keys and values will take; see `KVEntry.bytes_of`."""
+    return ENTRIES[kind].bytes_of(rows, width, pieces, element)
+
+
+def missing(kind: KVKind, device_type: str) -> Reason | None:
+    """Why keys and values cannot be kept in this way for a model on this type of device ("cuda",
+    "mps" ...); None where they can."""
+    return ENTRIES[kind].missing(device_type)
 
 
 class KVStore:
-    """The cache of one run. A stream's image is usable after `complete` was called for it.
+    """Keys and values of one run, by cond and attention. An image's rows are usable after
+    `complete` was called for it.
 
-    Streams are (place of the list, uuid of the condition). kind: of `policies.region.PRECISIONS`;
-    grid: frames, rows and columns of image tokens; counted: uuids of the conditions that there is
-    room for, a stream each; None: any."""
+    A cond is named by its list's place and its uuid: the uuid alone is not enough, since the host
+    gives a copy of a condition with an area the same one in the other list."""
 
     def __init__(
         self,
         batch: int,
-        kind: str = "model",
-        grid: tuple[int, int, int] = (1, 1, 1),
+        kind: KVKind,
+        number: int,
         reach: float = 4.0,
         counted: frozenset[Hashable] | None = None,
     ):
-        self.batch, self.kind, self.grid, self.counted = batch, kind, grid, counted
-        self._kept: dict[tuple[Hashable, Hashable], KVEntry] = {}
-        self._clocks: dict[Hashable, KVSigmas] = {}
+        """number: of image tokens; reach: see `KVSigmas`; counted: uuids of the conditions that
+        there is room for, one cond each; None for any."""
+        self.batch = batch
+        self.kind = kind
+        self.number = number
         self.reach = reach
-        self._complete: dict[tuple[Hashable, int], tuple] = {}
-        self._room: dict[Hashable, Stream] = {}  # the streams that took it, by uuid
+        self.counted = counted
+        self._entries: dict[tuple[Cond, Hashable], KVEntry] = {}
+        self._sigmas: dict[Cond, KVSigmas] = {}
+        self._complete: dict[tuple[Cond, int], tuple] = {}  # shapes of latents
+        self._room: dict[Hashable, Cond] = {}  # conds that took it, by uuid
 
-    def refuses(self, stream: Stream) -> bool:
-        """Whether there is no room for a stream: nothing of it is kept."""
+    def has_room(self, cond: Cond) -> bool:
+        """Whether a cond's keys and values are kept, or would be if it claimed room now."""
         if self.counted is None:
+            return True
+        uuid = cond[1]
+        return uuid in self.counted and self._room.get(uuid, cond) == cond
+
+    def claim(self, cond: Cond) -> bool:
+        """Take the room of a cond, unless another has it; whether it is this cond's now."""
+        if not self.has_room(cond):
             return False
-        return stream[1] not in self.counted or self._room.setdefault(stream[1], stream) != stream
+        if self.counted is not None:
+            self._room[cond[1]] = cond
+        return True
 
-    def seen(self, ran: int) -> int | None:
-        """Image keys that `ran` computed tokens of an image attend to; None for those of all
-        tokens."""
-        return {"pooled": ran + number_of_pools(self.grid), "none": ran}.get(self.kind)
+    def keys_seen(self, computed: int) -> int | None:
+        """See `KVEntry.keys_seen`."""
+        return ENTRIES[self.kind].keys_seen(computed)
 
-    def complete(self, stream: Stream, images: Sequence[int], shape: tuple) -> None:
-        """All attentions of a dense evaluation of these images were written; `shape`: of the latent
+    def complete(self, cond: Cond, images: Sequence[int], shape: tuple) -> None:
+        """All attentions of a full evaluation of these images were written; `shape`: of the latent
         they belong to."""
-        for image in () if self.refuses(stream) else images:
-            self._complete[stream, image] = shape
+        if self.has_room(cond):
+            for image in images:
+                self._complete[cond, image] = shape
 
-    def forget(self, stream: Stream, image: int) -> None:
-        """What is held of an image no longer belongs to its stream; a dense evaluation makes it
-        anew."""
-        self._complete.pop((stream, image), None)
-        if stream in self._clocks:
-            self._clocks[stream].levels[image] = None
-
-    def keep_only(self, streams: Collection[Stream]) -> None:
-        """Let go of what other streams hold: conditions that ended."""
-        for key in [key for key in self._kept if key[0] not in streams]:
-            self._kept.pop(key).drop()
-        self._clocks = {
-            stream: clock for stream, clock in self._clocks.items() if stream in streams
-        }
-        self._complete = {key: shape for key, shape in self._complete.items() if key[0] in streams}
-        self._room = {uuid: stream for uuid, stream in self._room.items() if stream in streams}
-
-    def has(self, stream: Stream, image: int, shape: tuple) -> bool:
-        """Whether every attention of this stream holds the image's rows for a latent of this
+    def has(self, cond: Cond, image: int, shape: tuple) -> bool:
+        """Whether every attention of this cond holds the image's rows for a latent of this
         shape."""
-        return self._complete.get((stream, image)) == shape
+        return self._complete.get((cond, image)) == shape
 
-    def write(
-        self,
-        stream: Stream,
-        at: Hashable,
-        images: Sequence[int],
-        k: Tensor,
-        v: Tensor,
-        axis: int,
-        text: int,
-    ) -> None:
-        """Keep all rows of these images; k and v have one row an image, tokens along `axis`, `text`
-        of them first."""
-        if self.refuses(stream):
-            return
-        kept = self._kept.get((stream, at))
-        if kept is None:
-            kept = self._kept[stream, at] = self._make(axis, k.device, stream)
-        kept.write(images, k, v, text)
+    def forget(self, cond: Cond, image: int) -> None:
+        """What is held of an image no longer belongs to its cond; a full evaluation makes it
+        anew."""
+        self._complete.pop((cond, image), None)
+        if cond in self._sigmas:
+            self._sigmas[cond].forget(image)
+
+    def keep_only(self, conds: Collection[Cond]) -> None:
+        """Let go of what other conds hold, which ended."""
+        for key in [key for key in self._entries if key[0] not in conds]:
+            self._entries.pop(key).drop()
+        self._sigmas = {cond: known for cond, known in self._sigmas.items() if cond in conds}
+        self._complete = {key: shape for key, shape in self._complete.items() if key[0] in conds}
+        self._room = {uuid: cond for uuid, cond in self._room.items() if cond in conds}
 
     def tick(
         self,
-        stream: Stream,
+        cond: Cond,
         images: Sequence[int],
-        sigma: float,
+        sigmas: Sequence[float],
         tokens: Tensor | None,
         device: torch.device,
     ) -> None:
-        """A model call begins; see `Clock.tick`."""
-        if self.kind == "forecast":
-            clock = self._clocks.setdefault(
-                stream, KVSigmas(self.batch, math.prod(self.grid), self.reach)
-            )
-            clock.tick(images, sigma, tokens, device)
+        """A model call begins; see `KVSigmas.tick`."""
+        if ENTRIES[self.kind].predicts:
+            if cond not in self._sigmas:
+                self._sigmas[cond] = KVSigmas(self.batch, self.number, self.reach)
+            self._sigmas[cond].tick(images, sigmas, tokens, device)
 
-    def _make(self, axis: int, device: torch.device, stream: Stream) -> KVEntry:
-        if self.kind == "forecast":
-            return Forecast(self.batch, axis, self._clocks[stream])
-        if self.kind == "none":
-            return NoKV()
-        if self.kind == "pooled":
-            return Pooled(self.batch, axis, math.prod(self.grid), pools(self.grid, device))
-        return FullKV(
-            self.batch, axis, host=self.kind == "host memory", eight_bit=self.kind == "8 bit"
-        )
+    def write(self, cond: Cond, at: Hashable, write: Write) -> None:
+        """Keep all rows of some images in the attention `at`, where there is room for the cond."""
+        if not self.claim(cond):
+            return
+        entry = self._entries.get((cond, at))
+        if entry is None:
+            make = ENTRIES[self.kind]
+            entry = make(self.batch, write.axis, self._sigmas.get(cond))
+            self._entries[cond, at] = entry
+        entry.write(write)
 
-    def merge(
-        self,
-        stream: Stream,
-        at: Hashable,
-        images: Sequence[int],
-        k: Tensor,
-        v: Tensor,
-        rows: Tensor,
-        text: int,
-        total: int,
-    ) -> AttendedKV:
-        """See `Kept.merge`."""
-        return self._kept[stream, at].merge(images, k, v, rows, text, total)
-
-    def scale(self, factor: float) -> None:
-        """Falsify everything held; for the test that shows that the cache matters."""
-        for kept in self._kept.values():
-            for values in kept.tensors:
-                values.copy_(values.float() * factor)
+    def merge(self, cond: Cond, at: Hashable, merge: Merge) -> AttendedKV:
+        """Take in computed tokens of the attention `at`, and give what their queries attend to."""
+        return self._entries[cond, at].merge(merge)
 
     def drop(self) -> None:
         """Let go of everything held."""
-        for kept in self._kept.values():
-            kept.drop()
-        self._kept, self._clocks, self._complete, self._room = {}, {}, {}, {}
+        for entry in self._entries.values():
+            entry.drop()
+        self._entries.clear()
+        self._sigmas.clear()
+        self._complete.clear()
+        self._room.clear()
 
     @property
     def bytes(self) -> int:
         """Memory held."""
-        return sum(
-            t.numel() * t.element_size() for kept in self._kept.values() for t in kept.tensors
-        )
-
-
-def bytes_of(kind: str, tokens: int, width: int, pieces: int, element: int) -> int:
-    """Memory that keys and values will take: `tokens` rows (pools, where they are pooled) of
-    `width` channels in all attentions, streams and images together, `pieces` of these."""
-    whole = 2 * tokens * width
-    scales = 2 * pieces * 4
-    special = {"none": 0, "8 bit": whole + scales, "forecast": 2 * whole * element}
-    return special.get(kind, whole * element)
+        held = (t for entry in self._entries.values() for t in entry.tensors)
+        return sum(t.numel() * t.element_size() for t in held)

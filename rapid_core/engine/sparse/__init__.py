@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from .attention import KeyLayout, SparseAttention, heads_first
 from .backend_check import BackendCheck
-from .backends import BACKENDS, NAMES
+from .backends import BACKENDS, NAMES, wrong_tile
 from .residual import SLOPE, ResidualAccess, SparseResidual
 from .tiles import Tiles
 
@@ -13,11 +13,12 @@ __all__ = [
     "BACKENDS",
     "NAMES",
     "SLOPE",
+    "BackendCheck",
     "KeyLayout",
     "ResidualAccess",
-    "SparseResidual",
     "SparseAttention",
+    "SparseResidual",
     "Tiles",
-    "BackendCheck",
     "heads_first",
+    "wrong_tile",
 ]

@@ -9,35 +9,75 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...cost import PAIR, sparse_flops, sparse_saving, tiles_kept
-from . import backends
+from ...attention_cost import PAIR, SparseShape, tiles_kept
+from ...reasons import ReasonCode
+from ...types import Reason
 from .backend_check import BackendCheck
-from .backends import Backend
-from .problem import Problem
+from .backends import AttentionSize
+from .problem import Problem, StaysDense
 from .residual import ResidualAccess
-from .select import estimated_mass, keep
+from .select import choose_tiles, estimated_mass
 from .tiles import Tiles
 
 
 @dataclass(frozen=True)
 class KeyLayout:
-    """How the keys lie: `text` tokens, the image's, `extra` ones. tokens (R, K) or None: sorted
-    numbers of the image tokens that are queries, all of them if None; text and extra tokens are
-    always queries. chunk: the conditioning stream that the rows belong to, None for all."""
+    """How the keys lie: text, the image's tokens, extra ones."""
 
     text: int
+    """Tokens before the image's."""
     extra: int
+    """Tokens after the image's."""
     tokens: Tensor | None = None
+    """(R, K) sorted numbers of the image tokens that are queries, None for all; text and extra
+    tokens are always queries."""
     chunk: int | None = None
+    """Which of the call's conds the rows belong to, None for all."""
+
+
+@dataclass(frozen=True)
+class TileLayout:
+    """Places of keys and queries in tiles; places of queries have a row axis where rows differ."""
+
+    keys: Tensor
+    """Places of the keys: tile by tile, then those that every query attends to."""
+    always: int
+    """How many these are."""
+    queries: Tensor
+    """Places of the queries in tiles."""
+    others: Tensor
+    """Places of the other queries."""
+    own: Tensor
+    """(Tq, PAIR) or (R, Tq, PAIR) key tiles that each query tile lies in."""
+    steps: Tensor | None
+    """(R, M) step of the walk of each query in a tile; None for all in a row."""
+
+
+@dataclass(frozen=True)
+class _Attention:
+    """One attention of a model call."""
+
+    dense: Callable[..., Tensor]
+    """The host's own, of (q, k, v, its other arguments)."""
+    q: Tensor
+    """(R, H, queries, D)."""
+    k: Tensor
+    """(R, G, keys, D)."""
+    v: Tensor
+    named: dict
+    """The host's other arguments."""
+    layout: KeyLayout
+    at: Hashable
+    """Which one of the model's it is."""
+
+    def computed_densely(self, q: Tensor) -> Tensor:
+        """Dense attention of some queries (R, H, M, D) to all keys."""
+        named = {**self.named, "skip_reshape": True, "skip_output_reshape": False}
+        return heads_first(self.dense(q, self.k, self.v, **named), self.q.shape[1], False)
 
 
 class SparseAttention:
-    """Of one model call, at one density. tiles: on the model's device; backend: a name of
-    `backends`; pooled: whether tiles that were left out stand in as their means; say: where to tell
-    why an attention was computed densely; trust: what the run has found out about backends; ledger:
-    what was left out in earlier calls, where that is kept. saved: FLOPs of all rows that were left
-    out, less than none where dense attention was measured against; served: how many attentions were
-    not the host's own.
+    """Of one model call, at one density.
 
     Keys that every query attends to: text, extra tokens, and the image tokens after the last whole
     tile. Queries that are in no whole tile attend to everything, by the host's own attention."""
@@ -47,182 +87,202 @@ class SparseAttention:
         tiles: Tiles,
         density: float,
         backend: str,
-        pooled: bool,
-        add_reason: Callable[[str], None],
-        trust: BackendCheck | None = None,
-        ledger: ResidualAccess | None = None,
+        means: bool,
+        add_reason: Callable[[Reason], None],
+        check: BackendCheck | None = None,
+        residual: ResidualAccess | None = None,
     ):
-        self.tiles, self.density, self.backend, self.pooled, self.add_reason = (
-            tiles,
-            density,
-            backend,
-            pooled,
-            add_reason,
-        )
-        self.trust, self.ledger = trust or BackendCheck(), ledger
-        self.saved = self.served = 0
-        self._order: dict[tuple[int, int], tuple[Tensor, int]] = {}  # the same in most blocks
+        """tiles: on the model's device; backend: one of `backends.NAMES`; means: whether tiles that
+        are not attended to stand in as their means; add_reason: is told why an attention was dense;
+        check: what the run has found out about backends; residual: differences to dense attention
+        that were measured in earlier calls or are in this one, where they are kept."""
+        self.tiles = tiles
+        self.density = density
+        self.backend = backend
+        self.means = means
+        self.add_reason = add_reason
+        self.check = check or BackendCheck()
+        self.residual = residual
+        self.saved = 0  # FLOPs of all rows; less than none where dense attention was measured
+        self.served = 0  # attentions that were not the host's own
+        self._layouts: dict[tuple, TileLayout] = {}  # the same in most blocks
 
     def __call__(
         self,
-        go: Callable[..., Tensor],
+        dense: Callable[..., Tensor],
         q: Tensor,
         k: Tensor,
         v: Tensor,
         named: dict,
-        lay: KeyLayout,
+        layout: KeyLayout,
         at: Hashable = None,
     ) -> Tensor:
-        """One attention, with the host's arguments `named`; `go` is its own. at: which one of the
-        model's it is."""
+        """One attention, with the host's arguments `named`; `dense` is its own. at: which one of
+        the model's it is."""
         heads, ready = named["heads"], named.get("skip_reshape", False)
-        tall = [heads_first(t, heads, ready) for t in (q, k, v)]
-        tiles = self.tiles
-        count = tiles_kept(self.density, tiles.number)
-        mask, reason = key_bias(named.get("mask"), tall[1])
-        reason = reason or self._unfit(tall, lay, tiles, count)
-        out = None
-        if reason is None:
-            chosen = backends.choose(self.backend, tall[0], len(tiles.walk), self.density)
-            reason = chosen.reason
-            if chosen.backend is not None:
-                out, reason = self._sparse(
-                    chosen.backend, go, tall, named, lay, tiles, count, mask, at
-                )
+        q_tall, k_tall, v_tall = (heads_first(t, heads, ready) for t in (q, k, v))
+        out: Tensor | None = None
+        reason: Reason | None = None
+        try:
+            out = self._sparse(_Attention(dense, q_tall, k_tall, v_tall, named, layout, at))
+        except StaysDense as stays:
+            reason = stays.reason
+        # Outside of `except`, where the frames that hold tensors of the attempt are gone.
         if out is None:
-            self.add_reason(reason)
-            return go(q, k, v, **named)
+            self.add_reason(Reason(ReasonCode.ATTENTION_DENSE, why=reason))
+            return dense(q, k, v, **named)
         self.served += 1
         return out if named.get("skip_output_reshape") else out.transpose(1, 2).flatten(2)
 
-    def _unfit(self, tall: list[Tensor], lay: KeyLayout, tiles: Tiles, count: int) -> str | None:
-        """Why this attention cannot be sparse."""
-        q, k, _ = tall
+    def _sparse(self, a: _Attention) -> Tensor:
+        """Attention (R, H, L, D). Raises StaysDense."""
+        mask = key_bias(a.named.get("mask"), a.k)
+        count = tiles_kept(self.density, self.tiles.number)
+        reason = self._unfit(a, count)
+        if reason is not None:
+            raise StaysDense(reason)
+        size = AttentionSize(
+            a.q.device.type, a.q.shape[3], len(self.tiles.walk), self.density, self.tiles.size
+        )
+        backend = self.check.choose(self.backend, size)
+        if mask is not None and not backend.bias:
+            raise StaysDense(Reason(ReasonCode.MASK_WITH_BACKEND, backend=backend.name))
+        places = self._places(a)
+        known = self._is_known(a)
+        problem = self._problem(a, places, count, mask, known, backend.means)
+        tiled = self.check.attend(backend, problem)
+        shape = self._shape(a, problem.q.shape[2], count)
+        rows = a.q.shape[0]
+        if self.residual is not None and self.residual.measures:
+            out = a.computed_densely(a.q)
+            difference = take(out, places.queries) - tiled
+            self.residual.write(a.at, a.layout.chunk, difference, problem.chosen)
+            self.saved -= rows * shape.flops()
+            return out
+        if known:
+            assert self.residual is not None
+            self.residual.add(a.at, a.layout.chunk, tiled, places.steps)
+        self.saved += rows * shape.saving(choosing=not known or places.steps is not None)
+        out = torch.empty_like(a.q)
+        put(out, places.queries, tiled)
+        if places.others.shape[-1]:
+            others = a.computed_densely(take(a.q, places.others).contiguous())
+            put(out, places.others, others)
+        return out
+
+    def _unfit(self, a: _Attention, count: int) -> Reason | None:
+        """Why this attention cannot be sparse with `count` tiles of keys for each of queries."""
+        tiles = self.tiles
         if tiles.number < 2 or count >= tiles.number:
-            return f"{len(tiles.walk)} image tokens make {tiles.number} tiles of {tiles.size}: attention is dense"
-        if k.shape[2] != lay.text + len(tiles.walk) + lay.extra:
-            return "attention over pooled or missing keys is dense"
-        number = len(tiles.walk) if lay.tokens is None else lay.tokens.shape[1]
+            return Reason(
+                ReasonCode.FEW_TILES,
+                tokens=len(tiles.walk),
+                tiles=tiles.number,
+                size=tiles.size,
+            )
+        if a.k.shape[2] != a.layout.text + len(tiles.walk) + a.layout.extra:
+            return Reason(ReasonCode.KEYS_MISSING)
+        number = len(tiles.walk) if a.layout.tokens is None else a.layout.tokens.shape[1]
         if number < PAIR * tiles.size:
-            return f"{number} computed tokens are less than a tile of {PAIR * tiles.size}: their attention is dense"
-        if sparse_saving(*self._size(q, k, number, tiles, count)) <= 0:
-            return "choosing tiles would cost more than they leave out: attention is dense"
-        return None if q.is_floating_point() else f"attention in {q.dtype} is dense"
+            return Reason(ReasonCode.FEW_TOKENS, tokens=number, size=PAIR * tiles.size)
+        if self._shape(a, number, count).saving() <= 0:
+            return Reason(ReasonCode.NO_SAVING)
+        if not a.q.is_floating_point():
+            return Reason(ReasonCode.ATTENTION_DTYPE, dtype=str(a.q.dtype))
+        return None
 
-    def _size(self, q: Tensor, k: Tensor, number: int, tiles: Tiles, count: int) -> tuple:
-        """What `sparse_flops` asks for, of `number` image queries."""
-        size, hidden = tiles.size, q.shape[1] * q.shape[3]
-        queries, always = number // (PAIR * size) * PAIR * size, k.shape[2] - tiles.number * size
-        return hidden, queries, tiles.number, count, size, always, self.pooled
+    def _shape(self, a: _Attention, number: int, count: int) -> SparseShape:
+        """What the cost with `number` image queries depends on."""
+        tiles = self.tiles
+        whole = PAIR * tiles.size
+        return SparseShape(
+            hidden=a.q.shape[1] * a.q.shape[3],
+            queries=number // whole * whole,
+            tiles=tiles.number,
+            kept=count,
+            size=tiles.size,
+            always=a.k.shape[2] - tiles.number * tiles.size,
+            means=self.means,
+        )
 
-    def _sparse(
+    def _places(self, a: _Attention) -> TileLayout:
+        """Where keys and queries are; tokens of a chunk are the same in all attentions of a
+        call."""
+        layout = a.layout
+        key = (layout.text, layout.extra, layout.chunk, layout.tokens is None, a.q.shape[0])
+        if key not in self._layouts:
+            self._layouts[key] = tile_layout(self.tiles, layout, a.q.shape[0])
+        return self._layouts[key]
+
+    def _is_known(self, a: _Attention) -> bool:
+        """Whether the difference to dense attention was measured in an earlier call."""
+        if self.residual is None or self.residual.measures:
+            return False
+        return self.residual.has(a.at, a.layout.chunk)
+
+    def _problem(
         self,
-        backend: Backend,
-        go: Callable[..., Tensor],
-        tall: list[Tensor],
-        named: dict,
-        lay: KeyLayout,
-        tiles: Tiles,
+        a: _Attention,
+        places: TileLayout,
         count: int,
         mask: Tensor | None,
-        at: Hashable,
-    ) -> tuple[Tensor | None, str]:
-        """Attention (R, H, L, D), or None and why it is dense."""
-        q, k, v = tall
-        dense = {**named, "skip_reshape": True, "skip_output_reshape": False}
-        if mask is not None and not backend.bias:
-            return None, f"attention under a mask is dense with {backend.name}"
-        if (lay.text, lay.extra) not in self._order:
-            self._order[lay.text, lay.extra] = key_order(tiles, lay)
-        order, always = self._order[lay.text, lay.extra]
-        k_tiled, v_tiled = (t.index_select(2, order) for t in (k, v))
-        bias = None if mask is None else mask.index_select(1, order)
-        tiled, others, own, steps = query_order(tiles, lay, order, q.shape[0])
-        q_tiled = take(q, tiled)
-        scale = named.get("scale") or q.shape[3] ** -0.5
-        measured = (
-            self.ledger is not None and not self.ledger.measures and self.ledger.has(at, lay.chunk)
-        )
-        if measured and steps is None:
-            kept = self.ledger.kept(at, lay.chunk)
+        known: bool,
+        means: bool,
+    ) -> Problem:
+        """The attention in tiles, `count` of them chosen. known: as they were when the difference
+        was measured, where all tokens are queries; means: whether the backend can add them."""
+        q = take(a.q, places.queries)
+        k = a.k.index_select(2, places.keys)
+        v = a.v.index_select(2, places.keys)
+        bias = None if mask is None else mask.index_select(1, places.keys)
+        scale = a.named.get("scale") or a.q.shape[3] ** -0.5
+        size, always = self.tiles.size, places.always
+        if known and places.steps is None:
+            assert self.residual is not None
+            chosen = self.residual.tiles(a.at, a.layout.chunk)
         else:
-            kept = keep(
-                estimated_mass(q_tiled, k_tiled, always, scale, tiles.size, bias), count, own
-            )
-        pooled = (
-            self.pooled and bias is None and backend.pooled
-        )  # means of tokens that a mask tells apart mean nothing
-        problem = Problem(q_tiled, k_tiled, v_tiled, kept, tiles.size, always, scale, bias, pooled)
-        found, reason = self.trust.attend(backend, problem)
-        if found is None:
-            return None, reason
-        size = self._size(q, k, q_tiled.shape[2], tiles, count)
-        if self.ledger is not None and self.ledger.measures:
-            out = heads_first(go(q, k, v, **dense), q.shape[1], False)
-            self.ledger.write(at, lay.chunk, take(out, tiled) - found, kept)
-            self.saved -= q.shape[0] * sparse_flops(*size)
-            return out, ""
-        if measured:
-            self.ledger.add(at, lay.chunk, found, steps)
-        self.saved += q.shape[0] * sparse_saving(*size, not measured or steps is not None)
-        out = torch.empty_like(q)
-        put(out, tiled, found)
-        if others.shape[-1]:
-            rest = go(take(q, others).contiguous(), k, v, **dense)
-            put(out, others, heads_first(rest, q.shape[1], False))
-        return out, ""
+            mass = estimated_mass(q, k, always, scale, size, bias)
+            chosen = choose_tiles(mass, count, places.own)
+        # Means of tokens that a mask tells apart mean nothing.
+        means = means and self.means and bias is None
+        return Problem(q, k, v, chosen, size, always, scale, bias, means)
 
 
-def key_order(tiles: Tiles, lay: KeyLayout) -> tuple[Tensor, int]:
-    """Places of the keys, tile by tile and then those that every query attends to, and how many
-    these are."""
-    walk, device, whole = tiles.walk + lay.text, tiles.walk.device, tiles.number * tiles.size
-    after = lay.text + len(walk)
-    always = torch.cat(
-        (
-            torch.arange(lay.text, device=device),
-            walk[whole:],
-            torch.arange(after, after + lay.extra, device=device),
-        )
-    )
-    return torch.cat((walk[:whole], always)), len(always)
-
-
-def query_order(
-    tiles: Tiles, lay: KeyLayout, keys: Tensor, rows: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Places of the queries in tiles, those of the others, the key tiles that each query tile lies
-    in, and the step of the walk of each query in a tile, None for all in a row; with a row axis
-    where rows differ. keys: their order, by `key_order`."""
-    if lay.tokens is None:
+def tile_layout(tiles: Tiles, layout: KeyLayout, rows: int) -> TileLayout:
+    """Places of keys and queries in tiles, of `rows` rows."""
+    keys, always = _key_places(tiles, layout)
+    if layout.tokens is None:
         pairs = tiles.number // PAIR
         whole = pairs * PAIR * tiles.size
-        return (
-            keys[:whole],
-            keys[whole:],
-            torch.arange(pairs * PAIR, device=keys.device).view(pairs, PAIR),
-            None,
-        )
-    device, (size, number) = tiles.walk.device, (tiles.size, lay.tokens.shape[1])
-    step = torch.empty_like(tiles.walk)
-    step[tiles.walk] = torch.arange(
-        len(step), device=device
-    )  # step of the walk that each token is at
-    steps, order = step[lay.tokens].sort(1)
+        own = torch.arange(pairs * PAIR, device=keys.device).view(pairs, PAIR)
+        return TileLayout(keys, always, keys[:whole], keys[whole:], own, None)
+    device, size = tiles.walk.device, tiles.size
+    number = layout.tokens.shape[1]
+    step = torch.empty_like(tiles.walk)  # of the walk that each token is at
+    step[tiles.walk] = torch.arange(len(step), device=device)
+    steps, order = step[layout.tokens].sort(1)
     whole = number // (PAIR * size) * PAIR * size
-    own = (
-        (steps[:, size // 2 : whole : size] // size)
-        .clamp_max(tiles.number - 1)
-        .unflatten(1, (-1, PAIR))
-    )
-    order = order + lay.text
-    fixed = torch.cat(
-        (
-            torch.arange(lay.text, device=device),
-            torch.arange(lay.extra, device=device) + lay.text + number,
-        )
-    ).expand(rows, -1)
-    return order[:, :whole], torch.cat((fixed, order[:, whole:]), 1), own, steps[:, :whole]
+    own = (steps[:, size // 2 : whole : size] // size).clamp_max(tiles.number - 1)
+    order = order + layout.text
+    before = torch.arange(layout.text, device=device)
+    after = torch.arange(layout.extra, device=device) + layout.text + number
+    fixed = torch.cat((before, after)).expand(rows, -1)
+    others = torch.cat((fixed, order[:, whole:]), 1)
+    own = own.unflatten(1, (-1, PAIR))
+    return TileLayout(keys, always, order[:, :whole], others, own, steps[:, :whole])
+
+
+def _key_places(tiles: Tiles, layout: KeyLayout) -> tuple[Tensor, int]:
+    """Places of the keys, tile by tile and then those that every query attends to, and how many
+    these are."""
+    device = tiles.walk.device
+    walk = tiles.walk + layout.text
+    whole = tiles.number * tiles.size
+    after = layout.text + len(walk)
+    text = torch.arange(layout.text, device=device)
+    extra = torch.arange(after, after + layout.extra, device=device)
+    always = torch.cat((text, walk[whole:], extra))
+    return torch.cat((walk[:whole], always)), len(always)
 
 
 def take(x: Tensor, places: Tensor) -> Tensor:
@@ -248,18 +308,17 @@ def heads_first(x: Tensor, heads: int, ready: bool) -> Tensor:
     return (x if x.ndim == 4 else x.unflatten(2, (heads, -1))).transpose(1, 2)
 
 
-def key_bias(mask: Tensor | None, k: Tensor) -> tuple[Tensor | None, str | None]:
-    """A mask that is the same for all queries and heads as a bias (R, L) on the keys; otherwise the
-    reason."""
+def key_bias(mask: Tensor | None, k: Tensor) -> Tensor | None:
+    """A mask that is the same for all queries and heads as a bias (R, L) on the keys k
+    (R, G, L, D); None for none. Raises StaysDense for another mask."""
     if mask is None:
-        return None, None
+        return None
     *rows, keys = mask.shape
     several = mask.ndim > 2 and rows[0] == k.shape[0]  # the host reads two axes as (queries, keys)
     if keys != k.shape[2] or any(n != 1 for n in rows[several:]):
-        return None, "attention under a mask that differs between queries is dense"
+        raise StaysDense(Reason(ReasonCode.MASK_PER_QUERY))
     flat = mask.reshape(-1, k.shape[2]).expand(k.shape[0], -1)
     if flat.dtype != torch.bool:
-        return flat.to(k), None
-    return torch.zeros(flat.shape, dtype=k.dtype, device=k.device).masked_fill_(
-        ~flat, -torch.inf
-    ), None
+        return flat.to(k)
+    bias = torch.zeros(flat.shape, dtype=k.dtype, device=k.device)
+    return bias.masked_fill_(~flat, -torch.inf)

@@ -1,83 +1,107 @@
-"""A backend that this project could not try on a kind of device proves itself once a run, on the
-run's own inputs."""
+"""What one run finds out about backends: which it uses, and which of them fail.
+
+A backend that this project could not try on a kind of device proves itself on the run's own inputs;
+one that fails, or needs more memory than there is, makes way for dense attention."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from . import reference as masked
-from .backends import Backend
-from .problem import Problem
+from ...reasons import ReasonCode
+from ...types import Reason
+from . import backends, reference
+from .backends import AttentionSize, Backend, BackendChoice
+from .problem import Problem, StaysDense
 
-MOST = 0.05  # relative L2 error to the reference; kernels that quantise are at a few per cent
+LARGEST_ERROR = 0.05  # relative L2 error to the reference
+ERROR_WORDS = 200  # characters of a foreign error that a reason quotes
 
 
 class BackendCheck:
-    """What was found out in one run: by backend and shapes, None where it is right, else the
-    reason."""
+    """Of one run."""
 
     def __init__(self) -> None:
-        self.found: dict[tuple, str | None] = {}
+        self._choices: dict[tuple[str, AttentionSize], BackendChoice] = {}
+        self._faults: dict[tuple, Reason | None] = {}  # by backend and shapes; None: it works
 
-    def attend(self, backend: Backend, problem: Problem) -> tuple[Tensor | None, str]:
-        """The attention as the problem's q, or None and why it cannot be had from this backend."""
+    def choose(self, name: str, size: AttentionSize) -> Backend:
+        """The backend for attentions of this size; see `backends.choose`. Raises StaysDense."""
+        key = (name, size)
+        if key not in self._choices:
+            self._choices[key] = backends.choose(name, size)
+        choice = self._choices[key]
+        if choice.backend is None:
+            assert choice.reason is not None
+            raise StaysDense(choice.reason)
+        return choice.backend
+
+    def attend(self, backend: Backend, problem: Problem) -> Tensor:
+        """The attention as the problem's q. Raises StaysDense where this backend cannot give it."""
         device = problem.q.device.type
-        if device in backend.tested:
-            return backend.attend(problem), ""
-        key = (
-            backend.name,
-            device,
-            problem.q.dtype,
-            tuple(problem.q.shape),
-            tuple(problem.k.shape),
-        )
-        if self.found.get(key):
-            return None, str(self.found[key])
+        q, k = problem.q, problem.k
+        key = (backend.name, device, q.dtype, tuple(q.shape), tuple(k.shape))
+        fault = self._faults.get(key)
+        if fault is not None:
+            raise StaysDense(fault)
+        out = None
         try:
             out = backend.attend(problem)
+            if key not in self._faults and device not in backend.tested:
+                fault = _difference(backend, out, problem)
         except torch.cuda.OutOfMemoryError:
-            raise
+            fault = Reason(ReasonCode.BACKEND_OUT_OF_MEMORY, backend=backend.name)
         except Exception as error:
-            self.found[key] = (
-                f"{backend.name} does not work here ({type(error).__name__}: {error}): attention is dense"
-            )
-            return None, str(self.found[key])
-        if key not in self.found:
-            off = error_of(out, problem)
-            self.found[key] = (
-                None
-                if off <= MOST
-                else (
-                    f"{backend.name} is off by {off:.0%} from the reference on {device}: attention is dense"
-                )
-            )
-        return (None, str(self.found[key])) if self.found[key] else (out, "")
+            fault = Reason(ReasonCode.BACKEND_FAILS, backend=backend.name, error=_words(error))
+        # Outside of `except`: the error's frames hold tensors that dense attention needs room for.
+        self._faults[key] = fault
+        if fault is not None or out is None:
+            assert fault is not None
+            raise StaysDense(fault)
+        return out
+
+
+def _difference(backend: Backend, out: Tensor, problem: Problem) -> Reason | None:
+    """Why a backend's result is wrong; None where it is right."""
+    off = error_of(out, problem)
+    if off <= LARGEST_ERROR:
+        return None
+    percent = round(100 * off) if math.isfinite(off) else "nan"
+    device = problem.q.device.type
+    return Reason(ReasonCode.BACKEND_IS_OFF, backend=backend.name, percent=percent, device=device)
+
+
+def _words(error: Exception) -> str:
+    """An error in one line."""
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:ERROR_WORDS]
 
 
 def error_of(out: Tensor, problem: Problem) -> float:
-    """Relative L2 error of the first and last query tile of the first and last head. Asks the
-    device, once a shape."""
-    p, heads = problem, problem.q.shape[1]
+    """Relative L2 error of the first and last query tile of the first and last head; inf where it
+    is not a number. Asks the device, once a shape."""
+    p = problem
+    heads = p.q.shape[1]
     groups = heads // p.k.shape[1]
     wrong = total = 0.0
     for head in {0, heads - 1}:
-        for tile in {0, p.kept.shape[2] - 1}:
-            rows, group = (
-                slice(tile * p.rows, (tile + 1) * p.rows),
-                slice(head // groups, head // groups + 1),
-            )
+        for tile in {0, p.chosen.shape[2] - 1}:
+            rows = slice(tile * p.query_size, (tile + 1) * p.query_size)
+            group = slice(head // groups, head // groups + 1)
             part = replace(
                 p,
                 q=p.q[:1, head : head + 1, rows].float(),
                 k=p.k[:1, group].float(),
                 v=p.v[:1, group].float(),
-                kept=p.kept[:1, head : head + 1, tile : tile + 1],
+                chosen=p.chosen[:1, head : head + 1, tile : tile + 1],
                 bias=None if p.bias is None else p.bias[:1].float(),
             )
-            wanted = masked.attend(part)
-            wrong += (out[:1, head : head + 1, rows].float() - wanted).square().sum().item()
-            total += wanted.square().sum().item()
-    return (wrong / max(total, 1e-30)) ** 0.5 if wrong == wrong else float("inf")
+            right = reference.attend(part)
+            wrong += (out[:1, head : head + 1, rows].float() - right).square().sum().item()
+            total += right.square().sum().item()
+    if math.isnan(wrong):
+        return math.inf
+    return (wrong / max(total, 1e-30)) ** 0.5

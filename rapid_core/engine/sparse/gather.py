@@ -2,8 +2,8 @@
 another.
 
 The copies are small (a share of the keys, for 128 queries), stay in the processor's cache, and go
-through the same matrix products as dense attention; on a CPU the copying costs less than what is
-left out. On a GPU it would not."""
+through the same matrix products as dense attention; on a CPU the copying costs less than what it
+saves. On a GPU it would not."""
 
 from __future__ import annotations
 
@@ -12,50 +12,61 @@ import math
 import torch
 from torch import Tensor
 
+from ...reasons import ReasonCode
+from ...types import Reason
 from .problem import Problem
 
 
-def missing(device: str) -> str | None:
-    """Why it cannot run on this device."""
-    return None if device == "cpu" else f"gather is made for CPUs; on {device} take flex"
+def missing(device_type: str) -> Reason | None:
+    """Why it cannot run on this type of device."""
+    return (
+        None if device_type == "cpu" else Reason(ReasonCode.GATHER_IS_FOR_CPUS, device=device_type)
+    )
 
 
 def attend(problem: Problem) -> Tensor:
     """As q."""
-    p, out = problem, torch.empty_like(problem.q)
-    groups = p.q.shape[1] // p.k.shape[1]
-    for row in range(p.q.shape[0]):
-        for head in range(p.q.shape[1]):
-            _head(p, row, head, head // groups, out[row, head])
+    out = torch.empty_like(problem.q)
+    heads = problem.q.shape[1]
+    groups = heads // problem.k.shape[1]
+    for row in range(problem.q.shape[0]):
+        for head in range(heads):
+            _head(problem, row, head, head // groups, out[row, head])
     return out
 
 
 def _head(p: Problem, row: int, head: int, group: int, out: Tensor) -> None:
     """One head; out (Tq * PAIR * S, D) is written."""
     tiles, size, depth = p.key_tiles, p.size, p.q.shape[3]
-    k, v, kept = p.k[row, group], p.v[row, group], p.kept[row, head]
-    sources = [t[: tiles * size].reshape(tiles, size * depth) for t in (k, v)]
-    tails = [t[tiles * size :] for t in (k, v)]
+    tiled = tiles * size
+    k, chosen = p.k[row, group], p.chosen[row, head]
+    sources = []  # keys and values, a tile a line
+    tails = []  # keys and values that every query attends to
+    for values in (k, p.v[row, group]):
+        source = values[:tiled].reshape(tiles, size * depth)
+        tail = values[tiled:]
+        if p.means:
+            tail = torch.cat((tail, source.view(tiles, size, depth).mean(1)))
+        sources.append(source)
+        tails.append(tail)
     bias = None if p.bias is None else p.bias[row]
     means = None
-    if p.pooled:
-        tails = [
-            torch.cat((t, s.view(tiles, size, depth).mean(1)))
-            for t, s in zip(tails, sources, strict=True)
-        ]
-        means = k.new_full((len(kept), tiles), math.log(size)).scatter_(1, kept, -math.inf)
-    copied = kept.shape[1] * size
-    keys, values = (torch.cat((t.new_empty(copied, depth), t)) for t in tails)
-    slots = [t[:copied].view(-1, size * depth) for t in (keys, values)]
-    q, target = (p.q[row, head] * p.scale).view(-1, p.rows, depth), out.view(-1, p.rows, depth)
-    scores, weights = (k.new_empty(p.rows, len(keys)) for _ in range(2))
+    if p.means:
+        means = k.new_full((len(chosen), tiles), math.log(size)).scatter_(1, chosen, -math.inf)
+    copied = chosen.shape[1] * size
+    keys, values = (torch.cat((tail.new_empty(copied, depth), tail)) for tail in tails)
+    places = [t[:copied].view(-1, size * depth) for t in (keys, values)]
+    q = (p.q[row, head] * p.scale).view(-1, p.query_size, depth)
+    target = out.view(-1, p.query_size, depth)
+    scores = k.new_empty(p.query_size, len(keys))
+    weights = k.new_empty(p.query_size, len(keys))
     for i in range(len(q)):
-        for source, slot in zip(sources, slots, strict=True):
-            torch.index_select(source, 0, kept[i], out=slot)
+        for source, place in zip(sources, places, strict=True):
+            torch.index_select(source, 0, chosen[i], out=place)
         torch.mm(q[i], keys.T, out=scores)
         if means is not None:
             scores[:, copied + p.always :] += means[i]
         if bias is not None:
-            scores[:, :copied] += bias[: tiles * size].view(tiles, size)[kept[i]].flatten()
-            scores[:, copied : copied + p.always] += bias[tiles * size :]
+            scores[:, :copied] += bias[:tiled].view(tiles, size)[chosen[i]].flatten()
+            scores[:, copied : copied + p.always] += bias[tiled:]
         torch.mm(torch.softmax(scores, 1, out=weights), values, out=target[i])

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ...cost import PAIR, QUERY_RUNS, RUNS
+from ...attention_cost import PAIR, QUERY_RUNS, RUNS
 
 
 def estimated_mass(
@@ -21,9 +21,9 @@ def estimated_mass(
     run = size // RUNS
     tiled = k.shape[2] - always
     means = torch.cat((mean_of_runs(k[:, :, :tiled], run), k[:, :, tiled:]), 2)
-    weight = _bias_of_runs(
-        k.new_zeros(k.shape[0], k.shape[2]) if bias is None else bias, tiled, run
-    )
+    if bias is None:
+        bias = k.new_zeros(k.shape[0], k.shape[2])
+    weight = _bias_of_runs(bias, tiled, run)
     if means.shape[1] != q.shape[1]:
         means = means.repeat_interleave(q.shape[1] // means.shape[1], 1)
     scores = (mean_of_runs(q, size // QUERY_RUNS) * scale) @ means.transpose(2, 3)
@@ -42,7 +42,7 @@ def _bias_of_runs(bias: Tensor, tiled: int, run: int) -> Tensor:
     return torch.cat((bias[:, :tiled].unflatten(1, (-1, run)).logsumexp(2), bias[:, tiled:]), 1)
 
 
-def keep(mass: Tensor, count: int, own: Tensor) -> Tensor:
+def choose_tiles(mass: Tensor, count: int, own: Tensor) -> Tensor:
     """The `count` heaviest key tiles of each query tile and head, sorted, (R, H, Tq, count); own
     (Tq, PAIR) or (R, Tq, PAIR): the key tiles that a query tile lies in are always among them
     (where count allows it)."""

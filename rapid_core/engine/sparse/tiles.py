@@ -14,16 +14,16 @@ SIZE = 64  # tokens of a key tile, 8 x 8 where the grid allows it
 
 @dataclass(frozen=True)
 class Tiles:
-    """A grid of image tokens (frames, rows, columns) cut into `number` tiles of `size` tokens and a
-    `rest`.
+    """A grid of image tokens (frames, rows, columns) cut into tiles.
 
     The tokens are walked through frame by frame, in strips of about the root of `size` columns,
     down one and up the next; every `size` tokens of the walk are a tile. No tile is padded,
-    whatever the grid: the last tokens of the walk, fewer than a tile, are the rest. walk (N,):
-    token numbers in that order."""
+    whatever the grid: the last tokens of the walk, fewer than a tile, are the rest."""
 
     walk: Tensor
+    """(N,) token numbers in the order of the walk."""
     size: int = SIZE
+    """Tokens of a tile."""
 
     @staticmethod
     def of(grid: tuple[int, int, int], size: int = SIZE) -> Tiles:
@@ -31,16 +31,15 @@ class Tiles:
         frames, rows, columns = grid
         wide = math.isqrt(size)
         strips = max(1, round(columns / wide))
-        walk, down = [], True
+        walk: list[int] = []
+        down = True
         for frame in range(frames):
             for strip in range(strips):
-                start, stop = strip * columns // strips, (strip + 1) * columns // strips
-                lines = range(rows) if down else range(rows - 1, -1, -1)
-                walk += [
-                    (frame * rows + row) * columns + column
-                    for row in lines
-                    for column in range(start, stop)
-                ]
+                start = strip * columns // strips
+                stop = (strip + 1) * columns // strips
+                for row in range(rows) if down else range(rows - 1, -1, -1):
+                    first = (frame * rows + row) * columns
+                    walk += range(first + start, first + stop)
                 down = not down
         return Tiles(torch.tensor(walk), size)
 

@@ -3,7 +3,7 @@ matter to it."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
 from ...types import FULL, Action, Actor, Observation, Policy, Requirements, Sparsity, Window
@@ -36,6 +36,10 @@ class SparsePolicy(Policy):
     def requirements(self) -> Requirements:
         """Sparse attention, and nothing else."""
         return Requirements(attention=self.sparsity, attention_density=self.density)
+
+    def with_attention(self, attention: Sparsity) -> Policy:
+        """These settings with the sparse attention that a run can have."""
+        return replace(self, sparsity=attention)
 
     def start(self, window: Window, image: int = 0) -> SparseActor:
         """An actor for one image."""

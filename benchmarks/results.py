@@ -1,0 +1,360 @@
+"""Tables of README and docs/results, made from the JSON in docs/results.
+
+A page holds its words, and for each table two marks; what is between them is made here. After a file
+of figures has changed: python -m benchmarks.results
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.tables import (
+    METHODS,
+    MODELS,
+    TARGETS,
+    Column,
+    Row,
+    figure,
+    in_order,
+    interval,
+    number,
+    table,
+    text,
+)
+
+REPOSITORY = Path(__file__).parent.parent
+FOLDER = REPOSITORY / "docs" / "results"
+MARKED = re.compile(
+    r"(?P<begin><!-- table (?P<name>[\w-]+): made by `python -m benchmarks\.results` -->\n)"
+    r".*?"
+    r"(?P<end><!-- end of table -->)",
+    re.DOTALL,
+)
+
+
+def pages() -> list[Path]:
+    """Pages with tables that are made here."""
+    return [REPOSITORY / "README.md", *sorted(FOLDER.glob("*.md"))]
+
+
+def with_tables(page: str) -> str:
+    """A page with its tables as they should be. Raises KeyError for a table that is not known."""
+
+    def made(match: re.Match[str]) -> str:
+        return f"{match['begin']}\n{TABLES[match['name']]()}\n\n{match['end']}"
+
+    return MARKED.sub(made, page)
+
+
+def load(name: str) -> list[Row]:
+    """Rows of a file in docs/results."""
+    data = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    return data["rows"] if isinstance(data, dict) else data
+
+
+# Columns of rows of quality.
+def model(row: Row) -> str:
+    """A model's name."""
+    return MODELS[row["model"]]
+
+
+def target(row: Row) -> str:
+    """The budget that a row was made for."""
+    return TARGETS[row["suite"]][row["target"]]
+
+
+def method(row: Row) -> str:
+    """A method's name."""
+    return METHODS[row["method"]]
+
+
+def to_full(row: Row) -> str:
+    """PSNR to the full picture with its interval, where the row has one."""
+    if row["ci"] is None:
+        return "equal" if row["method"] != "dense" and row["equal"] == row["prompts"] else "-"
+    return interval(row["psnr"], row["ci"])
+
+
+def worst(row: Row) -> str:
+    """The worst picture, where any differs from the full one."""
+    return number(row["psnr_worst"] if row["ci"] else None)
+
+
+def fifth(row: Row) -> str:
+    """The 5th percentile, where any picture differs from the full one."""
+    return number(row["psnr_p5"] if row["ci"] else None)
+
+
+CONVERGED = figure("to the converged picture", "psnr_ode")
+QUALITY = [
+    Column("method", method),
+    text("prompts", "prompts"),
+    figure("cost", "cost", 2),
+    figure("computed", "computed"),
+    Column("to the full picture", to_full),
+    Column("5th percentile", fifth),
+    Column("worst", worst),
+    CONVERGED,
+    figure("accuracy", "accuracy", 3),
+    figure("FID", "fid", 3),
+]
+
+
+def quality(name: str, of: str, costs: tuple[str, ...] = ()) -> str:
+    """A file's rows of the model `of`. costs: files of the same rows, costed as other models."""
+    columns = [Column("target", target), *QUALITY]
+    columns[4:4] = [cost_as(cost) for cost in costs]
+    return table(columns, in_order(row for row in load(name) if row["model"] == of))
+
+
+def cost_as(name: str) -> Column:
+    """The cost of the same decisions on another model."""
+    costs = {(r["model"], r["target"], r["method"]): r["cost"] for r in load(f"sparse_{name}")}
+    return Column(
+        f"cost as {name}",
+        lambda row: number(costs[row["model"], row["target"], row["method"]], 2),
+    )
+
+
+def differences(suite: str, of: str) -> str:
+    """Paired differences on the model `of`."""
+    goals = {"full": "the full picture", "converged": "the converged picture"}
+    columns = [
+        Column("target", target),
+        Column("method", method),
+        Column("against", lambda row: METHODS[row["against"]]),
+        Column("nearer to", lambda row: goals[row["to"]]),
+        text("prompts", "prompts"),
+        Column("difference, dB", lambda row: interval(row["difference"], row["ci"], sign=True)),
+    ]
+    rows = [r for r in load("differences") if (r["suite"], r["model"]) == (suite, of)]
+    return table(columns, in_order(rows))
+
+
+# The demo.
+def demo() -> str:
+    """RAPID Cache Reuse beside ComfyUI's own caches."""
+    columns = [
+        Column("model", model),
+        Column("method", method),
+        figure("computed", "computed"),
+        figure("seconds", "seconds", 2),
+        figure("measured speed-up", "speedup", 2),
+        figure("theoretical speed-up", "allowed_speedup", 2),
+        Column("to the full picture", to_full),
+        Column("worst", worst),
+        CONVERGED,
+        figure("SSIM", "ssim", 4),
+        figure("accuracy", "accuracy", 3),
+    ]
+    return table(columns, load("demo_report"))
+
+
+def demo_models() -> str:
+    """What the demo models draw."""
+    logs = REPOSITORY / "demo" / "models" / "logs"
+    rows = [
+        {
+            "title": title,
+            **json.loads((logs / f"{name}_evaluation.json").read_text(encoding="utf-8")),
+        }
+        for name, title in MODELS.items()
+    ]
+    columns = [
+        Column("model", lambda row: f"{row['title']}, cfg {row['settings']['cfg']:g}"),
+        Column("prompts", lambda row: str(row["settings"]["prompts"])),
+        Column("object colour", lambda row: number(row["model"]["object_colour"], 3)),
+        Column("background", lambda row: number(row["model"]["background"], 3)),
+        Column("shape", lambda row: number(row["model"]["shape"], 3)),
+        Column("to the converged picture", lambda row: number(row["psnr_to_ode"]["mean"])),
+        Column("worst", lambda row: number(row["psnr_to_ode"]["worst"])),
+        Column("of prompts", lambda row: str(row["psnr_to_ode"]["prompts"])),
+    ]
+    return table(columns, rows)
+
+
+# Seconds of Region Adaptive.
+def region_clock() -> str:
+    """Seconds by share of tokens."""
+
+    def share(row: Row) -> str:
+        return "3/16" if row["share"] == 0.1875 else f"1/{1 / row['share']:.0f}"
+
+    def full_run(row: Row) -> str:
+        return number(sum(row["dense_seconds"]) / len(row["dense_seconds"]), 0)
+
+    columns = [
+        Column("model", lambda row: f"{MODELS[row['model']]}, {row['steps']} steps"),
+        Column("share of tokens", share),
+        Column("full run, s", full_run),
+        figure("seconds", "seconds", 0),
+        figure("measured speed-up", "speedup", 2),
+        figure("theoretical speed-up", "allowed", 2),
+        figure("measured / theoretical", "of_allowed", 2),
+        figure("keys and values, MiB", "mebibytes", 0),
+    ]
+    return table(columns, load("region_clock"))
+
+
+# Sparse attention.
+def sparse_mass() -> str:
+    """Attention mass by selection."""
+    selections = {
+        "RAPID": "ours",
+        "best possible": "oracle",
+        "local window": "window",
+        "random tiles": "random",
+    }
+    rows: dict[tuple, Row] = {}
+    for row in load("sparse_mass"):
+        case = (row["model"], -row["tile"], -row["size"], -row["density"])
+        rows.setdefault(case, dict(row))[row["selection"]] = row
+
+    def mass(selection: str) -> Callable[[Row], str]:
+        return lambda row: number(row[selection]["mass"], 3)
+
+    def of_best(row: Row) -> str:
+        ours = row["ours"]
+        return f"{number(ours['of_oracle'], 3)}, {number(ours['worst_of_oracle'], 3)}"
+
+    columns = [
+        Column("model, size", lambda row: f"{MODELS[row['model']]}, {row['size']} px"),
+        text("tile", "tile"),
+        text("density", "density"),
+        *(Column(title, mass(selection)) for title, selection in selections.items()),
+        Column("RAPID of best: mean, worst", of_best),
+    ]
+    return table(columns, (rows[case] for case in sorted(rows)))
+
+
+def sparse_clock() -> str:
+    """Speed-ups of single attentions."""
+    stands_in = {
+        "nothing stands in": "dropped",
+        "means": "means",
+        "difference predicted": "forecast",
+    }
+    rows: dict[tuple, Row] = {}
+    for row in load("sparse_clock"):
+        if row["backend"] == "gather":
+            case = (-row["tokens"], row["head_size"], -row["density"])
+            rows.setdefault(case, dict(row))[row["left_out"]] = row
+
+    def speedup(kind: str) -> Callable[[Row], str]:
+        return lambda row: number(row[kind]["speedup"], 2)
+
+    columns = [
+        Column("image tokens", lambda row: f"{row['tokens']:,}"),
+        text("heads of", "head_size"),
+        text("density", "density"),
+        *(Column(title, speedup(kind)) for title, kind in stands_in.items()),
+    ]
+    return table(columns, (rows[case] for case in sorted(rows)))
+
+
+# Trained heads.
+def heads_trained() -> str:
+    """Heads that begin with a searched schedule."""
+
+    def psnr(row: Row) -> str:
+        figures = ", ".join(number(value) for value in row["psnr"] or [])
+        return f"the schedule's: {figures}" if figures else "the schedule's"
+
+    columns = [
+        Column("heads", lambda row: f"{MODELS[row['model']]}, {row['what']}"),
+        text("seed", "seed"),
+        text("updates", "updates"),
+        text("held-out prompts", "prompts"),
+        Column("speed-ups", lambda row: ", ".join(f"{budget}x" for budget in row["budgets"])),
+        Column("dB to the converged solution", psnr),
+    ]
+    return table(columns, load("heads_trained"))
+
+
+def heads_ablations() -> str:
+    """RAPID3's heads under other rewards, and by themselves."""
+    columns = [
+        text("heads", "heads"),
+        text("reward", "reward"),
+        Column("discriminator", lambda row: "yes" if row["discriminator"] else "no"),
+        Column("equivalent steps", lambda row: f"{row['equivalent_steps']:g}"),
+        figure("dB to the converged solution", "psnr"),
+    ]
+    return table(columns, load("heads_ablations"))
+
+
+# README's five rows: a name, and the method on each model.
+FIVE = (
+    ("**RAPID Accelerate**, `speedup` 2", {"flux": "default_plan", "sd3": "default_plan"}),
+    ("**RAPID Cache Reuse**", {"flux": "cache_reuse", "sd3": "cache_reuse"}),
+    ("no pack, half of the steps with euler", {"flux": "fewer_euler", "sd3": "fewer_euler"}),
+    (
+        "no pack, half of the steps with dpmpp_2m",
+        {"flux": "fewer_dpmpp_2m", "sd3": "fewer_dpmpp_2m"},
+    ),
+    (
+        "ComfyUI's EasyCache (FLUX-like), LazyCache (SD3-like)",
+        {"flux": "easycache", "sd3": "lazycache"},
+    ),
+)
+
+
+def five_rows() -> str:
+    """About half of the evaluations, both models."""
+    figures = {
+        (row["model"], row["method"]): row
+        for name in ("policy_flux", "policy_sd3")
+        for row in load(name)
+        if row["target"] == "2x"
+    }
+
+    def decibels(of: str, name: str) -> Callable[[Row], str]:
+        def cell(row: Row) -> str:
+            value = figures[of, row["methods"][of]][name]
+            return "-" if value is None else f"{number(value)} dB"
+
+        return cell
+
+    columns = [
+        text("about half of the evaluations", "name"),
+        *(
+            Column(f"{MODELS[of]}: to the {goal} picture", decibels(of, name))
+            for of in ("flux", "sd3")
+            for goal, name in (("full", "psnr"), ("converged", "psnr_ode"))
+        ),
+    ]
+    return table(columns, ({"name": name, "methods": methods} for name, methods in FIVE))
+
+
+COSTED_AS = ("flux-dev", "sd3-medium")
+TABLES: dict[str, Callable[[], str]] = {
+    "five_rows": five_rows,
+    "demo": demo,
+    "demo_models": demo_models,
+    "policy_flux": lambda: quality("policy_flux", "flux"),
+    "policy_sd3": lambda: quality("policy_sd3", "sd3"),
+    "policy_differences_flux": lambda: differences("policy", "flux"),
+    "policy_differences_sd3": lambda: differences("policy", "sd3"),
+    "region_sd3": lambda: quality("region_sd3", "sd3"),
+    "region_flux": lambda: quality("region_flux", "flux"),
+    "region_lumina": lambda: quality("region_lumina", "lumina"),
+    "region_differences_sd3": lambda: differences("region", "sd3"),
+    "region_differences_flux": lambda: differences("region", "flux"),
+    "region_differences_lumina": lambda: differences("region", "lumina"),
+    "region_clock": region_clock,
+    "sparse_mass": sparse_mass,
+    "sparse_clock": sparse_clock,
+    "sparse_flux": lambda: quality("sparse_demo", "flux", COSTED_AS),
+    "sparse_sd3": lambda: quality("sparse_demo", "sd3", COSTED_AS),
+    "heads_trained": heads_trained,
+    "heads_ablations": heads_ablations,
+}
+
+
+if __name__ == "__main__":
+    for path in pages():
+        made = with_tables(path.read_text(encoding="utf-8"))
+        path.write_text(made, encoding="utf-8", newline="\n")

@@ -1,0 +1,184 @@
+"""What is known of each image token during a run, and the region policy on it."""
+
+import math
+from dataclasses import replace
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rapid_core.engine.history import History
+from rapid_core.engine.token_stats import TokenStats, stats_of_run
+from rapid_core.techniques.region.policy import (
+    MAX_AGE,
+    MAX_MASKED_AGE,
+    MAX_WAIT,
+    RegionPolicy,
+)
+from rapid_core.techniques.region.presets import per_token_error
+from rapid_core.techniques.region.priority import starving_age
+from rapid_core.token_grid import TokenGrid
+from rapid_core.types import FULL, Mode, Observation, Window
+
+ROWS, COLUMNS = 8, 8
+NUMBER = ROWS * COLUMNS
+
+
+@settings(max_examples=40)
+@given(
+    st.floats(0.1, 0.9),
+    st.sampled_from(["std", "l2", "change", "rounds"]),
+    st.sampled_from(["low", "high"]),
+    st.floats(0, 0.5),
+    st.one_of(st.just(0.0), st.floats(-1, 1)),
+    st.integers(1, NUMBER),
+    st.booleans(),
+    st.integers(0, 1000),
+)
+def test_no_token_waits_longer_than_the_bound(
+    ratio, metric, direction, starvation, slope, selectable, painted, seed
+):
+    policy = RegionPolicy(
+        keep_ratio=ratio,
+        warm_up=0.0,
+        tail=0.0,
+        refresh_interval=0,
+        metric=metric,
+        direction=direction,
+        starvation=starvation,
+        slope=slope,
+    )
+    actor, grid = policy.start(Window(1, 0)), TokenGrid((4, 16, 16))
+    generator = torch.Generator().manual_seed(seed)
+    may_run = torch.randperm(NUMBER, generator=generator) < selectable
+    focus = (torch.rand(NUMBER, generator=generator) < 0.5).float()
+    stats = TokenStats(grid, may_run, focus if painted else None)
+    scale = torch.rand(4, 16, 16, generator=generator) * 10  # some places always matter more
+    latest, longest, fewest = torch.randn(4, 16, 16, generator=generator) * scale, 0.0, selectable
+    stats.computed(FULL, latest, None)
+    for step in range(100):
+        track = History(1)
+        track.add(0.5, latest)
+        state = stats.state(track)
+        action = actor.act(
+            Observation(
+                step,
+                0.5,
+                step=step,
+                steps=100,
+                computed=step,
+                since_full=stats.since_full,
+                tokens=state,
+            )
+        )
+        new = torch.randn(4, 16, 16, generator=generator) * scale
+        stats.computed(action, new, latest)
+        if action.tokens is not None:
+            latest, fewest = (
+                torch.where(grid.mask(action.tokens), new, latest),
+                min(fewest, len(action.tokens)),
+            )
+        longest = max(longest, stats.age[may_run].max().item())
+    least = ratio if not slope else max(ratio * (1 - abs(slope)), 4 / selectable)
+    assert longest <= starving_age(min(1.0, least)) + math.ceil(selectable / fewest)
+
+
+def run_by_error(threshold, ratio, seed, may_run=None):
+    """60 evaluations by error estimates: (action, state before, stats after) of each. may_run (N,): see
+    TokenState."""
+    policy = replace(per_token_error(threshold, ratio), tail=0.0)
+    actor, grid, track = policy.start(Window(1, 0)), TokenGrid((4, 16, 16)), History(3)
+    stats = TokenStats(grid, may_run, None, threshold, MAX_AGE)
+    generator = torch.Generator().manual_seed(seed)
+    scale = torch.rand(16, 16, generator=generator) ** 4  # some places are much rougher than others
+    skipped = -1
+    for step in range(60):
+        sigma = 1 - step / 60
+        over = stats.accumulate(track.points, torch.tensor(sigma), 1, 4.0, torch.tensor(1.0))
+        state = stats.state(track, None if over < 0 else int(over))
+        action = actor.act(
+            Observation(
+                step,
+                sigma,
+                step=step,
+                steps=100,
+                computed=step,
+                since_computed=skipped,
+                since_full=stats.since_full,
+                tokens=state,
+            )
+        )
+        if action.mode is Mode.SKIP:
+            skipped += 1
+            stats.passed_over()
+        else:
+            skipped, new, points = (
+                0,
+                1 + scale * torch.randn(4, 16, 16, generator=generator),
+                track.points,
+            )
+            stats.computed(action, new, points[-1].value if points else None)
+            track.add(sigma, new, None if action.tokens is None else grid.mask(action.tokens))
+        yield action, state, stats
+
+
+@settings(max_examples=25)
+@given(st.floats(0.001, 3.0), st.floats(0.1, 0.9), st.integers(0, 1000))
+def test_tokens_with_errors_of_their_own_are_never_late(threshold, ratio, seed):
+    """By error_threshold every token over it is computed at once; fewer than a block wait two
+    evaluations at most."""
+    for action, state, stats in run_by_error(threshold, ratio, seed):
+        assert stats.age.max() <= MAX_AGE + MAX_WAIT
+        if action.tokens is not None:
+            left = torch.ones(NUMBER, dtype=torch.bool).index_fill(0, action.tokens, False)
+            assert (state.error[left] < threshold).all() and len(
+                action.tokens
+            ) <= ratio * NUMBER + 4
+
+
+@settings(max_examples=25)
+@given(st.floats(0.001, 3.0), st.floats(0.1, 0.9), st.integers(0, NUMBER - 1), st.integers(0, 1000))
+def test_tokens_that_a_mask_keeps_are_not_forgotten_by_error_estimates(
+    threshold, ratio, selectable, seed
+):
+    may_run = torch.randperm(NUMBER, generator=torch.Generator().manual_seed(seed)) < selectable
+    for _, _, stats in run_by_error(threshold, ratio, seed, may_run):
+        assert stats.age.max() <= MAX_MASKED_AGE
+        assert not selectable or stats.age[may_run].max() <= MAX_AGE + MAX_WAIT
+
+
+def test_a_second_look_at_a_sigma_goes_by_what_changed():
+    """heun computes a sigma twice; there both predictions agree, and only the latent says what
+    changed."""
+    grid, track = TokenGrid((4, 16, 16)), History(3)
+    stats = TokenStats(grid, None, None, 0.1, MAX_AGE)
+    for sigma in (0.9, 0.8, 0.7):
+        stats.computed(FULL, torch.ones(4, 16, 16), None)
+        track.add(sigma, torch.ones(4, 16, 16))
+    changed = torch.zeros(4, 16, 16)
+    changed[:, :2, :2] = 0.5
+
+    def look(changed):
+        return stats.accumulate(track.points, torch.tensor(0.7), 1, 4.0, torch.tensor(1.0), changed)
+
+    assert (look(None), look(changed)) == (0, 1)
+
+
+def test_masks_are_of_the_images_of_a_batch_or_of_the_frames_of_a_video():
+    masks = torch.stack((torch.zeros(5, 7), torch.ones(5, 7)))
+
+    def painted(grid, batch, masks):
+        """Focus of each image, (batch, N)."""
+        return torch.stack([stats.focus for stats in stats_of_run(grid, batch, None, masks)])
+
+    assert painted(TokenGrid((4, 8, 8)), 3, masks).mean(1).tolist() == [0, 1, 0]
+    video = TokenGrid((4, 4, 8, 8))
+    for focus in painted(video, 2, masks):
+        assert focus.view(4, 16).mean(1).tolist() == [0, 0, 1, 1]
+    # Other numbers of frames are scaled to the latent's.
+    long = torch.linspace(0, 1, 9)[:, None, None].expand(9, 5, 7)
+    means = painted(video, 2, long)[0].view(4, 16).mean(1)
+    assert (means.diff() > 0.1).all()
+    assert painted(video, 2, masks[1:]).min() == 1
+    alone = painted(TokenGrid((4, 1, 8, 8)), 2, masks)
+    assert alone.mean(1).tolist() == [0, 1]  # pictures of a model that has frames
