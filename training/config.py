@@ -103,8 +103,8 @@ class TrainConfig:
     target: str = setting("full", decides=KINDS, fixes=KINDS, choices=("full", "solution", "dense"))
     """what pictures are to be near: the full run's, or the solution of the model's ODE, as the full
     run is itself (dense: an older word for full)"""
-    heads: tuple[str, ...] | None = setting(
-        None, decides=METHODS, fixes=METHODS, heads=True, choices=tuple(OUTPUTS), nargs="+"
+    heads: tuple[str, ...] = setting(
+        (), decides=METHODS, fixes=METHODS, heads=True, choices=tuple(OUTPUTS), nargs="+"
     )
     """heads to train (default: rapid3 step, cache and sparse, rapid+ pace)"""
     sparse_backend: str = setting("auto", decides=METHODS, fixes=METHODS, heads=True, choices=NAMES)
@@ -198,11 +198,11 @@ class TrainConfig:
         """With what --quick means and with the defaults of its kind. Raises ValueError for settings
         that make no sense."""
         config = self._quicker() if self.quick else self
-        heads = config.heads or (HEADS if config.kind == "rapid3" else ("pace",))
+        default_heads = HEADS if config.kind == "rapid3" else ("pace",)
         config = replace(
             config,
             target="full" if config.target == "dense" else config.target,
-            heads=tuple(heads),
+            heads=config.heads or default_heads,
             advantages=config.advantages or ("ranks" if config.kind == PLUS else "values"),
             lr=LR.get(config.kind, 1.0) if config.lr is None else config.lr,
             omega=OMEGA.get(config.kind, 0.0) if config.omega is None else config.omega,
@@ -228,11 +228,11 @@ class TrainConfig:
         )
 
     def _check_numbers(self) -> None:
-        speedups = list(self.speedups)
+        speedups = self.speedups
         in_range = all(1 < speedup <= MAX_SPEEDUP for speedup in speedups)
-        if not in_range or sorted(set(speedups)) != speedups:
+        if not in_range or sorted(set(speedups)) != list(speedups):
             raise ValueError(
-                f"--speedups {speedups}: give rising numbers above 1 and at most {MAX_SPEEDUP:g}"
+                f"--speedups {' '.join(map(str, speedups))}: give rising numbers above 1 and at most {MAX_SPEEDUP:g}"
             )
         for name in (
             "calibration",
@@ -261,7 +261,6 @@ class TrainConfig:
             )
 
     def _check_heads(self) -> None:
-        assert self.heads is not None
         foreign = "step" if self.kind == PLUS else "pace"
         if self.kind in METHODS and foreign in self.heads:
             raise ValueError(
@@ -275,23 +274,25 @@ class TrainConfig:
             )
         if self.searches and len(self.speedups) < 2 and self.heads == ("pace",):
             raise ValueError(
-                f"--speedups {self.speedups[0]:g}: the pace head chooses among the schedules of "
+                f"--speedups {min(self.speedups):g}: the pace head chooses among the schedules of "
                 f"several speed-ups; {MORE_SCHEDULES}"
             )
 
 
-def parse(flags: Sequence[str] | None = None, description: str = "") -> TrainConfig:
+def parse(flags: Sequence[str] | None = None, description: str | None = None) -> TrainConfig:
     """Settings of a command line, of this process's for None. Raises SystemExit for what makes no
     sense."""
     given = vars(parser(description).parse_args(flags))
-    values = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in given.items()
+    }
     try:
         return TrainConfig(**values).resolved()
     except ValueError as error:
         raise SystemExit(str(error)) from None
 
 
-def parser(description: str = "") -> argparse.ArgumentParser:
+def parser(description: str | None = None) -> argparse.ArgumentParser:
     """A flag a field."""
     made = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -319,11 +320,13 @@ def parser(description: str = "") -> argparse.ArgumentParser:
 
 def field_docs(cls: type) -> dict[str, str]:
     """What is written below each field of a dataclass, as one line."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body
+    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+    assert isinstance(definition, ast.ClassDef)
     docs = {}
-    for statement, below in pairwise(body):
+    for statement, below in pairwise(definition.body):
         if isinstance(statement, ast.AnnAssign) and isinstance(below, ast.Expr):
-            docs[statement.target.id] = " ".join(ast.literal_eval(below.value).split())
+            text = ast.literal_eval(below.value)
+            docs[ast.unparse(statement.target)] = " ".join(text.split())
     return docs
 
 

@@ -26,6 +26,7 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from statistics import mean
 from typing import Any
 
@@ -253,14 +254,14 @@ class Learner:
         for epoch in range(config.epochs):
             parts = all_gather([batch and self.gradient(batch, images, steps) for batch in batches])
             gradients, sums = zip(*(part for part in parts if part is not None), strict=True)
-            gradient = sum(gradients[1:], gradients[0])
+            gradient = reduce(torch.add, gradients)
             split = gradient.split([p.numel() for p in parameters])
             for parameter, part in zip(parameters, split, strict=True):
                 parameter.grad = part.view_as(parameter)
             norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
             self.optimiser.step()
 
-            objective, ratio, clipped, kl, entropy = sum(sums[1:], sums[0]).tolist()
+            objective, ratio, clipped, kl, entropy = reduce(torch.add, sums).tolist()
             entropy /= steps
             if epoch == 0:
                 scalars["first_ratio"] = ratio / images
@@ -334,6 +335,7 @@ class Trainer:
         self.heads = Heads(channels, hidden, self.config.heads, method.numbers, self.config.width)
         method.begin(self.heads)
         ranks = self.config.advantages == "ranks"
+        assert self.config.lr is not None
         self.learner = Learner(self.heads, GRPOConfig(lr=self.config.lr, ranks=ranks))
         self.fresh = copy.deepcopy(self.heads)  # as they begin
         self.iteration = 0

@@ -76,7 +76,6 @@ def useful_heads(job: Job) -> Sequence[str]:
     """The heads to train: without the sparse one where attention stays dense whatever it says,
     since what is void is no choice. Raises ValueError where none is left."""
     config = job.config
-    assert config.heads is not None
     if "sparse" not in config.heads:
         return config.heads
     policy = SparsePolicy(density=min(DENSITIES), sparsity=Sparsity(config.sparse_backend))

@@ -40,7 +40,8 @@ class Host:
             sys.argv = command_line
         asyncio.run(self._load(tree, packs))
         # Of every run's own; ours are above them.
-        importlib.import_module("comfy.utils").PROGRESS_BAR_ENABLED = False
+        utils: Any = importlib.import_module("comfy.utils")
+        utils.PROGRESS_BAR_ENABLED = False
 
     async def _load(self, tree: Path, packs: list[Path] | None) -> None:
         server = importlib.import_module("server")
@@ -193,7 +194,9 @@ def last_record(model: Any) -> Any:
     """Record of the latest run of a model with a policy."""
     from rapid_core.comfy.chain import chain_of
 
-    return chain_of(model).log.records[-1]
+    chain = chain_of(model)
+    assert chain is not None
+    return chain.log.records[-1]
 
 
 def equivalent_steps(record: Any, image: int = 0) -> float:

@@ -98,6 +98,7 @@ class Published(Method):
         self.discount = config.discount
 
     def begin(self, heads: Heads) -> None:
+        head: Any
         for name, head in heads.heads.items():
             head.fc2.bias.data.copy_(torch.tensor(NEAR_FULL[name]))
 
@@ -178,6 +179,7 @@ class RapidPlus(Method):
         return self.schedules[0].fits(sigmas)
 
     def begin(self, heads: Heads) -> None:
+        head: Any
         for name, head in heads.heads.items():
             # TPDM's 0.02 leaves a thirtieth of a signal to fc2, and a hundredth of what the
             # condition says.

@@ -76,7 +76,7 @@ class Mixture:
                 )
         weights = [weight for _, weight in self.parts]
         total = [
-            sum(w * v for w, v in zip(weights, row, strict=True))
+            sum((w * v for w, v in zip(weights, row, strict=True)), 0.0)
             for row in zip(*columns.values(), strict=True)
         ]
         return total, columns
