@@ -169,7 +169,7 @@ def test_the_node_tells_how_the_run_goes_on(graph, vue, name):
     )
     totals = record_of(page)["totals"]
     text = (
-        f"step 10 of 10: {totals['skipped']} skipped, {totals['speedup_theoretical']:.1f}x so far"
+        f"step 10 of 10: {totals['skipped']} not computed, {totals['speedup_theoretical']:.1f}x so far"
     )
     text += f", {totals['partial']} in part" if totals["partial"] else ""
     page.look_at(kind)
