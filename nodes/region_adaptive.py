@@ -240,7 +240,7 @@ def policy_of(values: dict[str, Any], model: Any, mask: Any) -> RegionPolicy:
         architecture = describe(model.model.diffusion_model)
         family = architecture.family if architecture else ""
         return paper(family=family, keep_ratio=share, memory_limit=limit, focus=mask)
-    kept: dict[str, Any] = dict(kv_cache=KVKind(values["kv_cache"]), memory_limit=limit, focus=mask)
+    kept: dict[str, Any] = dict(kv=KVKind(values["kv_cache"]), memory_limit=limit, focus=mask)
     if values["preset"] == PER_TOKEN:
         return per_token_error(threshold=values["error_threshold"], keep_ratio=share, **kept)
     custom = {name: values[name] for name in CUSTOM_SETTINGS}
