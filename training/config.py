@@ -232,7 +232,8 @@ class TrainConfig:
         in_range = all(1 < speedup <= MAX_SPEEDUP for speedup in speedups)
         if not in_range or sorted(set(speedups)) != list(speedups):
             raise ValueError(
-                f"--speedups {' '.join(map(str, speedups))}: give rising numbers above 1 and at most {MAX_SPEEDUP:g}"
+                f"--speedups {' '.join(map(str, speedups))}: give rising numbers above 1 and at "
+                f"most {MAX_SPEEDUP:g}"
             )
         for name in (
             "calibration",

@@ -1,7 +1,7 @@
 """An API workflow as a function: prompt, seed, batch and model patch in, latents out.
 
-The host's own executor runs it. Training takes hold of it in a few places by links that lead through
-a `host.Hook`, which hands on what a function makes of a value."""
+The host's own executor runs it. Training takes hold of it in a few places by links that lead
+through a `host.Hook`, which hands on what a function makes of a value."""
 
 from __future__ import annotations
 

@@ -44,7 +44,8 @@ def distributed(timeout: timedelta) -> Iterator[None]:
     try:
         yield
     finally:
-        dist.destroy_process_group()  # now: those that wait for this process learn of its end at once
+        # Now: those that wait for this process learn of its end at once.
+        dist.destroy_process_group()
 
 
 def rank() -> int:

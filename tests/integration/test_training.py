@@ -19,7 +19,7 @@ from rapid_core.policy_file.schedules import schedules_of
 from rapid_core.techniques.step_skip.schedule import SchedulePolicy
 from rapid_testing.trainings import HEADS, PROMPTS, config_of, job_of, without_seconds
 from training.graph import Graph, WorkflowError
-from training.grpo import Trainer, log_probability
+from training.grpo import GroupBatch, Trainer, log_probability
 from training.heads import method_of, train_heads
 from training.host import attach
 from training.methods import PRICE, RapidPlus
@@ -645,7 +645,9 @@ def test_no_gradient_reaches_the_transformer(graph, tmp_path):
     network = graph.model.model.diffusion_model
     weights = {name: value.to("cpu", copy=True) for name, value in network.state_dict().items()}
     heads = {name: value.clone() for name, value in trainer.heads.state_dict().items()}
-    group, _ = trainer.rollout(0)
+    rollouts = (trainer.rollout(number)[0] for number in range(9))
+    # The first whose images are not all worth the same, so that there is something to learn.
+    group = next(group for group in rollouts if GroupBatch.of(group, ranks=True) is not None)
     steps = [step for trajectory in group for step in trajectory.steps]
     kept = [t.log_p for t in group]
     kept += [x for step in steps for x in (*step.inputs.values(), step.numbers, step.pooled)]
