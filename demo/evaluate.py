@@ -15,6 +15,7 @@ import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import mean
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ from demo.pack.words import PAD, bag
 from demo.scenes import Scenes
 from demo.taesd import Decoder, load_decoder
 from demo.twins import TWINS
+from evaluation.rows import psnr
 
 CHUNK = 8
 SHIFT = math.e**1.15  # of the sampling grid, as in `demo_model.euler`
@@ -131,11 +133,6 @@ class Sampler:
         return torch.cat(pictures)
 
 
-def psnr(a: Tensor, b: Tensor) -> Tensor:
-    """PSNR in dB of each picture pair (B,), capped at 100."""
-    return -10 * (a - b).square().flatten(1).mean(1).clamp_min(1e-10).log10()
-
-
 def share(right: Tensor) -> float | None:
     """Mean of a mask, None where there is nothing to count."""
     return round(float(right.float().mean()), 4) if len(right) else None
@@ -220,10 +217,11 @@ def evaluate(args: argparse.Namespace) -> dict:
     changes = torch.tensor(sampler.changes).mean(0)
     result["velocity_change"] = [round(float(c), 4) for c in changes]
     if args.ode:
-        nearness = psnr(pictures[: args.ode], sampler.converged(prompts[: args.ode]))
+        converged = sampler.converged(prompts[: args.ode])
+        nearness = list(map(psnr, pictures[: args.ode], converged))
         result["psnr_to_ode"] = {
-            "mean": round(float(nearness.mean()), 2),
-            "worst": round(float(nearness.min()), 2),
+            "mean": round(mean(nearness), 2),
+            "worst": round(min(nearness), 2),
             "prompts": args.ode,
             "evaluations": 201,
         }
