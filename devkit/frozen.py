@@ -28,26 +28,32 @@ if TYPE_CHECKING:
     from devkit.cli import Ground
 
 MENDS = REPOSITORY / "tests" / "rapid_testing" / "frozen_mends.json"
-# Keys of an evaluation: the word of older records, and today's.
+# Keys of an evaluation: the word of version 1, and today's.
 RENAMED = {
     "levels": "modes",
+    "share": "token_share",
     "dense_cost": "full_cost",
+    "error": "error_estimate",
+    "measured": "measured_error",
+    "measures": "measured_density",
 }
 # The same for the values of `modes`.
 MODES = {"hold": "skip"}
 COMPARED = (
     "modes",
-    "share",
+    "token_share",
     "cost",
     "full_cost",
-    "error",
-    "measured",
+    "error_estimate",
+    "measured_error",
     "sigma",
     "occurrence",
     "density",
-    "measures",
+    "measured_density",
     "tokens",
 )
+# What version 1 has not: compared where both sides have it.
+ADDED = ("step", "sigmas")
 NOT_COMPARED = ("index", "reasons", "seconds")
 
 
@@ -163,7 +169,7 @@ def evaluations(run: dict[str, Any], side: str, unknown: dict[str, str]) -> list
     if run["record"] is None:
         return None
     rows = [in_todays_words(evaluation) for evaluation in run["record"]["evaluations"]]
-    for key in {key for row in rows for key in row}.difference(COMPARED, NOT_COMPARED):
+    for key in {key for row in rows for key in row}.difference(COMPARED, ADDED, NOT_COMPARED):
         unknown.setdefault(key, side)
     return rows
 
@@ -183,7 +189,8 @@ def _first_of_records(old: list[dict] | None, new: list[dict] | None) -> str:
     if len(old) != len(new):
         return f"{len(old)} evaluations, now {len(new)}"
     for number, (before, after) in enumerate(zip(old, new, strict=True), start=1):
-        for key in COMPARED:
+        shared = [key for key in ADDED if key in before and key in after]
+        for key in (*COMPARED, *shared):
             if (key in before) != (key in after):
                 side = "new" if key in before else "old"
                 return f"evaluation {number}: {key} is missing on the {side} side"

@@ -81,7 +81,7 @@ def planned_runs(options: argparse.Namespace, hosts: list[str]) -> list[Run]:
         if paths or options.fast:
             return [Run(main, paths or ("tests/unit",))]
         return [
-            Run(main, ("tests/unit",)),
+            Run(main, ("tests/unit",), ("-m", "not slow")),
             Run(main, ("tests/integration", "tests/browser"), ("-m", "quick")),
         ]
     other = ("-m", "not main_host")

@@ -1,11 +1,8 @@
 """RAPID's nodes. One feature a file; this module only lists them."""
 
-import logging
-
 from comfy_api.latest import ComfyExtension, io
 
 from .accelerate import Accelerate
-from .adopt import adopt
 from .cache_reuse import CacheReuse
 from .load_policy import LoadPolicy, add_folders
 from .policy_sampler import PolicySampler
@@ -26,13 +23,6 @@ NODES: list[type[io.ComfyNode]] = [
 
 class RapidExtension(ComfyExtension):
     """All nodes of the pack."""
-
-    async def on_load(self) -> None:
-        """ComfyUI calls it before it asks for the nodes."""
-        try:
-            await adopt()
-        except Exception as error:  # an offer that the pack works without
-            logging.warning("RAPID: nodes of other packs are not replaced (%s)", error)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """The nodes that ComfyUI registers."""

@@ -1,18 +1,17 @@
-"""Cache Reuse: leave out model evaluations whose result can be forecast."""
+"""Cache Reuse: skip the evaluations whose result can be predicted."""
+
+from typing import Any
 
 from comfy_api.latest import io
 
 from ..rapid_core.comfy.chain import attach
-from ..rapid_core.engine.history import ORDERS
 from ..rapid_core.techniques.step_skip.threshold import ThresholdPolicy
 from ..rapid_core.types import Mode
-from .checks import Checks
-
-LEVELS = [Mode.SKIP.value, Mode.REUSE.value]
+from .base import RapidNode, choice
 
 
-class CacheReuse(io.ComfyNode):
-    """Patches a model so that its sampling runs skip what they can forecast."""
+class CacheReuse(RapidNode):
+    """Patches a model so that its sampling runs skip what they can predict."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -20,8 +19,9 @@ class CacheReuse(io.ComfyNode):
             node_id="RAPID_CacheReuse",
             display_name="RAPID Cache Reuse",
             category="RAPID",
-            description="Leaves out model evaluations whose result can be forecast from earlier ones. "
-            "Works with any sampler; what cannot be accelerated is computed densely and RAPID Report says why.",
+            description="Skips steps whose result can be predicted from earlier ones, while the "
+            "estimated error stays below a threshold, as TeaCache and EasyCache do. Works with any "
+            "sampler. Where it cannot skip, RAPID Report says why.",
             search_aliases=[
                 "teacache",
                 "easycache",
@@ -41,7 +41,7 @@ class CacheReuse(io.ComfyNode):
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="The diffusion model to speed up, with its LoRAs already on it.",
+                    tooltip="The diffusion model to speed up, with its LoRAs already applied.",
                 ),
                 io.Float.Input(
                     "reuse_threshold",
@@ -49,9 +49,10 @@ class CacheReuse(io.ComfyNode):
                     min=0.0,
                     max=10.0,
                     step=0.005,
-                    tooltip="Estimated relative error (0.1 is 10 %), added up over left-out evaluations, at "
-                    "which the model is computed again. Higher is faster and less exact; 0 turns the node "
-                    "off. Begin at 0.05 with cfg 1 (as FLUX), at 0.1 with guidance.",
+                    optional=True,
+                    tooltip="Skip until the estimated error of the skipped steps adds up to this (0.1 is "
+                    "10 %). Higher is faster and less exact; 0 turns the node off. Start at 0.05 with cfg "
+                    "1 (FLUX), at 0.1 with higher cfg.",
                 ),
                 io.Float.Input(
                     "start_percent",
@@ -59,8 +60,10 @@ class CacheReuse(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Share of the sampling schedule (0 beginning, 1 end) after which evaluations "
-                    "may be left out. Higher is slower and more exact.",
+                    optional=True,
+                    advanced=True,
+                    tooltip="Skip only after this part of the sampling (0 is its beginning, 1 its end). "
+                    "Higher is slower and more exact.",
                 ),
                 io.Float.Input(
                     "end_percent",
@@ -68,33 +71,40 @@ class CacheReuse(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Share of the sampling schedule (0 beginning, 1 end) after which all "
-                    "evaluations are computed. Lower is slower and more exact.",
+                    optional=True,
+                    advanced=True,
+                    tooltip="Skip only before this part of the sampling (0 is its beginning, 1 its end). "
+                    "Lower is slower and more exact.",
                 ),
                 io.Int.Input(
                     "max_consecutive",
                     default=3,
                     min=1,
                     max=100,
-                    tooltip="Most evaluations left out in a row. Higher allows more speed and longer, less "
-                    "exact forecasts.",
+                    optional=True,
+                    advanced=True,
+                    tooltip="Most evaluations skipped in a row. Higher is faster and less exact.",
                 ),
                 io.Int.Input(
                     "forecast_order",
                     default=1,
-                    min=min(ORDERS),
-                    max=max(ORDERS),
-                    tooltip="0 holds the last value, 1 extrapolates a line, 2 a parabola. Higher is nearer to "
-                    "dense on smooth trajectories and wilder on rough ones (guidance, few steps); the first "
-                    "order + 2 evaluations are always computed.",
+                    min=0,
+                    max=2,
+                    optional=True,
+                    advanced=True,
+                    tooltip="How skipped steps are predicted: 0 keeps the last value, 1 follows a line, 2 "
+                    "a parabola. Higher is closer on smooth runs and worse on rough ones (high cfg, few "
+                    "steps). The first order + 2 evaluations are always computed.",
                 ),
-                io.Combo.Input(
+                choice(
                     "level",
-                    options=LEVELS,
-                    default=LEVELS[0],
-                    tooltip="hold: the model is not called at all; any model, saves most. reuse: patch "
-                    "embedding and final layer run, the blocks' contribution is forecast; architectures "
-                    "that RAPID knows (FLUX, SD3 and others).",
+                    [Mode.SKIP.value, Mode.REUSE.value],
+                    default=Mode.SKIP.value,
+                    optional=True,
+                    advanced=True,
+                    tooltip="skip: the model is not called; works with any model and saves most. reuse: "
+                    "the first and last layers run, and only the blocks between them are predicted; works "
+                    "with models that RAPID knows (FLUX, SD3 and others).",
                 ),
                 io.Float.Input(
                     "guard",
@@ -103,49 +113,40 @@ class CacheReuse(io.ComfyNode):
                     max=10.0,
                     step=0.05,
                     optional=True,
-                    tooltip="Where a computed evaluation shows that its forecast would have been worse than "
-                    "this relative error (0.5 is 50 %), the next one is computed too. Lower is slower and "
-                    "more exact; 0 turns the guard off.",
+                    advanced=True,
+                    tooltip="Safety check. When a computed step shows that predicting it would have been "
+                    "wrong by more than this (0.5 is 50 %), the next step is computed, too. Lower is "
+                    "slower and more exact; 0 turns the check off.",
                 ),
             ],
             outputs=[
                 io.Model.Output(
                     display_name="model",
                     tooltip="The patched model, for the sampler and RAPID Report. "
-                    "At reuse_threshold 0 the model as it came.",
+                    "At reuse_threshold 0 it is the model as it came.",
                 ),
             ],
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def execute(
-        cls,
-        model,
-        reuse_threshold,
-        start_percent,
-        end_percent,
-        max_consecutive,
-        forecast_order,
-        level,
-        guard=0.5,
-    ) -> io.NodeOutput:
-        check = Checks("RAPID Cache Reuse")
-        check.range("reuse_threshold", reuse_threshold, 0.0, 10.0)
-        check.window(start_percent, end_percent)
-        check.range("max_consecutive", max_consecutive, 1, 100)
-        check.choice("forecast_order", forecast_order, ORDERS)
-        check.choice("level", level, LEVELS)
-        check.range("guard", guard, 0.0, 10.0)
-        settings = (
-            reuse_threshold,
-            start_percent,
-            end_percent,
-            max_consecutive,
-            forecast_order,
-            Mode(level),
-            guard,
-        )
-        if not reuse_threshold:
+    def validate_inputs(
+        cls, level: Any = "skip", start_percent: Any = 0.0, end_percent: Any = 1.0
+    ) -> bool | str:
+        return cls.refusal(level=level, start_percent=start_percent, end_percent=end_percent)
+
+    @classmethod
+    def execute(cls, model: Any, **given: Any) -> io.NodeOutput:
+        values = cls.check(**given)
+        if not values["reuse_threshold"]:
             return io.NodeOutput(model)
-        return io.NodeOutput(attach(model, ThresholdPolicy(*settings), cls.hidden))
+        policy = ThresholdPolicy(
+            threshold=values["reuse_threshold"],
+            start_percent=values["start_percent"],
+            end_percent=values["end_percent"],
+            max_consecutive=values["max_consecutive"],
+            prediction_order=values["forecast_order"],
+            mode=Mode(values["level"]),
+            guard=values["guard"],
+        )
+        return io.NodeOutput(attach(model, policy, cls.hidden))

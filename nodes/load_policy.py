@@ -1,12 +1,14 @@
 """Load Policy: a policy file, for RAPID Accelerate."""
 
 from pathlib import Path
+from typing import Any
 
 import folder_paths
 from comfy_api.latest import io
 
 from ..rapid_core.policy_file.format import read
 from ..rapid_core.policy_file.policies import policy_of
+from .base import RapidNode, words_first
 
 FOLDER = "rapid_policies"
 SHIPPED = Path(__file__).parent.parent / "policies"
@@ -23,26 +25,25 @@ def add_folders() -> None:
 
 def path_of(name: str) -> Path:
     """Where a policy of this name lies. Raises ValueError."""
-    found = folder_paths.get_full_path(FOLDER, name)
-    if found is None:
+    path = folder_paths.get_full_path(FOLDER, name)
+    if path is None:
         there = ", ".join(folder_paths.get_filename_list(FOLDER)) or "nothing"
         raise ValueError(
-            f"RAPID Load Policy: policy = {name!r} was given; there is {there}. Policies belong in "
-            f"models/{FOLDER}."
+            f"RAPID Load Policy: policy = {name!r} was given; there is {there}. Put policy files into "
+            f"models/{FOLDER} and refresh the page's node definitions (R)."
         )
-    return Path(found)
+    return Path(path)
 
 
 def names() -> list[str]:
     """All policies; the user's own before those of the demo models, which fit no others."""
-    found = folder_paths.get_filename_list(FOLDER)
     return sorted(
-        found,
+        folder_paths.get_filename_list(FOLDER),
         key=lambda name: SHIPPED in Path(folder_paths.get_full_path(FOLDER, name) or "").parents,
     )
 
 
-class LoadPolicy(io.ComfyNode):
+class LoadPolicy(RapidNode):
     """Reads a policy file, and again when it has changed."""
 
     @classmethod
@@ -51,26 +52,24 @@ class LoadPolicy(io.ComfyNode):
             node_id="RAPID_LoadPolicy",
             display_name="RAPID Load Policy",
             category="RAPID",
-            description="Loads a policy: a searched schedule, fitted thresholds or trained heads for one model, made "
-            "by RAPID's training script. Policies lie in models/rapid_policies.",
+            description="Loads a policy file for RAPID Accelerate: a searched schedule, fitted thresholds "
+            "or trained heads for one model, made by RAPID's training script. Policy files belong in "
+            "models/rapid_policies.",
             search_aliases=[
                 "rapid3",
                 "tpdm",
                 "policy",
                 "schedule",
                 "heads",
-                "load",
-                "speed up",
-                "faster",
-                "加速",
+                "load policy",
                 "策略",
             ],
             inputs=[
                 io.Combo.Input(
                     "policy",
                     options=names() or [NONE],
-                    tooltip="A .safetensors file in models/rapid_policies, or one of this pack's for its "
-                    "demo models. It must be made for the model you sample with.",
+                    tooltip="A .safetensors file in models/rapid_policies, or one that came with the pack "
+                    "for its demo models. It must be made for the model you sample with.",
                 ),
             ],
             outputs=[
@@ -80,22 +79,31 @@ class LoadPolicy(io.ComfyNode):
                 ),
                 io.String.Output(
                     display_name="about",
-                    tooltip="What the file says of itself, one entry a line: model, "
-                    "speed-ups (budgets), what was measured, licence.",
+                    tooltip="What the file says about itself, one entry per line: model, "
+                    "speed-ups (budgets), measurements, licence.",
                 ),
             ],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, policy) -> tuple:
-        """Changes when the file does, so that the host reads it again."""
-        found = folder_paths.get_full_path(FOLDER, policy)
-        return (policy, Path(found).stat().st_mtime_ns if found else 0)
+    def validate_inputs(cls, policy: Any = None) -> bool | str:
+        try:
+            if policy is not None:
+                path_of(str(policy))
+        except ValueError as error:
+            return str(error)
+        return True
 
     @classmethod
-    def execute(cls, policy) -> io.NodeOutput:
-        file = read(path_of(policy))
-        policy_of(file, file.budgets[0])  # all that a sampling run would find wrong is said here
-        return io.NodeOutput(
-            file, "\n".join(f"{name}: {value}" for name, value in sorted(file.metadata.items()))
-        )
+    def fingerprint_inputs(cls, policy: Any) -> tuple:
+        """Changes when the file does, so that the host reads it again."""
+        path = folder_paths.get_full_path(FOLDER, policy)
+        return policy, Path(path).stat().st_mtime_ns if path else 0
+
+    @classmethod
+    def execute(cls, policy: str) -> io.NodeOutput:
+        with words_first():
+            file = read(path_of(policy))
+            policy_of(file, file.budgets[0])  # what a run would find wrong is said here
+        about = (f"{name}: {value}" for name, value in sorted(file.metadata.items()))
+        return io.NodeOutput(file, "\n".join(about))

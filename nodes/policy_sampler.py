@@ -1,16 +1,18 @@
 """Policy Sampler: RAPID3's Step-Skip off the sampler's grid."""
 
+from typing import Any
+
 from comfy_api.latest import io
 
 from ..rapid_core.comfy.policy_sampler import policy_sampler
-from ..rapid_core.policy_file.format import MOST_SPEEDUP
-from .checks import Checks
+from ..rapid_core.policy_file.format import MAX_SPEEDUP
+from .base import RapidNode, words_first
 from .load_policy import Policy
 
 
-class PolicySampler(io.ComfyNode):
-    """A SAMPLER whose noise levels a policy's step head chooses. Its record is found by RAPID
-    Report on the MODEL that was sampled with."""
+class PolicySampler(RapidNode):
+    """A SAMPLER whose sigmas a policy's step head chooses. Its record is found by RAPID Report on
+    the MODEL that was sampled with."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -18,18 +20,18 @@ class PolicySampler(io.ComfyNode):
             node_id="RAPID_PolicySampler",
             display_name="RAPID Policy Sampler",
             category="RAPID",
-            description="Euler with steps as long as a trained policy asks for: after every step its step head looks "
-            "at the model's output and chooses the next noise level. For SamplerCustom and SamplerCustomAdvanced.",
+            description="Euler with steps as long as a trained policy asks for. After every step its "
+            "step head looks at the model's output and chooses the next sigma. For SamplerCustom and "
+            "SamplerCustomAdvanced. Needs a policy file with trained heads.",
             search_aliases=[
                 "rapid3",
                 "adaptive steps",
                 "skip steps",
                 "sampler",
-                "speed up",
-                "faster",
-                "加速",
+                "policy",
                 "采样器",
             ],
+            is_experimental=True,
             inputs=[
                 Policy.Input(
                     "policy",
@@ -40,12 +42,11 @@ class PolicySampler(io.ComfyNode):
                     "speedup",
                     default=1.0,
                     min=1.0,
-                    max=MOST_SPEEDUP,
+                    max=MAX_SPEEDUP,
                     step=0.1,
                     optional=True,
-                    tooltip="A ceiling, times faster than computing every step: at 2.0 at most 10 of 20 "
-                    "steps are computed. Higher is faster and less exact. At 1 the policy is bounded by "
-                    "the number of steps only.",
+                    tooltip="Computes at most this share of the steps: at 2.0, at most 10 of 20. "
+                    "Higher is faster and less exact. At 1 only the number of steps is a limit.",
                 ),
             ],
             outputs=[
@@ -58,6 +59,7 @@ class PolicySampler(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, policy, speedup=1.0) -> io.NodeOutput:
-        Checks("RAPID Policy Sampler").ranges(speedup=(speedup, 1.0, MOST_SPEEDUP))
-        return io.NodeOutput(policy_sampler(policy, speedup, cls.hidden))
+    def execute(cls, policy: Any, **given: Any) -> io.NodeOutput:
+        speedup = cls.check(**given)["speedup"]
+        with words_first():
+            return io.NodeOutput(policy_sampler(policy, speedup, cls.hidden))

@@ -1,37 +1,48 @@
-"""Region Adaptive: only the image tokens that matter pass the model."""
+"""Region Adaptive: compute only the image tokens that matter."""
+
+from typing import Any
 
 from comfy_api.latest import io
 
 from ..rapid_core.architectures import describe
 from ..rapid_core.comfy.chain import attach
-from ..rapid_core.techniques.region.policy import (
-    DIRECTIONS,
-    INACTIVE,
-    METRICS,
-    PRECISIONS,
-    RegionPolicy,
-    paper,
-    per_token_error,
+from ..rapid_core.techniques.region.policy import INACTIVE, RegionPolicy
+from ..rapid_core.techniques.region.presets import paper, per_token_error
+from ..rapid_core.techniques.region.priority import DIRECTIONS, METRICS
+from ..rapid_core.types import KVKind
+from .base import RapidNode, choice
+
+PER_TOKEN, CUSTOM, PAPER = PRESETS = ["per-token error", "custom", "paper"]
+# What `custom` hands on by its name.
+CUSTOM_SETTINGS = (
+    "warm_up",
+    "tail",
+    "refresh_interval",
+    "drift_threshold",
+    "error_threshold",
+    "metric",
+    "direction",
+    "starvation",
+    "slope",
+    "inactive",
 )
-from .checks import Checks
-
-PRESETS = ["clocks", "custom", "paper"]
-ERROR = 0.04  # error_threshold, where clocks are on and nothing else is given
 
 
-class RegionAdaptive(io.ComfyNode):
+class RegionAdaptive(RapidNode):
     """Patches a model so that most evaluations compute some of the image tokens (region-adaptive
     sampling)."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        share = dict(min=0.0, max=1.0, step=0.01)
+        rarely: dict[str, Any] = dict(optional=True, advanced=True)
+        share: dict[str, Any] = dict(min=0.0, max=1.0, step=0.01, **rarely)
         return io.Schema(
             node_id="RAPID_RegionAdaptive",
             display_name="RAPID Region Adaptive",
             category="RAPID",
-            description="Computes only some image tokens in most evaluations; the others keep moving on a forecast and "
-            "their keys and values stay cached. Works with any sampler; what cannot be split is computed densely.",
+            description="Most steps compute only some parts of the picture (image tokens); the others are "
+            "predicted, and their keys and values stay cached. Works with any sampler. Needs extra memory. "
+            "Where it cannot do so, everything is computed, and RAPID Report says why.",
             search_aliases=[
                 "ras",
                 "region adaptive sampling",
@@ -49,7 +60,7 @@ class RegionAdaptive(io.ComfyNode):
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="The diffusion model to speed up, with its LoRAs already on it.",
+                    tooltip="The diffusion model to speed up, with its LoRAs already applied.",
                 ),
                 io.Float.Input(
                     "keep_ratio",
@@ -57,41 +68,43 @@ class RegionAdaptive(io.ComfyNode):
                     min=0.01,
                     max=1.0,
                     step=0.01,
-                    tooltip="custom and paper: share of the image tokens computed in a sparse evaluation; "
-                    "lower is faster and less exact. clocks: where more of them than this are due, all are "
-                    "computed; lower is slower and more exact. 1 is off.",
+                    optional=True,
+                    tooltip="per-token error: where more than this share of the tokens has to be computed, "
+                    "all are; leave it at 0.75. custom and paper: share of the tokens that is computed; "
+                    "lower is faster and less exact. 1 turns the node off.",
                 ),
-                io.Combo.Input(
+                choice(
                     "preset",
-                    options=PRESETS,
-                    default=PRESETS[0],
-                    tooltip="clocks: every token is computed when its own forecast is no longer good enough "
-                    "(error_threshold); of the other inputs only keep_ratio, kv_cache, memory_limit and "
-                    "mask count. custom: all inputs count; a fixed share of tokens only where "
-                    "error_threshold is 0. paper: the published schedule, metric and stale "
-                    "values; only keep_ratio, memory_limit and mask count.",
+                    PRESETS,
+                    default=PER_TOKEN,
+                    optional=True,
+                    tooltip="per-token error: compute a token when its own estimated error reaches "
+                    "error_threshold; recommended. custom: all inputs count. paper: as published (a fixed "
+                    "share of tokens, old values for the others); of the other inputs only keep_ratio, "
+                    "memory_limit and mask count.",
                 ),
                 io.Float.Input(
                     "warm_up",
                     default=0.15,
                     **share,
-                    tooltip="Share of the steps at the beginning that "
-                    "compute all tokens. Higher is slower and more exact.",
+                    tooltip="custom only. Share of the steps at the beginning that compute all tokens. "
+                    "Higher is slower and more exact.",
                 ),
                 io.Float.Input(
                     "tail",
                     default=0.05,
                     **share,
-                    tooltip="Share of the steps at the end that compute all "
-                    "tokens. Higher is slower and more exact.",
+                    tooltip="custom only. Share of the steps at the end that compute all tokens. Higher is "
+                    "slower and more exact.",
                 ),
                 io.Int.Input(
                     "refresh_interval",
                     default=3,
                     min=0,
                     max=1000,
-                    tooltip="Sparse evaluations between two that compute all tokens. Higher is faster and "
-                    "less exact; 0 = no refresh.",
+                    **rarely,
+                    tooltip="custom only. Evaluations on some tokens between two on all tokens. Higher is "
+                    "faster and less exact; 0 never refreshes.",
                 ),
                 io.Float.Input(
                     "drift_threshold",
@@ -99,24 +112,28 @@ class RegionAdaptive(io.ComfyNode):
                     min=0.0,
                     max=10.0,
                     step=0.01,
-                    tooltip="When the forecast of the computed tokens was worse than this relative error, "
-                    "the next evaluation computes all of them. Lower is slower and more exact; 0 = off.",
+                    **rarely,
+                    tooltip="custom only. When the prediction of the computed tokens was wrong by more than "
+                    "this (0.1 is 10 %), the next evaluation computes all tokens. Lower is slower and more "
+                    "exact; 0 is off.",
                 ),
-                io.Combo.Input(
+                choice(
                     "metric",
-                    options=list(METRICS),
+                    list(METRICS),
                     default="change",
-                    tooltip="What makes a token matter. std: spread of its derivative over the channels. "
-                    "l2: its size. change: how much it had changed when last computed. attention: what it "
-                    "receives. random and rounds (in turn) are for comparison. Does not change how many are "
-                    "computed.",
+                    **rarely,
+                    tooltip="custom with error_threshold 0. Which tokens matter. change: those that changed "
+                    "most. std, l2: by the spread or the size of their derivative. attention: those that "
+                    "receive most of it. random, rounds (in turn): for comparison. Does not change how many "
+                    "are computed.",
                 ),
-                io.Combo.Input(
+                choice(
                     "direction",
-                    options=list(DIRECTIONS),
+                    list(DIRECTIONS),
                     default="high",
-                    tooltip="Whether tokens with low or with high values of the metric come first. Does not "
-                    "change how many are computed.",
+                    **rarely,
+                    tooltip="custom with error_threshold 0. Whether tokens with low or with high values of "
+                    "the metric are computed first. Does not change how many are computed.",
                 ),
                 io.Float.Input(
                     "starvation",
@@ -124,17 +141,19 @@ class RegionAdaptive(io.ComfyNode):
                     min=0.0,
                     max=10.0,
                     step=0.01,
-                    tooltip="How fast a token that was left out gains priority, per evaluation. Higher "
-                    "spreads the work over the picture, lower follows the metric. Does not change how many "
-                    "are computed.",
+                    **rarely,
+                    tooltip="custom with error_threshold 0. How fast tokens that were not computed gain "
+                    "priority. Higher spreads the work over the picture. Does not change how many are "
+                    "computed.",
                 ),
-                io.Combo.Input(
+                choice(
                     "inactive",
-                    options=list(INACTIVE),
-                    default="forecast",
-                    tooltip="What tokens that are left out do. hold: keep their last derivative. forecast: "
-                    "move on with its trend. interpolate: forecast, and follow what their computed "
-                    "neighbours did.",
+                    list(INACTIVE),
+                    default="predict",
+                    **rarely,
+                    tooltip="custom only. What happens to tokens that are not computed. predict: they follow "
+                    "their trend. last value: they keep their last derivative. interpolate: as predict, and "
+                    "they follow their computed neighbours.",
                 ),
                 io.Float.Input(
                     "slope",
@@ -142,18 +161,20 @@ class RegionAdaptive(io.ComfyNode):
                     min=-1.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="Share of tokens over time, from keep_ratio x (1 + slope) to keep_ratio x "
-                    "(1 - slope): 0 constant, above 0 more of them early, below 0 more of them late.",
+                    **rarely,
+                    tooltip="custom with error_threshold 0. How the share of tokens changes over the run, "
+                    "from keep_ratio x (1 + slope) to keep_ratio x (1 - slope). Higher computes more of "
+                    "them early, below 0 more of them late.",
                 ),
-                io.Combo.Input(
+                choice(
                     "kv_cache",
-                    options=list(PRECISIONS),
-                    default=PRECISIONS[0],
-                    optional=True,
-                    tooltip="How keys and values of tokens that are left out are kept. forecast: from two "
-                    "earlier ones, twice the memory of model and far more exact. model: as last computed. "
-                    "8 bit: one byte each. pooled: means over 2 x 2 tokens, a quarter of the memory. host "
-                    "memory: as model, copied to the device each time. none: not at all.",
+                    [kind.value for kind in KVKind],
+                    default=KVKind.PREDICT.value,
+                    **rarely,
+                    tooltip="How keys and values of tokens that are not computed are kept. predict: from "
+                    "their last two values; twice the memory, far more exact. last value: the last one. 8 "
+                    "bit: the last one in one byte. host memory: the last one, copied from RAM each time. "
+                    "none: not at all, for comparison.",
                 ),
                 io.Float.Input(
                     "memory_limit",
@@ -161,83 +182,66 @@ class RegionAdaptive(io.ComfyNode):
                     min=0.0,
                     max=1024.0,
                     step=0.1,
-                    optional=True,
-                    tooltip="Most GiB that cached keys and values may take; where they would take more, "
-                    "no evaluation computes single tokens (all or none) and the report says so. 0 = no "
-                    "limit.",
+                    **rarely,
+                    tooltip="Most GiB that cached keys and values may take. 0: RAPID chooses a limit by the "
+                    "memory that is free. Above the limit less is cached or all tokens are computed, and "
+                    "RAPID Report says so.",
                 ),
                 io.Float.Input(
                     "error_threshold",
-                    default=ERROR,
+                    default=0.04,
                     min=0.0,
                     max=10.0,
                     step=0.001,
                     optional=True,
-                    tooltip="Every token has its own clock: it is computed when the estimated relative "
-                    "error of its forecasts (0.04 is 4 %), added up, reaches this. Higher is faster and "
-                    "less exact; 0 turns clocks off. In custom, above 0, metric, direction, starvation "
-                    "and slope do not count.",
+                    tooltip="A token is computed when the estimated error of its predictions adds up to this "
+                    "(0.04 is 4 %). Higher is faster and less exact. 0 turns the node off; in custom, 0 "
+                    "computes a fixed share of the tokens.",
                 ),
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="White: tokens that come first, for faces, hands or "
-                    "lettering: with clocks they are due at half of error_threshold, else they are chosen "
-                    "before all others. Any size; it is scaled to the latent.",
+                    tooltip="White: parts to compute more often, such as faces, hands or lettering. Any "
+                    "size; it is scaled to the latent.",
                 ),
             ],
             outputs=[
                 io.Model.Output(
                     display_name="model",
                     tooltip="The patched model, for the sampler and RAPID Report. "
-                    "Where the node is off, the model as it came.",
+                    "Where the node is off, it is the model as it came.",
                 ),
             ],
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def execute(
-        cls,
-        model,
-        keep_ratio,
-        preset=PRESETS[0],
-        kv_cache=PRECISIONS[0],
-        memory_limit=0.0,
-        mask=None,
-        **settings,
-    ) -> io.NodeOutput:
-        settings.setdefault("error_threshold", ERROR if preset == "clocks" else 0.0)
-        policy = checked(model, keep_ratio, preset, kv_cache, memory_limit, settings)
-        off = keep_ratio == 1.0 or (preset == "clocks" and not policy.error_threshold)
-        return io.NodeOutput(model if off else attach(model, policy.focused(mask), cls.hidden))
+    def validate_inputs(
+        cls, preset: Any = PER_TOKEN, inactive: Any = "predict", kv_cache: Any = "predict"
+    ) -> bool | str:
+        return cls.refusal(preset=preset, inactive=inactive, kv_cache=kv_cache)
+
+    @classmethod
+    def execute(cls, model: Any, mask: Any = None, **given: Any) -> io.NodeOutput:
+        values = cls.check(**given)
+        if values["preset"] == CUSTOM and "error_threshold" not in given:
+            values["error_threshold"] = 0.0  # API workflows older than this input had none
+        by_token = values["preset"] == PER_TOKEN
+        if values["keep_ratio"] == 1.0 or (by_token and not values["error_threshold"]):
+            return io.NodeOutput(model)
+        return io.NodeOutput(attach(model, policy_of(values, model, mask), cls.hidden))
 
 
-def checked(model, keep_ratio, preset, kv_cache, memory_limit, settings) -> RegionPolicy:
-    """The policy of these settings. Raises ValueError for one out of range."""
-    check = Checks("RAPID Region Adaptive")
-    check.range("keep_ratio", keep_ratio, 0.01, 1.0)
-    check.choice("preset", preset, PRESETS)
-    check.choice("kv_cache", kv_cache, PRECISIONS)
-    check.range("memory_limit", memory_limit, 0.0, 1024.0)
-    cache = dict(kv_cache=kv_cache, memory_limit=memory_limit)
-    if preset == "paper":
-        found = describe(model.model.diffusion_model)
-        return paper(found.family if found else "", keep_ratio, memory_limit)
-    if preset == "clocks":
-        check.range("error_threshold", settings["error_threshold"], 0.0, 10.0)
-        return per_token_error(settings["error_threshold"], keep_ratio, **cache)
-    for name, low, high in (
-        ("warm_up", 0.0, 1.0),
-        ("tail", 0.0, 1.0),
-        ("refresh_interval", 0, 1000),
-        ("drift_threshold", 0.0, 10.0),
-        ("error_threshold", 0.0, 10.0),
-        ("starvation", 0.0, 10.0),
-        ("slope", -1.0, 1.0),
-    ):
-        check.range(name, settings[name], low, high)
-    for name, choices in (("metric", METRICS), ("direction", DIRECTIONS), ("inactive", INACTIVE)):
-        check.choice(name, settings[name], choices)
-    order = 0 if settings["inactive"] == "hold" else 1
-    return RegionPolicy(keep_ratio, forecast_order=order, **settings, **cache)
+def policy_of(values: dict[str, Any], model: Any, mask: Any) -> RegionPolicy:
+    """The policy of checked values. mask: (H, W) or (B, H, W), or None."""
+    share = values["keep_ratio"]
+    limit = values["memory_limit"]
+    if values["preset"] == PAPER:
+        architecture = describe(model.model.diffusion_model)
+        family = architecture.family if architecture else ""
+        return paper(family=family, keep_ratio=share, memory_limit=limit, focus=mask)
+    kept: dict[str, Any] = dict(kv=KVKind(values["kv_cache"]), memory_limit=limit, focus=mask)
+    if values["preset"] == PER_TOKEN:
+        return per_token_error(threshold=values["error_threshold"], keep_ratio=share, **kept)
+    custom = {name: values[name] for name in CUSTOM_SETTINGS}
+    return RegionPolicy(keep_ratio=share, **custom, **kept)

@@ -1,23 +1,20 @@
-"""Report: what a run computed, reused and held, as text and as JSON."""
+"""Report: what a run computed and skipped, as text and as JSON."""
 
 import json
 import secrets
+from typing import Any
 
 import torch
 from comfy_api.latest import io, ui
 
-from ..rapid_core.comfy.chain import chain_of, log_of
+from ..rapid_core.comfy.chain import chain_of, record_of
 from ..rapid_core.heatmap import draw
-from ..rapid_core.record import fingerprint
-
-NOT_PATCHED = (
-    "RAPID: no RAPID node patched this model (or all are set to off), and RAPID Policy Sampler did not sample with it; "
-    "it ran densely."
-)
-NO_RUN = "RAPID: this model has not been sampled with since it was patched."
+from ..rapid_core.reasons import ReasonCode, text, to_json
+from ..rapid_core.types import Reason
+from .base import RapidNode
 
 
-class Report(io.ComfyNode):
+class Report(RapidNode):
     """Shows the record of the run that made a latent and passes the latent through."""
 
     @classmethod
@@ -26,8 +23,8 @@ class Report(io.ComfyNode):
             node_id="RAPID_Report",
             display_name="RAPID Report",
             category="RAPID",
-            description="Says what the sampling run that made this latent computed, reused and held, and why "
-            "anything was computed densely. The record is in the API's outputs as JSON.",
+            description="Shows which steps of a run were computed and which were skipped, how much faster "
+            "that was, and why something was computed in full. API clients get it all as JSON.",
             search_aliases=[
                 "statistics",
                 "timeline",
@@ -40,16 +37,15 @@ class Report(io.ComfyNode):
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="The model that was sampled with: the last RAPID node's output.",
+                    tooltip="The model that goes into the sampler: the last RAPID node's output.",
                 ),
                 io.Latent.Input(
-                    "latent", tooltip="The sampler's output; passed through unchanged."
+                    "latent", tooltip="The sampler's output. Passed through unchanged."
                 ),
                 io.Image.Input(
                     "picture",
                     optional=True,
-                    tooltip="The decoded picture, to lay the map over; does not "
-                    "change anything else.",
+                    tooltip="The decoded picture, to draw the map over it. Changes nothing else.",
                 ),
             ],
             outputs=[
@@ -59,37 +55,43 @@ class Report(io.ComfyNode):
                 ),
                 io.String.Output(
                     display_name="report",
-                    tooltip="A few lines: evaluations computed, reused and held, "
-                    "speed-up that the spent FLOPs allow, memory in MiB, and why anything was computed "
-                    "densely.",
+                    tooltip="A few lines: evaluations computed, reused and skipped, speed-up, memory in "
+                    "MiB, and why something was computed in full.",
                 ),
                 io.Image.Output(
                     display_name="map",
-                    tooltip="How often each image token was computed (yellow: always, "
-                    "dark blue: never), and below it one cell an evaluation (black: left out); the "
-                    "cells alone where all tokens did the same.",
+                    tooltip="How often each part of the picture was computed (yellow: always, dark blue: "
+                    "never). Below it one cell per evaluation (black: skipped). Only these cells where all "
+                    "parts did the same.",
                 ),
             ],
             is_output_node=True,
         )
 
     @classmethod
-    def execute(cls, model, latent, picture=None):
-        log = log_of(model)
-        record = (
-            log.find(fingerprint(latent["samples"]), other=chain_of(model) is not None)
-            if log
-            else None
-        )
-        text = record.text() if record else NO_RUN if chain_of(model) else NOT_PATCHED
-        data = [json.dumps(record.as_json(), allow_nan=False)] if record else []
-        image = draw(record, picture) if record else torch.zeros(1, 64, 64, 3)
-        chosen = (
-            record is not None and record.grid is not None
-        )  # else there is nothing to see in it
-        name = f"rapid_map_{secrets.token_hex(4)}"  # a server that starts anew counts from 1 again
-        maps = (
-            ui.ImageSaveHelper.save_images(image, name, io.FolderType.temp, None) if chosen else []
-        )
-        shown = {"text": (text,), "rapid_record": data, "rapid_map": maps}
-        return io.NodeOutput(latent, text, image, ui=shown)
+    def execute(cls, model: Any, latent: dict[str, Any], picture: Any = None) -> io.NodeOutput:
+        record = record_of(model, latent["samples"])
+        if record is None:
+            patched = chain_of(model) is not None
+            reason = Reason(ReasonCode.NOT_SAMPLED if patched else ReasonCode.NOT_PATCHED)
+            shown = {
+                "text": (text(reason),),
+                "rapid_record": [],
+                "rapid_map": [],
+                "rapid_reason": [json.dumps(to_json(reason), allow_nan=False)],
+            }
+            return io.NodeOutput(latent, text(reason), torch.zeros(1, 64, 64, 3), ui=shown)
+        image = draw(record, picture)
+        shown = {
+            "text": (record.text(),),
+            "rapid_record": [json.dumps(record.to_json(), allow_nan=False)],
+            "rapid_map": saved(image) if record.grid is not None else [],  # else nothing to see
+            "rapid_reason": [],
+        }
+        return io.NodeOutput(latent, record.text(), image, ui=shown)
+
+
+def saved(image: Any) -> list[Any]:
+    """Temporary files of an image (B, H, W, 3), as the page asks for them."""
+    name = f"rapid_map_{secrets.token_hex(4)}"  # a server that starts anew counts from 1 again
+    return ui.ImageSaveHelper.save_images(image, name, io.FolderType.temp, None)

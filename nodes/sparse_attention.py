@@ -1,28 +1,32 @@
 """Sparse Attention: image tokens attend to the parts of the picture that matter to them."""
 
+from typing import Any
+
 from comfy_api.latest import io
 
 from ..rapid_core.comfy.chain import attach
 from ..rapid_core.engine.sparse import BACKENDS, NAMES
+from ..rapid_core.reasons import text
 from ..rapid_core.techniques.sparse_attention.policy import SparsePolicy
-from ..rapid_core.types import LEFT_OUT, Sparsity
-from .checks import Checks
+from ..rapid_core.types import COMPENSATIONS, Sparsity
+from .base import RapidNode, choice
 
 TILES = ["64", "16", "128"]
 
 
-class SparseAttention(io.ComfyNode):
+class SparseAttention(RapidNode):
     """Patches a model so that its attention looks at a share of the picture."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
+        rarely: dict[str, Any] = dict(optional=True, advanced=True)
         return io.Schema(
             node_id="RAPID_SparseAttention",
             display_name="RAPID Sparse Attention",
             category="RAPID",
-            description="Image tokens attend to text and to the parts of the picture that matter to them, chosen anew "
-            "in every block. Faster attention in big pictures and videos, less faithful pictures; where it would not "
-            "be faster, attention stays dense and RAPID Report says why.",
+            description="Experimental. Each part of the picture attends to the text and to the parts that "
+            "matter to it, instead of to everything. For videos and very large pictures; not measured on "
+            "GPUs, where attention stays dense unless you choose a backend.",
             search_aliases=[
                 "sparse attention",
                 "sparge",
@@ -36,10 +40,11 @@ class SparseAttention(io.ComfyNode):
                 "加速",
                 "稀疏注意力",
             ],
+            is_experimental=True,
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="The diffusion model to speed up, with its LoRAs already on it.",
+                    tooltip="The diffusion model to speed up, with its LoRAs already applied.",
                 ),
                 io.Float.Input(
                     "density",
@@ -47,6 +52,7 @@ class SparseAttention(io.ComfyNode):
                     min=0.01,
                     max=1.0,
                     step=0.01,
+                    optional=True,
                     tooltip="Share of the picture that each part of it attends to. Lower is faster and less "
                     "exact; 1 turns the node off.",
                 ),
@@ -56,8 +62,9 @@ class SparseAttention(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Share of the sampling schedule (0 beginning, 1 end) after which attention may "
-                    "be sparse. Higher is slower and more exact.",
+                    **rarely,
+                    tooltip="Sparse attention only after this part of the sampling (0 is its beginning, 1 "
+                    "its end). Higher is slower and more exact.",
                 ),
                 io.Float.Input(
                     "end_percent",
@@ -65,14 +72,16 @@ class SparseAttention(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Share of the sampling schedule (0 beginning, 1 end) after which attention is "
-                    "dense. Lower is slower and more exact.",
+                    **rarely,
+                    tooltip="Sparse attention only before this part of the sampling (0 is its beginning, 1 "
+                    "its end). Lower is slower and more exact.",
                 ),
                 io.Int.Input(
                     "dense_first",
                     default=1,
                     min=0,
                     max=1000,
+                    **rarely,
                     tooltip="Blocks at the beginning of the model whose attention stays dense. Higher is "
                     "slower and more exact.",
                 ),
@@ -81,34 +90,36 @@ class SparseAttention(io.ComfyNode):
                     default=0,
                     min=0,
                     max=1000,
+                    **rarely,
                     tooltip="Blocks at the end of the model whose attention stays dense. Higher is slower and "
                     "more exact.",
                 ),
-                io.Combo.Input(
+                choice(
                     "backend",
-                    options=list(NAMES),
-                    default=NAMES[0],
-                    tooltip="What computes it. auto: what was measured fastest for this size and kind of "
-                    "device, dense attention included. gather: plain PyTorch, made for CPUs. flex: "
-                    "PyTorch's own, compiled at first use. xformers, spargeattn: where installed.",
-                ),
-                io.Combo.Input(
-                    "left_out",
-                    options=list(LEFT_OUT),
-                    default=LEFT_OUT[0],
+                    list(NAMES),
+                    default="auto",
                     optional=True,
-                    tooltip="What stands in for the parts that are left out. dropped: nothing. means: the "
-                    "mean of each part. hold: the means, and by how much they were off when attention was "
-                    "dense last. forecast: that difference moves on; twice the memory of hold.",
+                    tooltip="What computes it. auto: what was measured fastest on your kind of device, which "
+                    "may be dense attention. gather: plain PyTorch, for CPUs. flex: PyTorch's FlexAttention, "
+                    "compiled at first use. xformers: if it is installed.",
+                ),
+                choice(
+                    "left_out",
+                    list(COMPENSATIONS),
+                    default="predict",
+                    **rarely,
+                    tooltip="What stands in for the rest of the picture. none: nothing. means: the mean of "
+                    "each part. last value: the means, corrected by the last dense attention. predict: that "
+                    "correction follows its trend; twice the memory of last value.",
                 ),
                 io.Int.Input(
                     "refresh_interval",
                     default=2,
                     min=1,
                     max=1000,
-                    optional=True,
-                    tooltip="Evaluations with sparse attention between two with dense attention, which "
-                    "measure what is left out. Higher is faster and less exact. For hold and forecast.",
+                    **rarely,
+                    tooltip="Sparse evaluations between two dense ones, which measure the correction. For "
+                    "left_out = last value and predict. Higher is faster and less exact.",
                 ),
                 io.Float.Input(
                     "memory_limit",
@@ -116,59 +127,66 @@ class SparseAttention(io.ComfyNode):
                     min=0.0,
                     max=1024.0,
                     step=0.1,
-                    optional=True,
-                    tooltip="Most GiB that the differences of hold and forecast may take. If they need "
-                    "more, means stand in (less exact), and the report says so. 0: no limit.",
+                    **rarely,
+                    tooltip="Most GiB that the corrections (left_out = last value and predict) may take. "
+                    "Above it the means stand in, which is less exact, and RAPID Report says so. 0 is no "
+                    "limit.",
                 ),
-                io.Combo.Input(
+                choice(
                     "tile",
-                    options=TILES,
+                    TILES,
                     default=TILES[0],
-                    optional=True,
-                    tooltip="Image tokens of a part, 16, 64 or 128: 64 are 8 x 8, or 128 x 128 pixels of "
-                    "most models. Lower chooses more finely, and costs more to handle.",
+                    **rarely,
+                    tooltip="Image tokens in a part: 16, 64 or 128. 64 is 8 x 8 tokens, 128 x 128 pixels in "
+                    "most models. Lower chooses more finely and costs more to manage.",
                 ),
             ],
             outputs=[
                 io.Model.Output(
                     display_name="model",
                     tooltip="The patched model, for the sampler and RAPID Report. "
-                    "At density 1 the model as it came.",
+                    "At density 1 it is the model as it came.",
                 ),
             ],
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def execute(
+    def validate_inputs(
         cls,
-        model,
-        density,
-        start_percent,
-        end_percent,
-        dense_first,
-        dense_last,
-        backend,
-        left_out=LEFT_OUT[0],
-        refresh_interval=2,
-        memory_limit=0.0,
-        tile="64",
-    ) -> io.NodeOutput:
-        check = Checks("RAPID Sparse Attention")
-        check.ranges(
-            density=(density, 0.01, 1),
-            dense_first=(dense_first, 0, 1000),
-            dense_last=(dense_last, 0, 1000),
-            refresh_interval=(refresh_interval, 1, 1000),
-            memory_limit=(memory_limit, 0, 1024),
+        backend: Any = "auto",
+        left_out: Any = "predict",
+        start_percent: Any = 0.15,
+        end_percent: Any = 1.0,
+    ) -> bool | str:
+        return cls.refusal(
+            backend=backend,
+            left_out=left_out,
+            start_percent=start_percent,
+            end_percent=end_percent,
         )
-        check.window(start_percent, end_percent)
-        check.choices(backend=(backend, NAMES), left_out=(left_out, LEFT_OUT), tile=(tile, TILES))
-        if density == 1.0:
+
+    @classmethod
+    def execute(cls, model: Any, **given: Any) -> io.NodeOutput:
+        values = cls.check(**given)
+        if values["density"] == 1.0:
             return io.NodeOutput(model)
-        check_installed(backend, model.load_device.type)
-        sparsity = Sparsity(backend, dense_first, dense_last, left_out, int(tile), memory_limit)
-        policy = SparsePolicy(density, sparsity, refresh_interval, start_percent, end_percent)
+        check_installed(values["backend"], model.load_device.type)
+        sparsity = Sparsity(
+            backend=values["backend"],
+            dense_first=values["dense_first"],
+            dense_last=values["dense_last"],
+            compensation=values["left_out"],
+            tile=int(values["tile"]),
+            memory_limit=values["memory_limit"],
+        )
+        policy = SparsePolicy(
+            density=values["density"],
+            sparsity=sparsity,
+            refresh_interval=values["refresh_interval"],
+            start_percent=values["start_percent"],
+            end_percent=values["end_percent"],
+        )
         return io.NodeOutput(attach(model, policy, cls.hidden))
 
 
@@ -177,5 +195,6 @@ def check_installed(backend: str, device: str) -> None:
     missing = None if backend == "auto" else BACKENDS[backend].missing(device)
     if missing:
         raise ValueError(
-            f"RAPID Sparse Attention: backend = {backend!r} was given; {missing}. auto always works."
+            f"RAPID Sparse Attention: backend = {backend!r} was given; {text(missing)}. auto always "
+            f"works."
         )

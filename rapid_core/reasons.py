@@ -17,6 +17,8 @@ class ReasonCode(Enum):
     """Why something was computed in full, and what else a report says. Parameters are named in the
     words."""
 
+    NOT_PATCHED = "not_patched"
+    NOT_SAMPLED = "not_sampled"
     SET_TWICE = "set_twice"
     TWO_SCHEDULES = "two_schedules"
     UNKNOWN_TO_REGION = "unknown_to_region"

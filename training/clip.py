@@ -9,10 +9,9 @@ from torch import Tensor
 from training.optional import device, needed
 
 WEIGHTS = "openai/clip-vit-large-patch14"
-MEAN, DEVIATION = (
-    (0.48145466, 0.4578275, 0.40821073),
-    (0.26862954, 0.26130258, 0.27577711),
-)  # of its training pictures
+# Of its training pictures.
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 
 
 class Clip:
@@ -29,7 +28,8 @@ class Clip:
             raise ValueError(
                 f"{what} needs the weights {name}, which are not here: hf download {name}"
             ) from None
-        self.name, self.side = name, model.config.vision_config.image_size
+        self.name = name
+        self.side = model.config.vision_config.image_size
         self.model = model.float().to(device()).requires_grad_(False)
         self.model.train(False)
 
@@ -41,7 +41,8 @@ class Clip:
         scale = self.side / min(height, width)
         size = [max(self.side, round(length * scale)) for length in (height, width)]
         x = F.interpolate(pictures, size, mode="bicubic", antialias=True).clamp(0, 1)
-        top, left = (size[0] - self.side) // 2, (size[1] - self.side) // 2
+        top = (size[0] - self.side) // 2
+        left = (size[1] - self.side) // 2
         x = x[..., top : top + self.side, left : left + self.side]
         x = (x - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(DEVIATION).view(3, 1, 1)
         seen = self.model.vision_model(pixel_values=x.to(device())).pooler_output

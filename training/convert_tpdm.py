@@ -22,22 +22,20 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-sys.path.append(
-    str(Path(__file__).resolve().parents[1])
-)  # not first: ComfyUI has a module `nodes`, too
+# Not first: ComfyUI has a module `nodes`, too.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from rapid_core.policy_file.format import PolicyFile, write  # noqa: E402
-from rapid_core.policy_file.policies import heads_policy, tpdm_metadata  # noqa: E402
+from rapid_core.policy_file.heads import heads_policy, tpdm_metadata  # noqa: E402
 from rapid_core.techniques.heads.tpdm import FAMILY, TPDMHeads  # noqa: E402
 from training.host import find_tree  # noqa: E402
 
-PREFIXES = (
-    "time_predictor.",
-    "agent_model.time_predictor.",
-)  # as published; as their training saves it
+# As published; as their training saves it.
+PREFIXES = ("time_predictor.", "agent_model.time_predictor.")
 TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-# How their code samples: it ends below this noise level, or after so many evaluations.
-MIN_SIGMA, MAX_STEPS = 0.001, 35
+# How their code samples: it ends below this sigma, or after so many evaluations.
+MIN_SIGMA = 0.001
+MAX_STEPS = 35
 
 
 class ConversionError(ValueError):
@@ -49,8 +47,8 @@ def tensor_files(path: Path) -> dict[str, Path]:
     given. Raises ConversionError."""
     if path.suffix == ".json":
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-            return {name: path.parent / Path(file).name for name, file in found.items()}
+            files = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+            return {name: path.parent / Path(file).name for name, file in files.items()}
         except OSError as error:
             raise ConversionError(f"{path.name}: cannot be read ({error.strerror})") from None
         except (ValueError, KeyError, TypeError, AttributeError):
@@ -81,26 +79,26 @@ def published(path: Path) -> tuple[dict[str, Tensor], list[Path]]:
     unknown."""
     files = tensor_files(path)
     prefix = next((p for p in PREFIXES if any(name.startswith(p) for name in files)), None)
-    wanted = {
-        name: tuple(value.shape) for name, value in empty_heads().heads["step"].state_dict().items()
-    }
+    state = empty_heads().heads["step"].state_dict()
+    shapes = {name: tuple(value.shape) for name, value in state.items()}
     if prefix is None:
         raise ConversionError(
             f"{path.name}: has no tensor {PREFIXES[0]}*; TPDM's sd3/model.safetensors has "
-            f"{len(wanted)} of them"
+            f"{len(shapes)} of them"
         )
-    there = {
+    own = {
         name.removeprefix(prefix): file for name, file in files.items() if name.startswith(prefix)
     }
-    for name in [*(n for n in wanted if n not in there), *(n for n in there if n not in wanted)]:
-        said = (
-            "is missing"
-            if name in wanted
-            else "is not a tensor of TPDM's head for Stable Diffusion 3"
-        )
-        raise ConversionError(f"{path.name}: {prefix}{name} {said}")
-    tensors = {name: read(there[name], prefix + name, shape) for name, shape in wanted.items()}
-    return tensors, sorted(set(there.values()))
+    for name in shapes:
+        if name not in own:
+            raise ConversionError(f"{path.name}: {prefix}{name} is missing")
+    for name in own:
+        if name not in shapes:
+            raise ConversionError(
+                f"{path.name}: {prefix}{name} is not a tensor of TPDM's head for Stable Diffusion 3"
+            )
+    tensors = {name: read(own[name], prefix + name, shape) for name, shape in shapes.items()}
+    return tensors, sorted(set(own.values()))
 
 
 def read(path: Path, name: str, shape: tuple[int, ...]) -> Tensor:
@@ -110,10 +108,10 @@ def read(path: Path, name: str, shape: tuple[int, ...]) -> Tensor:
             raise ConversionError(
                 f"{path.name}: {name} is missing, although the index says it is there"
             )
-        found = tuple(file.get_slice(name).get_shape())
-        if found != shape:
+        own_shape = tuple(file.get_slice(name).get_shape())
+        if own_shape != shape:
             raise ConversionError(
-                f"{path.name}: {name} has shape {found}; the head for Stable Diffusion 3 medium has "
+                f"{path.name}: {name} has shape {own_shape}; the head for Stable Diffusion 3 medium has "
                 f"{shape}"
             )
         value = file.get_tensor(name)
@@ -149,11 +147,11 @@ def empty_heads() -> TPDMHeads:
 
 def sha256(path: Path) -> str:
     """Of a file's contents, in hexadecimal."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(2**22):
-            found.update(block)
-    return found.hexdigest()
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def convert(path: Path, out: Path, licence: str, base_model: str) -> PolicyFile:
@@ -182,28 +180,28 @@ def convert(path: Path, out: Path, licence: str, base_model: str) -> PolicyFile:
 
 def parser() -> argparse.ArgumentParser:
     """The command's flags."""
-    found = argparse.ArgumentParser(
+    made = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    found.add_argument(
+    made.add_argument(
         "source", type=Path, help="TPDM's sd3/model.safetensors, or an index of several files"
     )
-    found.add_argument("--out", required=True, help="name of the policy")
-    found.add_argument(
+    made.add_argument("--out", required=True, help="name of the policy")
+    made.add_argument(
         "--policies",
         type=Path,
         help="folder of the policy (default: ComfyUI's models/rapid_policies)",
     )
-    found.add_argument(
+    made.add_argument(
         "--comfyui", type=Path, help="ComfyUI's folder (default: the one this pack lies in)"
     )
-    found.add_argument(
+    made.add_argument(
         "--licence", default="unspecified", help="of the policy file: that of the weights"
     )
-    found.add_argument(
+    made.add_argument(
         "--base-model", default="stable-diffusion-3-medium", help="model that the weights are for"
     )
-    return found
+    return made
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """RAPID3's adversarial reward: does a picture look as if everything had been computed?
 
-Features of a frozen network, a small adapter and a logit, learned by binary cross-entropy: dense
-pictures against those that the policy draws. The paper has CLIP's picture encoder and a
+Features of a frozen network, a small adapter and a logit, learned by binary cross-entropy: pictures
+of full runs against those that the policy draws. The paper has CLIP's picture encoder and a
 parameter-efficient adapter; bottleneck, replay and rates are ours."""
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from training.features import Features
 
-KEPT = 2048  # pictures of each kind whose features are remembered
+REMEMBERED = 2048  # pictures of each kind, as features
 BATCH = 32  # of each kind a step
 LR = 1e-3
 
@@ -26,7 +26,8 @@ class Adapter(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.down, self.up = nn.Linear(width, width // 4), nn.Linear(width // 4, width)
+        self.down = nn.Linear(width, width // 4)
+        self.up = nn.Linear(width // 4, width)
         self.logit = nn.Linear(width, 1)
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
@@ -38,8 +39,9 @@ class Adapter(nn.Module):
 class Replay:
     """The last pictures of a kind, as features."""
 
-    def __init__(self, width: int, limit: int = KEPT):
-        self.rows, self.limit = torch.zeros(0, width, dtype=torch.half), limit
+    def __init__(self, width: int, limit: int = REMEMBERED):
+        self.rows = torch.zeros(0, width, dtype=torch.half)
+        self.limit = limit
 
     def add(self, features: Tensor) -> None:
         """Remember features (n, width); the oldest are forgotten."""
@@ -54,50 +56,52 @@ class Discriminator:
     """Its first weights follow from the seed, and what a step looks at from seed and `when`, so
     that training that was killed goes on as if it had not been."""
 
-    def __init__(self, features: Features, seed: int, kept: int = KEPT):
-        self.features, self.seed = features, seed
+    def __init__(self, features: Features, seed: int, remembered: int = REMEMBERED):
+        self.features = features
+        self.seed = seed
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(random.Random(f"{seed}/discriminator").getrandbits(60))
             self.adapter = Adapter(features.width)
         self.optimiser = torch.optim.AdamW(self.adapter.parameters(), lr=LR)
-        self.dense, self.drawn = Replay(features.width, kept), Replay(features.width, kept)
+        self.full = Replay(features.width, remembered)
+        self.drawn = Replay(features.width, remembered)
 
     @torch.no_grad()
     def look(self, pictures: Tensor) -> Tensor:
         """Features (n, width) of pictures (n, 3, H, W), each picture's brought to mean 0 and
         deviation 1; in half precision, as they are remembered."""
-        found = self.features(pictures).float()
-        return F.layer_norm(found, found.shape[1:]).half()
+        features = self.features(pictures).float()
+        return F.layer_norm(features, features.shape[1:]).half()
 
     @torch.no_grad()
     def likeness(self, features: Tensor) -> Tensor:
-        """d = sigmoid(logit) in 0 .. 1, (n,): how much like dense pictures."""
+        """d = sigmoid(logit) in 0 .. 1, (n,): how much like pictures of full runs."""
         return self.adapter(features.float()).sigmoid()
 
-    def remember(self, dense: Tensor, drawn: Tensor) -> None:
-        """Features of dense pictures, and of drawn ones beside them."""
-        self.dense.add(dense)
+    def remember(self, full: Tensor, drawn: Tensor) -> None:
+        """Features of full runs' pictures, and of drawn ones beside them."""
+        self.full.add(full)
         self.drawn.add(drawn)
 
     @property
     def ready(self) -> bool:
         """Whether there is anything to learn from: not before a first picture that did not
         overflow."""
-        return bool(len(self.dense.rows) and len(self.drawn.rows))
+        return bool(len(self.full.rows) and len(self.drawn.rows))
 
     def step(self, when: str) -> dict[str, float]:
         """One update on what is remembered; its loss, and the accuracy before it."""
         generator = torch.Generator().manual_seed(
             random.Random(f"{self.seed}/discriminator/{when}").getrandbits(60)
         )
-        rows = torch.cat((self.dense.draw(BATCH, generator), self.drawn.draw(BATCH, generator)))
-        wanted = torch.cat((torch.ones(BATCH), torch.zeros(BATCH)))
+        rows = torch.cat((self.full.draw(BATCH, generator), self.drawn.draw(BATCH, generator)))
+        labels = torch.cat((torch.ones(BATCH), torch.zeros(BATCH)))
         logits = self.adapter(rows)
-        loss = F.binary_cross_entropy_with_logits(logits, wanted)
+        loss = F.binary_cross_entropy_with_logits(logits, labels)
         self.optimiser.zero_grad()
         loss.backward()
         self.optimiser.step()
-        accuracy = ((logits > 0).float() == wanted).float().mean()
+        accuracy = ((logits > 0).float() == labels).float().mean()
         return {
             "discriminator/loss": float(loss.detach()),
             "discriminator/accuracy": float(accuracy),
@@ -108,7 +112,7 @@ class Discriminator:
         return {
             "adapter": self.adapter.state_dict(),
             "optimiser": self.optimiser.state_dict(),
-            "dense": self.dense.rows,
+            "full": self.full.rows,
             "drawn": self.drawn.rows,
         }
 
@@ -116,4 +120,5 @@ class Discriminator:
         """Go on from a state."""
         self.adapter.load_state_dict(state["adapter"])
         self.optimiser.load_state_dict(state["optimiser"])
-        self.dense.rows, self.drawn.rows = state["dense"], state["drawn"]
+        self.full.rows = state["full"]
+        self.drawn.rows = state["drawn"]

@@ -33,7 +33,8 @@ class ClipFeatures:
 
     def __init__(self, clip: Clip | None = None):
         self.clip = clip or Clip("discriminator on CLIP's features")
-        self.name, self.width = self.clip.name, int(self.clip.model.config.projection_dim)
+        self.name = self.clip.name
+        self.width = int(self.clip.model.config.projection_dim)
 
     def __call__(self, pictures: Tensor) -> Tensor:
         return self.clip.pictures(pictures)
@@ -47,7 +48,8 @@ class JudgeFeatures:
     def __init__(self) -> None:
         from demo import judge
 
-        self.judge, self.network = judge, Judged().network
+        self.judge = judge
+        self.network = Judged().network
         self.width = self(torch.zeros(1, 3, SIDE, SIDE)).shape[1]
 
     def __call__(self, pictures: Tensor) -> Tensor:

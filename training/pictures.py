@@ -20,7 +20,8 @@ class Pictures:
     alike."""
 
     def __init__(self, graph: Graph, folder: Path):
-        self.graph, self.folder = graph, folder
+        self.graph = graph
+        self.folder = folder
 
     def of(self, latents: Tensor) -> Tensor:
         """(B, 3, H, W) in 0 .. 1; of videos (B * frames, 3, H, W). Raises WorkflowError where
@@ -28,20 +29,23 @@ class Pictures:
         # One by one: neither memory nor rounding depends on how many there are.
         return torch.cat([self.graph.picture(latent) for latent in latents.split(1)]).half().float()
 
-    def of_reference(self, wanted: Reference) -> Tensor:
+    def of_reference(self, reference: Reference) -> Tensor:
         """(1, 3, H, W), decoded once; no picture stays in memory."""
-        path = self.folder / f"{file_name(wanted.prompt, wanted.seed, wanted.refine)}.safetensors"
+        name = file_name(reference.prompt, reference.seed, reference.refined)
+        path = self.folder / f"{name}.safetensors"
         if not path.is_file():
-            save({"picture": self.of(wanted.latent).half().contiguous()}, path)
+            save({"picture": self.of(reference.latent).half().contiguous()}, path)
         return load_file(path)["picture"].float()
 
 
 class Drawn:
-    """Images (B, ...) of one prompt beside the dense run of the same seed; nothing is decoded
+    """Images (B, ...) of one prompt beside the reference of the same seed; nothing is decoded
     before it is asked for."""
 
     def __init__(self, latents: Tensor, reference: Reference, pictures: Pictures):
-        self.latents, self.reference, self._pictures = latents, reference, pictures
+        self.latents = latents
+        self.reference = reference
+        self._pictures = pictures
 
     @cached_property
     def pictures(self) -> Tensor:
@@ -49,10 +53,10 @@ class Drawn:
         return self._pictures.of(self.latents)
 
     @cached_property
-    def wanted(self) -> Tensor:
+    def reference_pictures(self) -> Tensor:
         """The reference's picture beside each of `pictures`."""
-        found = self._pictures.of_reference(self.reference)
-        return found.repeat(len(self.pictures) // len(found), 1, 1, 1)
+        picture = self._pictures.of_reference(self.reference)
+        return picture.repeat(len(self.pictures) // len(picture), 1, 1, 1)
 
     def by_image(self, values: Tensor | Sequence[float]) -> list[float]:
         """Figures of `pictures`, averaged over the frames of each image."""

@@ -1,8 +1,8 @@
 """References: what the workflow draws for each prompt and seed when everything is computed, kept on
 disk.
 
-On the workflow's own noise levels (refine 1) that is the dense picture; with every step cut into
-`refine` equal ones it is near the solution of the model's ODE."""
+On the workflow's own sigmas (refined 1 time) that is the full run; with every step cut into several
+equal ones it is near the solution of the model's ODE."""
 
 from __future__ import annotations
 
@@ -16,45 +16,51 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from rapid_core.calibration.gram import inner_products, refine
 from training.files import replaced
 from training.graph import Graph
-from training.processes import rank, share, together
+from training.processes import all_gather, rank, shard
+
+KEY = "rapid_training"  # of wrappers
 
 
 @dataclass(frozen=True)
 class Reference:
-    """One run. latent (1, ...): what came out; schedule: the workflow's noise levels (N + 1);
-    sampler: its name; products (N * refine, N * refine): Gram matrix of the guided derivatives of
-    all evaluations, scaled to a trace of one, float64."""
+    """One run."""
 
     prompt: str
     seed: int
     latent: Tensor
-    schedule: tuple[float, ...]
+    """(1, ...) what came out."""
+    sigmas: tuple[float, ...]
+    """(N + 1,) the workflow's own."""
     sampler: str
-    refine: int
+    refined: int
+    """Into how many equal ones each of the N steps was cut."""
     products: Tensor
+    """(N * refined, N * refined) inner products of the guided derivatives of all evaluations, see
+    `calibration.gram.inner_products`."""
 
 
 class Recorder:
     """A patch of a model that keeps the guided derivative of every evaluation, (x - denoised) /
-    sigma, and cuts every step into `refine` equal ones."""
+    sigma, and cuts every step into `parts` equal ones."""
 
-    def __init__(self, refine: int = 1) -> None:
-        self.refine = refine
+    def __init__(self, parts: int = 1) -> None:
+        self.parts = parts
         self.derivatives: list[Tensor] = []
-        self.schedule: tuple[float, ...] = ()
+        self.sigmas: tuple[float, ...] = ()
         self.sampler = ""
 
     def __call__(self, model: Any) -> Any:
         from comfy.patcher_extension import WrappersMP
 
         clone = model.clone()
-        clone.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "rapid_training", self._look)
-        clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "rapid_training", self._begin)
+        clone.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, self._predict_noise)
+        clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, self._outer_sample)
         return clone
 
-    def _begin(
+    def _outer_sample(
         self,
         executor: Any,
         noise: Tensor,
@@ -65,59 +71,52 @@ class Recorder:
         **named: Any,
     ) -> Tensor:
         function = getattr(sampler, "sampler_function", sampler)
-        self.sampler = getattr(function, "__name__", type(function).__name__).removeprefix(
-            "sample_"
-        )
-        self.schedule = tuple(sigmas.tolist())
-        return executor(noise, latent, sampler, refined(sigmas, self.refine), *args, **named)
+        name = getattr(function, "__name__", type(function).__name__)
+        self.sampler = name.removeprefix("sample_")
+        self.sigmas = tuple(sigmas.tolist())
+        return executor(noise, latent, sampler, refine(sigmas, self.parts), *args, **named)
 
-    def _look(self, executor: Any, x: Tensor, timestep: Tensor, *args: Any, **named: Any) -> Tensor:
+    def _predict_noise(
+        self, executor: Any, x: Tensor, timestep: Tensor, *args: Any, **named: Any
+    ) -> Tensor:
         denoised = executor(x, timestep, *args, **named)
-        self.derivatives.append(((x - denoised) / timestep.flatten()[0])[0].float().cpu().flatten())
+        derivative = (x - denoised) / timestep.flatten()[0]
+        self.derivatives.append(derivative[0].float().cpu().flatten())
         return denoised
 
-    def products(self) -> Tensor:
-        """Gram matrix of the derivatives, scaled to a trace of one."""
-        flat = torch.stack(self.derivatives)
-        found = (flat @ flat.T).double()
-        return found / found.trace()
 
-
-def refined(sigmas: Tensor, parts: int) -> Tensor:
-    """Noise levels with every step cut into equal parts."""
-    if parts == 1:
-        return sigmas
-    places = torch.arange(parts, device=sigmas.device) / parts
-    inner = sigmas[:-1, None] + (sigmas[1:] - sigmas[:-1])[:, None] * places
-    return torch.cat((inner.flatten(), sigmas[-1:]))
-
-
-def file_name(prompt: str, seed: int, refine: int = 1) -> str:
+def file_name(prompt: str, seed: int, parts: int = 1) -> str:
     """What a reference's files are called, without ending."""
-    return hashlib.blake2b(f"{seed}\n{refine}\n{prompt}".encode(), digest_size=10).hexdigest()
+    return hashlib.blake2b(f"{seed}\n{parts}\n{prompt}".encode(), digest_size=10).hexdigest()
 
 
 def reference(
-    graph: Graph, prompt: str, seed: int, folder: Path, refine: int = 1, euler: bool = True
+    graph: Graph, prompt: str, seed: int, folder: Path, parts: int = 1, euler: bool = True
 ) -> Reference:
-    """The reference of a prompt and seed; drawn once. euler: raise ValueError for any other
-    sampler."""
-    path = folder / f"{file_name(prompt, seed, refine)}.pt"
+    """The reference of a prompt and seed, every step cut into `parts`; drawn once. euler: raise
+    ValueError for any other sampler."""
+    path = folder / f"{file_name(prompt, seed, parts)}.pt"
     if path.is_file():
         return Reference(**torch.load(path, weights_only=True))
-    recorder = Recorder(refine)
+    recorder = Recorder(parts)
     latent = graph.sample(prompt, seed, patch=recorder)
-    steps = len(recorder.schedule) - 1
-    if euler and (recorder.sampler != "euler" or len(recorder.derivatives) != steps * refine):
+    steps = len(recorder.sigmas) - 1
+    if euler and (recorder.sampler != "euler" or len(recorder.derivatives) != steps * parts):
         raise ValueError(
-            f"the sampler euler is needed (thresholds with --target dense work with all); this workflow "
-            f"samples with {recorder.sampler}"
+            "the sampler euler is needed (thresholds with --target full work with all); this "
+            f"workflow samples with {recorder.sampler}"
         )
-    found = Reference(
-        prompt, seed, latent.cpu(), recorder.schedule, recorder.sampler, refine, recorder.products()
+    drawn = Reference(
+        prompt,
+        seed,
+        latent.cpu(),
+        recorder.sigmas,
+        recorder.sampler,
+        parts,
+        inner_products(recorder.derivatives),
     )
-    replaced(path, lambda part: torch.save(vars(found), part))
-    return found
+    replaced(path, lambda part: torch.save(vars(drawn), part))
+    return drawn
 
 
 def references(
@@ -125,19 +124,19 @@ def references(
     prompts: Sequence[str],
     first_seed: int,
     folder: Path,
-    refine: int = 1,
+    parts: int = 1,
     euler: bool = True,
 ) -> list[Reference]:
-    """References of all prompts, seeds counted up from `first_seed`; euler: see `reference`. Raises
-    ValueError where their noise levels differ."""
-    jobs = tqdm(
-        share(list(enumerate(prompts))), desc="references", unit="picture", disable=rank() > 0
-    )
-    found = together(
-        [reference(graph, prompt, first_seed + i, folder, refine, euler) for i, prompt in jobs]
-    )
-    if any(r.schedule != found[0].schedule for r in found):
+    """References of all prompts, seeds counted up from `first_seed`; see `reference`. Raises
+    ValueError where their sigmas differ."""
+    numbered = shard(list(enumerate(prompts)))
+    bar = tqdm(numbered, desc="references", unit="picture", disable=rank() > 0)
+    own = [
+        vars(reference(graph, prompt, first_seed + i, folder, parts, euler)) for i, prompt in bar
+    ]
+    drawn = [Reference(**fields) for fields in all_gather(own)]
+    if any(one.sigmas != drawn[0].sigmas for one in drawn):
         raise ValueError(
-            "the workflow's noise levels differ from prompt to prompt; plans need the same for all"
+            "the workflow's sigmas differ from prompt to prompt; schedules need the same for all"
         )
-    return found
+    return drawn

@@ -33,7 +33,7 @@ def write_lines(path: Path, log: Sequence[Mapping]) -> None:
     write_text(path, "".join(json.dumps(line) + "\n" for line in log))
 
 
-class Board:
+class TensorBoardLog:
     """TensorBoard events in a folder. What was written there before a kill may lack the latest
     point or have one that was never saved: it is purged, and whoever goes on adds all points
     again."""

@@ -3,8 +3,7 @@ them."""
 
 from __future__ import annotations
 
-from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -16,14 +15,16 @@ from tqdm import tqdm
 
 from training.discriminator import Discriminator
 from training.features import features_for
-from training.graph import Graph
+from training.job import Job
 from training.pictures import Drawn, Pictures, save
-from training.processes import rank, share, together
+from training.processes import all_gather, rank, shard
 from training.references import Reference
 from training.rewards import Mixture, parsed
 
 WARM_UP_PROMPTS = 64  # at most; whose pictures the discriminator sees before the first update
+
 Draw = Callable[[int], tuple[Tensor, Reference]]
+"""Rollouts and reference of a prompt by its number."""
 
 
 class Scorer:
@@ -40,11 +41,14 @@ class Scorer:
         omega: float = 0.0,
         warm_up_steps: int = 0,
     ):
-        self.rewards, self.pictures, self.discriminator = rewards, pictures, discriminator
-        self.omega, self.warm_up_steps = omega, warm_up_steps
-        self.seen: list[
-            tuple[dict[str, list[float]], tuple[Tensor, Tensor] | None]
-        ] = []  # since the last update
+        self.rewards = rewards
+        self.pictures = pictures
+        self.discriminator = discriminator
+        self.omega = omega
+        self.warm_up_steps = warm_up_steps
+        # Since the last update, by group: figures by reward, and features of the reference's
+        # picture and of drawn ones.
+        self.seen: list[tuple[dict[str, list[float]], tuple[Tensor, Tensor] | None]] = []
 
     @property
     def about(self) -> str:
@@ -52,9 +56,9 @@ class Scorer:
         if self.discriminator is None:
             return self.rewards.about
         return (
-            f"(q + {self.omega:g} d) / {1 + self.omega:g}; q: {self.rewards.about}; d: sigmoid of a discriminator "
-            f"between reference and drawn pictures on features of {self.discriminator.features.name}, warmed up "
-            f"for {self.warm_up_steps} steps"
+            f"(q + {self.omega:g} d) / {1 + self.omega:g}; q: {self.rewards.about}; d: sigmoid of a "
+            "discriminator between reference and drawn pictures on features of "
+            f"{self.discriminator.features.name}, warmed up for {self.warm_up_steps} steps"
         )
 
     @property
@@ -67,37 +71,36 @@ class Scorer:
     def scores(self, latents: Tensor, reference: Reference) -> list[float]:
         """One figure an image of latents (B, ...), 0 for one that overflowed. What was seen is
         remembered until `learn`."""
-        fine = torch.isfinite(latents.flatten(1)).all(1).cpu()
-        sound = fine.to(latents.device).view(-1, *[1] * (latents.dim() - 1))
-        drawn = Drawn(
-            torch.where(sound, latents, reference.latent.to(latents)), reference, self.pictures
-        )
-        (quality, columns), looked = self.rewards(drawn), None
+        finite = torch.isfinite(latents.flatten(1)).all(1).cpu()
+        mask = finite.to(latents.device).view(-1, *[1] * (latents.dim() - 1))
+        sound = torch.where(mask, latents, reference.latent.to(latents))
+        drawn = Drawn(sound, reference, self.pictures)
+        quality, columns = self.rewards(drawn)
+        features = None
         if self.discriminator is not None:
-            looked = self._look(drawn)
-            opinion = columns["discriminator"] = drawn.by_image(
-                self.discriminator.likeness(looked[1])
-            )
+            of_reference, of_drawn = self._features(drawn)
+            likeness = drawn.by_image(self.discriminator.likeness(of_drawn))
+            columns["discriminator"] = likeness
             quality = [
                 (q + self.omega * d) / (1 + self.omega)
-                for q, d in zip(quality, opinion, strict=True)
+                for q, d in zip(quality, likeness, strict=True)
             ]
-            learned = fine.repeat_interleave(len(looked[1]) // len(fine)).to(
-                looked[1].device
-            )  # videos: frame by frame
-            looked = (looked[0], looked[1][learned])
-        self.seen.append((columns, looked))
-        return [q if ok else 0.0 for q, ok in zip(quality, fine.tolist(), strict=True)]
+            frames = len(of_drawn) // len(finite)  # of videos; 1 of images
+            learned = finite.repeat_interleave(frames).to(of_drawn.device)
+            features = of_reference, of_drawn[learned]
+        self.seen.append((columns, features))
+        return [q if ok else 0.0 for q, ok in zip(quality, finite.tolist(), strict=True)]
 
-    def _look(self, drawn: Drawn) -> tuple[Tensor, Tensor]:
-        """Features of the dense picture and of drawn ones."""
+    def _features(self, drawn: Drawn) -> tuple[Tensor, Tensor]:
+        """Of the reference's picture and of drawn ones."""
         assert self.discriminator is not None
-        dense = self.pictures.of_reference(drawn.reference)
-        return self.discriminator.look(dense), self.discriminator.look(drawn.pictures)
+        reference = self.pictures.of_reference(drawn.reference)
+        return self.discriminator.look(reference), self.discriminator.look(drawn.pictures)
 
     def learn(self, iteration: int) -> dict[str, float]:
         """After the policy's update: one step of the discriminator, and the iteration's scalars."""
-        seen, self.seen = together(self.seen), []
+        seen = all_gather(self.seen)
+        self.seen = []
         names = seen[0][0] if seen else ()
         scalars = {
             f"reward/{name}": mean(v for columns, _ in seen for v in columns[name])
@@ -105,28 +108,31 @@ class Scorer:
         }
         if self.discriminator is None:
             return scalars
-        for _, (dense, ours) in seen:
-            if len(ours):
-                self.discriminator.remember(dense, ours)
-        return scalars | (
-            self.discriminator.step(str(iteration)) if self.discriminator.ready else {}
-        )
+        for _, features in seen:
+            assert features is not None
+            of_reference, of_drawn = features
+            if len(of_drawn):
+                self.discriminator.remember(of_reference, of_drawn)
+        if self.discriminator.ready:
+            scalars |= self.discriminator.step(str(iteration))
+        return scalars
 
     def warm_up(self, draw: Draw, prompts: int, folder: Path) -> list[dict[str, float]]:
-        """RAPID3's phase 3, before the first update: dense pictures against those of the initial
-        policy. draw: rollouts and reference of a prompt by its number, kept as features in
-        `folder`. Returns scalars of its steps."""
+        """RAPID3's phase 3, before the first update: pictures of full runs against those of the
+        initial policy, kept as features in `folder`. Returns scalars of its steps."""
         if self.discriminator is None or not self.warm_up_steps:
             return []
-        own, work = [], share(range(min(prompts, WARM_UP_PROMPTS)))
-        for number in tqdm(work, desc="discriminator: pictures", unit="prompt", disable=rank() > 0):
+        own = []
+        numbers = shard(range(min(prompts, WARM_UP_PROMPTS)))
+        bar = tqdm(numbers, desc="discriminator: pictures", unit="prompt", disable=rank() > 0)
+        for number in bar:
             path = folder / f"{number}.safetensors"
             if not path.is_file():
-                dense, ours = self._look(Drawn(*draw(number), self.pictures))
-                save({"dense": dense, "drawn": ours}, path)
+                of_reference, of_drawn = self._features(Drawn(*draw(number), self.pictures))
+                save({"full": of_reference, "drawn": of_drawn}, path)
             own.append(load_file(path))
-        for found in together(own):
-            self.discriminator.remember(found["dense"], found["drawn"])
+        for features in all_gather(own):
+            self.discriminator.remember(features["full"], features["drawn"])
         bar = tqdm(
             range(self.warm_up_steps),
             desc="discriminator: warm-up",
@@ -149,14 +155,15 @@ class Scorer:
             self.discriminator.load(state)
 
 
-def scorer_for(graph: Graph, prompts: Sequence[str], args: Namespace, state: Path) -> Scorer:
-    """The scorer that flags ask for. Raises ValueError before anything is drawn: for packages,
-    weights, prompts or a VAE Decode that are missing."""
-    rewards = Mixture(parsed(args.reward), prompts)
-    pictures = Pictures(graph, state / "pictures")
-    if args.omega or any(reward.looks for reward, _ in rewards.parts):
-        assert graph.decoder
-    if not args.omega:
+def scorer_for(job: Job) -> Scorer:
+    """The scorer that the config asks for. Raises ValueError before anything is drawn: for
+    packages, weights, prompts or a VAE Decode that are missing."""
+    config = job.config
+    rewards = Mixture(parsed(config.reward), job.prompts)
+    pictures = Pictures(job.graph, job.state / "pictures")
+    if config.omega or any(reward.looks for reward, _ in rewards.parts):
+        assert job.graph.decoder  # raises where there is none
+    if not config.omega:
         return Scorer(rewards, pictures)
-    discriminator = Discriminator(features_for(args.features), args.seed)
-    return Scorer(rewards, pictures, discriminator, args.omega, args.discriminator_warm_up)
+    discriminator = Discriminator(features_for(config.features), config.seed)
+    return Scorer(rewards, pictures, discriminator, config.omega, config.discriminator_warm_up)

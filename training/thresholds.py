@@ -5,169 +5,154 @@ nothing is judged by quality, which is only measured, on other prompts. Any samp
 
 from __future__ import annotations
 
-from argparse import Namespace
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from rapid_core.policy_file.format import PolicyFile, write
-from rapid_core.policy_file.policies import LONGEST
+from rapid_core.calibration.search import latent_psnr
+from rapid_core.policy_file.format import PolicyFile
 from rapid_core.techniques.step_skip.threshold import ThresholdPolicy
-from training.card import Panel, write_card
-from training.clock import clocked
+from training.card import Panel
 from training.graph import Graph
-from training.host import attach, last_record, size_of
-from training.plan_search import latent_psnr
-from training.plans import REFINE, TARGETS
-from training.processes import from_first, rank, share, together
-from training.references import Reference, references
-from training.scalars import Board
-from training.state import Kept, claim
+from training.host import attach, cost_share, family_of, last_record
+from training.job import Job, Result
+from training.processes import all_gather, rank, shard
+from training.references import Reference
+from training.scalars import TensorBoardLog
+from training.state import JsonCache
 
-LOWEST, HIGHEST = (
-    1e-3,
-    100.0,
-)  # thresholds that are tried; the highest leaves out as many as may be in a row
+MAX_CONSECUTIVE = 8  # evaluations that may be skipped in a row
+LOWEST = 1e-3  # threshold that is tried
+HIGHEST = 100.0  # at which as many evaluations are skipped as may be in a row
 HALVINGS = 12
 NEAR = 0.02  # of the goal: near enough below it
 
 
 class Costs:
-    """Mean cost of runs at a threshold over prompts, as a share of dense ones; kept in a file."""
+    """Mean cost of runs at a threshold over prompts, as a share of full ones; kept in a file."""
 
     def __init__(self, graph: Graph, prompts: Sequence[str], first_seed: int, path: Path):
-        self.graph, self.prompts, self.first_seed, self.kept = (
-            graph,
-            list(prompts),
-            first_seed,
-            Kept(path),
-        )
+        self.graph = graph
+        self.prompts = list(prompts)
+        self.first_seed = first_seed
+        self.cache = JsonCache(path)
 
     def __call__(self, threshold: float) -> float:
-        return self.kept.get(f"{threshold:.6g}", lambda: self._cost(threshold))
+        return self.cache.get(f"{threshold:.6g}", lambda: self._cost(threshold))
 
     def _cost(self, threshold: float) -> float:
-        model, found = attach(self.graph.model, fixed(threshold)), []
-        for i, prompt in share(list(enumerate(self.prompts))):
+        model = attach(self.graph.model, policy_of(threshold))
+        costs = []
+        for i, prompt in shard(list(enumerate(self.prompts))):
             self.graph.sample(prompt, self.first_seed + i, model)
-            found.append(cost_of_last(model))
-        return mean(together(found))
+            costs.append(cost_share(last_record(model)))
+        return mean(all_gather(costs))
 
 
-def fixed(threshold: float) -> ThresholdPolicy:
+def policy_of(threshold: float) -> ThresholdPolicy:
     """Cache Reuse as a file of thresholds has it at one of its budgets."""
-    return ThresholdPolicy(threshold, max_consecutive=LONGEST)
-
-
-def cost_of_last(model: Any) -> float:
-    """Cost of the latest run's first image, as a share of the dense run's."""
-    evaluations = last_record(model).evaluations
-    return sum(e.cost[0] for e in evaluations) / max(1.0, sum(e.dense_cost[0] for e in evaluations))
+    return ThresholdPolicy(threshold=threshold, max_consecutive=MAX_CONSECUTIVE)
 
 
 def threshold_for(cost: Costs, speedup: float) -> float:
     """A threshold whose cost is at most 1 / speedup, and as near to that as whole steps allow.
     Raises ValueError where there is none."""
-    goal, low, high = 1 / speedup, LOWEST, HIGHEST
+    goal = 1 / speedup
+    low = LOWEST
+    high = HIGHEST
     if cost(high) > goal:
         raise ValueError(
-            f"--speedups {speedup:g}: with this workflow's steps Cache Reuse can be {1 / cost(high):.2f} "
-            "times as fast at most"
+            f"--speedups {speedup:g}: with this workflow's steps Cache Reuse can be "
+            f"{1 / cost(high):.2f} times as fast at most"
         )
-    for _ in tqdm(
-        range(HALVINGS), desc=f"threshold for {speedup:g}x", unit="try", disable=rank() > 0
-    ):
+    bar = tqdm(range(HALVINGS), desc=f"threshold for {speedup:g}x", unit="try", disable=rank() > 0)
+    for _ in bar:
         middle = (low * high) ** 0.5
-        found = cost(middle)
-        if found <= goal:
-            high = middle
-            if found > goal * (1 - NEAR):
-                break
-        else:
+        at_middle = cost(middle)
+        if at_middle > goal:
             low = middle
+        else:
+            high = middle
+            if at_middle > goal * (1 - NEAR):
+                break
     return high
 
 
-def train_thresholds(
-    graph: Graph, prompts: Sequence[str], args: Namespace, state: Path, path: Path, command: str
-) -> tuple[PolicyFile, str]:
+def train_thresholds(job: Job) -> tuple[PolicyFile, str]:
     """Find thresholds and write them; returns the file and its card's table."""
-    size = size_of(graph.model)
-    number = args.calibration + args.held_out
-    settings = {name: getattr(args, name) for name in ("target", "calibration", "held_out", "seed")}
-    claim(state, graph.own_nodes(), prompts[:number], {"kind": "threshold", **settings})
-    refine = REFINE if args.target == "solution" else 1
-    whole = references(
-        graph,
-        prompts[args.calibration : number],
-        args.seed + args.calibration,
-        state / "references",
-        refine,
-        euler=refine > 1,
+    config = job.config
+    family_of(job.graph.model)  # raises before anything is drawn
+    number = config.calibration + config.held_out
+    job.open_state(job.prompts[:number])
+    held_out = job.references(config.calibration, number, euler=config.refined > 1)
+    costs = Costs(
+        job.graph, job.prompts[: config.calibration], config.seed, job.state / "costs.json"
     )
-    costs = Costs(graph, prompts[: args.calibration], args.seed, state / "costs.json")
-    board = Board(state / "tensorboard")
-    found = []
-    for i, speedup in enumerate(args.speedups):
-        found.append(threshold_for(costs, speedup))
-        board.add(i, {"thresholds/threshold": found[-1], "thresholds/cost": costs(found[-1])})
+    board = TensorBoardLog(job.state / "tensorboard")
+    thresholds = []
+    for i, speedup in enumerate(config.speedups):
+        threshold = threshold_for(costs, speedup)
+        thresholds.append(threshold)
+        scalars = {"thresholds/threshold": threshold, "thresholds/cost": costs(threshold)}
+        board.add(i, scalars)
     board.close()
-    kept = Kept(state / "held_out.json")
+    cache = JsonCache(job.state / "held_out.json")
+    pairs = list(zip(config.speedups, thresholds, strict=True))
     rows = [
-        kept.get(f"{s:g}/{t:.6g}", lambda t=t, s=s: measured(graph, whole, s, t))
-        for s, t in zip(args.speedups, found, strict=True)
-    ]
-    policies = {
-        f"{s:g} {threshold:.6g}": fixed(threshold)
-        for s, threshold in zip(args.speedups, found, strict=True)
-    }
-    speed = clocked(graph, policies, whole[0].prompt, whole[0].seed, state / "clock.json")
-    about = {
-        **size,
-        "base_model": graph.model_name,
-        "budgets": args.speedups,
-        "max_consecutive": LONGEST,
-        "reward": "none: thresholds follow from what runs cost",
-        "training_command": command,
-        "licence": args.licence,
-        "torch": torch.__version__,
-        "measured": rows,
-        "measured_prompts": args.held_out,
-        "measured_speedup": speed,
-        "target": TARGETS[args.target],
-    }
-    tensors = {"thresholds": torch.tensor(found, dtype=torch.float32)}
-    file = from_first(lambda: write(path, "threshold", about, tensors))
-    text = table(rows)
-    if rank() == 0:
-        what = (
-            "Cache Reuse's thresholds for speed-ups, found by what runs cost. PSNR of latents to "
-            f"{TARGETS[args.target]}, on prompts that thresholds were not found on:"
+        cache.get(
+            f"{speedup:g}/{threshold:.6g}",
+            partial(measure, job.graph, held_out, speedup, threshold),
         )
-        write_card(file, what, text, panels(rows))
+        for speedup, threshold in pairs
+    ]
+    text = table(rows)
+    file = job.finish(
+        Result(
+            kind="threshold",
+            metadata={
+                "budgets": config.speedups,
+                "max_consecutive": MAX_CONSECUTIVE,
+                "reward": "none: thresholds follow from what runs cost",
+                "measured": rows,
+            },
+            tensors={"thresholds": torch.tensor(thresholds, dtype=torch.float32)},
+            policies={
+                f"{speedup:g} {threshold:.6g}": policy_of(threshold) for speedup, threshold in pairs
+            },
+            clock_prompt=held_out[0].prompt,
+            clock_seed=held_out[0].seed,
+            clock_file="clock.json",
+            about="Cache Reuse's thresholds for speed-ups, found by what runs cost. PSNR of latents "
+            f"to {config.target_in_words}, on prompts that thresholds were not found on:",
+            table=text,
+            panels=panels(rows),
+        )
+    )
     return file, text
 
 
-def measured(
+def measure(
     graph: Graph, held_out: Sequence[Reference], speedup: float, threshold: float
 ) -> dict[str, float]:
     """Cost and PSNR of latents at a threshold, on held-out prompts."""
-    model, found = attach(graph.model, fixed(threshold)), []
-    for r in tqdm(
-        share(held_out), desc=f"held out at {speedup:g}x", unit="picture", disable=rank() > 0
-    ):
-        near = latent_psnr(graph.sample(r.prompt, r.seed, model).cpu(), r.latent)
-        found.append((near, cost_of_last(model)))
-    near, cost = zip(*together(found), strict=True)
+    model = attach(graph.model, policy_of(threshold))
+    own = []
+    bar = tqdm(
+        shard(held_out), desc=f"held out at {speedup:g}x", unit="picture", disable=rank() > 0
+    )
+    for r in bar:
+        latent = graph.sample(r.prompt, r.seed, model).cpu()
+        own.append((latent_psnr(latent, r.latent), cost_share(last_record(model))))
+    psnr, cost = zip(*all_gather(own), strict=True)
     return {
         "budget": speedup,
         "threshold": threshold,
-        "psnr": mean(near),
-        "worst": min(near),
+        "psnr": mean(psnr),
+        "worst": min(psnr),
         "cost": mean(cost),
         "least": min(cost),
         "most": max(cost),
@@ -176,9 +161,13 @@ def measured(
 
 def table(rows: Sequence[dict[str, float]]) -> str:
     """What was measured on held-out prompts, as Markdown."""
-    head = "| speed-up | threshold | cost (least, most), share of dense | PSNR of the latent, dB | worst |"
+    head = (
+        "| speed-up | threshold | cost (least, most), share of the full run | "
+        "PSNR of the latent, dB | worst |"
+    )
     lines = [
-        f"| {r['budget']:g} | {r['threshold']:.4g} | {r['cost']:.3f} ({r['least']:.3f}, {r['most']:.3f}) | "
+        f"| {r['budget']:g} | {r['threshold']:.4g} | "
+        f"{r['cost']:.3f} ({r['least']:.3f}, {r['most']:.3f}) | "
         f"{r['psnr']:.2f} | {r['worst']:.2f} |"
         for r in rows
     ]
@@ -189,4 +178,4 @@ def panels(rows: Sequence[dict[str, float]]) -> list[Panel]:
     """Plot of the card."""
     cost = [r["cost"] for r in rows]
     lines = {name: (cost, [r[name] for r in rows]) for name in ("psnr", "worst")}
-    return [Panel("held-out prompts", "cost, share of dense", "PSNR, dB", lines)]
+    return [Panel("held-out prompts", "cost, share of the full run", "PSNR, dB", lines)]

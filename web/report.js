@@ -2,18 +2,15 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { failed, forget, keep, kept, smaller } from "./kept.js";
+import { readRecord } from "./record.js";
+import { forget, smaller, store, stored, storeFailure } from "./storage.js";
 import { details, element, legend, remarks, ROWS, rows, totals } from "./timeline.js";
-import { sentence, speak, word } from "./words.js";
+import { loadWords, reason, speak, word } from "./words.js";
 
 const NODE = "RAPID_Report";
 const HEIGHT = 190; // pixels of the panel at least
 const SIZE = [380, 560]; // of a new node
 const LATEST = 8; // runs whose workflows are remembered: events of one run come close together
-const WAITING = "Queue the workflow: what its run computed and left out is shown here.";
-const MAP = "How often each token was computed (yellow: always); below, one cell an evaluation";
-const FAILED = ["The latest run failed in {0}.", "The latest run failed in {0}; below is what was known before."];
-const INTERRUPTED = ["The latest run was interrupted.", "The latest run was interrupted; below is what was known before."];
 
 class Panel {
   constructor() {
@@ -21,9 +18,9 @@ class Panel {
     this.show(null);
   }
 
-  // shown: {text, record, maps, run, failure} or null before any run: what run gave it, and {node} of a later one that
-  // ended before it came here (node: where it failed, null where it was interrupted). full: the record with its token
-  // maps, where it is known.
+  // shown: {text, reason, record, maps, run, failure} or null before any run. text, reason, record: of the run that
+  // gave them, a reason where there is no record. failure: {node} of a later run that ended before it came here (node:
+  // where it failed, null where it was interrupted). full: the record with its token maps, where it is known.
   show(shown, full = null) {
     speak(app.extensionManager?.setting?.get("Comfy.Locale"));
     [this.shown, this.full] = [shown, full];
@@ -31,17 +28,21 @@ class Panel {
       this.root.replaceChildren(...this.parts(shown, full ?? shown?.record));
     } catch (error) {
       console.warn("RAPID Report: a record that this version does not read:", error);
-      this.root.replaceChildren(element("div", "text", shown?.text ?? word(WAITING)));
+      this.root.replaceChildren(element("div", "text", shown?.text ?? word("waiting")));
     }
   }
 
   parts(shown, full) {
-    const record = shown?.record;
     const alert = shown?.failure ? [element("div", "alert run", ended(shown.failure, shown.text))] : [];
-    if (!record) return [...alert, element("div", "text", shown?.text ? sentence(shown.text) : word(WAITING))];
+    if (!shown?.record) {
+      const text = shown?.reason ? reason(shown.reason) : shown?.text;
+      return [...alert, element("div", "text", text || word("waiting"))];
+    }
+    const record = readRecord(shown.record);
     const parts = [element("div", "totals", totals(record)), element("div", "", details(record)), ...rows(record)];
     if (record.status !== "finished") {
-      parts.unshift(element("div", "alert", word("This run was not finished: {0}.", sentence(record.status))));
+      const status = word(`status.${record.status}`);
+      parts.unshift(element("div", "alert", word("not_finished", { status })));
     }
     parts.unshift(...alert);
     parts.push(legend(record), remarkList(record), mapsOf(shown.maps ?? []), copier(full));
@@ -51,16 +52,16 @@ class Panel {
 
 // What is said of a run that ended before it came to the report; before: whether another one's is shown.
 function ended({ node }, before) {
-  const [alone, above] = node === null ? INTERRUPTED : FAILED;
-  return word(before ? above : alone, node);
+  const place = node === null ? "interrupted" : "failed";
+  return word(before ? `${place}_before` : place, { node });
 }
 
 function copier(record) {
   const whole = !record.grid || record.evaluations.some((e) => e.tokens.length);
-  const label = whole ? "Copy as JSON" : "Copy as JSON, without token maps";
+  const label = whole ? "copy" : "copy_without_maps";
   const button = element("button", "", word(label));
   button.addEventListener("click", async () => {
-    button.textContent = word((await copied(JSON.stringify(record, null, 1))) ? "Copied" : "Could not be copied");
+    button.textContent = word((await copied(JSON.stringify(record, null, 1))) ? "copied" : "not_copied");
     setTimeout(() => (button.textContent = word(label)), 1500);
   });
   return button;
@@ -89,20 +90,21 @@ function remarkList(record) {
 }
 
 function mapsOf(files) {
-  const found = element("div", "maps");
+  const maps = element("div", "maps");
   for (const { filename, subfolder, type } of files.slice(0, ROWS)) {
     const picture = element("img");
-    picture.alt = picture.title = word(MAP);
+    picture.alt = picture.title = word("map");
     picture.src = api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`);
     picture.addEventListener("error", () => picture.remove()); // temporary files are gone with the server
-    found.append(picture);
+    maps.append(picture);
   }
-  return files.length ? found : null;
+  return files.length ? maps : null;
 }
 
-function recordOf(output) {
+// What an output holds as text in JSON, or null.
+function parsed(texts) {
   try {
-    return output.rapid_record?.length ? JSON.parse(output.rapid_record[0]) : null;
+    return texts?.length ? JSON.parse(texts[0]) : null;
   } catch {
     return null; // the text is shown instead
   }
@@ -118,7 +120,7 @@ function add(node) {
   const before = node.onConfigure;
   node.onConfigure = function (...given) {
     before?.apply(this, given);
-    queueMicrotask(() => panel.show(kept(node))); // once the graph has its id
+    queueMicrotask(() => panel.show(stored(node))); // once the graph has its id
   };
 }
 
@@ -144,15 +146,20 @@ function* nodesOf(graph) {
 async function receive({ prompt_id, node, display_node, output }) {
   if (!output?.rapid_record) return;
   const [workflow, path] = [await workflowOf(prompt_id), display_node ?? node];
-  const full = recordOf(output);
-  const shown = { text: output.text?.join("\n") ?? "", record: full && smaller(full), maps: output.rapid_map ?? [],
-    run: prompt_id };
+  const full = parsed(output.rapid_record);
+  const shown = {
+    text: output.text?.join("\n") ?? "",
+    reason: parsed(output.rapid_reason),
+    record: full && smaller(full),
+    maps: output.rapid_map ?? [],
+    run: prompt_id,
+  };
   const here = workflow?.id === undefined || workflow.id === root().id ? nodeAt(path) : null;
   if (here?.rapidPanel) {
     here.rapidPanel.show(shown, full);
-    keep(here.graph?.id, here.id, shown);
+    store(here.graph?.id, here.id, shown);
   } else {
-    keep(...placeIn(workflow, path), shown);
+    store(...placeIn(workflow, path), shown);
   }
 }
 
@@ -174,14 +181,14 @@ async function tellAll(run, node) {
   if (workflow?.id === undefined) return;
   if (workflow.id !== root().id) {
     const inner = workflow.definitions?.subgraphs ?? [];
-    for (const graph of [workflow, ...inner]) failed(graph.id, run, { node });
+    for (const graph of [workflow, ...inner]) storeFailure(graph.id, run, { node });
     return;
   }
   for (const one of nodesOf(root())) {
     const panel = one.rapidPanel;
     if (!panel || panel.shown?.run === run) continue;
     panel.show({ ...panel.shown, failure: { node } }, panel.full);
-    keep(one.graph?.id, one.id, panel.shown);
+    store(one.graph?.id, one.id, panel.shown);
   }
 }
 
@@ -215,12 +222,13 @@ async function queued() {
 
 app.registerExtension({
   name: "rapid.report",
-  init() {
+  async init() {
     const style = element("link");
     style.rel = "stylesheet";
     style.href = new URL("./report.css", import.meta.url).href;
     document.head.append(style);
     forget();
+    await loadWords();
     api.addEventListener("executed", ({ detail }) => receive(detail));
     api.addEventListener("execution_error", ({ detail }) => tellAll(detail.prompt_id, detail.node_type));
     api.addEventListener("execution_interrupted", ({ detail }) => tellAll(detail.prompt_id, null));

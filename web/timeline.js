@@ -1,18 +1,18 @@
 // What a rapid-record looks like: its totals in words, and one cell an evaluation. No side effects on import.
 
-import { sentence, word } from "./words.js";
+import { family, reason, word } from "./words.js";
 
-const WORDS = { run: "computed", reuse: "blocks reused", hold: "not computed" };
+const MODES = { run: "computed", reuse: "reused", skip: "skipped" };
 export const ROWS = 8; // images of a batch that are shown
 
 // Colours of the share of tokens that ran, from none to all: those of the map (rapid_core/heatmap.py).
 const SCALE = [[26, 26, 89], [38, 115, 166], [89, 191, 115], [250, 230, 64]];
 
 export function element(tag, name = "", text = "") {
-  const found = document.createElement(tag);
-  if (name) found.className = name;
-  if (text) found.textContent = text;
-  return found;
+  const made = document.createElement(tag);
+  if (name) made.className = name;
+  if (text) made.textContent = text;
+  return made;
 }
 
 export function colour(share) {
@@ -23,54 +23,59 @@ export function colour(share) {
 }
 
 export function totals(record) {
-  const t = record.totals;
-  const parts = [word("{0} of {1} evaluations computed", t.computed, t.evaluations)];
-  if (t.partial) parts.push(word("{0} of them on part of the tokens", t.partial));
-  if (t.reused) parts.push(word("{0} reused", t.reused));
-  parts.push(word("{0} left out", t.held));
-  if (t.speedup_allowed) parts.push(word("{0}x by FLOPs", t.speedup_allowed.toFixed(2)));
-  if (t.speedup_measured) parts.push(word("about {0}x by the clock", t.speedup_measured.toFixed(2)));
+  const { computed, evaluations, partial, reused, skipped, ...speedups } = record.totals;
+  const parts = [word("computed_of", { computed, evaluations })];
+  if (partial) parts.push(word("of_them_partial", { number: partial }));
+  if (reused) parts.push(word("number_reused", { number: reused }));
+  parts.push(word("number_skipped", { number: skipped }));
+  for (const name of ["speedup_theoretical", "speedup_measured"]) {
+    if (speedups[name]) parts.push(word(name, { factor: speedups[name].toFixed(2) }));
+  }
   return parts.join(", ");
 }
 
 export function details(record) {
-  const measured = record.evaluations.flatMap((e) => e.measured).filter((m) => m !== null);
-  const parts = [word("{0} on {1}", record.sampler, sentence(record.family)), `${record.seconds.toFixed(2)} s`,
-    word("cache {0} MiB", (record.bytes / 2 ** 20).toFixed(1))];
-  if (measured.length) {
-    const mean = measured.reduce((sum, m) => sum + m, 0) / measured.length;
-    parts.push(word("forecast error where measured {0}", mean.toFixed(3)));
+  const errors = record.evaluations.flatMap((e) => e.measured_error).filter((error) => error !== null);
+  const parts = [
+    word("sampler_on", { sampler: record.sampler, family: family(record.family) }),
+    `${record.seconds.toFixed(2)} s`,
+    word("cache", { mib: (record.bytes / 2 ** 20).toFixed(1) }),
+  ];
+  if (errors.length) {
+    const mean = errors.reduce((sum, error) => sum + error, 0) / errors.length;
+    parts.push(word("mean_error", { error: mean.toFixed(3) }));
   }
   return parts.join(", ");
 }
 
 // Hover text of a cell.
-export function said(evaluation, image) {
-  const share = evaluation.share[image];
-  const partial = share > 0 && share < 1;
-  const what = partial ? word("computed {0} % of the tokens", Math.round(100 * share)) : word(WORDS[evaluation.levels[image]]);
-  const lines = [word("evaluation {0}, sigma {1}: {2}", evaluation.index + 1, evaluation.sigma.toPrecision(3), what)];
+export function hover(evaluation, image) {
+  const share = evaluation.token_share[image];
+  const what = share > 0 && share < 1
+    ? word("partial_share", { percent: Math.round(100 * share) })
+    : word(MODES[evaluation.modes[image]]);
+  const lines = [
+    word("evaluation", { number: evaluation.index + 1, sigma: evaluation.sigma.toPrecision(3), what }),
+  ];
   const density = evaluation.density[image];
-  if (density !== undefined && density < 1) lines.push(word("attention at density {0}", density));
-  if (evaluation.error[image] !== null) {
-    lines.push(word("estimated forecast error {0}", evaluation.error[image].toPrecision(2)));
+  if (density !== undefined && density < 1) lines.push(word("density", { density }));
+  for (const name of ["error_estimate", "measured_error"]) {
+    const error = evaluation[name][image];
+    if (error !== null) lines.push(word(name, { error: error.toPrecision(2) }));
   }
-  if (evaluation.measured[image] !== null) {
-    lines.push(word("measured forecast error {0}", evaluation.measured[image].toPrecision(2)));
-  }
-  return [...lines, ...evaluation.reasons.map((one) => word("dense: {0}", sentence(one)))].join("\n");
+  return [...lines, ...evaluation.reasons.map((one) => word("reason", { reason: reason(one) }))].join("\n");
 }
 
 export function cell(evaluation, image) {
-  const level = evaluation.levels[image];
+  const mode = evaluation.modes[image];
   const density = evaluation.density[image];
-  const found = element("div", `cell ${level}`);
-  found.dataset.share = evaluation.share[image];
-  if (level === "run") found.style.background = colour(evaluation.share[image]);
-  if (density !== undefined && density < 1) found.classList.add("thin");
-  if (evaluation.reasons.length) found.classList.add("fallback");
-  found.title = said(evaluation, image);
-  return found;
+  const made = element("div", `cell ${mode}`);
+  made.dataset.share = evaluation.token_share[image];
+  if (mode === "run") made.style.background = colour(evaluation.token_share[image]);
+  if (density !== undefined && density < 1) made.classList.add("thin");
+  if (evaluation.reasons.length) made.classList.add("fallback");
+  made.title = hover(evaluation, image);
+  return made;
 }
 
 export function rows(record) {
@@ -83,29 +88,32 @@ export function rows(record) {
 }
 
 export function legend(record) {
-  const found = element("div", "legend");
-  const entry = (text, name, share) => {
+  const made = element("div", "legend");
+  const entry = (place, name, share) => {
     const mark = element("span", `cell ${name}`);
     if (share !== undefined) mark.style.background = colour(share);
-    const line = element("span", "", word(text));
+    const line = element("span", "", word(place));
     line.prepend(mark);
-    found.append(line);
+    made.append(line);
   };
   const any = (test) => record.evaluations.some(test);
   entry("computed", "run", 1);
-  if (record.totals.partial) entry("on part of the tokens", "run", 0.3);
-  if (record.totals.reused) entry("blocks reused", "reuse");
-  if (record.totals.held) entry("left out, forecast", "hold");
-  if (any((e) => e.density.some((d) => d < 1))) entry("sparse attention (low cell)", "run thin", 1);
-  if (any((e) => e.reasons.length)) entry("computed for a reason (hover)", "fallback");
-  return found;
+  if (record.totals.partial) entry("legend_partial", "run", 0.3);
+  if (record.totals.reused) entry("reused", "reuse");
+  if (record.totals.skipped) entry("legend_skipped", "skip");
+  if (any((e) => e.density.some((d) => d < 1))) entry("legend_sparse", "run thin", 1);
+  if (any((e) => e.reasons.length)) entry("legend_reason", "fallback");
+  return made;
 }
 
-// Reasons of dense evaluations with how often each was given, then notes.
+// Reasons of full evaluations with how often each was given, then notes.
 export function remarks(record) {
   const counts = new Map();
-  for (const one of record.evaluations.flatMap((e) => e.reasons)) counts.set(one, (counts.get(one) ?? 0) + 1);
-  const reasons = [...counts].map(([one, n]) => word("computed densely, {0} x: {1}", n, sentence(one)));
-  const more = record.shape[0] > ROWS ? [word("the first {0} of {1} images are shown", ROWS, record.shape[0])] : [];
-  return [...reasons, ...record.notes.map(sentence), ...more];
+  for (const one of record.evaluations.flatMap((e) => e.reasons.map(reason))) {
+    counts.set(one, (counts.get(one) ?? 0) + 1);
+  }
+  const reasons = [...counts].map(([one, number]) => word("reason_times", { number, reason: one }));
+  const images = record.shape[0];
+  const more = images > ROWS ? [word("first_images", { number: ROWS, images })] : [];
+  return [...reasons, ...record.notes.map(reason), ...more];
 }

@@ -138,7 +138,8 @@ class BoundRun:
             return denoised
         run.end(evaluation, x, denoised)
         self.conditions.let_go()
-        self._record(evaluation, getattr(executor.class_obj, "cfg", 1.0))
+        self._show_heads(evaluation, getattr(executor.class_obj, "cfg", 1.0))
+        self._record(evaluation)
         return denoised
 
     def _unlike_plan(self, x: Tensor) -> Reason | None:
@@ -152,13 +153,16 @@ class BoundRun:
         self.recorder.add_notes([reason])
         return reason
 
-    def _record(self, evaluation: Evaluation, scale: Any) -> None:
+    def _show_heads(self, evaluation: Evaluation, scale: float) -> None:
+        """Put together what the conditionings showed to learned heads, at a guidance scale."""
+        if self.run.tap is None:
+            return
+        reason = self.run.tap.end(evaluation.index, evaluation.images(Mode.RUN), float(scale))
+        self.recorder.add_notes([reason] if reason is not None else [])
+
+    def _record(self, evaluation: Evaluation) -> None:
         """Write down an evaluation. What only reports may not cost the picture."""
         try:
-            if self.run.tap is not None:
-                ran = evaluation.images(Mode.RUN)
-                reason = self.run.tap.end(evaluation.index, ran, float(scale))
-                self.recorder.add_notes([reason] if reason is not None else [])
             self.recorder.add(evaluation, self.batched.bytes)
             progress.tell(self.node, self.recorder.evaluations, self.run.plan.sigmas)
         except Exception as error:

@@ -123,7 +123,7 @@ class Run:
         over = self._over_threshold(image, latent, sigma)
         parts.append(head[:0] if over is None else over[None])
         logits = None
-        if image.actor.wants_logits:
+        if image.actor.wants_logits and image.number not in self.ended:
             seen = None
             if self.tap is not None:
                 points = image.guided.points

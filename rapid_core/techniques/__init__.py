@@ -1,0 +1,1 @@
+"""Ways to compute less of a run, one package each; none knows of another."""

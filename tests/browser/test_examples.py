@@ -12,20 +12,43 @@ from PIL import Image, ImageOps
 from rapid_testing import examples
 
 WORDS = {
-    "demo_accelerate": "A searched plan on the FLUX-like demo model, three times as fast.",
-    "demo_flux": "Cache Reuse on the FLUX-like demo model: nothing has to be downloaded.",
-    "demo_policy": "A searched plan on the FLUX-like demo model, four times as fast.",
-    "demo_region": "Region Adaptive on the SD3-like demo model, with the map of its tokens.",
-    "demo_sd3": "Cache Reuse on the SD3-like demo model: nothing has to be downloaded.",
-    "flux1_dev": "FLUX.1-dev at twice the speed.",
-    "flux1_kontext": "Editing with FLUX.1 Kontext at twice the speed.",
-    "lumina2": "Lumina Image 2 with Cache Reuse.",
-    "policy_flux1": "FLUX.1-dev by a plan that you searched on your own graph: see RAPID Load Policy's help for how.",
-    "qwen_image": "Qwen-Image at twice the speed.",
-    "qwen_image_edit": "Editing with Qwen-Image-Edit at twice the speed.",
-    "sd3.5_large": "Stable Diffusion 3.5 Large at twice the speed.",
-    "wan2.2_t2v": "Wan 2.2 text to video at twice the speed: a node and a report for each of its two models.",
-    "z_image": "Z-Image with Cache Reuse.",
+    "demo_accelerate": (
+        "RAPID Accelerate with a searched schedule on the FLUX-like demo model: a third of "
+        "the steps is computed."
+    ),
+    "demo_flux": "RAPID Cache Reuse on the FLUX-like demo model. Nothing has to be downloaded.",
+    "demo_policy": (
+        "RAPID Accelerate with a searched schedule on the FLUX-like demo model: a quarter "
+        "of the steps is computed."
+    ),
+    "demo_region": (
+        "RAPID Region Adaptive on the SD3-like demo model. The map shows which parts of the"
+        " picture were computed how often."
+    ),
+    "demo_sd3": "RAPID Cache Reuse on the SD3-like demo model. Nothing has to be downloaded.",
+    "flux1_dev": "FLUX.1-dev with RAPID Accelerate: half of the steps is computed.",
+    "flux1_kontext": (
+        "Editing with FLUX.1 Kontext and RAPID Accelerate: half of the steps is computed."
+    ),
+    "lumina2": "Lumina Image 2 with RAPID Cache Reuse.",
+    "policy_flux1": (
+        "FLUX.1-dev with a schedule that you searched on your own workflow. The help of "
+        "RAPID Load Policy says how."
+    ),
+    "qwen_image": "Qwen-Image with RAPID Accelerate: half of the steps is computed.",
+    "qwen_image_edit": (
+        "Editing with Qwen-Image-Edit and RAPID Accelerate: half of the steps is computed."
+    ),
+    "sd3.5_large": (
+        "Stable Diffusion 3.5 Large with RAPID Accelerate: half of the steps is computed."
+    ),
+    "wan2.2_t2v": (
+        "Wan 2.2 text to video with RAPID Accelerate, one node and one report for each of "
+        "its two models: half of the steps is computed.\n\n"
+        "Each model starts its predictions anew. If details suffer, set `speedup` to 1.5 on"
+        " both."
+    ),
+    "z_image": "Z-Image with RAPID Cache Reuse.",
 }
 SIZE = (600, 344)  # pixels of a thumbnail
 LIMIT = 400_000  # bytes of all thumbnails, which travel with the pack

@@ -21,7 +21,7 @@ SAY = """async ([run, node, output]) => { const { api } = await import("/scripts
   await new Promise(then => setTimeout(then, 500)) }"""
 RENUMBER = """number => { const n = app.graph._nodes.find(n => n.comfyClass === "RAPID_Report"); n.id = number;
   app.graph._nodes_by_id[number] = n }"""
-LEVELS = {"run": "computed", "hold": "not computed", "reuse": "blocks reused"}
+MODES = {"run": "computed", "skip": "skipped", "reuse": "blocks reused"}
 
 
 def example(name, size=128, **changes):
@@ -70,7 +70,7 @@ def check_panel(page):
         f"{totals['computed']} of {totals['evaluations']} evaluations computed"
     )
     assert (
-        f"{totals['held']} left out, {totals['speedup_allowed']:.2f}x by FLOPs"
+        f"{totals['skipped']} skipped, theoretical speed-up {totals['speedup_theoretical']:.2f}x"
         in panel["totals"][0]
     )
     assert len(panel["rows"]) == images and all(
@@ -79,11 +79,11 @@ def check_panel(page):
     for image, row in enumerate(panel["rows"]):
         for (name, share, hover), evaluation in zip(row, record["evaluations"], strict=True):
             assert (
-                name.split()[:2] == ["cell", evaluation["levels"][image]]
-                and share == evaluation["share"][image]
+                name.split()[:2] == ["cell", evaluation["modes"][image]]
+                and share == evaluation["token_share"][image]
             )
             words = (
-                LEVELS[evaluation["levels"][image]]
+                MODES[evaluation["modes"][image]]
                 if share in (0, 1)
                 else f"computed {100 * share:.0f} % of"
             )
@@ -128,7 +128,7 @@ def test_a_batch_has_a_row_for_every_image_and_its_record_can_be_copied(graph):
     page.look_at("RAPID_Report", ".rapid-report .row")
     record, panel = check_panel(page)
     assert (
-        len(panel["rows"]) == 3 and panel["maps"] == [] and record["totals"]["held"]
+        len(panel["rows"]) == 3 and panel["maps"] == [] and record["totals"]["skipped"]
     )  # no tokens were chosen
     button = page.page.locator(".rapid-report button").first
     for plain in (
@@ -168,7 +168,9 @@ def test_the_node_tells_how_the_run_goes_on(graph, vue, name):
         if page.do("k => app.graph._nodes.some(n => n.comfyClass === k)", kind)
     )
     totals = record_of(page)["totals"]
-    text = f"step 10 of 10: {totals['held']} not computed, {totals['speedup_allowed']:.1f}x so far"
+    text = (
+        f"step 10 of 10: {totals['skipped']} skipped, {totals['speedup_theoretical']:.1f}x so far"
+    )
     text += f", {totals['partial']} in part" if totals["partial"] else ""
     page.look_at(kind)
     line = page.page.get_by_text(text, exact=True).filter(visible=True).first
@@ -288,7 +290,7 @@ def test_a_run_that_failed_does_not_pass_for_the_one_before(graph):
     page.run()
     page.look_at("RAPID_Report", ".rapid-report .alert.run")
     assert shown(page)["alerts"] == [
-        "The latest run failed in UNETLoader; below is what was known before."
+        "The latest run failed in UNETLoader. Below is the run before it."
     ]
     page.open()  # and a reload does not make it true again
     page.look_at("RAPID_Report", ".rapid-report .alert.run")

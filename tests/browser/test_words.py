@@ -17,6 +17,43 @@ EXAMPLES = {
     "RAPID_RegionAdaptive": "demo_region",
 }
 
+REASONS = """async () => {
+  const { reason, word } = await import("/extensions/rapid/words.js");
+  const why = { code: "other_rows", params: { given: 3, expected: 2 }, text: "" };
+  return [
+    reason({ code: "block_replaced", params: { block: "double_block" }, text: "" }),
+    word("status.interrupted"),
+    reason("a sentence of version 1"),
+    reason({ code: "of_tomorrow", params: {}, text: "a code of a newer version" }),
+    reason({ code: "batch_not_split", params: { why }, text: "" }),
+  ];
+}"""
+# A record of version 2 written as version 1 would: what is shown of both, and the remarks of one
+# with a reason in a sentence.
+VERSION_1 = """async (record) => {
+  const timeline = await import("/extensions/rapid/timeline.js");
+  const { readRecord } = await import("/extensions/rapid/record.js");
+  const old = JSON.parse(JSON.stringify({ ...record, version: 1, notes: [] }));
+  const t = old.totals;
+  Object.assign(t, { held: t.skipped, speedup_allowed: t.speedup_theoretical, dense_flops: t.full_flops });
+  delete t.skipped; delete t.speedup_theoretical; delete t.full_flops;
+  old.evaluations = record.evaluations.map((e) => ({
+    index: e.index, sigma: e.sigma, occurrence: e.occurrence, cost: e.cost, dense_cost: e.full_cost,
+    levels: e.modes.map((mode) => (mode === "skip" ? "hold" : mode)), share: e.token_share,
+    error: e.error_estimate, measured: e.measured_error, reasons: [], tokens: e.tokens,
+    density: e.density, measures: e.measured_density, seconds: e.seconds, step: e.step,
+  }));
+  const plain = { ...record, notes: [], evaluations: record.evaluations.map((e) => ({ ...e, reasons: [] })) };
+  const shown = (given) => {
+    const read = readRecord(given);
+    const rows = timeline.rows(read).map((row) => row.outerHTML);
+    return [timeline.totals(read), timeline.details(read), rows];
+  };
+  const result = { before: shown(plain), after: shown(old) };
+  old.evaluations[0].reasons = ["a sentence of version 1"];
+  return { ...result, remarks: timeline.remarks(readRecord(old)) };
+}"""
+
 
 def load(page, name):
     """An example of a demo model, small enough to run."""
@@ -80,16 +117,62 @@ def test_the_report_speaks_the_users_language(graph):
     assert (
         "evaluations computed" not in text and "键和值：" in text and "keys and values" not in text
     )
-    said = page.do("""async () => { const { reason } = await import("/extensions/rapid/reasons.js"); return [
-      reason("another node replaced double_block 0; its blocks cannot be changed"), reason("interrupted"),
-      reason("a sentence that nobody wrote"), reason("the batch cannot be split: an argument has 3 rows where 2 were "
-      + "expected")] }""")
+    said = page.do(REASONS)
     assert said == [
-        "其他节点替换了 double_block 0；模型的模块无法更改",
+        "其他节点替换了 double_block：模型的模块无法更改",
         "被中断",
-        "a sentence that nobody wrote",
+        "a sentence of version 1",
+        "a code of a newer version",
         "批次无法拆分：有一个参数有 3 行，应为 2 行",
     ]
+
+
+def test_a_page_in_a_language_that_there_are_no_words_of_speaks_english(graph):
+    page = graph(**{"Comfy.Locale": "fr"})
+    load(page, "demo_region")
+    page.run()
+    page.look_at("RAPID_Report", ".rapid-report .row")
+    assert "evaluations computed" in page.page.locator(".rapid-report").first.inner_text()
+
+
+def test_a_report_without_a_run_speaks_the_users_language(graph):
+    """What it says instead of a record is a code as well."""
+    page = graph(**{"Comfy.Locale": "zh"})
+    load(page, "demo_region")
+    page.do(
+        "() => { for (const n of app.graph._nodes) "
+        "if (n.comfyClass.startsWith('RAPID_') && n.comfyClass !== 'RAPID_Report') n.mode = 4 }"
+    )
+    page.run()
+    page.look_at("RAPID_Report", ".rapid-report .text")
+    text = page.page.locator(".rapid-report .text").first.inner_text()
+    assert text.startswith("RAPID：没有 RAPID 节点改动过这个模型")
+
+
+def test_records_of_version_1_are_shown_with_the_words_of_today(graph):
+    """They may lie in the browser's storage."""
+    page = graph()
+    load(page, "demo_region")
+    page.run()
+    page.look_at("RAPID_Report", ".rapid-report .row")
+    shown = page.do(VERSION_1, json.loads(page.outputs("RAPID_Report")["rapid_record"][0]))
+    assert shown["before"] == shown["after"]
+    assert shown["remarks"] == ["computed in full, 1 x: a sentence of version 1"]
+
+
+def test_old_names_of_choices_in_a_saved_workflow_become_those_of_today(graph):
+    page = graph()
+    load(page, "demo_region")
+    saved = page.do("() => app.graph.serialize()")
+    (node,) = (node for node in saved["nodes"] if node["type"] == "RAPID_RegionAdaptive")
+    old = {"last value": "hold", "predict": "forecast", "per-token error": "clocks"}
+    values = list(node["widgets_values"])
+    node["widgets_values"] = [old.get(value, value) for value in values]
+    assert node["widgets_values"] != values
+    page.load(saved)
+    again = page.do("() => app.graph.serialize()")
+    (node,) = (node for node in again["nodes"] if node["type"] == "RAPID_RegionAdaptive")
+    assert node["widgets_values"] == values
 
 
 @pytest.mark.parametrize("kind", NODES)

@@ -2,12 +2,10 @@
 
 import atexit
 import importlib
-import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
 
@@ -26,8 +24,6 @@ def _import_host() -> Comfy:
 
 # Now and not in a fixture, so that test modules here may import comfy at their top.
 HOST = _import_host()
-ENDING = "([\\s\\S]*?)" + re.escape(": attention is dense")
-SAID: set[str] = set()  # notes and reasons of all records of a test
 
 
 @pytest.fixture(scope="session")
@@ -38,46 +34,8 @@ def comfy_host() -> Comfy:
 
 @pytest.fixture(scope="session")
 def pack(comfy_host: Comfy) -> ModuleType:
-    """This pack, loaded by ComfyUI. What its records say is remembered."""
-    loaded = comfy_host.load_pack(comfy_host.base / "custom_nodes" / "rapid")
-    log = importlib.import_module(f"{loaded.__name__}.rapid_core.record").RunLog
-    add = log.add
-
-    def noted(self: Any, record: Any) -> None:
-        SAID.update((*record.notes, *(reason for e in record.evaluations for reason in e.reasons)))
-        add(self, record)
-
-    log.add = noted
-    return loaded
-
-
-@pytest.fixture(scope="session")
-def sentences() -> list[re.Pattern]:
-    """What web/reasons.js knows in Chinese; {0} in it stands for anything."""
-    text = (Path(__file__).parents[2] / "web" / "reasons.js").read_text(encoding="utf-8")
-    word = r'"((?:[^"\\]|\\.)+)"'
-    keys = re.findall(rf"^  (?:{word}|\[((?:{word}|[\s+])+)\]):", text, re.MULTILINE)
-    known = [plain or "".join(re.findall(word, several)) for plain, several, _ in keys]
-    assert len(known) > 60
-    return [
-        re.compile("([\\s\\S]*?)".join(map(re.escape, re.split(r"\{\d\}", one)))) for one in known
-    ]
-
-
-def is_known(said: str, sentences: list[re.Pattern]) -> bool:
-    """Whether a sentence is among these; of one that only adds its end to another, whether that one
-    is."""
-    found = next((match for pattern in sentences if (match := pattern.fullmatch(said))), None)
-    return found is not None and (found.re.pattern != ENDING or is_known(found[1], sentences))
-
-
-@pytest.fixture(autouse=True)
-def said_in_chinese_too(sentences: list[re.Pattern]) -> Iterator[None]:
-    """Fail where a record says what the panel cannot say in Chinese."""
-    SAID.clear()
-    yield
-    unknown = [said for said in SAID if not is_known(said, sentences)]
-    assert not unknown, f"not in web/reasons.js: {unknown}"
+    """This pack, loaded by ComfyUI."""
+    return comfy_host.load_pack(comfy_host.base / "custom_nodes" / "rapid")
 
 
 @pytest.fixture(scope="session")

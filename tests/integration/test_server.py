@@ -1,11 +1,8 @@
 """ComfyUI as users start it: a server that offers our nodes."""
 
-import json
-
 import pytest
 
 from devkit.client import WorkflowError
-from rapid_testing import examples
 
 pytestmark = pytest.mark.server
 
@@ -50,21 +47,11 @@ def test_a_failing_node_is_named(server):
         server.client.run(graph, timeout=60)
 
 
-@pytest.mark.parametrize("orphan", ["TeaCache", "MagCache", "ApplyFBCacheOnModel"])
-def test_caches_of_packs_that_do_not_load_are_replaced(server, orphan):
-    graph = examples.api("demo_flux")
-    (number,) = (
-        i
-        for i, node in graph.items()
-        if node["class_type"] in ("RAPID_CacheReuse", "RAPID_Accelerate")
-    )
-    graph[number] = {
-        "class_type": orphan,
-        "inputs": {"model": graph[number]["inputs"]["model"], "model_type": "flux"},
+def test_a_node_of_another_pack_that_is_not_installed_is_refused_by_its_name(server):
+    """The pack offers nothing in its place (and nothing answers with HTTP 500)."""
+    graph = {
+        "1": {"class_type": "TeaCache", "inputs": {"rel_l1_thresh": 0.4}},
+        "2": {"class_type": "PreviewAny", "inputs": {"source": ["1", 0]}},
     }
-    graph["latent"]["inputs"].update(width=64, height=64)
-    for node in graph.values():
-        node.setdefault("_meta", {})  # the host's replacement counts on it
-    outputs = server.client.run(graph, timeout=120)
-    (policy,) = json.loads(outputs["report"]["rapid_record"][0])["policies"]
-    assert (policy["technique"], policy["threshold"], policy["guard"]) == ("cache_reuse", 0.1, 0.5)
+    with pytest.raises(WorkflowError, match="TeaCache"):
+        server.client.run(graph, timeout=60)

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,35 +15,17 @@ import torch
 
 from devkit.base_folder import REPOSITORY, make_base_folder, remove_base_folder
 from rapid_core.policy_file.format import read, write
-from rapid_core.policy_file.policies import plans_of
+from rapid_core.policy_file.schedules import schedules_of
 from rapid_core.techniques.step_skip.schedule import SchedulePolicy
-from rapid_testing.trainings import HEADS, arguments, unclocked
+from rapid_testing.trainings import HEADS, PROMPTS, config_of, job_of, without_seconds
 from training.graph import Graph, WorkflowError
+from training.grpo import Trainer, log_probability
 from training.heads import method_of, train_heads
-from training.host import attach, call
-from training.likelihood import log_probability
-from training.methods import PRICE, Planned
-from training.plans import train_plans
-from training.policy_gradient import Trainer
+from training.host import attach
+from training.methods import PRICE, RapidPlus
 from training.references import reference
+from training.schedules import train_schedules
 from training.scorer import scorer_for
-
-PROMPTS = [
-    "flat red background",
-    "flat blue background, big red striped circle center",
-    "grid green background",
-    "flat yellow background, small blue plain cross top right",
-]
-
-
-class InProcess:
-    """The test process's ComfyUI, as training has it."""
-
-    def __init__(self, comfy_host):
-        self.comfy_host = comfy_host
-
-    def run(self, class_type, inputs):
-        return call(self.comfy_host.nodes.NODE_CLASS_MAPPINGS[class_type], class_type, inputs)
 
 
 def workflow(steps=6, size=128, **changes):
@@ -57,6 +39,7 @@ def workflow(steps=6, size=128, **changes):
 
 @pytest.fixture(scope="module")
 def host(comfy_host, pack, demo_pack):
+    """The test process's ComfyUI with all nodes that workflows here have."""
     for name in (
         "nodes_flux.py",
         "nodes_sd3.py",
@@ -64,12 +47,12 @@ def host(comfy_host, pack, demo_pack):
         "nodes_model_advanced.py",
     ):
         comfy_host.load_core_nodes(name)
-    return InProcess(comfy_host)
+    return comfy_host
 
 
 @pytest.fixture(scope="module")
 def graph(host):
-    return Graph(workflow(), host)
+    return Graph(workflow())
 
 
 def node(class_type, **inputs):
@@ -95,7 +78,7 @@ CUSTOM = {
 @pytest.mark.parametrize("changes", [{}, CUSTOM])
 def test_a_workflow_draws_what_it_draws_in_the_host(host, changes):
     """Without this pack's node in it, and with prompt and seed of our own."""
-    graph = Graph(workflow(**changes), host)
+    graph = Graph(workflow(**changes))
     site = graph.site
     assert (
         site.sampler == "sample"
@@ -103,7 +86,7 @@ def test_a_workflow_draws_what_it_draws_in_the_host(host, changes):
         and site.texts == (("positive", "text"),)
     )
     found = graph.sample(PROMPTS[1], 5)
-    run = host.comfy_host.run_node
+    run = host.run_node
     (model,) = run("UNETLoader", unet_name="flux.safetensors", weight_dtype="default")
     (positive,) = run("RAPIDDemoPrompt", text=PROMPTS[1], model="flux")
     (positive,) = run("FluxGuidance", conditioning=positive, guidance=1.0)
@@ -147,17 +130,17 @@ def test_a_batch_begins_with_the_same_noise(graph):
 )
 def test_workflows_that_do_not_say_enough_are_refused(host, changes, said):
     with pytest.raises(WorkflowError, match=said):
-        Graph(workflow(**changes), host)
+        Graph(workflow(**changes))
 
 
 def test_the_right_one_of_several_samplers_can_be_named(host):
     both = workflow(second=workflow()["sample"])
-    assert Graph(both, host, sampler="second").site.sampler == "second"
+    assert Graph(both, sampler="second").site.sampler == "second"
     with pytest.raises(WorkflowError, match="no sampler node third"):
-        Graph(both, host, sampler="third")
-    assert Graph(workflow(), host, texts=["negative.text"]).site.texts == (("negative", "text"),)
+        Graph(both, sampler="third")
+    assert Graph(workflow(), texts=["negative.text"]).site.texts == (("negative", "text"),)
     with pytest.raises(WorkflowError, match="Export"):
-        Graph({"nodes": []}, host)
+        Graph({"nodes": []})
 
 
 SIDES = node(
@@ -201,7 +184,7 @@ SIDES = node(
 def test_the_prompt_is_found_in_graphs_that_people_have(host, changes):
     """Its inputs may be connected, its negative side made from it, or both sides come out of one
     node."""
-    texts = Graph(workflow(**changes), host).site.texts
+    texts = Graph(workflow(**changes)).site.texts
     names = (
         {"clip_l", "t5xxl"}
         if "words" in changes
@@ -215,31 +198,39 @@ def test_the_prompt_is_found_in_graphs_that_people_have(host, changes):
 def test_this_packs_nodes_are_passed_by_wherever_they_stand_and_loaders_run_once(host, monkeypatch):
     changed = workflow(shift=node("ModelSamplingSD3", model=["accelerate", 0], shift=1.5))
     changed["sample"]["inputs"]["model"] = ["shift", 0]
-    graph, ran = Graph(changed, host), []
-    monkeypatch.setattr(
-        InProcess,
-        "run",
-        lambda self, kind, inputs: ran.append(kind) or self.comfy_host.run_node(kind, **inputs),
-    )
-    for seed in (0, 1):
-        graph.sample(PROMPTS[0], seed)
+    ran = []
+    for one in changed.values():
+        cls = host.nodes.NODE_CLASS_MAPPINGS[one["class_type"]]
+        original = getattr(cls, cls.FUNCTION)
+        if not hasattr(cls, "GET_SCHEMA"):  # nodes of the first kind
+
+            def counted(self, *args, kind=one["class_type"], original=original, **inputs):
+                ran.append(kind)
+                return original(self, *args, **inputs)
+
+            monkeypatch.setattr(cls, cls.FUNCTION, counted)
+    graph = Graph(changed)
+    latents = [graph.sample(PROMPTS[0], seed) for seed in (0, 1)]
     assert graph.site.model == ("shift", 0) and graph.model_name == "flux.safetensors"
-    assert (
-        ran.count("UNETLoader") == ran.count("ModelSamplingSD3") == 1 and ran.count("KSampler") == 2
-    )
+    counts = [ran.count(kind) for kind in ("UNETLoader", "ModelSamplingSD3", "KSampler")]
+    assert counts == [1, 1, 2]
+    for _ in range(2):  # a picture in between does not make it forget what it has loaded
+        graph.picture(latents[0])
+        graph.sample(PROMPTS[0], 0)
+    assert ran.count("UNETLoader") == ran.count("VAELoader") == 1 and ran.count("KSampler") == 4
     assert not any(kind.startswith("RAPID_") for kind in ran)
 
 
 def test_texts_that_are_not_there_and_second_stages_are_refused(host):
     for text in ("sample.text", "nobody.text", "positive"):
         with pytest.raises(WorkflowError, match="the workflow has no such input; give ID.NAME"):
-            Graph(workflow(), host, texts=[text])
+            Graph(workflow(), texts=[text])
     second = workflow()["sample"]
     second["inputs"]["latent_image"] = ["sample", 0]
     with pytest.raises(
         WorkflowError, match="the latent of sampler second comes from sampler sample"
     ):
-        Graph(workflow(second=second), host, sampler="second")
+        Graph(workflow(second=second), sampler="second")
 
 
 def test_a_state_folder_belongs_to_one_workflow_and_its_settings(graph, host, done, tmp_path):
@@ -247,7 +238,7 @@ def test_a_state_folder_belongs_to_one_workflow_and_its_settings(graph, host, do
     with pytest.raises(ValueError, match="training with other target"):
         train(graph, tmp_path, target="solution")
     with pytest.raises(ValueError, match="training with other workflow and prompts"):
-        train(Graph(workflow(steps=7), host), tmp_path)
+        train(Graph(workflow(steps=7)), tmp_path)
 
 
 def test_a_reference_is_drawn_once_and_near_the_solution_when_refined(graph, tmp_path):
@@ -261,70 +252,39 @@ def test_a_reference_is_drawn_once_and_near_the_solution_when_refined(graph, tmp
     assert files == sorted(path.stat().st_mtime_ns for path in tmp_path.iterdir())
 
 
-def test_plans_need_euler(host, tmp_path):
+def test_schedules_need_euler(host, tmp_path):
     changed = workflow()
     changed["sample"]["inputs"]["sampler_name"] = "heun"
     with pytest.raises(ValueError, match="the sampler euler is needed .* samples with heun"):
-        reference(Graph(changed, host), PROMPTS[0], 0, tmp_path)
+        reference(Graph(changed), PROMPTS[0], 0, tmp_path)
 
 
 class Killed(BaseException):
     """The process is gone."""
 
 
-def train(graph, folder, target="dense", plans=4, start=None, speedup=2.0):
-    args = Namespace(
-        calibration=2,
-        held_out=2,
-        seed=0,
-        target=target,
-        speedups=[speedup],
-        plans=plans,
-        oracle=1,
-        start=start,
-        licence="Apache-2.0",
-    )
-    return train_plans(
-        graph, PROMPTS, args, folder / "state", folder / "policy.safetensors", "a command"
-    )
+def train(graph, folder, **changes):
+    flags = "--kind schedule --calibration 2 --held-out 2 --speedups 2 --plans 4 --oracle 1"
+    job = job_of(graph, folder, flags)
+    return train_schedules(replace(job, config=replace(job.config, **changes)))
 
 
-def learn(graph, folder, kind="rapid+", iterations=3, groups=2, reward=("psnr",), omega=0.0):
+LEARN = (
+    "--calibration 2 --held-out 1 --speedups 1.5 2 --plans 3 --oracle 0 --mode average --group 3 "
+    "--lr 0.01 --features judge --advantages values --discriminator-warm-up 3 --discount 0.9 "
+    "--sparse-backend gather --width 16 --iterations 3 --omega 0"
+)
+
+
+def learn(graph, folder, kind="rapid+", groups=2, **changes):
     leap = "pace" if kind == "rapid+" else "step"
-    args = Namespace(
-        kind=kind,
-        heads=[leap, "cache", "sparse"],
-        seed=0,
-        held_out=1,
-        speedups=[1.5, 2.0],
-        calibration=2,
-        plans=3,
-        oracle=0,
-        target="dense",
-        mode="average",
-        start=None,
-        train_prompts=None,
-        iterations=iterations,
-        prompts_per_update=groups,
-        group=3,
-        lr=1e-2,
-        reward=list(reward),
-        omega=omega,
-        features="judge",
-        advantages="values",
-        discriminator_warm_up=3,
-        discount=0.9,
-        sparse_backend="gather",
-        width=16,
-        licence="Apache-2.0",
-    )
-    return train_heads(
-        graph, PROMPTS, args, folder / "state", folder / "policy.safetensors", "a command"
-    )
+    heads = f"--kind {kind} --heads {leap} cache sparse --prompts-per-update {groups}"
+    job = job_of(graph, folder, f"{LEARN} {heads}")
+    return train_heads(replace(job, config=replace(job.config, **changes)))
 
 
 def learn_beside_a_discriminator(graph, folder):
-    return learn(graph, folder, "rapid3", 3, 1, ("ssim", "judge:0.5"), 1.0)
+    return learn(graph, folder, "rapid3", 1, reward=("ssim", "judge:0.5"), omega=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -345,13 +305,13 @@ def done(graph, tmp_path_factory):
 
 def discriminator(folder):
     """All tensors of a discriminator's state, by name."""
-    state = torch.load(folder / "state" / "checkpoint.pt", weights_only=True)["scorer"]
+    state = torch.load(folder / "policy" / "checkpoint.pt", weights_only=True)["scorer"]
     moments = {
         f"{i}.{name}": value
         for i, kept in state["optimiser"]["state"].items()
         for name, value in kept.items()
     }
-    return {**state["adapter"], **moments, "dense": state["dense"], "drawn": state["drawn"]}
+    return {**state["adapter"], **moments, "full": state["full"], "drawn": state["drawn"]}
 
 
 @pytest.mark.main_host
@@ -377,11 +337,16 @@ def test_killed_at_any_moment_it_comes_to_the_same_end(graph, done, tmp_path, mo
         except Killed:
             kills += 1
     assert kills >= 3
-    assert unclocked(found.metadata) == unclocked(whole.metadata)
+    assert without_seconds(found.metadata) == without_seconds(whole.metadata)
     assert found.tensors.keys() == whole.tensors.keys()
     assert all(torch.equal(found.tensors[name], whole.tensors[name]) for name in whole.tensors)
     assert (
-        len({unclocked((tmp_path / end / "policy.md").read_text()) for end in ("killed", "whole")})
+        len(
+            {
+                without_seconds((tmp_path / end / "policy.md").read_text())
+                for end in ("killed", "whole")
+            }
+        )
         == 1
     )
     if train is learn_beside_a_discriminator:
@@ -401,29 +366,30 @@ def test_a_discriminator_learns_beside_the_heads_and_the_policy_says_so(graph, d
         "warmed up for 3 steps, discounted by 0.9 an equivalent step"
     )
     lines = [
-        json.loads(line) for line in (tmp_path / "state" / "scalars.jsonl").read_text().splitlines()
+        json.loads(line)
+        for line in (tmp_path / "policy" / "scalars.jsonl").read_text().splitlines()
     ]
     names = ("reward/ssim", "reward/judge", "reward/discriminator", "discriminator/accuracy")
     assert len(lines) == 3 and all(0 <= line[name] <= 1 for line in lines for name in names)
     assert all(line["discriminator/loss"] > 0 for line in lines)
     kept = discriminator(tmp_path)
     assert (
-        len(kept["drawn"]) == 3 * (3 + 3) and len(kept["dense"]) == 3 + 3
+        len(kept["drawn"]) == 3 * (3 + 3) and len(kept["full"]) == 3 + 3
     )  # of the warm-up and of updates
     with pytest.raises(ValueError, match="training with other reward"):
-        learn(graph, tmp_path, "rapid3", 3, 1, ("ssim", "judge:0.5"), 0.5)
+        learn(graph, tmp_path, "rapid3", 1, reward=("ssim", "judge:0.5"), omega=0.5)
 
 
 def test_rewards_of_pictures_need_a_decoder_and_say_so_before_anything_is_drawn(
     host, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(Graph, "sample", lambda *args, **named: pytest.fail("something was drawn"))
-    blind = Graph(workflow(decode=None), host)
+    blind = Graph(workflow(decode=None))
     for reward, omega in ((("ssim",), 0.0), (("psnr",), 1.0)):
         with pytest.raises(WorkflowError, match="no VAE Decode follows sampler sample"):
-            learn(blind, tmp_path, "rapid3", 1, 1, reward, omega)
+            learn(blind, tmp_path, "rapid3", 1, reward=reward, omega=omega)
     with pytest.raises(ValueError, match="reward imagereward needs the package image-reward"):
-        learn(blind, tmp_path, "rapid3", 1, 1, ("imagereward",))
+        learn(blind, tmp_path, "rapid3", 1, reward=("imagereward",))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -434,7 +400,7 @@ def test_the_policy_runs_in_accelerate_and_beats_even_spacing(
     file, _ = done(tmp_path, train)
     read = pack_module("rapid_core.policy_file.format").read
     policy = read(file.path)
-    run = host.comfy_host.run_node
+    run = host.run_node
     errors = []
     for given in ({"policy": policy}, {}):
 
@@ -450,18 +416,18 @@ def test_the_policy_runs_in_accelerate_and_beats_even_spacing(
     assert errors[0] < errors[1]
 
 
-def trainer_of(graph, folder, args):
+def trainer_of(graph, folder, flags):
     """A trainer on all prompts but the last, before its first update."""
-    some, scorer = PROMPTS[:3], scorer_for(graph, PROMPTS, args, folder / "state")
-    method = method_of(
-        graph, some, args, folder / "state", folder / "policy.safetensors", "a command"
-    )
-    return Trainer(graph, some, args, folder / "state", method, scorer, PROMPTS[3:])
+    job = job_of(graph, folder, flags)
+    scorer = scorer_for(job)
+    job = replace(job, prompts=PROMPTS[:3])
+    return Trainer(job, method_of(job), scorer, PROMPTS[3:])
 
 
 class Named:
     """A node of the first kind that wants to know its own id."""
 
+    RETURN_TYPES = ("FLOATS", "STRING")
     FUNCTION = "go"
 
     @classmethod
@@ -472,12 +438,27 @@ class Named:
         }
 
     def go(self, numbers, node, graph):
-        return numbers, node
+        return numbers, f"{node} {graph['sample']['class_type']}"
 
 
-def test_nodes_are_called_as_the_host_does(comfy_host):
-    """Hidden inputs are given, wrapped lists unwrapped, dynamic inputs nested; unknown ones are
-    left out."""
+class Listed:
+    """A node that gives a list, for each of which the next node is called."""
+
+    RETURN_TYPES = ("FLOATS",)
+    OUTPUT_IS_LIST = (True,)
+    FUNCTION = "go"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {}}
+
+    def go(self):
+        return ([1.0, 2.0],)
+
+
+def test_nodes_are_called_as_the_host_does(host, monkeypatch):
+    """Hidden inputs are given, wrapped lists unwrapped, dynamic inputs nested, lists called for one
+    by one; unknown inputs are left out."""
     from comfy_api.latest import io
 
     class Sized(io.ComfyNode):
@@ -487,7 +468,7 @@ def test_nodes_are_called_as_the_host_does(comfy_host):
             return io.Schema(
                 node_id="Sized",
                 inputs=[io.DynamicCombo.Input("size", options=options)],
-                outputs=[io.Int.Output()],
+                outputs=[io.Int.Output(), io.String.Output()],
                 hidden=[io.Hidden.unique_id],
             )
 
@@ -495,16 +476,37 @@ def test_nodes_are_called_as_the_host_does(comfy_host):
         def execute(cls, size):
             return io.NodeOutput(size["width"], cls.hidden.unique_id)
 
-    assert call(Named, "Named", {"numbers": {"__value__": [1.0, 2.0]}, "unknown": 3}) == (
-        [1.0, 2.0],
-        "Named",
-    )
-    assert call(Sized, "Sized", {"size": "by hand", "size.width": 4}) == (4, "Sized")
+    for cls in (Named, Listed, Sized):
+        monkeypatch.setitem(host.nodes.NODE_CLASS_MAPPINGS, cls.__name__, cls)
+
+    def outputs(one):
+        return [Graph(workflow(one=one))._run(("one", i), {}, {}) for i in (0, 1)]
+
+    numbers = {"__value__": [1.0, 2.0]}
+    assert outputs(node("Named", numbers=numbers, unknown=3)) == [[1.0, 2.0], "one KSampler"]
+    sized = node("Sized", size="by hand", **{"size.width": 4})
+    assert outputs(sized) == [4, "one"]
+    with pytest.raises(WorkflowError, match="one .Listed. gives 2 values where one is needed"):
+        Graph(workflow(one=node("Listed")))._run(("one", 0), {}, {})
+
+
+def test_what_a_node_raises_comes_out_as_it_is_and_nodes_that_are_missing_are_named(host):
+    graph = Graph(workflow())
+
+    def broken(model):
+        raise ZeroDivisionError("in a patch")
+
+    with pytest.raises(ZeroDivisionError, match="in a patch"):
+        graph.sample(PROMPTS[0], 0, patch=broken)
+    assert torch.isfinite(graph.sample(PROMPTS[0], 0)).all()  # and it goes on afterwards
+    unknown = Graph(workflow(negative=node("OfAnotherPack", text="")))
+    with pytest.raises(ValueError, match="node OfAnotherPack of the workflow is not installed"):
+        unknown.sample(PROMPTS[0], 0)
 
 
 def scalars(folder):
     return [
-        json.loads(line) for line in (folder / "state" / "scalars.jsonl").read_text().splitlines()
+        json.loads(line) for line in (folder / "policy" / "scalars.jsonl").read_text().splitlines()
     ]
 
 
@@ -530,17 +532,16 @@ def ladder_of(file, path, **changes):
 def test_heads_that_learned_nothing_are_the_schedule_that_they_begin_with(graph, done, tmp_path):
     file, _ = done(tmp_path, train)
     ladder = ladder_of(file, tmp_path / "ladder.safetensors")
-    trainer = trainer_of(
-        graph, tmp_path / "heads", arguments(f"{HEADS.replace('1.5 2', '2')} --start {ladder}")
-    )
-    wanted = trainer.reference(0)
-    policy = SchedulePolicy(2.0, plan=plans_of(file)[0])
-    alone = graph.sample(wanted.prompt, wanted.seed, attach(graph.model, policy))
-    assert torch.equal(trainer.draw(wanted, 2.0, 1, 0, None)[0], alone.cpu())
+    flags = f"{HEADS.replace('1.5 2', '2')} --start {ladder}"
+    trainer = trainer_of(graph, tmp_path / "heads", flags)
+    target = trainer.reference(0)
+    policy = SchedulePolicy(speedup=2.0, schedule=schedules_of(file)[0])
+    alone = graph.sample(target.prompt, target.seed, attach(graph.model, policy))
+    assert torch.equal(trainer.draw(target, 2.0)[0], alone.cpu())
     # What was learned since is not in what is compared with.
     trainer.heads.heads["pace"].fc2.bias.data.copy_(torch.tensor([0.0, 0.0, 0.0, 20.0, 0.0]))
-    assert not torch.equal(trainer.draw(wanted, 2.0, 1, 0, None)[0], alone.cpu())
-    assert torch.equal(trainer.draw(wanted, 2.0, 1, 0, None, trainer.fresh)[0], alone.cpu())
+    assert not torch.equal(trainer.draw(target, 2.0)[0], alone.cpu())
+    assert torch.equal(trainer.draw(target, 2.0, heads=trainer.fresh)[0], alone.cpu())
 
 
 def test_a_search_begins_where_an_earlier_one_ended(graph, done, tmp_path):
@@ -550,8 +551,8 @@ def test_a_search_begins_where_an_earlier_one_ended(graph, done, tmp_path):
     again, _ = train(graph, tmp_path / "again", plans=1, start=other)
     assert torch.equal(again.tensors["plan.0.computed"], marks)
     # At a speed-up that it has no plan for, the nearest one is thinned or filled up.
-    fewer, _ = train(graph, tmp_path / "fewer", plans=1, start=other, speedup=3.0)
-    more, _ = train(graph, tmp_path / "more", plans=1, start=other, speedup=1.5)
+    fewer, _ = train(graph, tmp_path / "fewer", plans=1, start=other, speedups=(3.0,))
+    more, _ = train(graph, tmp_path / "more", plans=1, start=other, speedups=(1.5,))
     assert fewer.tensors["plan.0.computed"].tolist() == [1, 0, 0, 0, 1, 0]
     assert more.tensors["plan.0.computed"].tolist() == [1, 1, 0, 1, 1, 0]
 
@@ -559,46 +560,47 @@ def test_a_search_begins_where_an_earlier_one_ended(graph, done, tmp_path):
 def test_a_schedule_that_does_not_go_with_the_training_is_refused(graph, host, done, tmp_path):
     file, _ = done(tmp_path, train)
     with pytest.raises(ValueError, match="budgets = 2; --speedups must be some of them"):
-        trainer_of(graph, tmp_path / "a", arguments(f"{HEADS} --start {file.path}"))
+        trainer_of(graph, tmp_path / "a", f"{HEADS} --start {file.path}")
     start, ladder = (
         f"{HEADS.replace('1.5 2', '2')} --start",
         ladder_of(file, tmp_path / "ladder.safetensors"),
     )
     with pytest.raises(
-        ValueError, match="the pace head chooses among the plans of a file, and here there is one"
+        ValueError,
+        match="the pace head chooses among the schedules of a file, and here there is one",
     ):
-        trainer_of(graph, tmp_path / "a", arguments(f"{start} {file.path}"))
+        trainer_of(graph, tmp_path / "a", f"{start} {file.path}")
     larger = ladder_of(file, tmp_path / "larger.safetensors", hidden=3072)
     with pytest.raises(ValueError, match="hidden = 3072, trained on .*; this model has 256"):
-        trainer_of(graph, tmp_path / "a", arguments(f"{start} {larger}"))
-    with pytest.raises(ValueError, match="searched on other noise levels"):
-        trainer_of(Graph(workflow(steps=7), host), tmp_path / "b", arguments(f"{start} {ladder}"))
+        trainer_of(graph, tmp_path / "a", f"{start} {larger}")
+    with pytest.raises(ValueError, match="searched on other sigmas"):
+        trainer_of(Graph(workflow(steps=7)), tmp_path / "b", f"{start} {ladder}")
     learned, _ = done(tmp_path / "other", learn)
     with pytest.raises(ValueError, match="kind = 'heads'; --start is a schedule"):
-        trainer_of(graph, tmp_path / "c", arguments(f"{start} {learned.path}"))
+        trainer_of(graph, tmp_path / "c", f"{start} {learned.path}")
     other = ladder_of(file, tmp_path / "d.safetensors", architecture="sd3")
     with pytest.raises(ValueError, match="architecture = 'sd3'"):
-        trainer_of(graph, tmp_path / "d", arguments(f"{start} {other}"))
+        trainer_of(graph, tmp_path / "d", f"{start} {other}")
 
 
 def test_state_of_another_training_is_not_gone_on_with(graph, done, tmp_path):
     done(tmp_path, learn)
     with pytest.raises(ValueError, match="after 3 updates, more than --iterations 2"):
         learn(graph, tmp_path, iterations=2)
-    kept = (tmp_path / "state" / "settings.json").read_text()
-    (tmp_path / "state" / "settings.json").write_text(kept.replace('"plan": "', '"plan": "0'))
+    kept = (tmp_path / "policy" / "settings.json").read_text()
+    (tmp_path / "policy" / "settings.json").write_text(kept.replace('"plan": "', '"plan": "0'))
     with pytest.raises(ValueError, match="a training with other plan;"):
         learn(graph, tmp_path)
 
 
-def test_plans_differ_by_what_their_weights_are_fitted_to_as_well(graph, done, tmp_path):
+def test_schedules_differ_by_what_their_weights_are_fitted_to_as_well(graph, done, tmp_path):
     file, _ = done(tmp_path, train)
     file = read(ladder_of(file, tmp_path / "ladder.safetensors"))
     scaled = {name: value * 2 for name, value in file.tensors.items() if "gram" in name}
     other = read(rewritten(file, tmp_path / "other.safetensors", scaled))
-    args = arguments(f"{HEADS.replace('1.5 2', '2')} --start {file.path}")
-    digests = [Planned(args, found).digest for found in (file, read(file.path), other)]
-    assert digests[0] == digests[1] != digests[2] and plans_of(file) == plans_of(other)
+    config = config_of(f"{HEADS.replace('1.5 2', '2')} --start {file.path}")
+    digests = [RapidPlus(config, one).digest for one in (file, read(file.path), other)]
+    assert digests[0] == digests[1] != digests[2] and schedules_of(file) == schedules_of(other)
 
 
 @pytest.mark.parametrize("kind", ["rapid3", "rapid+"])
@@ -621,9 +623,7 @@ def test_trained_heads_run_in_accelerate(graph, host, done, tmp_path, pack_modul
     policy = pack_module("rapid_core.policy_file.format").read(file.path)
 
     def patch(model):
-        return host.comfy_host.run_node(
-            "RAPID_Accelerate", model=model, speedup=2.0, policy=policy
-        )[0]
+        return host.run_node("RAPID_Accelerate", model=model, speedup=2.0, policy=policy)[0]
 
     found = graph.sample(PROMPTS[0], 0, patch=patch)
     assert torch.isfinite(found).all() and not torch.equal(found, graph.sample(PROMPTS[0], 0))
@@ -641,19 +641,18 @@ def leaves(node, seen):
 def test_no_gradient_reaches_the_transformer(graph, tmp_path):
     """Rollouts leave no graph behind; what an update differentiates ends at the heads, and it
     changes only them."""
-    trainer = trainer_of(graph, tmp_path, arguments(HEADS))
-    network, trainer.seen = graph.model.model.diffusion_model, []
+    trainer = trainer_of(graph, tmp_path, HEADS)
+    network = graph.model.model.diffusion_model
     weights = {name: value.to("cpu", copy=True) for name, value in network.state_dict().items()}
     heads = {name: value.clone() for name, value in trainer.heads.state_dict().items()}
-    group = trainer.group(0)
-    rows = [row for trajectory in group for row in trajectory.rows]
-    kept = [x for row in rows for x in (*row.inputs.values(), row.numbers, row.pooled)] + [
-        t.log_p for t in group
-    ]
-    assert len(rows) > 3 and not any(x.requires_grad or x.grad_fn is not None for x in kept)
+    group, _ = trainer.rollout(0)
+    steps = [step for trajectory in group for step in trajectory.steps]
+    kept = [t.log_p for t in group]
+    kept += [x for step in steps for x in (*step.inputs.values(), step.numbers, step.pooled)]
+    assert len(steps) > 3 and not any(x.requires_grad or x.grad_fn is not None for x in kept)
     own = {id(p) for p in trainer.heads.parameters()}
     assert {
-        id(leaf) for leaf in leaves(log_probability(trainer.heads, rows)[0].sum().grad_fn, set())
+        id(leaf) for leaf in leaves(log_probability(trainer.heads, steps)[0].sum().grad_fn, set())
     } == own
     assert trainer.learner.update([group])["dropped_groups"] == 0
     assert all(p.grad is None for p in network.parameters())

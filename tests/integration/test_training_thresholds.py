@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from rapid_core.policy_file.policies import policy_of
-from rapid_testing.trainings import PROMPTS, arguments, small_graph, unclocked
+from rapid_testing.trainings import PROMPTS, job_of, small_graph, without_seconds
 from training.graph import Graph
-from training.host import attach
-from training.thresholds import cost_of_last, train_thresholds
+from training.host import attach, cost_share, last_record
+from training.thresholds import train_thresholds
 
 pytestmark = pytest.mark.main_host
 FLAGS = "--kind threshold --speedups 1.5 2 --calibration 2 --held-out 2"
@@ -18,13 +18,11 @@ FLAGS = "--kind threshold --speedups 1.5 2 --calibration 2 --held-out 2"
 def graph(comfy_host, pack, demo_pack):
     for name in ("nodes_flux.py", "nodes_sd3.py"):
         comfy_host.load_core_nodes(name)
-    return small_graph(comfy_host)
+    return small_graph()
 
 
 def train(graph, folder, flags=FLAGS):
-    return train_thresholds(
-        graph, PROMPTS, arguments(flags), folder / "state", folder / "policy.safetensors", "-"
-    )
+    return train_thresholds(job_of(graph, folder, flags))
 
 
 def cost(graph, policy):
@@ -32,7 +30,7 @@ def cost(graph, policy):
     model, found = attach(graph.model, policy), []
     for i, prompt in enumerate(PROMPTS[:2]):
         graph.sample(prompt, i, model)
-        found.append(cost_of_last(model))
+        found.append(cost_share(last_record(model)))
     return sum(found) / 2
 
 
@@ -67,14 +65,14 @@ def test_a_killed_search_goes_on_where_it_was(graph, tmp_path, monkeypatch):
             found, _ = train(graph, tmp_path / "killed")
         except KeyboardInterrupt:
             kills += 1
-    assert kills >= 3 and unclocked(found.metadata) == unclocked(whole.metadata)
+    assert kills >= 3 and without_seconds(found.metadata) == without_seconds(whole.metadata)
     assert torch.equal(found.tensors["thresholds"], whole.tensors["thresholds"])
 
 
 def test_any_sampler_will_do_and_a_speed_out_of_reach_is_named(graph, comfy_host, tmp_path):
     nodes = {i: {**node, "inputs": dict(node["inputs"])} for i, node in graph.nodes.items()}
     nodes["sample"]["inputs"]["sampler_name"] = "heun"
-    other = Graph(nodes, graph.host)
+    other = Graph(nodes)
     file, _ = train(
         other, tmp_path / "heun", "--kind threshold --speedups 1.3 --calibration 1 --held-out 1"
     )

@@ -96,13 +96,14 @@ def note(graph: dict[str, Any], text: str) -> str:
     policies = [file for file in files(graph) if file.startswith("rapid_policies/")]
     lines = "\n".join(f"- `models/{file}`" for file in files(graph) if file not in policies)
     what = (
-        "It runs only where `python3 dev.py serve` brings the demo's nodes and files:"
+        "It needs the demo's nodes and files, which `python3 dev.py serve` brings along:"
         if demo
         else "Model files, as ComfyUI's own templates have them:"
     )
-    whose = "comes with the pack" if demo else "is yours to make; choose it in RAPID Load Policy"
     where = [
-        f"The policy, `{file.partition('/')[2] if demo else f'models/{file}'}`, {whose}."
+        f"The policy, `{file.partition('/')[2]}`, comes with the pack."
+        if demo
+        else f"Make the policy file, `models/{file}`, and choose it in RAPID Load Policy."
         for file in policies
     ]
     return "\n\n".join([text, f"{what}\n\n{lines}", *where])

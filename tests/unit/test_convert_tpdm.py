@@ -10,11 +10,12 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional
 
-from rapid_core.engine.features import FeatureStore
+from rapid_core.engine.tap import FeatureStore
 from rapid_core.policy_file.format import read
-from rapid_core.policy_file.policies import policy_of, tpdm_of
+from rapid_core.policy_file.heads import tpdm_of
+from rapid_core.policy_file.policies import policy_of
 from rapid_core.techniques.heads.tpdm import TPDMPolicy
-from rapid_core.types import HeadInput
+from rapid_core.types import HeadInput, Window
 from training.convert_tpdm import ConversionError, convert, main
 
 # The published layout: names below the prefix, and shapes.
@@ -114,10 +115,11 @@ def test_a_converted_policy_decides_as_the_published_head_does(source, converted
 
     store = FeatureStore("tpdm-sd3", (16, 128, 128), ["positive"], ["negative"])
     for i, uuid in enumerate(("negative", "positive")):
-        store.keep(0, uuid, torch.cat((before[i], after[i]), 1), temb[i])
+        store.add(0, uuid, torch.cat((before[i], after[i]), 1), temb[i])
     assert store.end(0, [0], 7.0) is None
-    actor, latent = policy.start(None), torch.zeros(16, 128, 128)
-    logits = actor.ask([HeadInput(latent, latent, latent, None, store.mixed[0])], torch.tensor(1.0))
+    actor, latent = policy.start(Window(1.0, 0.0)), torch.zeros(16, 128, 128)
+    seen = HeadInput(latent, latent, latent, None, store.latest[0])
+    logits = actor.logits(seen, torch.tensor(1.0))
     assert (1 + logits.exp()).tolist() == pytest.approx([alpha, beta], rel=1e-5)
     assert 0.01 < actor._jump(logits) < 0.99  # not at the limits, where all heads are alike
     assert actor._jump(logits) == pytest.approx((alpha - 1) / (alpha + beta - 2), rel=1e-5)

@@ -78,9 +78,9 @@ def runs_of(arguments, *hosts):
     return [(run.host, list(run.paths), list(run.flags)) for run in runs]
 
 
-def test_by_default_the_unit_tests_run_and_what_is_marked_quick():
+def test_by_default_unit_tests_run_that_are_not_slow_and_others_that_are_quick():
     assert runs_of([]) == [
-        ("main", ["tests/unit"], []),
+        ("main", ["tests/unit"], ["-m", "not slow"]),
         ("main", ["tests/integration", "tests/browser"], ["-m", "quick"]),
     ]
     assert runs_of(["--fast"]) == [("main", ["tests/unit"], [])]
@@ -369,7 +369,7 @@ def test_runs_are_shown_one_after_the_other_and_the_real_host_closes_the_output(
     assert tested(cores, {}, "-q") == 0
     lines = [line for line in capfd.readouterr().out.splitlines() if not line.startswith("==")]
     assert lines == [
-        "-m pytest tests/unit -q",
+        "-m pytest tests/unit -m not slow -q",
         "-m pytest tests/integration tests/browser -m quick -q",
     ]
 
@@ -381,7 +381,7 @@ def test_runs_are_shown_one_after_the_other_and_the_real_host_closes_the_output(
         (5, 0, 0, ""),  # 5: no tests there
         (5, 5, 1, ""),
         (0, 1, 1, ""),  # pytest's own closing line says it
-        (1, 0, 1, "failed: pytest tests/unit on ComfyUI 9"),
+        (1, 0, 1, "failed: pytest tests/unit -m not slow on ComfyUI 9"),
     ],
 )
 def test_a_failure_anywhere_is_one(tested, capfd, unit, quick, code, said):

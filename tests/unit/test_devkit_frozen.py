@@ -14,8 +14,10 @@ from devkit.frozen import compare, report, unexplained, worktree
 def run(latent="a", old=False, **changed):
     """A run of two evaluations as rapid_testing.frozen writes it; old: with the words of records
     of version 1."""
-    first = {"modes": ["run"], "share": [1.0], "cost": [8.0], "full_cost": [8.0], "error": [None]}
-    second = {**first, "modes": ["skip"], "share": [0.0], "cost": [0.0], "error": [0.1]} | changed
+    first = {"modes": ["run"], "token_share": [1.0], "cost": [8.0], "full_cost": [8.0]}
+    second = {"modes": ["skip"], "token_share": [0.0], "cost": [0.0], "full_cost": [8.0]}
+    second = {**second, "error_estimate": [0.1], **changed}
+    first["error_estimate"] = [None]
     rows = [first, second]
     if old:
         back = {today: before for before, today in frozen.RENAMED.items()}
@@ -40,7 +42,7 @@ def test_the_same_run_in_old_and_new_words_is_equal():
         (run("b"), "latent (the records are equal)"),
         (run(modes=["reuse"]), "evaluation 2: modes was ['skip'], is ['reuse']"),
         (run("b", cost=[1.0]), "latent; evaluation 2: cost was [0.0], is [1.0]"),
-        (run(error=[0.1000001]), "evaluation 2: error was [0.1], is [0.1000001]"),
+        (run(error_estimate=[0.1000001]), "evaluation 2: error_estimate was [0.1], is [0.1000001]"),
         (run(density=[0.5]), "evaluation 2: density is missing on the old side"),
         ({"error": "ValueError: no"}, "fails on the new side only: ValueError: no"),
         ({"latent": "a", "record": None}, "no record on the new side"),
@@ -48,6 +50,12 @@ def test_the_same_run_in_old_and_new_words_is_equal():
 )
 def test_what_differs_first_is_said(new, said):
     assert difference(run(old=True), new) == said
+
+
+def test_what_version_1_has_not_is_compared_where_both_sides_have_it():
+    assert difference(run(old=True), run(step=1)) == ""
+    said = "evaluation 2: step was 1, is 2"
+    assert difference(run(step=1), run(step=2)) == said
 
 
 def test_fewer_evaluations_are_a_difference():

@@ -35,8 +35,8 @@ def test_it_learns_to_tell_pictures_apart_that_it_has_not_seen():
     found, scalars = taught(60)
     assert scalars[-1]["discriminator/loss"] < 0.3 < scalars[0]["discriminator/loss"]
     assert scalars[-1]["discriminator/accuracy"] == 1.0
-    dense, drawn = (found.likeness(found.look(make(16, 9))) for make in (sharp, blurred))
-    assert dense.min() > 0.6 and drawn.max() < 0.4 and 0 <= drawn.min() and dense.max() <= 1
+    full, drawn = (found.likeness(found.look(make(16, 9))) for make in (sharp, blurred))
+    assert full.min() > 0.6 and drawn.max() < 0.4 and 0 <= drawn.min() and full.max() <= 1
 
 
 def test_before_it_has_learned_the_adapter_is_the_identity():
@@ -80,9 +80,8 @@ def test_it_goes_on_from_its_state_as_if_nothing_had_happened(tmp_path):
         resumed.step(str(i))
     for name, tensor in whole.adapter.state_dict().items():
         assert torch.equal(tensor, resumed.adapter.state_dict()[name])
-    assert torch.equal(whole.drawn.rows, resumed.drawn.rows) and torch.equal(
-        whole.dense.rows, resumed.dense.rows
-    )
+    assert torch.equal(whole.drawn.rows, resumed.drawn.rows)
+    assert torch.equal(whole.full.rows, resumed.full.rows)
     other, _ = taught(8, seed=1)
     assert not torch.equal(other.adapter.logit.weight, whole.adapter.logit.weight)
 
@@ -128,7 +127,7 @@ class Shown:
         return latents
 
 
-def dense(prompt, seed):
+def reference(prompt, seed):
     return Reference(prompt, 0, sharp(1, seed), (1.0, 0.0), "euler", 1, torch.zeros(1, 1))
 
 
@@ -145,10 +144,10 @@ def scored(folder, omega):
 
     def draw(number):
         drawn.append(number)
-        return blurred(4, 10 + number), dense(str(number), 20 + number)
+        return blurred(4, 10 + number), reference(str(number), 20 + number)
 
     scorer.warm_up(draw, PROMPTS, folder / "warm_up")
-    return scorer, dense("p", 1), drawn
+    return scorer, reference("p", 1), drawn
 
 
 @pytest.mark.parametrize("omega", [0.5, 1.0])
@@ -200,7 +199,7 @@ def test_the_warm_up_draws_each_prompt_once_however_often_it_is_begun(tmp_path):
 
 def test_without_a_discriminator_the_score_is_the_quality(tmp_path):
     scorer = Scorer(Mixture(parsed("psnr"), ["p"]), Pictures(None, tmp_path))
-    assert scorer.scores(sharp(1, 1), dense("p", 1)) == pytest.approx([1.0], abs=1e-3)
+    assert scorer.scores(sharp(1, 1), reference("p", 1)) == pytest.approx([1.0], abs=1e-3)
     assert scorer.learn(0).keys() == {"reward/psnr"} and scorer.state() == {}
     scorer.warm_up(lambda number: pytest.fail("nothing is to be drawn"), 3, tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -7,12 +7,21 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rapid_core.techniques.heads.network import beta
-from rapid_core.techniques.heads.rapid3 import Decision, Heads, HeadsActor, HeadsPolicy
-from rapid_core.types import HeadInput, ImageState, Observation
-from rapid_testing.actors import run_heads
-from training.grpo import Learner, Settings, Trajectory, advantages, trajectory_log_p
-from training.likelihood import Row, TrajectoryTape, log_probability
+from rapid_core.techniques.heads.network import RunHeads, beta
+from rapid_core.techniques.heads.rapid3 import Heads, Rapid3Actor, Rapid3Policy
+from rapid_core.techniques.heads.rollout import Decision
+from rapid_core.types import HeadInput
+from rapid_testing.heads import decide, falling, run_heads
+from training.grpo import (
+    GRPOConfig,
+    Learner,
+    RolloutBuffer,
+    Step,
+    Trajectory,
+    advantages,
+    log_probability,
+    trajectory_log_p,
+)
 
 CHANNELS, HIDDEN = 4, 24
 
@@ -23,9 +32,9 @@ def heads(*names):
 
 
 def rollout(of, seed, steps=12):
-    rollout = TrajectoryTape()
-    run_heads(HeadsPolicy(of, 1.0, rollout=rollout, seed=seed), steps, CHANNELS)
-    return rollout.rows[0]
+    buffer = RolloutBuffer()
+    run_heads(Rapid3Policy(heads=of, speedup=1.0, rollout=buffer, seed=seed), steps, CHANNELS)
+    return buffer.steps[0]
 
 
 @given(st.lists(st.floats(-50, 50), min_size=2, max_size=12))
@@ -58,19 +67,18 @@ def drawn_groups(of, number=2, images=4):
         runs = [rollout(of, 10 * group + i) for i in range(images)]
         with torch.no_grad():
             old, _ = trajectory_log_p(of, runs)
-        groups.append([Trajectory(rows, float(i), old[i]) for i, rows in enumerate(runs)])
+        groups.append([Trajectory(steps, float(i), old[i]) for i, steps in enumerate(runs)])
     return groups
 
 
 def test_stored_and_recomputed_log_probabilities_are_equal_and_the_first_ratio_is_one():
     ours = heads()
     groups = drawn_groups(ours)
-    for trajectory in groups[
-        0
-    ]:  # row by row, as they were drawn, from what the tape kept in half precision
-        one_by_one = sum(trajectory_log_p(ours, [[row]])[0][0].detach() for row in trajectory.rows)
+    # Step by step, as they were drawn, from what the buffer kept in half precision.
+    for trajectory in groups[0]:
+        one_by_one = sum(trajectory_log_p(ours, [[one]])[0][0].detach() for one in trajectory.steps)
         assert float(trajectory.log_p) == pytest.approx(float(one_by_one), abs=1e-3)
-    scalars = Learner(ours, Settings(epochs=2)).update(groups)
+    scalars = Learner(ours, GRPOConfig(epochs=2)).update(groups)
     assert scalars["first_ratio"] == 1.0
     assert scalars["ratio"] != pytest.approx(1.0, abs=1e-6) and scalars["dropped_groups"] == 0
 
@@ -79,21 +87,21 @@ def test_gradients_of_groups_add_up_to_that_of_the_whole_objective():
     """Groups of unlike sizes, one that says nothing between them, and an image that decided
     nothing."""
     ours = heads()
-    groups, mute = drawn_groups(ours, 3), Trajectory([], 9.0, torch.tensor(0.0))
-    groups[0], groups[1] = (
-        [*groups[0][:3], mute],
-        [Trajectory(t.rows, 1.0, t.log_p) for t in groups[1]],
-    )
-    kept = [t for group in (groups[0], groups[2]) for t in group if t.rows]
+    groups = drawn_groups(ours, 3)
+    groups[0] = [*groups[0][:3], Trajectory([], 9.0, torch.tensor(0.0))]
+    groups[1] = [Trajectory(t.steps, 1.0, t.log_p) for t in groups[1]]
+    kept = [t for group in (groups[0], groups[2]) for t in group if t.steps]
     advantage = torch.cat(
         [advantages([t.reward for t in groups[0]])[:3], advantages([t.reward for t in groups[2]])]
     )
-    new, entropy = trajectory_log_p(ours, [t.rows for t in kept])
+    new, entropy = trajectory_log_p(ours, [t.steps for t in kept])
     ratio = (new - torch.stack([t.log_p for t in kept])).exp()
     objective = torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage).mean()
-    loss = -objective - 0.5 * entropy / sum(len(t.rows) for t in kept)
+    loss = -objective - 0.5 * entropy / sum(len(t.steps) for t in kept)
     wanted = torch.autograd.grad(loss, list(ours.parameters()))
-    scalars = Learner(ours, Settings(clip=0.2, epochs=1, entropy=0.5, grad_norm=1e9)).update(groups)
+    scalars = Learner(ours, GRPOConfig(clip=0.2, epochs=1, entropy=0.5, max_grad_norm=1e9)).update(
+        groups
+    )
     assert scalars["dropped_groups"] == 1 and scalars["loss"] == pytest.approx(
         float(loss.detach()), abs=1e-4
     )
@@ -103,8 +111,9 @@ def test_gradients_of_groups_add_up_to_that_of_the_whole_objective():
         )
 
 
-def row(choice):
-    return Row(
+def step_of(choice):
+    """A decision by heads that saw nothing."""
+    return Step(
         {n: torch.zeros(4 * CHANNELS, 4, 4).half() for n in ("step", "cache", "sparse")},
         torch.tensor([0.5]),
         torch.zeros(HIDDEN).half(),
@@ -116,97 +125,116 @@ def test_absent_and_void_choices_are_not_in_the_probability():
     ours = heads()
     with torch.no_grad():
         full, _ = log_probability(
-            ours, [row(Decision(0.5, 1, None)), row(Decision(None, 1, None)), row(Decision())]
+            ours,
+            [
+                step_of(Decision(0.5, 1, None)),
+                step_of(Decision(None, 1, None)),
+                step_of(Decision()),
+            ],
         )
-        step, _ = log_probability(ours, [row(Decision(0.5, None, None))])
+        jump, _ = log_probability(ours, [step_of(Decision(0.5, None, None))])
     assert float(full[2]) == 0.0
-    assert float(full[0] - full[1]) == pytest.approx(float(step[0]), abs=1e-5)
-    assert float(full[1]) == pytest.approx(
-        math.log(0.5), abs=0.05
-    )  # fresh heads hardly prefer anything
+    assert float(full[0] - full[1]) == pytest.approx(float(jump[0]), abs=1e-5)
+    # Fresh heads hardly prefer anything.
+    assert float(full[1]) == pytest.approx(math.log(0.5), abs=0.05)
 
 
 def test_a_two_armed_bandit_is_learned():
     """Reuse pays, recompute does not: after some updates reuse is what is drawn."""
     ours = heads("cache")
-    learner, generator = (
-        Learner(ours, Settings(lr=1e-2, entropy=0.0)),
-        torch.Generator().manual_seed(0),
-    )
-    blank = row(Decision())
+    learner = Learner(ours, GRPOConfig(lr=1e-2, entropy=0.0))
+    generator = torch.Generator().manual_seed(0)
+    blank = step_of(Decision())
 
     def chance():
         with torch.no_grad():
-            return float(log_probability(ours, [row(Decision(None, 1, None))])[0].exp())
+            return float(log_probability(ours, [step_of(Decision(None, 1, None))])[0].exp())
 
     assert chance() == pytest.approx(0.5, abs=0.1)
     for _ in range(40):
         drawn = (torch.rand(8, generator=generator) < chance()).long().tolist()
-        rows = [
-            [Row(blank.inputs, blank.numbers, blank.pooled, Decision(None, c, None))] for c in drawn
+        runs = [
+            [Step(blank.inputs, blank.numbers, blank.pooled, Decision(None, c, None))]
+            for c in drawn
         ]
         with torch.no_grad():
-            old, _ = trajectory_log_p(ours, rows)
-        learner.update(
-            [[Trajectory(r, float(c), p) for r, c, p in zip(rows, drawn, old, strict=True)]]
-        )
+            old, _ = trajectory_log_p(ours, runs)
+        group = [Trajectory(s, float(c), p) for s, c, p in zip(runs, drawn, old, strict=True)]
+        learner.update([group])
     assert chance() > 0.95
 
 
 def test_groups_that_say_nothing_are_dropped_and_counted():
     ours = heads("cache")
     before = [p.clone() for p in ours.parameters()]
-    group = [Trajectory([row(Decision(None, 1, None))], 1.0, torch.tensor(-0.7)) for _ in range(4)]
+    group = [
+        Trajectory([step_of(Decision(None, 1, None))], 1.0, torch.tensor(-0.7)) for _ in range(4)
+    ]
     assert Learner(ours).update([group, group]) == {"dropped_groups": 2.0}
     assert all(torch.equal(a, b) for a, b in zip(before, ours.parameters(), strict=True))
 
 
-class Watching(HeadsActor):
+class Watching(Rapid3Actor):
     """Remembers log p of what was drawn, from the very numbers it was drawn by."""
 
-    def __init__(self, policy):
-        super().__init__(policy)
-        self.drawn = {0: [], 1: []}
+    def __init__(self, policy, image):
+        super().__init__(policy, RunHeads(policy.heads), image)
+        self.drawn = []
 
-    def _one(self, number, image, observation, logits):
-        before = len(self.policy.rollout.rows.get(number, ()))
-        action = super()._one(number, image, observation, logits)
-        for row in self.policy.rollout.rows.get(number, ())[before:]:
-            total, c = 0.0, row.choice
-            if c.jump is not None:
-                total += float(
-                    torch.distributions.Beta(*beta(logits["step"])).log_prob(torch.tensor(c.jump))
-                )
-            for name, picked in (("cache", c.cache), ("sparse", c.sparse)):
-                total += 0.0 if picked is None else float(logits[name].log_softmax(0)[picked])
-            self.drawn[number].append(total)
+    def _decide(self, observation, logits):
+        before = len(self.policy.rollout.steps.get(self.image, ()))
+        action = super()._decide(observation, logits)
+        for step in self.policy.rollout.steps.get(self.image, ())[before:]:
+            total = 0.0
+            if step.choice.jump is not None:
+                jumps = torch.distributions.Beta(*beta(logits["step"]))
+                total += float(jumps.log_prob(torch.tensor(step.choice.jump)))
+            for name in ("cache", "sparse"):
+                picked = getattr(step.choice, name)
+                if picked is not None:
+                    total += float(logits[name].log_softmax(0)[picked])
+            self.drawn.append(total)
         return action
 
 
-def test_the_tape_gives_back_the_probabilities_that_choices_were_drawn_by():
-    """Two images, one of which is not known at first, so that rows and images must not be mixed
+def test_the_buffer_gives_back_the_probabilities_that_choices_were_drawn_by():
+    """Two images, one of which is not known at first, so that steps and images must not be mixed
     up."""
-    ours, rollout, make = heads(), TrajectoryTape(), torch.Generator().manual_seed(3)
-    actor = Watching(HeadsPolicy(ours, 1.0, rollout=rollout, seed=4))
+    ours = heads()
+    buffer = RolloutBuffer()
+    make = torch.Generator().manual_seed(3)
+    policy = Rapid3Policy(heads=ours, speedup=1.0, rollout=buffer, seed=4)
+    actors = [Watching(policy, image) for image in range(2)]
+    sigmas = falling(12)
     for i in range(12):
-        looks = [
-            HeadInput(*torch.randn(3, CHANNELS, 8, 8, generator=make)) if i > n else None
-            for n in range(2)
-        ]
-        answers = actor.ask(looks, torch.tensor(1 - i / 12))
-        images = tuple(ImageState(int(look is not None), 0, 0.1, levels=(1.0,)) for look in looks)
-        actor.act(
-            Observation(
-                i,
-                1 - i / 12,
-                images,
-                i,
-                12,
-                answers=tuple([] if answers is None else answers.tolist()),
-            )
-        )
-    for number in range(2):
+        for image, actor in enumerate(actors):
+            parts = torch.randn(3, CHANNELS, 8, 8, generator=make)
+            seen = HeadInput(*parts) if i > image else None
+            history = (1.0,) if seen is not None else ()
+            decide(actor, seen, i, sigmas, history, 0, image=image)
+    for image, actor in enumerate(actors):
         with torch.no_grad():
-            found, _ = log_probability(ours, rollout.rows[number])
-        assert len(found) >= 9
-        assert torch.allclose(found, torch.tensor(actor.drawn[number]), atol=1e-3)
+            log_p, _ = log_probability(ours, buffer.steps[image])
+        assert len(log_p) >= 9
+        assert torch.allclose(log_p, torch.tensor(actor.drawn), atol=1e-3)
+
+
+def test_the_reported_kl_is_never_negative_and_zero_where_nothing_changed():
+    """The naive estimate, the mean of old less new log p, is either."""
+    ours = heads("cache")
+    learner = Learner(ours, GRPOConfig(lr=1e-2, epochs=1))
+    group = [
+        Trajectory([step_of(Decision(None, c, None))], float(c), torch.tensor(0.0)) for c in (0, 1)
+    ]
+    with torch.no_grad():
+        old, _ = trajectory_log_p(ours, [t.steps for t in group])
+    same = [Trajectory(t.steps, t.reward, p) for t, p in zip(group, old, strict=True)]
+    assert learner.update([same])["approx_kl_k3"] == 0.0
+    likelier = [Trajectory(t.steps, t.reward, t.log_p - 2) for t in group]
+    with torch.no_grad():
+        new, _ = trajectory_log_p(ours, [t.steps for t in group])
+    assert float((torch.full((2,), -2.0) - new).mean()) < 0
+    ratio = (new + 2).exp()
+    expected = float(((ratio - 1) - (new + 2)).mean())
+    assert expected > 0
+    assert learner.update([likelier])["approx_kl_k3"] == pytest.approx(expected, rel=1e-4)

@@ -1,5 +1,6 @@
 """RAPID3's heads: jumps, choices, budget, files."""
 
+import gc
 import math
 
 import pytest
@@ -8,11 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rapid_core.policy_file.format import PolicyError, write
-from rapid_core.policy_file.policies import head_metadata, head_tensors, heads_of, policy_of
+from rapid_core.policy_file.heads import head_metadata, head_tensors, heads_of
+from rapid_core.policy_file.policies import policy_of
+from rapid_core.reasons import ReasonCode
 from rapid_core.techniques.heads.network import beta, beta_mode, embedding, packed
-from rapid_core.techniques.heads.rapid3 import HEADS, OUTPUTS, Heads, HeadsActor, HeadsPolicy
-from rapid_core.types import HeadInput, Mode
-from rapid_testing.actors import METADATA, run_heads
+from rapid_core.techniques.heads.rapid3 import HEADS, OUTPUTS, Heads, Rapid3Policy, seed_of
+from rapid_core.types import FULL, Action, HeadInput, Mode, Reason
+from rapid_testing.actors import METADATA
+from rapid_testing.heads import WINDOW, decide, falling, run_heads
 
 CHANNELS, HIDDEN = 4, 24
 
@@ -62,82 +66,120 @@ def test_latents_are_packed_two_by_two_odd_sides_and_videos_too():
 def test_drawn_jumps_strictly_fall_and_the_budget_is_a_ceiling(seed):
     """Each jump from a computed evaluation lands below it, and nothing above the landing is
     computed or reused."""
-    rollout, schedule = RolloutBuffer(), [1 - i / 28 for i in range(28)]
-    actions, _ = run_heads(HeadsPolicy(heads(), 3.0, rollout=rollout, seed=seed), 28, CHANNELS)
-    computed = [i for i, a in enumerate(actions) if a.level is Mode.RUN]
-    assert actions[0].level is Mode.RUN and len(computed) <= 28 // 3
+    rollout, sigmas = RolloutBuffer(), falling(28)
+    actions, _, _ = run_heads(
+        Rapid3Policy(heads=heads(), speedup=3.0, rollout=rollout, seed=seed), 28, CHANNELS
+    )
+    computed = [i for i, a in enumerate(actions) if a.mode is Mode.RUN]
+    assert actions[0].mode is Mode.RUN and len(computed) <= 28 // 3
     jumps = [row[-1].jump for row in rollout.rows if row[-1].jump is not None]
     assert len(jumps) >= len(computed) - 1
     for at, after, jump in zip(computed, [*computed[1:], 28], jumps, strict=False):
-        target = math.floor(1000 * schedule[at] * jump) / 1000
-        assert 0 <= target < schedule[at]
+        target = math.floor(1000 * sigmas[at] * jump) / 1000
+        assert 0 <= target < sigmas[at]
         assert all(
-            actions[i].level is Mode.SKIP
-            for i in range(at + 1, after)
-            if schedule[i] > target + 1e-6
+            actions[i].mode is Mode.SKIP for i in range(at + 1, after) if sigmas[i] > target + 1e-6
         )
-        assert after == 28 or schedule[after] <= target + 1e-6
+        assert after == 28 or sigmas[after] <= target + 1e-6
 
 
-def test_a_jump_holds_every_evaluation_above_its_target():
-    policy = HeadsPolicy(
-        steer(heads("step"), step=[0.0, 0.0]), 1.0
-    )  # mode 0.5: half of the noise level
-    actions, levels = run_heads(policy, 16, CHANNELS)
-    assert levels == [
-        1.0,
-        0.5,
-        0.25,
-        0.125,
-    ]  # then down to 62 thousandths, below the last of the grid
-    assert all(
-        a.weights == ((w, 1.0),) for a in actions if a.level is Mode.SKIP for w, _ in a.weights
+def test_a_jump_skips_every_evaluation_above_its_target():
+    policy = Rapid3Policy(
+        heads=steer(heads("step"), step=[0.0, 0.0]), speedup=1.0
+    )  # mode 0.5: half of the sigma
+    actions, ran, _ = run_heads(policy, 16, CHANNELS)
+    # Then down to 62 thousandths, below the last of the grid.
+    assert ran == [1.0, 0.5, 0.25, 0.125]
+    skipped = [a for a in actions if a.mode is Mode.SKIP]
+    assert all(a.prediction_weights == ((a.prediction_weights[0][0], 1.0),) for a in skipped)
+
+
+def test_a_budget_that_short_jumps_use_up_early_is_said_and_nothing_is_drawn_for_what_is_skipped_then():
+    rollout = RolloutBuffer()
+    short = Rapid3Policy(
+        heads=steer(heads("step"), step=[8.0, -8.0]), speedup=4.0, source="short", rollout=rollout
     )
-
-
-def test_a_budget_that_short_jumps_use_up_early_is_said_and_nothing_is_drawn_for_what_is_held_then(
-    monkeypatch,
-):
-    rollout, made = RolloutBuffer(), []
-    monkeypatch.setattr(
-        HeadsPolicy, "start", lambda self, window: made.append(HeadsActor(self)) or made[0]
-    )
-    short = HeadsPolicy(
-        steer(heads("step"), step=[8.0, -8.0]), 4.0, source="short", rollout=rollout
-    )
-    actions, _ = run_heads(short, 28, CHANNELS)
-    assert [a.level for a in actions] == [Mode.RUN] * 7 + [Mode.SKIP] * 21
+    actions, _, actor = run_heads(short, 28, CHANNELS)
+    assert [a.mode for a in actions] == [Mode.RUN] * 7 + [Mode.SKIP] * 21
     assert sum(row[-1].jump is not None for row in rollout.rows) == 6
-    note = next(note for note in made[0].notes if "budget" in note)
-    assert note.startswith("short: the budget was spent 21 steps before the end")
+    assert Reason(ReasonCode.BUDGET_SPENT, file="short", steps=21) in actor.notes
+    assert [note.code for note in actor.notes].count("budget_spent") == 1
 
 
 def test_reuse_voids_the_sparse_choice_and_absent_heads_choose_nothing():
     rollout = RolloutBuffer()
     always = steer(heads(), step=[9.0, -9.0], cache=[-9.0, 9.0], sparse=[0.0, 0.0, 9.0, 0.0])
-    actions, _ = run_heads(HeadsPolicy(always, 1.0, rollout=rollout), 8, CHANNELS)
-    assert [a.level for a in actions[1:]] == [Mode.REUSE] * 7
+    actions, _, _ = run_heads(Rapid3Policy(heads=always, speedup=1.0, rollout=rollout), 8, CHANNELS)
+    assert [a.mode for a in actions[1:]] == [Mode.REUSE] * 7
     assert all(row[-1].cache == 1 and row[-1].sparse is None for row in rollout.rows)
     thin = steer(heads("sparse"), sparse=[0.0, 0.0, 9.0, 0.0])
-    actions, _ = run_heads(HeadsPolicy(thin, 1.0), 8, CHANNELS)
+    actions, _, _ = run_heads(Rapid3Policy(heads=thin, speedup=1.0), 8, CHANNELS)
     assert [a.density for a in actions] == [1.0] + [0.25] * 7
     rollout = RolloutBuffer()
-    run_heads(HeadsPolicy(thin, 1.0, rollout=rollout), 8, CHANNELS)
+    run_heads(Rapid3Policy(heads=thin, speedup=1.0, rollout=rollout), 8, CHANNELS)
     assert {(row[-1].jump, row[-1].cache) for row in rollout.rows} == {(None, None)}
 
 
-def test_heads_out_of_use_are_not_asked_and_without_the_step_head_nothing_is_held():
-    policy = HeadsPolicy(steer(heads(), step=[0.0, 0.0], cache=[-9.0, 9.0]), 4.0, use=("cache",))
-    actions, _ = run_heads(policy, 16, CHANNELS)
-    assert [a.level for a in actions] == [Mode.RUN] + [Mode.REUSE] * 15
-    assert Mode.SKIP not in policy.levels and policy.settings()["heads"] == ["cache"]
-    actions, _ = run_heads(HeadsPolicy(heads(), 4.0, use=()), 16, CHANNELS)
-    assert all(a.dense for a in actions)
+def test_heads_out_of_use_are_not_asked_and_without_the_step_head_nothing_is_skipped():
+    always = steer(heads(), step=[0.0, 0.0], cache=[-9.0, 9.0])
+    policy = Rapid3Policy(heads=always, speedup=4.0, use=("cache",))
+    actions, _, _ = run_heads(policy, 16, CHANNELS)
+    assert [a.mode for a in actions] == [Mode.RUN] + [Mode.REUSE] * 15
+    assert policy.requirements.modes == {Mode.RUN, Mode.REUSE}
+    assert policy.to_record()["heads"] == ["cache"] and "densities" not in policy.to_record()
+    actions, _, _ = run_heads(Rapid3Policy(heads=heads(), speedup=4.0, use=()), 16, CHANNELS)
+    assert all(a.full for a in actions)
 
 
-def test_without_a_tape_nothing_is_drawn():
-    first, second = (run_heads(HeadsPolicy(heads(), 2.0, seed=s), 20, CHANNELS)[0] for s in (1, 2))
-    assert [a.level for a in first] == [a.level for a in second]
+def test_without_a_rollout_buffer_nothing_is_drawn():
+    first, second = (
+        run_heads(Rapid3Policy(heads=heads(), speedup=2.0, seed=seed), 20, CHANNELS)[0]
+        for seed in (1, 2)
+    )
+    assert [a.mode for a in first] == [a.mode for a in second]
+
+
+def test_the_first_image_draws_by_the_policys_seed_and_others_by_seeds_of_their_own():
+    rows = {}
+    for image in (0, 1, 2, 1):
+        rollout = RolloutBuffer()
+        policy = Rapid3Policy(heads=heads(), speedup=2.0, rollout=rollout, seed=5)
+        run_heads(policy, 20, CHANNELS, image=image)
+        drawn = [row[-1] for row in rollout.rows]
+        assert rows.setdefault(image, drawn) == drawn
+        assert {row[0] for row in rollout.rows} == {image}
+    assert rows[0] != rows[1] != rows[2] != rows[0]
+    assert seed_of(5, 0) == 5
+    assert len({seed_of(seed, image) for seed in range(9) for image in range(9)}) == 81
+
+
+def test_what_another_policy_had_computed_is_charged_and_what_it_skipped_is_not():
+    actor = Rapid3Policy(heads=steer(heads("step"), step=[8.0, -8.0]), speedup=2.0).start(WINDOW)
+    sigmas, seen = falling(8), HeadInput(*torch.randn(3, CHANNELS, 8, 8))
+    decide(actor, None, 0, sigmas, (), 0)
+    assert actor.charged == {0}
+    assert decide(actor, seen, 1, sigmas, (1.0,), 0).mode is Mode.RUN
+    actor.executed(Action(Mode.SKIP))  # not charged twice, and not taken back
+    assert actor.charged == {0, 1}
+    for step in (2, 3):
+        actor.step = step
+        actor.executed(Action(Mode.REUSE))
+        actor.executed(FULL)
+    assert decide(actor, seen, 4, sigmas, sigmas[:4], 0).mode is Mode.SKIP  # 4 of 8 were computed
+
+
+def test_a_policys_heads_lie_once_on_the_device_of_a_run_and_leave_with_it():
+    """Copies of an earlier run would be of heads that training has changed since."""
+    policy = Rapid3Policy(heads=heads(), speedup=2.0)
+    actors = [policy.start(WINDOW, image) for image in range(3)]
+    copies = {id(actor.run.on(torch.device("meta"))) for actor in actors}
+    assert len(copies) == 1 and next(policy.heads.parameters()).device.type == "cpu"
+    again = policy.start(WINDOW, 0)
+    assert again.run is not actors[0].run and policy.start(WINDOW, 1).run is again.run
+    latest = policy._latest
+    del actors, again
+    gc.collect()
+    assert latest() is None and policy.start(WINDOW, 2).run is not None
 
 
 def test_heads_are_written_and_read(tmp_path):
@@ -151,32 +193,29 @@ def test_heads_are_written_and_read(tmp_path):
     for name, logits in found(x, numbers, pooled).items():
         assert torch.equal(logits, ours(x, numbers, pooled)[name])
     policy = policy_of(file, 2.5)
-    assert (
-        policy.speedup == 2.5
-        and policy.forecast_order == 1
-        and policy.levels >= {Mode.REUSE, Mode.SKIP}
-    )
+    assert policy.speedup == 2.5 and policy.prediction_order == 1
+    assert policy.requirements.modes == {Mode.RUN, Mode.REUSE, Mode.SKIP}
 
 
 @pytest.mark.parametrize(
-    "field, value, said",
+    "field, value, words",
     [
-        ("heads", ["jump"], "heads = ['jump']; wanted are some of step, cache, sparse"),
-        ("width", 8, "condition.pooled.weight has shape (16, 24); wanted is 8 x 24"),
-        ("hidden", -1, "hidden = -1; wanted is a whole number"),
+        ("heads", ["jump"], "heads = ['jump']; accepted is a list of some of step, cache, sparse"),
+        ("width", 8, "condition.pooled.weight has shape (16, 24); accepted is 8 x 24"),
+        ("hidden", -1, "hidden = -1; accepted is a whole number"),
         ("scales", {"step": 0}, "scales = {'step': 0}"),
         ("densities", [0.5, 2, 3], "densities = [0.5, 2, 3]"),
         ("forecast_order", 7, "forecast_order = 7"),
         ("heads", ["step"], "scales ="),
     ],
 )
-def test_wrong_heads_are_named(tmp_path, field, value, said):
+def test_wrong_heads_are_named(tmp_path, field, value, words):
     ours = heads()
     more = {**head_metadata(ours, 1, (0.5, 0.25, 0.125)), field: value}
     file = write(tmp_path / "heads.safetensors", "heads", {**METADATA, **more}, head_tensors(ours))
     with pytest.raises(PolicyError) as error:
         policy_of(file, 2.0)
-    assert said in str(error.value)
+    assert words in str(error.value)
 
 
 def test_nan_in_a_head_is_named(tmp_path):
@@ -193,17 +232,27 @@ def test_nan_in_a_head_is_named(tmp_path):
         heads_of(file)
 
 
+def test_a_policy_says_what_it_needs():
+    needs = Rapid3Policy(heads=heads(), speedup=2.0, prediction_order=1).requirements
+    assert needs.logits and needs.decides_schedule and needs.blocks and needs.features is None
+    assert needs.history == 4 and needs.prediction_order == 1 and needs.attention_density == 0.5
+
+
 def test_an_image_without_a_pooled_vector_is_decided_all_the_same():
-    actor = HeadsPolicy(heads(), 2.0).start(None)
-    latent = torch.randn(CHANNELS, 8, 8)
-    looks = [
-        HeadInput(latent, latent, latent),
-        None,
-        HeadInput(latent, latent, latent, torch.randn(HIDDEN)),
-    ]
-    answers = actor.ask(looks, torch.tensor(0.5))
-    wanted = (2 * sum(OUTPUTS[name] for name in HEADS),)
-    assert answers.shape == wanted and actor.asked == [0, 2]
-    assert actor.ask([None], torch.tensor(0.5)) is None
+    actor = Rapid3Policy(heads=heads(), speedup=2.0, source="file").start(WINDOW)
+    latent, sigma = torch.randn(CHANNELS, 8, 8), torch.tensor(0.5)
+    numbers = (sum(OUTPUTS[name] for name in HEADS),)
+    with_it = actor.logits(HeadInput(latent, latent, latent, torch.randn(HIDDEN)), sigma)
+    assert with_it.shape == numbers and not actor.notes
+    assert actor.logits(None, sigma) is None and not actor.known
+    assert actor.logits(HeadInput(latent, latent, latent), sigma).shape == numbers and actor.known
+    assert actor.notes == (Reason(ReasonCode.POOLED_UNKNOWN, file="file"),)
     video = torch.randn(CHANNELS, 5, 8, 8)
-    assert actor.ask([HeadInput(video, video, video)] * 2, torch.tensor(0.5)).shape == wanted
+    assert actor.logits(HeadInput(video, video, video), sigma).shape == numbers
+
+
+def test_an_answer_that_is_not_a_number_is_an_error():
+    actor = Rapid3Policy(heads=heads("step"), speedup=2.0, source="file").start(WINDOW)
+    seen = HeadInput(*torch.full((3, CHANNELS, 8, 8), float("nan")))
+    with pytest.raises(ValueError, match="policy file: its heads answer what is not a number"):
+        decide(actor, seen, 1, falling(8), (1.0,), 0)

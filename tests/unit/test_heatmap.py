@@ -9,9 +9,9 @@ from rapid_core.record import EvaluationRecord, RunRecord, pack, unpack
 
 
 def record(*shares_and_tokens, grid=(1, 2, 3)):
-    def one(i, level, share, tokens):
+    def one(i, mode, share, tokens):
         return EvaluationRecord(
-            i, 1.0, 0, (level,), (share,), (1.0,), (1.0,), (None,), (None,), (), (tokens,)
+            i, 1.0, 0, (mode,), (share,), (1.0,), (1.0,), (None,), (None,), (), (tokens,)
         )
 
     evaluations = tuple(one(i, *each) for i, each in enumerate(shares_and_tokens))
@@ -26,7 +26,7 @@ def test_tokens_are_counted_where_they_ran():
     run = record(
         ("run", 1.0, None),
         ("run", 0.5, pack([0, 4, 5], 6)),
-        ("hold", 0.0, None),
+        ("skip", 0.0, None),
         ("run", 1.0, None),
     )
     assert torch.allclose(
@@ -35,7 +35,7 @@ def test_tokens_are_counted_where_they_ran():
 
 
 def test_the_map_lies_over_the_picture_with_a_strip_below():
-    run = record(("run", 1.0, None), ("hold", 0.0, None))
+    run = record(("run", 1.0, None), ("skip", 0.0, None))
     image = draw(run, torch.rand(1, 32, 48, 3))
     assert image.shape == (1, 32 + STRIP, 48, 3)
     assert (
@@ -53,7 +53,7 @@ def test_a_place_has_the_colour_of_how_often_its_token_ran():
 
 
 def test_where_nobody_chose_tokens_there_is_the_strip_alone():
-    run = replace(record(("run", 1.0, None), ("hold", 0.0, None)), grid=None)
+    run = replace(record(("run", 1.0, None), ("skip", 0.0, None)), grid=None)
     image = draw(run, torch.rand(1, 1024, 1024, 3))
     assert image.shape == (1, STRIP, 256, 3)
     assert (

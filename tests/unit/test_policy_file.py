@@ -445,3 +445,22 @@ def test_a_threshold_file_settles_the_schedule(path):
     wrong = write(path, "threshold", METADATA, {"thresholds": torch.tensor([0.1, -0.4])})
     with pytest.raises(PolicyError, match=r"thresholds = \[0\.1.*; accepted is values above 0"):
         policy_of(wrong, 2.0)
+
+
+@pytest.mark.parametrize(
+    "metadata, problem",
+    [
+        ({"scales": {"step": True}}, "scales = {'step': True}; accepted is a positive number for"),
+        ({"heads": [["step"]]}, "heads = [['step']]; accepted is a list of some of step"),
+        ({"heads": "step"}, "heads = 'step'"),
+        ({"hidden": 65537}, "hidden = 65537; accepted is a whole number from 1 to 65536"),
+        ({"hidden": 8.0}, "hidden = 8.0"),
+        (dict.fromkeys(("channels", "hidden", "numbers", "width"), 65536), "is missing from"),
+    ],
+)
+def test_heads_that_are_no_heads_are_named(path, metadata, problem):
+    """Before anything of their size is made."""
+    sizes = {"channels": 4, "hidden": 8, "numbers": 1, "width": 8}
+    made = {"heads": ["step"], "scales": {"step": 1.0}, **sizes, "densities": [0.5, 0.25, 0.125]}
+    file = write(path, "heads", {**METADATA, **made, **metadata}, {})
+    assert problem in refusal(file)

@@ -1,5 +1,6 @@
 """The record, its JSON form, the log, and row slicing."""
 
+import base64
 import json
 from dataclasses import replace
 from types import SimpleNamespace
@@ -9,16 +10,27 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rapid_core.comfy.slicing import NotSliceable, rows_of, take_rows
-from rapid_core.record import KEPT, EvaluationRecord, RunLog, RunRecord, fingerprint, side_by_side
+from rapid_core.comfy.batch_rows import NotSliceable, rows_of, take_rows
+from rapid_core.reasons import ReasonCode
+from rapid_core.record import (
+    REMEMBERED,
+    EvaluationRecord,
+    RunLog,
+    RunRecord,
+    fingerprint,
+    pack,
+    read,
+    unpack,
+)
+from rapid_core.types import Reason
 
 
-def evaluation(index, *levels, reasons=()):
-    cost = tuple(10.0 if level == "run" else 1.0 if level == "reuse" else 0.0 for level in levels)
-    n, share = len(levels), tuple(float(level == "run") for level in levels)
+def evaluation(index, *modes, reasons=()):
+    cost = tuple(10.0 if mode == "run" else 1.0 if mode == "reuse" else 0.0 for mode in modes)
+    n, share = len(modes), tuple(float(mode == "run") for mode in modes)
     dense, error, measured = (10.0,) * n, (None,) * n, (0.1,) * n
     return EvaluationRecord(
-        index, 1.0 - index / 10, 0, levels, share, cost, dense, error, measured, reasons
+        index, 1.0 - index / 10, 0, modes, share, cost, dense, error, measured, reasons
     )
 
 
@@ -37,35 +49,37 @@ def record(*evaluations, fingerprint="a", images=1):
 
 
 def test_totals_count_every_image_of_every_evaluation():
-    totals = record(evaluation(0, "run", "run"), evaluation(1, "hold", "reuse"), images=2).totals
-    assert (totals["evaluations"], totals["computed"], totals["reused"], totals["held"]) == (
+    totals = record(evaluation(0, "run", "run"), evaluation(1, "skip", "reuse"), images=2).totals
+    assert (totals["evaluations"], totals["computed"], totals["reused"], totals["skipped"]) == (
         4,
         2,
         1,
         1,
     )
-    assert totals["speedup_allowed"] == pytest.approx(40 / 21)
+    assert totals["speedup_theoretical"] == pytest.approx(40 / 21)
 
 
-def test_the_speedup_by_the_clock_is_against_the_runs_own_whole_evaluations():
+def test_the_speedup_that_was_measured_is_against_the_runs_own_full_evaluations():
     """The first one, which warms up, does not count; and fewer than two others say nothing."""
-    seconds = [("run", 9.0), ("run", 2.0), ("hold", 0.1), ("run", 2.0), ("hold", 0.1)]
-    timed = [replace(evaluation(i, level), seconds=s) for i, (level, s) in enumerate(seconds)]
+    seconds = [("run", 9.0), ("run", 2.0), ("skip", 0.1), ("run", 2.0), ("skip", 0.1)]
+    timed = [replace(evaluation(i, mode), seconds=s) for i, (mode, s) in enumerate(seconds)]
     assert replace(record(*timed), seconds=5.0).totals["speedup_measured"] == 2.0
     assert replace(record(*timed[:3]), seconds=5.0).totals["speedup_measured"] is None
 
 
 def test_the_json_form_survives_json():
-    body = record(evaluation(0, "run"), evaluation(1, "hold")).as_json()
+    body = record(evaluation(0, "run"), evaluation(1, "skip")).to_json()
     again = json.loads(json.dumps(body))
-    assert (again["format"], again["version"]) == ("rapid-record", 1)
-    assert again["evaluations"][1]["levels"] == ["hold"]
-    assert again["totals"]["held"] == 1
+    assert (again["format"], again["version"]) == ("rapid-record", 2)
+    assert again["evaluations"][1]["modes"] == ["skip"]
+    assert again["totals"]["skipped"] == 1
 
 
-def test_the_text_names_the_reason_of_a_dense_fallback():
-    text = record(evaluation(0, "run"), evaluation(1, "run", reasons=("a foreign patch",))).text()
-    assert "computed densely 1 time: a foreign patch" in text
+def test_the_text_names_the_reason_of_a_fallback():
+    text = record(
+        evaluation(0, "run"), evaluation(1, "run", reasons=(Reason(ReasonCode.CONTEXT_WINDOWS),))
+    ).text()
+    assert "computed in full 1 time: context windows are computed in full" in text
     assert "\n##\n" in text
 
 
@@ -75,11 +89,11 @@ def test_a_run_without_evaluations_has_a_text():
 
 def test_the_log_keeps_the_last_runs_and_finds_the_one_of_a_latent():
     log = RunLog()
-    for i in range(KEPT + 3):
+    for i in range(REMEMBERED + 3):
         log.add(record(fingerprint=str(i)))
-    assert len(log.records) == KEPT
+    assert len(log.records) == REMEMBERED
     assert log.find("5").fingerprint == "5"
-    assert log.find("unknown").fingerprint == str(KEPT + 2)
+    assert log.find("unknown").fingerprint == str(REMEMBERED + 2)
     assert RunLog().find("5") is None
 
 
@@ -91,31 +105,9 @@ def test_rows_are_chunk_times_batch_plus_image(batch, chunks, data):
 
 
 def test_what_has_another_batch_cannot_be_sliced():
-    with pytest.raises(NotSliceable, match="3 rows where 4"):
+    with pytest.raises(NotSliceable) as error:
         take_rows({"y": torch.zeros(3, 2)}, torch.tensor([0]), 4)
-
-
-def test_images_sampled_one_after_another_stand_side_by_side():
-    """Three evaluations of one image and two of the other, in place of six: at levels of the other
-    an image is held."""
-    first = record(
-        evaluation(0, "run"), evaluation(2, "reuse"), evaluation(5, "run", reasons=("a reason",))
-    )
-    both = side_by_side(
-        [first, record(evaluation(0, "run"), evaluation(3, "run"), fingerprint="b")], 6
-    )
-    assert both.shape == (2, 16, 8, 8) and both.seconds == 3.0 and both.fingerprint == "b"
-    assert [(e.sigma, e.levels) for e in both.evaluations] == [
-        (1.0, ("run", "run")),
-        (0.8, ("reuse", "hold")),
-        (0.7, ("hold", "run")),
-        (0.5, ("run", "hold")),
-    ]
-    assert both.totals["computed"] == 4 and both.totals["flops"] == 41.0
-    assert (both.totals["evaluations"], both.totals["reused"], both.totals["held"]) == (12, 1, 7)
-    assert both.totals["dense_flops"] == pytest.approx(2 * 6 * 10.0)
-    assert "\n#r.#\n#.#.\n" in both.text() and "a reason" in both.text()
-    assert json.loads(json.dumps(both.as_json()))["evaluations"][1]["cost"] == [1.0, 0.0]
+    assert error.value.reason == Reason(ReasonCode.OTHER_ROWS, given=3, expected=4)
 
 
 def test_a_latent_without_a_fingerprint_is_that_of_no_run_in_particular():
@@ -132,3 +124,90 @@ def test_fingerprints_are_of_parts_as_the_host_packs_them_and_of_what_it_hands_o
     packed = torch.cat([part.flatten(1)[:, None] for part in nested.tensors], 2)
     assert fingerprint(nested) == fingerprint(packed) == fingerprint(packed.half()) != ""
     assert fingerprint(packed + 1) != fingerprint(packed) and fingerprint("latent") == ""
+
+
+def test_a_record_comes_back_out_of_its_json():
+    reason = Reason(
+        ReasonCode.BATCH_NOT_SPLIT, why=Reason(ReasonCode.OTHER_ROWS, given=3, expected=4)
+    )
+    made = replace(
+        record(evaluation(0, "run", reasons=(reason,)), evaluation(1, "skip")),
+        notes=(Reason(ReasonCode.AR_VIDEO),),
+        grid=(1, 4, 4),
+    )
+    assert read(json.loads(json.dumps(made.to_json()))) == made
+
+
+def test_a_record_of_version_1_is_read():
+    """As 0.1 wrote it: with other names, and reasons in words."""
+    old = {
+        "format": "rapid-record",
+        "version": 1,
+        "sampler": "euler",
+        "family": "flux",
+        "shape": [1, 16, 8, 8],
+        "sigmas": [1.0, 0.5, 0.0],
+        "policies": [{"technique": "schedule", "speedup": 2.0}],
+        "seconds": 1.5,
+        "bytes": 10,
+        "status": "finished",
+        "notes": ["a note"],
+        "fingerprint": "a",
+        "grid": None,
+        "due": None,
+        "totals": {"held": 1},
+        "evaluations": [
+            {
+                "index": 0,
+                "sigma": 1.0,
+                "occurrence": 0,
+                "levels": ["run"],
+                "share": [1.0],
+                "cost": [10.0],
+                "dense_cost": [10.0],
+                "error": [None],
+                "measured": [None],
+                "reasons": ["a reason"],
+                "tokens": [],
+                "density": [],
+                "measures": [],
+                "seconds": 0.1,
+            },
+            {
+                "index": 1,
+                "sigma": 0.5,
+                "occurrence": 0,
+                "levels": ["hold"],
+                "share": [0.0],
+                "cost": [0.0],
+                "dense_cost": [10.0],
+                "error": [0.1],
+                "measured": [0.2],
+                "reasons": [],
+                "tokens": [],
+                "density": [],
+                "measures": [],
+                "seconds": 0.1,
+            },
+        ],
+    }
+    found = read(old)
+    assert [e.modes for e in found.evaluations] == [("run",), ("skip",)]
+    assert found.totals["speedup_theoretical"] == 2.0 and found.totals["skipped"] == 1
+    assert "a reason" in found.text() and "a note" in found.text()
+    assert found.to_json()["version"] == 2
+
+
+@pytest.mark.parametrize("changed", [{"version": 3}, {"format": "other"}, {"version": None}])
+def test_a_record_of_another_kind_is_refused(changed):
+    with pytest.raises(ValueError, match="accepted is 'rapid-record' up to version 2"):
+        read({**record().to_json(), **changed})
+
+
+@given(st.sets(st.integers(0, 99)))
+def test_bit_sets_are_those_of_version_1(tokens):
+    """The lowest bit of the first byte first, as `int.to_bytes` has it."""
+    packed = pack(sorted(tokens), 100)
+    number = sum(1 << token for token in tokens)
+    assert base64.b64decode(packed) == number.to_bytes(13, "little")
+    assert unpack(packed) == sorted(tokens)

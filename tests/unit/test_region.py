@@ -428,7 +428,7 @@ def test_what_it_needs_of_a_run():
     mask = torch.ones(1, 8, 8)
     policy = RegionPolicy(
         keep_ratio=0.5,
-        kv_cache=KVKind.EIGHT_BIT,
+        kv=KVKind.EIGHT_BIT,
         memory_limit=2.0,
         reach=3.0,
         focus=mask,
@@ -456,7 +456,11 @@ def test_what_it_needs_of_a_run():
 def test_a_record_has_the_settings_that_count():
     policy = RegionPolicy(keep_ratio=0.5, focus=torch.ones(1, 8, 8))
     record = policy.to_record()
-    assert set(record) == {f.name for f in fields(policy)} - {"focus"} | {"technique", "mask"}
+    assert set(record) == {f.name for f in fields(policy)} - {"focus", "kv"} | {
+        "technique",
+        "mask",
+        "kv_cache",
+    }
     assert record["mask"] is True and record["kv_cache"] == "predict"
     left = set(record) - set(BY_ERROR.to_record())
     assert left == {"metric", "direction", "starvation", "slope"}

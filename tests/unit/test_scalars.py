@@ -6,11 +6,11 @@ import time
 
 import pytest
 
-from training.scalars import Board, write_lines
+from training.scalars import TensorBoardLog, write_lines
 
 
 def points(folder):
-    """{tag: [(step, value)]} as TensorBoard shows them."""
+    """{tag: [(step, value)]} as TensorTensorBoardLog shows them."""
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     found = accumulator.EventAccumulator(str(folder), {accumulator.SCALARS: 0}).Reload()
     return {
@@ -27,14 +27,14 @@ def log(number):
 
 
 def test_scalars_have_the_usual_names_and_their_times(tmp_path):
-    board = Board(tmp_path)
+    board = TensorBoardLog(tmp_path)
     board.add_lines(log(2))
-    board.add(3, {"reward": 0.5, "approx_kl": 0.25, "rollouts_per_second": 2.0})
+    board.add(3, {"reward": 0.5, "approx_kl_k3": 0.25, "rollouts_per_second": 2.0})
     assert points(tmp_path) == {
         "policy/loss": [(1, 0.125), (2, 0.25)],
         "discriminator/loss": [(1, 1.0), (2, 1.0)],
         "reward/mean": [(3, 0.5)],
-        "policy/approx_kl": [(3, 0.25)],
+        "policy/approx_kl_k3": [(3, 0.25)],
         "time/rollouts_per_second": [(3, 2.0)],
     }
     board.close()
@@ -44,7 +44,7 @@ def test_scalars_have_the_usual_names_and_their_times(tmp_path):
 def test_after_a_kill_no_point_is_twice_there_and_none_is_missing(tmp_path, kept, torn):
     """Killed after point 4: when its checkpoint was not there yet, when it was, and in the middle
     of writing it."""
-    before = Board(tmp_path)
+    before = TensorBoardLog(tmp_path)
     before.add_lines(log(4))
     (events,) = tmp_path.iterdir()
     if torn:
@@ -52,7 +52,7 @@ def test_after_a_kill_no_point_is_twice_there_and_none_is_missing(tmp_path, kept
     time.sleep(
         1 - time.time() % 1
     )  # files are read in the order of their names, which hold the second
-    after = Board(tmp_path)
+    after = TensorBoardLog(tmp_path)
     after.add_lines(log(kept))
     after.add_lines(log(6)[kept:])
     steps = [(i, i / 8) for i in range(1, 7)]
@@ -66,7 +66,7 @@ def test_after_a_kill_no_point_is_twice_there_and_none_is_missing(tmp_path, kept
 
 def test_without_the_package_it_is_said_and_lines_are_written(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    board = Board(tmp_path / "tensorboard")
+    board = TensorBoardLog(tmp_path / "tensorboard")
     for _ in range(2):
         board.add_lines(log(1))
     board.close()

@@ -3,13 +3,14 @@
 import pytest
 import torch
 
-from rapid_core.engine.features import FeatureStore
 from rapid_core.policy_file.format import PolicyError, write
-from rapid_core.policy_file.policies import check_model, head_metadata, policy_of, tpdm_metadata
+from rapid_core.policy_file.heads import head_metadata, tpdm_metadata
+from rapid_core.policy_file.policies import check_model, policy_of
 from rapid_core.techniques.heads.rapid3 import Heads
 from rapid_core.techniques.heads.tpdm import TPDMHeads, TPDMPolicy, squares
-from rapid_core.types import Features, HeadInput, ImageState, Mode, Observation
-from rapid_testing.actors import METADATA
+from rapid_core.types import Features, FeatureSpec, HeadInput, Mode
+from rapid_testing.actors import METADATA, text
+from rapid_testing.heads import WINDOW, decide
 
 HIDDEN, SIDE = 6, 4
 
@@ -35,117 +36,59 @@ def test_four_tokens_that_follow_one_another_are_a_square():
     assert found[0, 0].tolist() == [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
 
 
-def decide(policy, levels, shown):
-    """Actions over a schedule; shown: evaluations that could be seen when they were computed."""
-    schedule, actor, ran, out, features = (*levels, 0.0), policy.start(None), (), [], None
-    for i, level in enumerate(levels):
-        asked = actor.ask([features if ran else None], torch.tensor(level))
-        since = i - 1 - levels.index(ran[-1]) if ran else 0
-        seen = Observation(
-            i,
-            level,
-            (ImageState(len(ran), since, 0.1, levels=ran[-4:]),),
-            i,
-            len(levels),
-            schedule=schedule,
-            answers=() if asked is None else tuple(asked.tolist()),
-        )
-        (action,) = actor.act(seen)
-        if action.level is Mode.RUN:
-            ran, features = (*ran, level), look(i) if i in shown else look(i, features=None)
-        out.append(action.level)
-    return "".join("#" if level is Mode.RUN else "." for level in out), actor
+def run(policy, sigmas, shown):
+    """Actions over sigmas as a strip; shown: evaluations that could be seen when they were
+    computed."""
+    actor, history, features, out = policy.start(WINDOW), (), None, []
+    for i, sigma in enumerate(sigmas):
+        since = i - 1 - sigmas.index(history[-1]) if history else 0
+        seen = features if history else None
+        action = decide(actor, seen, i, (*sigmas, 0.0), history, since)
+        if action.mode is Mode.RUN:
+            history = (*history, sigma)
+            features = look(i) if i in shown else look(i, features=None)
+        out.append(action)
+    return text(out)
 
 
-LEVELS = (1.0, 0.9, 0.7, 0.6, 0.5005, 0.45, 0.3, 0.2505, 0.1)
+def steered(bias, speedup=1.0):
+    return TPDMPolicy(heads=heads(bias), speedup=speedup)
 
 
-def test_a_jump_goes_to_its_share_of_the_noise_level_and_not_to_a_thousandth_below():
+SIGMAS = (1.0, 0.9, 0.7, 0.6, 0.5005, 0.45, 0.3, 0.2505, 0.1)
+
+
+def test_a_jump_goes_to_its_share_of_the_sigma_and_not_to_a_thousandth_below():
     """The evaluation at 0.5004 is below 0.50049, where the jump goes, and above 0.5."""
     share = 0.50049
     bias = float(torch.logit(torch.tensor(share, dtype=torch.float64)))
-    marks, _ = decide(TPDMPolicy(heads([bias, 0.0]), 1.0), (1.0, 0.6, 0.5004, 0.3, 0.1), range(9))
-    assert marks == "#.#.#"
-    marks, _ = decide(TPDMPolicy(heads([0.0, 0.0]), 1.0), LEVELS, range(9))
-    assert marks == "#....#..#"  # half of 1 is 0.5, half of 0.45 is 0.225
+    assert run(steered([bias, 0.0]), (1.0, 0.6, 0.5004, 0.3, 0.1), range(9)) == "#.#.#"
+    # Half of 1 is 0.5, half of 0.45 is 0.225.
+    assert run(steered([0.0, 0.0]), SIGMAS, range(9)) == "#....#..#"
 
 
 def test_an_image_that_could_not_be_seen_is_computed():
-    marks, _ = decide(TPDMPolicy(heads([0.0, 0.0]), 1.0), LEVELS, [0, 6])
-    assert marks == "#....##.#"
-    assert decide(TPDMPolicy(heads([0.0, 0.0]), 1.0), LEVELS, [])[0] == "#" * 9
+    assert run(steered([0.0, 0.0]), SIGMAS, [0, 6]) == "#....##.#"
+    assert run(steered([0.0, 0.0]), SIGMAS, []) == "#" * 9
 
 
 def test_the_budget_is_a_ceiling():
-    marks, _ = decide(TPDMPolicy(heads([9.0, -9.0]), 3.0), LEVELS, range(9))
-    assert marks == "###......"
+    assert run(steered([9.0, -9.0], 3.0), SIGMAS, range(9)) == "###......"
 
 
-def test_every_computed_evaluation_is_looked_at_once_and_each_image_by_itself():
-    actor, sigma = TPDMPolicy(heads(), 1.0).start(None), torch.tensor(0.5)
-    first, second = look(0), look(0)
-    both = actor.ask([first, None, second], sigma)
-    assert actor.asked == actor.known == [0, 2] and both.shape == (4,)
-    assert actor.ask([first, None, second], sigma) is None and actor.known == [0, 2]
-    assert actor.ask([first, None, look(3)], sigma).shape == (2,) and actor.asked == [2]
-    alone = TPDMPolicy(heads(), 1.0).start(None).ask([second], sigma)
-    assert torch.equal(both[2:], alone)
+def test_every_computed_evaluation_is_looked_at_once():
+    actor, sigma, first = steered(None).start(WINDOW), torch.tensor(0.5), look(0)
+    assert actor.logits(first, sigma).shape == (2,) and actor.known
+    assert actor.logits(first, sigma) is None and actor.known
+    assert actor.logits(look(0, features=None), sigma) is None and not actor.known
+    assert actor.logits(None, sigma) is None and not actor.known
+    assert actor.logits(look(3), sigma).shape == (2,)
 
 
-def store():
-    return FeatureStore("tpdm-sd3", (4, 8, 8), ["p", "q"], ["n", "m"])
-
-
-def test_what_the_conditions_show_is_mixed_as_guidance_mixes_their_outputs():
-    kept, tokens, modulation = store(), torch.randn(2, 3, 4).half(), torch.randn(2, 2).half()
-    for i, uuid in enumerate("np"):
-        kept.keep(1, uuid, tokens[i], modulation[i])
-    assert kept.end(6, [1], 4.5) is None and not kept.streams
-    seen, wide = kept.mixed[1], tokens.float()
-    assert seen.evaluation == 6 and seen.tokens.dtype == torch.float32
-    assert torch.allclose(seen.tokens, wide[0] + 4.5 * (wide[1] - wide[0]))
-    assert torch.allclose(
-        seen.modulation,
-        modulation[0].float() + 4.5 * (modulation[1] - modulation[0]).float(),
-        atol=1e-2,
-    )
-    assert kept.bytes == 4 * (12 + 2)
-    kept.keep(1, "p", tokens[0], modulation[0])
-    assert kept.end(7, [1], 1.0) is None and torch.equal(kept.mixed[1].tokens, wide[0])
-
-
-@pytest.mark.parametrize(
-    "uuids, said",
-    [
-        ("", "no condition was computed on all tokens"),
-        ("p", "at guidance 3 no negative condition was computed"),
-        ("pqn", "2 positive and 1 negative conditions were computed"),
-        ("pnm", "1 positive and 2 negative conditions were computed"),
-        ("n", "0 positive and 1 negative conditions were computed"),
-    ],
-)
-def test_what_cannot_be_mixed_is_forgotten_and_said(uuids, said):
-    kept = store()
-    for uuid in "pn":
-        kept.keep(0, uuid, torch.ones(3, 4), torch.ones(2))
-    assert kept.end(0, [0], 3.0) is None and kept.mixed
-    for uuid in uuids:
-        kept.keep(0, uuid, torch.ones(3, 4), torch.ones(2))
-    assert said in kept.end(1, [0], 3.0) and not kept.mixed
-    assert kept.end(2, [], 3.0) is None
-
-
-def test_what_is_seen_of_a_held_image_stays():
-    kept = store()
-    for image in (0, 1):
-        for uuid in "pn":
-            kept.keep(image, uuid, torch.ones(3, 4), torch.ones(2))
-    kept.end(0, [0, 1], 3.0)
-    before = kept.mixed[1]
-    for uuid in "pn":
-        kept.keep(0, uuid, torch.zeros(3, 4), torch.ones(2))
-    kept.end(1, [0], 3.0)
-    assert kept.mixed[1] is before and kept.mixed[0].evaluation == 1
+def test_it_says_which_tokens_it_looks_at():
+    needs = steered(None).requirements
+    assert needs.features == FeatureSpec("tpdm-sd3", "sd3", HIDDEN, SIDE)
+    assert needs.logits and needs.decides_schedule and needs.modes == {Mode.SKIP, Mode.RUN}
 
 
 def saved(tmp_path, ours, **changes):
@@ -156,16 +99,13 @@ def saved(tmp_path, ours, **changes):
 def test_heads_are_written_and_read(tmp_path):
     file = saved(tmp_path, heads())
     policy = policy_of(file, 2.0)
-    assert (
-        policy.levels == {Mode.SKIP, Mode.RUN}
-        and policy.sparsity is None
-        and policy.forecast_order == 0
-    )
+    assert policy.requirements.modes == {Mode.SKIP, Mode.RUN}
+    assert policy.sparsity is None and policy.prediction_order == 0
     tokens, modulation = torch.randn(2, SIDE**2, 2 * HIDDEN), torch.randn(2, HIDDEN)
     assert torch.equal(
         policy.heads(tokens, modulation)["step"], heads()(tokens, modulation)["step"]
     )
-    assert policy.settings()["technique"] == "tpdm" and "view" not in policy.settings()
+    assert policy.to_record()["technique"] == "tpdm" and policy.to_record()["heads"] == ["step"]
     check_model(file, 16, HIDDEN)
     with pytest.raises(PolicyError, match="hidden = 6, trained on demo flux; this model has 1536"):
         check_model(file, 16, 1536)
@@ -174,18 +114,21 @@ def test_heads_are_written_and_read(tmp_path):
 @pytest.mark.parametrize(
     "changes, said",
     [
-        ({"structure": "mlp"}, "structure = 'mlp'; known are rapid3, rapid+, tpdm-sd3"),
+        ({"structure": "mlp"}, "structure = 'mlp'; accepted is one of rapid3, rapid+, tpdm-sd3"),
         (
             {"architecture": "flux"},
-            "architecture = 'flux'; heads of structure tpdm-sd3 look at the tokens of sd3 models",
+            "architecture = 'flux'; accepted is 'sd3', whose tokens heads of structure tpdm-sd3 look at",
         ),
-        ({"heads": ["step", "cache"]}, "heads = ['step', 'cache']; wanted is the step head alone"),
-        ({"side": 3}, "side = 3; wanted is an even number"),
+        (
+            {"heads": ["step", "cache"]},
+            "heads = ['step', 'cache']; accepted is the step head alone",
+        ),
+        ({"side": 3}, "side = 3; accepted is an even number"),
         (
             {"width": 16},
-            "heads.step.conv1.weight has shape (8, 12, 3, 3); wanted is 16 x 12 x 3 x 3",
+            "heads.step.conv1.weight has shape (8, 12, 3, 3); accepted is 16 x 12 x 3 x 3",
         ),
-        ({"hidden": 10**6}, "hidden = 1000000; wanted is a whole number from 1 to 16384"),
+        ({"hidden": 10**6}, "hidden = 1000000; accepted is a whole number from 1 to 16384"),
     ],
 )
 def test_wrong_heads_are_named(tmp_path, changes, said):

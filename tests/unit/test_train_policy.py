@@ -1,11 +1,25 @@
 """Flags and prompts file of `training/train_policy.py`: what makes no sense is refused before
 ComfyUI starts."""
 
+import json
+import shlex
+from dataclasses import FrozenInstanceError, fields
+
 import pytest
 
-from training.train_policy import checked, host_flags, parser, read_prompts
+from training.config import TrainConfig, field_docs, parse, parser
+from training.state import open_state
+from training.train_policy import host_flags, read_prompts
 
 BASE = ["--workflow", "a.json", "--prompts", "p.txt", "--out", "name"]
+# Command lines in cards, docs and scripts have these: none may go.
+FLAGS = """
+    --workflow --prompts --out --policies --state --comfyui --host-arguments --sampler --text --kind
+    --speedups --calibration --held-out --plans --start --oracle --target --heads --sparse-backend
+    --mode --advantages --train-prompts --iterations --prompts-per-update --group --lr --reward
+    --omega --discriminator-warm-up --features --discount --width --seed --patience --licence
+    --quick
+""".split()
 
 
 @pytest.mark.parametrize(
@@ -46,7 +60,7 @@ def test_prompts_that_are_not_there_or_no_text_are_named(tmp_path):
         ("--kind rapid+ --heads cache", "name pace, too"),
         (
             "--kind rapid+ --speedups 3",
-            "the pace head chooses among the plans of several speed-ups; give --speedups",
+            "the pace head chooses among the schedules of several speed-ups; give --speedups",
         ),
         ("--kind rapid3 --group 1", "--group must be 2 or more"),
         ("--kind rapid3 --discount 1", "--discount between 0 and 1"),
@@ -57,16 +71,64 @@ def test_prompts_that_are_not_there_or_no_text_are_named(tmp_path):
 )
 def test_flags_that_make_no_sense_are_refused(flags, said):
     with pytest.raises(SystemExit, match=said):
-        checked(parser().parse_args([*BASE, *flags.split()]))
+        parse([*BASE, *flags.split()])
 
 
 def test_quick_is_a_few_of_everything():
-    args = checked(parser().parse_args([*BASE, "--kind", "rapid3", "--quick"]))
-    assert (
-        args.train_prompts == 2
-        and args.iterations == 2
-        and args.heads == ["step", "cache", "sparse"]
+    config = parse([*BASE, "--kind", "rapid3", "--quick"])
+    assert config.train_prompts == 2 and config.iterations == 2
+    assert config.heads == ("step", "cache", "sparse")
+
+
+def test_all_flags_are_there_and_each_says_what_it_is():
+    """A flag is a field, and what is written below the field is its help."""
+    actions = {a.option_strings[-1]: a for a in parser()._actions if a.dest != "help"}
+    assert sorted(actions) == sorted(FLAGS)
+    assert all(action.help for action in actions.values())
+    assert sorted(field_docs(TrainConfig)) == sorted(f.name for f in fields(TrainConfig))
+    assert "--held-out HELD_OUT" in parser().format_help()
+
+
+def test_settings_stay_as_they_were_given():
+    config = parse(BASE)
+    with pytest.raises(FrozenInstanceError):
+        config.seed = 1
+    assert config.resolved() == config
+    assert parse([*BASE, "--quick"]).resolved().speedups == (2.0,)
+
+
+@pytest.mark.parametrize("kind", ["schedule", "threshold", "rapid3", "rapid+"])
+def test_the_command_on_a_card_says_all_that_decides_the_result(kind):
+    """Given again, it is the same training; folders and what is about this machine are not in
+    it."""
+    flags = "--speedups 2 3 --seed 7 --calibration 5".split()
+    given = parse(
+        [*BASE, "--kind", kind, *flags, "--comfyui", "/here", "--text", "1.text", "2.text"]
     )
+    script, *words = shlex.split(given.command)
+    assert script == "training/train_policy.py" and "/here" not in words
+    again = parse(["--prompts", "p.txt", "--out", "name", *words])
+    assert again.command == given.command and again.state_settings == given.state_settings
+    assert again.text == ("1.text", "2.text") and again.seed == 7
+    assert ("--plans" in words) == (kind in ("schedule", "rapid+"))
+    assert ("--lr" in words) == (kind in ("rapid3", "rapid+"))
+
+
+def test_an_older_word_for_the_full_run_is_understood():
+    assert parse([*BASE, "--target", "dense"]) == parse([*BASE, "--target", "full"])
+
+
+def test_the_state_of_an_older_script_is_not_gone_on_with(tmp_path):
+    open_state(tmp_path, {}, [], {"seed": 0})
+    open_state(tmp_path, {}, [], {"seed": 0})
+    with pytest.raises(ValueError, match="training with other seed"):
+        open_state(tmp_path, {}, [], {"seed": 1})
+    path = tmp_path / "settings.json"
+    settings = json.loads(path.read_text())
+    del settings["version"]
+    path.write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="by another version of this script.*delete it"):
+        open_state(tmp_path, {}, [], {"seed": 0})
 
 
 def test_prompts_that_are_there_twice_count_once(tmp_path, capsys):

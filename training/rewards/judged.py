@@ -21,23 +21,19 @@ class Preference(Reward):
 
     def __init__(self) -> None:
         package = needed("ImageReward", "image-reward", "reward imagereward")
-        self.network = package.load(
-            "ImageReward-v1.0", device=str(device())
-        )  # fetched by the package itself
+        # Weights are fetched by the package itself.
+        self.network = package.load("ImageReward-v1.0", device=str(device()))
 
     @torch.no_grad()
     def __call__(self, drawn: Drawn) -> list[float]:
         from PIL import Image
 
-        found = []
+        rewards = []
         for picture in drawn.pictures:
-            pixels = Image.fromarray(
-                (picture * 255).round().byte().movedim(0, -1).contiguous().numpy()
-            )
-            found.append(
-                1 / (1 + math.exp(-float(self.network.score(drawn.reference.prompt, pixels))))
-            )
-        return drawn.by_image(found)
+            pixels = (picture * 255).round().byte().movedim(0, -1).contiguous().numpy()
+            score = self.network.score(drawn.reference.prompt, Image.fromarray(pixels))
+            rewards.append(1 / (1 + math.exp(-float(score))))
+        return drawn.by_image(rewards)
 
 
 class Agreement(Reward):
@@ -52,9 +48,8 @@ class Agreement(Reward):
         )
 
     def __call__(self, drawn: Drawn) -> list[float]:
-        cosine = (self.clip.pictures(drawn.pictures) @ self.clip.text(drawn.reference.prompt).T)[
-            :, 0
-        ]
+        of_prompt = self.clip.text(drawn.reference.prompt)
+        cosine = (self.clip.pictures(drawn.pictures) @ of_prompt.T)[:, 0]
         return drawn.by_image((2.5 * cosine).clamp(0, 1))
 
 
@@ -72,7 +67,8 @@ class Judged(Reward):
                 "reward judge needs the folder demo/ of RAPID's repository, for its demo models "
                 "only"
             ) from None
-        self.critic, self.network = critic, judge.load(critic.WEIGHTS)
+        self.critic = critic
+        self.network = judge.load(critic.WEIGHTS)
 
     def check(self, prompts: Sequence[str]) -> None:
         try:

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import torch
 
+from rapid_core.calibration.search import latent_psnr
 from training.optional import device, needed
 from training.pictures import Drawn
-from training.plan_search import latent_psnr
 from training.rewards.reward import Reward
 
-MIDDLE, WIDTH = 40.0, 6.0  # dB at which fidelity is worth a half, and over which it rises
+MIDDLE = 40.0  # dB at which fidelity is worth a half
+WIDTH = 6.0  # dB over which it rises
 BACKBONES = {"alex": "AlexNet_Weights", "squeeze": "SqueezeNet1_1_Weights", "vgg": "VGG16_Weights"}
 
 
@@ -25,8 +26,8 @@ class Fidelity(Reward):
     looks = False
 
     def __call__(self, drawn: Drawn) -> list[float]:
-        found = [latent_psnr(x[None].cpu(), drawn.reference.latent) for x in drawn.latents]
-        return [1 / (1 + math.exp((MIDDLE - p) / WIDTH)) for p in found]
+        psnr = [latent_psnr(x[None].cpu(), drawn.reference.latent) for x in drawn.latents]
+        return [1 / (1 + math.exp((MIDDLE - p) / WIDTH)) for p in psnr]
 
 
 class Decibels(Reward):
@@ -54,10 +55,10 @@ class Similarity(Reward):
         self.metric = needed("torchmetrics.functional.image", "torchmetrics", "reward ssim")
 
     def __call__(self, drawn: Drawn) -> list[float]:
-        found = self.metric.structural_similarity_index_measure(
-            drawn.pictures, drawn.wanted, data_range=1.0, reduction="none"
+        similarity = self.metric.structural_similarity_index_measure(
+            drawn.pictures, drawn.reference_pictures, data_range=1.0, reduction="none"
         )
-        return drawn.by_image(found.clamp(0, 1))
+        return drawn.by_image(similarity.clamp(0, 1))
 
 
 class Perceptual(Reward):
@@ -69,10 +70,10 @@ class Perceptual(Reward):
         metric = needed("torchmetrics.image.lpip", "torchmetrics", "reward lpips")
         models = needed("torchvision.models", "torchvision", "reward lpips")
         weights = getattr(models, BACKBONES[backbone]).DEFAULT
-        if not (
-            Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]
-        ).is_file():
-            fetch = f"from torchvision.models import {BACKBONES[backbone]} as w; w.DEFAULT.get_state_dict()"
+        file_name = weights.url.rpartition("/")[2]
+        if not (Path(torch.hub.get_dir()) / "checkpoints" / file_name).is_file():
+            name = BACKBONES[backbone]
+            fetch = f"from torchvision.models import {name} as w; w.DEFAULT.get_state_dict()"
             raise ValueError(
                 f'reward lpips needs torchvision\'s weights, which are not here: python -c "{fetch}"'
             )
@@ -82,5 +83,7 @@ class Perceptual(Reward):
 
     @torch.no_grad()
     def __call__(self, drawn: Drawn) -> list[float]:
-        found = self.network(drawn.pictures.to(device()), drawn.wanted.to(device()), normalize=True)
-        return drawn.by_image((1 - found.flatten()).clamp(0, 1).cpu())
+        distance = self.network(
+            drawn.pictures.to(device()), drawn.reference_pictures.to(device()), normalize=True
+        )
+        return drawn.by_image((1 - distance.flatten()).clamp(0, 1).cpu())

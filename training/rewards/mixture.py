@@ -23,24 +23,26 @@ REWARDS: dict[str, Callable[[], Reward]] = {
 def parsed(given: Sequence[str] | str) -> dict[str, float]:
     """Weights that sum to 1 by name, of texts NAME or NAME:WEIGHT (1 unless given). Raises
     ValueError."""
-    found: dict[str, float] = {}
+    weights: dict[str, float] = {}
     for text in [given] if isinstance(given, str) else given:
         name, _, weight = text.partition(":")
-        if name not in REWARDS or name in found:
+        if name not in REWARDS or name in weights:
             raise ValueError(
-                f"reward {text}: give each of {', '.join(REWARDS)} at most once, as NAME or NAME:WEIGHT"
+                f"reward {text}: give each of {', '.join(REWARDS)} at most once, as NAME or "
+                "NAME:WEIGHT"
             )
         try:
-            found[name] = float(weight or 1)
+            weights[name] = float(weight or 1)
         except ValueError:
-            found[name] = 0.0
-        if not 0 < found[name] < float("inf"):
+            weights[name] = 0.0
+        if not 0 < weights[name] < float("inf"):
             raise ValueError(
                 f"reward {text}: the weight must be a number above 0, as in {name}:0.5"
             )
-    if not found:
+    if not weights:
         raise ValueError(f"no reward given; give some of {', '.join(REWARDS)}")
-    return {name: weight / sum(found.values()) for name, weight in found.items()}
+    total = sum(weights.values())
+    return {name: weight / total for name, weight in weights.items()}
 
 
 class Mixture:
@@ -69,11 +71,12 @@ class Mixture:
             bad = [value for value in column if not 0 <= value <= 1]  # NaN is among them
             if bad:
                 raise ValueError(
-                    f"reward {name}: {bad[0]:.3g} for {drawn.reference.prompt!r}; it has to lie in 0 .. 1"
+                    f"reward {name}: {bad[0]:.3g} for {drawn.reference.prompt!r}; it has to lie in "
+                    "0 .. 1"
                 )
         weights = [weight for _, weight in self.parts]
         total = [
-            sum(w * v for w, v in zip(weights, row, strict=True))
+            sum((w * v for w, v in zip(weights, row, strict=True)), 0.0)
             for row in zip(*columns.values(), strict=True)
         ]
         return total, columns

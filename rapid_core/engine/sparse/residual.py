@@ -142,7 +142,9 @@ class ResidualAccess:
 
     def tiles(self, at: Hashable, chunk: int | None) -> Tensor:
         """Tiles (R, H, Tq, K)."""
-        return torch.stack([self.store.tiles(cond, at, image) for cond, image, _ in self.rows(chunk)])
+        return torch.stack(
+            [self.store.tiles(cond, at, image) for cond, image, _ in self.rows(chunk)]
+        )
 
     def add(
         self, at: Hashable, chunk: int | None, out: Tensor, places: Tensor | None = None

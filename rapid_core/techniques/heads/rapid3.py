@@ -242,12 +242,12 @@ class Rapid3Actor(Actor):
     def _numbers(self, seen: HeadInput, sigma: Tensor) -> Tensor:
         """(1, n): sigma and, where the heads know budgets, the share of all evaluations that may
         still be computed, counted before the latest was."""
-        level = sigma.float().expand(1, 1)
+        known = sigma.float().expand(1, 1)
         if self.policy.heads.numbers == 1:
-            return level
+            return known
         left = (self._max_evaluations(self.steps) - self.spent) / self.steps
         # Filled and not copied to the device, which would be waited for.
-        return torch.cat((level, level.new_full((1, 1), left)), 1)
+        return torch.cat((known, known.new_full((1, 1), left)), 1)
 
     def _pooled(self, seen: HeadInput, hidden: int) -> Tensor:
         vector, known = pooled_vector(seen.pooled, hidden, seen.latent)

@@ -95,7 +95,7 @@ class RegionPolicy(Policy):
     "interpolate", along a line and as their computed neighbours differed from theirs."""
     reach: float = 4.0
     """How far a token's prediction may go, in distances of the two evaluations it is made from."""
-    kv_cache: KVKind = KVKind.PREDICT
+    kv: KVKind = KVKind.PREDICT
     """How keys and values of tokens that are not computed are kept."""
     memory_limit: float = 0.0
     """GiB for keys and values; 0 for the default bound."""
@@ -117,7 +117,7 @@ class RegionPolicy(Policy):
             modes=frozenset((Mode.RUN, Mode.SKIP)),
             prediction_order=self.prediction_order,
             tokens=TokenRequirements(
-                kv=self.kv_cache,
+                kv=self.kv,
                 memory_limit=self.memory_limit,
                 reach=self.reach,
                 error_threshold=self.error_threshold,
@@ -135,12 +135,12 @@ class RegionPolicy(Policy):
 
     def to_record(self) -> dict[str, Any]:
         """Its settings, without those that have no effect."""
-        dead = ("focus", *(ONLY_BY_METRIC if self.error_threshold else ()))
+        dead = ("focus", "kv", *(ONLY_BY_METRIC if self.error_threshold else ()))
         settings = {name: value for name, value in vars(self).items() if name not in dead}
         return {
             "technique": self.technique,
             **settings,
-            "kv_cache": self.kv_cache.value,
+            "kv_cache": self.kv.value,
             "mask": self.focus is not None,
         }
 

@@ -11,7 +11,7 @@ from .policy import RegionPolicy
 def per_token_error(
     threshold: float,
     keep_ratio: float = 0.75,
-    kv_cache: KVKind = KVKind.PREDICT,
+    kv: KVKind = KVKind.PREDICT,
     memory_limit: float = 0.0,
     focus: Tensor | None = None,
 ) -> RegionPolicy:
@@ -23,7 +23,7 @@ def per_token_error(
         tail=0.03,
         refresh_interval=0,
         error_threshold=threshold,
-        kv_cache=kv_cache,
+        kv=kv,
         memory_limit=memory_limit,
         focus=focus,
     )
@@ -58,7 +58,7 @@ def paper(
         starvation=0.1,
         slope=slope,
         inactive="last value",
-        kv_cache=KVKind.LAST_VALUE,
+        kv=KVKind.LAST_VALUE,
         memory_limit=memory_limit,
         focus=focus,
     )

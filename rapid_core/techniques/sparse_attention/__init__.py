@@ -1,0 +1,1 @@
+"""Sparse attention: image tokens attend to the parts of the picture that matter to them."""

@@ -1,5 +1,5 @@
-// What reports show, kept over a reload of the page, in this browser. Not in the workflow: its undo steps, its file and the
-// pictures that carry it would have a report of another run than theirs.
+// What reports show, kept in this browser over a reload of the page. Not in the workflow: its undo steps, its file and
+// the pictures that carry it would have a report of another run than theirs.
 
 import { ROWS } from "./timeline.js";
 
@@ -22,7 +22,7 @@ export function smaller(record) {
 }
 
 // Keep what the report of a graph (its id) and a node shows.
-export function keep(graph, id, shown) {
+export function store(graph, id, shown) {
   const key = place(graph, id);
   try {
     if (key) localStorage.setItem(key, JSON.stringify({ at: Date.now(), ...shown }));
@@ -32,7 +32,7 @@ export function keep(graph, id, shown) {
 }
 
 // What a report showed last, or null.
-export function kept(node) {
+export function stored(node) {
   const key = place(node.graph?.id, node.id);
   try {
     return (key && JSON.parse(localStorage.getItem(key))) || null;
@@ -42,7 +42,7 @@ export function kept(node) {
 }
 
 // Add to the reports of a workflow that another run than theirs failed.
-export function failed(graph, run, failure) {
+export function storeFailure(graph, run, failure) {
   for (const key of keys().filter((one) => one.startsWith(`${PREFIX}${graph}:`))) {
     try {
       const shown = JSON.parse(localStorage.getItem(key));
@@ -63,7 +63,6 @@ function keys() {
 
 // Drop all but the latest reports.
 export function forget(most = MOST) {
-  const found = keys();
   const age = (key) => Number(localStorage.getItem(key).match(/"at":(\d+)/)?.[1] ?? 0);
-  for (const key of found.sort((a, b) => age(b) - age(a)).slice(most)) localStorage.removeItem(key);
+  for (const key of keys().sort((a, b) => age(b) - age(a)).slice(most)) localStorage.removeItem(key);
 }

@@ -1,0 +1,110 @@
+"""How training sees heads that begin with a schedule: chances of what was drawn, and prices."""
+
+from argparse import Namespace
+
+import pytest
+import torch
+
+from rapid_core.policy_file.format import PolicyError, write
+from rapid_core.policy_file.schedules import schedule_tensors
+from rapid_core.quadrature.spacing import evenly_spaced
+from rapid_core.techniques.heads.prior import RUNGS
+from rapid_core.techniques.heads.rapid3 import Heads
+from rapid_core.techniques.heads.rapid_plus import NUMBERS, RapidPlusActor, RapidPlusPolicy
+from rapid_core.techniques.step_skip.schedule import Schedule
+from rapid_testing.actors import METADATA
+from rapid_testing.heads import falling, run_heads
+from training.grpo import RolloutBuffer, departures, log_probability
+from training.methods import PRICE, SILENT_ROLLOUTS, RapidPlus
+
+CHANNELS, STEPS = 4, 28
+LADDER = tuple(Schedule(evenly_spaced(count, STEPS), falling(STEPS)) for count in (7, 8, 9, 10, 12))
+
+
+def heads(silent=True):
+    torch.manual_seed(0)
+    made = Heads(CHANNELS, 24, ("pace",), NUMBERS, 16)
+    if silent:
+        made.heads["pace"].fc2.weight.data.zero_()
+    return made
+
+
+def drawn(made, seed=5):
+    """Decisions of one image, drawn by the heads."""
+    rollout = RolloutBuffer()
+    policy = RapidPlusPolicy(
+        heads=made, speedup=3.0, schedule=LADDER[2], ladder=LADDER, rollout=rollout, seed=seed
+    )
+    run_heads(policy, STEPS, CHANNELS)
+    return rollout.steps[0]
+
+
+def method_of(path, speedups, counts, steps=STEPS, mode="cap", heads=("pace",)):
+    """The method that begins with evenly spaced schedules of these counts."""
+    schedules = [Schedule(evenly_spaced(count, steps), falling(steps)) for count in counts]
+    about = {**METADATA, "budgets": speedups}
+    file = write(path / "a.safetensors", "schedule", about, schedule_tensors(schedules))
+    config = Namespace(speedups=tuple(speedups), mode=mode, sparse_backend="auto", heads=heads)
+    return RapidPlus(config, file)
+
+
+def test_the_probability_of_a_pace_is_that_of_the_distribution_it_was_drawn_from(monkeypatch):
+    made, picked = heads(silent=False), []
+    original = RapidPlusActor._pick
+
+    def pick(self, logits):
+        picked.append(logits.softmax(0))
+        return original(self, logits)
+
+    monkeypatch.setattr(RapidPlusActor, "_pick", pick)
+    steps = drawn(made)
+    paced = [step for step in steps if step.choice.pace is not None]
+    assert all(len(step.choice.prior_logits) == len(RUNGS) for step in paced)
+    with torch.no_grad():
+        log_p, _ = log_probability(made, steps)
+    values = [
+        value for step, value in zip(steps, log_p, strict=True) if step.choice.pace is not None
+    ]
+    assert len(paced) == len(picked) > 3
+    for step, value, chances in zip(paced, values, picked, strict=True):
+        assert float(value) == pytest.approx(float(chances[step.choice.pace].log()), rel=1e-4)
+
+
+def test_how_often_heads_would_leave_the_schedule_is_counted():
+    made = heads()
+    steps = drawn(made)
+    paces = sum(step.choice.pace is not None for step in steps)
+    assert departures(made, steps) == (0, paces) and paces > 3
+    made.heads["pace"].fc2.bias.data.copy_(torch.tensor([0.0, 0.0, -50.0, 0.0, 0.0]))
+    assert departures(made, steps)[0] >= paces - 2
+
+
+def test_what_leaves_heads_nothing_to_choose_is_refused(tmp_path):
+    with pytest.raises(
+        PolicyError, match="budgets = 2: the pace head chooses among .* --speedups two or more"
+    ):
+        method_of(tmp_path, [2.0], [14])
+    with pytest.raises(PolicyError, match="the pace head chooses among"):
+        method_of(tmp_path, [2.0, 2.01], [13, 13])
+    assert method_of(tmp_path, [2.0], [14], heads=("pace", "cache")).speedups == [2.0]
+    with pytest.raises(
+        ValueError, match="of 4 steps 4x leaves one evaluation, and nothing to choose"
+    ):
+        method_of(tmp_path, [2.0, 4.0], [2, 1], steps=4)
+
+
+def test_a_price_follows_what_is_spent_beyond_what_silent_heads_spend(tmp_path):
+    method = method_of(tmp_path, [2.0, 4.0], [14, 7], mode="average")
+    spent = [(4.0, 7.5), (4.0, 8.5)]  # drawn: more than the schedule's 7
+    for _ in range(SILENT_ROLLOUTS // 2):
+        assert method.learn(spent)["price/4"] == PRICE
+    for _ in range(5):
+        assert method.learn(spent)["price/4"] == pytest.approx(PRICE)  # as silent heads do
+    dearer = method.learn([(4.0, 8.4)])["price/4"]
+    assert PRICE < dearer < PRICE + 0.1 and method.learn([(4.0, 7.2)])["price/4"] < dearer
+    assert method.learn([(4.0, 0.1)] * 9)["silent/4"] == 8.0
+    assert method.course["price"][2.0] == PRICE
+    for _ in range(9):
+        assert method.learn([(4.0, 0.1)])["price/4"] >= 0
+    cheap, dear = method.rewards([0.5, 0.5], [6.0, 8.0], 2.0)
+    assert cheap - dear == pytest.approx(PRICE * 2 / 14)
