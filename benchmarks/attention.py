@@ -64,7 +64,7 @@ def recorded(subject: Subject, size: int, number: int) -> Iterator[Recorded]:
         return executor(*args, **named)
 
     def override(func: Any, q: Tensor, k: Tensor, v: Tensor, *args: Any, **named: Any) -> Tensor:
-        heads = named.get("heads", args[0] if args else None)
+        heads = named["heads"] if "heads" in named else args[0]
         ready = named.get("skip_reshape", False)
         q_tall, k_tall = (heads_first(t, heads, ready) for t in (q, k))
         both = q_tall.shape[2] == k_tall.shape[2] >= tokens

@@ -20,9 +20,7 @@ from rapid_core.types import Mode, Sparsity
 SPARSITY = Sparsity(dense_first=1)
 
 
-def cost_function(
-    cost: CostModel, image: int, text: int, sparsity: Sparsity = SPARSITY
-) -> CostOf:
+def cost_function(cost: CostModel, image: int, text: int, sparsity: Sparsity = SPARSITY) -> CostOf:
     """Cost of evaluations, in full ones, by their decisions."""
     full = cost.flops(image, text).full
     predicted = replace(sparsity, compensation="predict")

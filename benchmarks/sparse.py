@@ -147,9 +147,7 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     flags.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    flags.add_argument(
-        "--models", nargs="+", choices=sorted(ALL_FAMILIES), default=["flux", "sd3"]
-    )
+    flags.add_argument("--models", nargs="+", choices=sorted(ALL_FAMILIES), default=["flux", "sd3"])
     flags.add_argument("--backends", nargs="+", default=["gather"], help="of the clock")
     flags.add_argument("--methods", nargs="+", help="draw these only, beside the full run")
     flags.add_argument("--prompts", type=int, default=64)

@@ -100,7 +100,7 @@ class Trainer:
         self.out.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(args.seed)
         start = Decoder()
-        self.fast = Decoder().to(torch.bfloat16, memory_format=torch.channels_last)
+        self.fast = Decoder().to(torch.bfloat16).to(memory_format=torch.channels_last)
         # Muon wants matrices: convolution weights are kept as (out, in * 9).
         self.weights = {
             n: nn.Parameter(p.detach().flatten(1) if p.ndim == 4 else p.detach().clone())

@@ -138,7 +138,7 @@ def load(path: Path = WEIGHTS) -> Judge:
     """A trained judge, in float32."""
     with safe_open(path, framework="pt") as file:
         judge = Judge(int(file.metadata()["width"]))
-        judge.load_state_dict({key: file.get_tensor(key).float() for key in file.keys()})
+        judge.load_state_dict({key: file.get_tensor(key).float() for key in file.keys()})  # noqa: SIM118 no dict
     return judge.requires_grad_(False)
 
 

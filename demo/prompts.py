@@ -1,6 +1,6 @@
 """Prompts of the demo's scenes. Those of its training scenes, one a line, into a file:
 
-    python -m demo.prompts FILE
+python -m demo.prompts FILE
 """
 
 from __future__ import annotations

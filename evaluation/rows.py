@@ -125,9 +125,7 @@ class Row:
 def psnr(picture: Tensor, reference: Tensor) -> float:
     """PSNR in dB of float pictures (C, H, W) in 0 .. 1, by torchmetrics, capped at 100. Raises
     ValueError where they are not finite."""
-    decibels = float(
-        peak_signal_noise_ratio(picture.float(), reference.float(), data_range=1.0)
-    )
+    decibels = float(peak_signal_noise_ratio(picture.float(), reference.float(), data_range=1.0))
     if math.isnan(decibels) or decibels == -math.inf:
         raise ValueError("a picture has values that are not finite")
     return min(PSNR_CAP, decibels)
@@ -136,9 +134,9 @@ def psnr(picture: Tensor, reference: Tensor) -> float:
 def ssim(picture: Tensor, reference: Tensor) -> float:
     """Structural similarity (Wang et al. 2004) of float pictures (C, H, W) in 0 .. 1, by
     torchmetrics."""
-    return float(
-        structural_similarity_index_measure(picture[None], reference[None], data_range=1.0)
-    )
+    similarity = structural_similarity_index_measure(picture[None], reference[None], data_range=1.0)
+    assert isinstance(similarity, Tensor)  # a pair only where its parts are asked for
+    return float(similarity)
 
 
 def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float] | None:

@@ -20,7 +20,7 @@ def load(path: str) -> Any:
     try:
         with safe_open(path, framework="pt") as file:
             meta = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys()}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 no dict
     except (SafetensorError, OSError) as error:
         raise ValueError(
             f"Demo Lumina Loader: {path} cannot be read ({error}); restore it."
