@@ -194,7 +194,8 @@ def run(comfy: Any, args: argparse.Namespace) -> str:
     """The suite: `<out>/policy_<model>.json`, and the table and verdicts as Markdown."""
     texts = []
     scale = QUICK if args.quick else Scale()
-    number, dev = (2, 2) if args.quick else (args.prompts, 8)
+    number = 2 if args.quick else args.prompts
+    dev = 2 if args.quick else 8  # development prompts
     scenes = prompts(number)
     judge = SceneJudge(scenes)
     with torch.inference_mode():

@@ -70,9 +70,11 @@ def has_weights(kind: str) -> bool:
 def region(comfy: Any, share: float, **settings: Any) -> Callable[[Any], Any]:
     """The node's patch."""
     inputs = {**NODE, **settings}
-    return lambda model: comfy.run_node(
-        "RAPID_RegionAdaptive", model=model, keep_ratio=share, **inputs
-    )[0]
+
+    def patch(model: Any) -> Any:
+        return comfy.run_node("RAPID_RegionAdaptive", model=model, keep_ratio=share, **inputs)[0]
+
+    return patch
 
 
 def paper_cost(subject: Subject, size: int, share: float) -> float:
@@ -173,7 +175,8 @@ def run(comfy: Any, args: argparse.Namespace) -> str:
     lines = []
     scale = QUICK if args.quick else Scale()
     targets = ("0.25",) if args.quick else args.targets
-    number, dev = (2, 2) if args.quick else (args.prompts, 8)
+    number = 2 if args.quick else args.prompts
+    dev = 2 if args.quick else 8  # development prompts
     judge = SceneJudge(prompts(number))
     with torch.inference_mode():
         for kind in args.models:

@@ -85,7 +85,8 @@ def quality(comfy: Any, args: argparse.Namespace) -> str:
     """`<out>/sparse.json` and its table."""
     rows = []
     scale = QUICK if args.quick else Scale()
-    number, dev = (2, 2) if args.quick else (args.prompts, 8)
+    number = 2 if args.quick else args.prompts
+    dev = 2 if args.quick else 8  # development prompts
     densities = DENSITIES[1:2] if args.quick else DENSITIES
     judge = SceneJudge(prompts(number))
     for kind in args.models:

@@ -85,7 +85,8 @@ class Sampler:
     the list alone."""
 
     def __init__(self, args: argparse.Namespace):
-        self.args, self.device = args, torch.device(args.device)
+        self.args = args
+        self.device = torch.device(args.device)
         model = DemoModel(args.model)
         load_weights(model, Path(args.weights))
         self.model = model.requires_grad_(False).to(self.device, getattr(torch, args.dtype))
@@ -150,7 +151,8 @@ def score(pictures: Tensor, chosen: Scenes, critic: judge.Judge) -> dict:
     picture = (wrong == 0) & ground
     by_count = {}
     for count in chosen.count.unique().tolist():
-        of, objects = chosen.count == count, chosen.count[row] == count
+        of = chosen.count == count
+        objects = chosen.count[row] == count
         by_count[count] = {
             "pictures": int(of.sum()),
             "object_colour": share(colour[objects]),
@@ -175,11 +177,13 @@ def grid(pictures: Tensor, prompts: list[str], path: Path, columns: int = 6) -> 
     from PIL import Image, ImageDraw  # only the grid needs it
 
     height, width = pictures.shape[-2:]
-    cell, number = height + 86, min(24, len(prompts))
+    cell = height + 86
+    number = min(24, len(prompts))
     sheet = Image.new("RGB", (columns * (width + 6), -(-number // columns) * cell), "white")
     pen = ImageDraw.Draw(sheet)
     for i in range(number):
-        left, top = i % columns * (width + 6), i // columns * cell
+        left = i % columns * (width + 6)
+        top = i // columns * cell
         pixels = (pictures[i].movedim(0, -1) * 255).round().byte().contiguous()
         sheet.paste(
             Image.frombytes("RGB", (width, height), bytes(pixels.flatten().tolist())), (left, top)
@@ -196,7 +200,8 @@ def evaluate(args: argparse.Namespace) -> dict:
         1_000_000 * (1 + scenes.SPLITS.index(args.split)) + args.seed
     )
     chosen = scenes.sample(args.prompts, generator, args.split)
-    prompts, critic = chosen.prompts(), judge.load(Path(args.judge))
+    prompts = chosen.prompts()
+    critic = judge.load(Path(args.judge))
     true = scenes.draw(chosen, args.size, args.size, generator)
     baseline = score(true, chosen, critic)
     print(

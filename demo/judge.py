@@ -167,7 +167,9 @@ class Examples:
         self, number: int, size: int, generator: torch.Generator, split="train", kinds=(0, 1, 2)
     ):
         self.scenes = scenes.sample(number, generator, split)
-        latents, decoder, pictures = LatentMap.load(), load_decoder().bfloat16(), []
+        latents = LatentMap.load()
+        decoder = load_decoder().bfloat16()
+        pictures = []
         for part, rows in enumerate(torch.arange(number).split(16)):
             picture = scenes.draw(self.scenes.take(rows), size, size, generator)
             kind = kinds[part % len(kinds)]

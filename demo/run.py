@@ -67,7 +67,8 @@ def comparison(rows: list[tuple[str, Path, Path]], path: Path, columns: int = 2)
     sheet = Image.new("RGB", (columns * (2 * width + 24) - 16, lines * (height + CAPTION)), "white")
     pen = ImageDraw.Draw(sheet)
     for i, (text, full, fast) in enumerate(pairs):
-        left, top = (i % columns) * (2 * width + 24), i // columns * (height + CAPTION)
+        left = (i % columns) * (2 * width + 24)
+        top = i // columns * (height + CAPTION)
         caption = textwrap.wrap(text, 2 * width // 6)[:2]
         pen.text((left + 2, top + 2), "\n".join([*caption, "full"]), fill="black")
         pen.text((left + width + 10, top + 2), "\n" * len(caption) + "RAPID", fill="black")
