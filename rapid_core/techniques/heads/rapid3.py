@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from ...quadrature.multistep import MAX_TERMS, prediction_weights
 from ...quadrature.spacing import max_evaluations
@@ -157,6 +158,7 @@ class Rapid3Policy(Policy):
         """These settings with the sparse attention that a run can have."""
         return self if self.sparsity is None else replace(self, sparsity=attention)
 
+    @override
     def start(self, window: Window, image: int = 0) -> Rapid3Actor:
         return Rapid3Actor(self, self._run_heads(image), image)
 
@@ -239,7 +241,7 @@ class Rapid3Actor(Actor):
             self.seen = shown, numbers[0].cpu(), pooled[0].cpu()
         return torch.cat([logits[name] for name in names], 1).flatten()
 
-    def _numbers(self, seen: HeadInput, sigma: Tensor) -> Tensor:
+    def _numbers(self, seen: HeadInput, sigma: Tensor) -> Tensor:  # noqa: ARG002
         """(1, n): sigma and, where the heads know budgets, the share of all evaluations that may
         still be computed, counted before the latest was."""
         known = sigma.float().expand(1, 1)
@@ -331,7 +333,10 @@ class Rapid3Actor(Actor):
         return (history[-1] if history else observation.sigma), observation.sigma
 
     def _jump_to(
-        self, logits: Tensor, start: float, observation: Observation
+        self,
+        logits: Tensor,
+        start: float,
+        observation: Observation,  # noqa: ARG002
     ) -> tuple[float, Decision]:
         """Sigma down to which evaluations are skipped, and what was chosen."""
         jump = self._jump(logits)
@@ -349,8 +354,8 @@ class Rapid3Actor(Actor):
         if self.policy.rollout is None:
             jump = float((alpha - 1) / (alpha + other - 2))
         else:  # a Beta is made of two Gammas
-            x = torch._standard_gamma(alpha[None], generator=self.generator)
-            y = torch._standard_gamma(other[None], generator=self.generator)
+            x = torch._standard_gamma(alpha[None], generator=self.generator)  # pyright: ignore
+            y = torch._standard_gamma(other[None], generator=self.generator)  # pyright: ignore
             jump = float(x / (x + y))
         return min(max(jump, CLIP), 1 - CLIP)
 
@@ -361,4 +366,6 @@ class Rapid3Actor(Actor):
 
     def _write(self, observation: Observation, choice: Decision) -> None:
         if self.policy.rollout is not None:
-            self.policy.rollout.add(self.image, observation.index, *self.seen, choice)
+            inputs, numbers, pooled = self.seen
+            index = observation.index
+            self.policy.rollout.add(self.image, index, inputs, numbers, pooled, choice)

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from typing_extensions import override
 
 from ...quadrature.gram import TERMS, Gram, GramFit
 from ...quadrature.multistep import MAX_TERMS, prediction_weights
@@ -108,6 +109,7 @@ class SchedulePolicy(Policy):
             decides_schedule=True,
         )
 
+    @override
     def start(self, window: Window, image: int = 0) -> ScheduleActor:
         """An actor for one image. A schedule is about whole runs: the window has no say."""
         return ScheduleActor(self)
@@ -224,7 +226,8 @@ class GramPredictor:
         step = observation.step
         sigmas = observation.sigmas
         while self.fit.step < step:
-            self.fit.advance(*self.skipped.get(self.fit.step, ()))
+            used, weights = self.skipped.get(self.fit.step, ([], ()))
+            self.fit.advance(used, weights)
         latest = observation.history[-TERMS:]
         past = sigmas[:step]
         if not latest or any(sigma not in past for sigma in latest) or self.fit.step > step:
@@ -232,7 +235,7 @@ class GramPredictor:
         used = [sigmas.index(sigma) for sigma in latest]
         try:
             weights = self.fit.weights(used)
-        except torch.linalg.LinAlgError as error:
+        except torch.linalg.LinAlgError as error:  # pyright: ignore
             raise ArithmeticError(str(error)) from None
         if not all(map(math.isfinite, weights)):
             raise ArithmeticError("weights are not finite")
