@@ -7,134 +7,118 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
+from evaluation.decisions import Decision
+from evaluation.suites import CostOf
 from rapid_core.architectures import describe
 from rapid_core.cost import CostModel
-from rapid_core.types import Sparsity
+from rapid_core.types import Mode, Sparsity
 
 SPARSITY = Sparsity(dense_first=1)
-PUBLISHED = ("flux-dev", "sd3-medium", "lumina2")
 
 
-class Decision(NamedTuple):
-    """Of one evaluation: level, share of image tokens, density of attention, and the density that
-    is measured."""
+def cost_function(cost: CostModel, image: int, text: int, sparsity: Sparsity = SPARSITY) -> CostOf:
+    """Cost of evaluations, in full ones, by their decisions."""
+    full = cost.flops(image, text).full
+    predicted = replace(sparsity, compensation="predict")
 
-    level: str
-    share: float = 1.0
-    density: float = 1.0
-    measures: float | None = None
-
-
-def cost_function(
-    cost: CostModel, image: int, text: int, sparsity: Sparsity = SPARSITY
-) -> Callable[[list[Decision]], float]:
-    """Cost of evaluations, in dense ones, by their decisions."""
-    dense = cost.flops(image, text).dense
-
-    def of(decisions: list[Decision]) -> float:
-        total, how = 0.0, replace(sparsity, left_out="means")
-        for level, share, density, measures in decisions:
-            how = (
-                how if measures is None else replace(sparsity, left_out="forecast")
-            )  # and the tiles chosen with it
-            if level == "reuse":
+    def cost_of(decisions: list[Decision]) -> float:
+        total = 0.0
+        how = replace(sparsity, compensation="means")
+        for mode, share, density, measured in decisions:
+            if measured is not None:  # and the tiles chosen with it
+                how = predicted
+            if mode == Mode.REUSE.value:
                 total += cost.flops(image, text).reuse
-            elif level == "run":
-                total += cost.flops(image, text, round(share * image), density, how, measures).dense
-        return total / dense
+            elif mode == Mode.RUN.value:
+                active = round(share * image)
+                total += cost.flops(image, text, active, density, how, measured).full
+        return total / full
 
-    return of
+    return cost_of
 
 
-def published(name: str, sparsity: Sparsity = SPARSITY) -> Callable[[list[Decision]], float]:
+def published(name: str, sparsity: Sparsity = SPARSITY) -> CostOf:
     """Cost on a published model at 1024 px, from its dimensions; its classes come from the host,
-    without weights."""
+    without weights. Raises ValueError for a name that is not one of PUBLISHED."""
+    if name not in BUILDERS:
+        raise ValueError(f"--cost-of {name!r} was given; accepted are demo, {', '.join(PUBLISHED)}")
     import comfy.ops
 
-    common: dict[str, Any] = dict(
-        device="meta", dtype=torch.bfloat16, operations=comfy.ops.disable_weight_init
-    )
-    if name == "flux-dev":
-        from comfy.ldm.flux.model import Flux
-
-        model = Flux(
-            image_model="flux",
-            in_channels=16,
-            out_channels=16,
-            vec_in_dim=768,
-            context_in_dim=4096,
-            hidden_size=3072,
-            mlp_ratio=4.0,
-            num_heads=24,
-            depth=19,
-            depth_single_blocks=38,
-            axes_dim=[16, 56, 56],
-            theta=10000,
-            patch_size=2,
-            qkv_bias=True,
-            guidance_embed=True,
-            txt_ids_dims=[],
-            **common,
-        )
-        text = 512
-    elif name == "sd3-medium":
-        from comfy.ldm.modules.diffusionmodules.mmdit import MMDiT
-
-        embedder = {
-            "target": "torch.nn.Linear",
-            "params": {"in_features": 4096, "out_features": 1536},
-        }
-        model = MMDiT(
-            input_size=None,
-            depth=24,
-            in_channels=16,
-            patch_size=2,
-            adm_in_channels=2048,
-            num_patches=36864,
-            context_embedder_config=embedder,
-            pos_embed_max_size=192,
-            **common,
-        )
-        text = 154
-    elif name == "lumina2":
-        from comfy.ldm.lumina.model import NextDiT
-
-        model = NextDiT(
-            patch_size=2,
-            in_channels=16,
-            dim=2304,
-            n_layers=26,
-            n_heads=24,
-            n_kv_heads=8,
-            qk_norm=True,
-            cap_feat_dim=2304,
-            axes_dims=[32, 32, 32],
-            axes_lens=[300, 512, 512],
-            **common,
-        )
-        text = 256
-    else:
-        raise ValueError(f"--cost-of {name!r} was given; accepted are demo, {', '.join(PUBLISHED)}")
+    build, text = BUILDERS[name]
+    operations = comfy.ops.disable_weight_init
+    model = build(device="meta", dtype=torch.bfloat16, operations=operations)
     architecture = describe(model)
     assert architecture is not None
     return cost_function(CostModel(model, architecture), 64 * 64, text, sparsity)
 
 
-def decisions(model: Any, image: int, computed: int) -> list[Decision]:
-    """Decision of every evaluation of the latest run of a patched model; `computed` whole ones
-    otherwise."""
-    chain = model.model_options.get("transformer_options", {}).get("rapid")
-    if chain is None:
-        return [Decision("run")] * computed
-    return [
-        Decision(
-            e.levels[image],
-            e.share[image],
-            *((e.density[image], e.measures[image]) if e.density else ()),
-        )
-        for e in chain.log.records[-1].evaluations
-    ]
+def _flux_dev(**common: Any) -> torch.nn.Module:
+    from comfy.ldm.flux.model import Flux
+
+    return Flux(
+        image_model="flux",
+        in_channels=16,
+        out_channels=16,
+        vec_in_dim=768,
+        context_in_dim=4096,
+        hidden_size=3072,
+        mlp_ratio=4.0,
+        num_heads=24,
+        depth=19,
+        depth_single_blocks=38,
+        axes_dim=[16, 56, 56],
+        theta=10000,
+        patch_size=2,
+        qkv_bias=True,
+        guidance_embed=True,
+        txt_ids_dims=[],
+        **common,
+    )
+
+
+def _sd3_medium(**common: Any) -> torch.nn.Module:
+    from comfy.ldm.modules.diffusionmodules.mmdit import MMDiT
+
+    embedder = {"target": "torch.nn.Linear", "params": {"in_features": 4096, "out_features": 1536}}
+    return MMDiT(
+        input_size=None,
+        depth=24,
+        in_channels=16,
+        patch_size=2,
+        adm_in_channels=2048,
+        num_patches=36864,
+        context_embedder_config=embedder,
+        pos_embed_max_size=192,
+        **common,
+    )
+
+
+def _lumina2(**common: Any) -> torch.nn.Module:
+    from comfy.ldm.lumina.model import NextDiT
+
+    return NextDiT(
+        patch_size=2,
+        in_channels=16,
+        dim=2304,
+        n_layers=26,
+        n_heads=24,
+        n_kv_heads=8,
+        qk_norm=True,
+        cap_feat_dim=2304,
+        axes_dims=[32, 32, 32],
+        axes_lens=[300, 512, 512],
+        **common,
+    )
+
+
+# Models by name, and text tokens of a prompt.
+BUILDERS: dict[str, tuple[Callable[..., torch.nn.Module], int]] = {
+    "flux-dev": (_flux_dev, 512),
+    "sd3-medium": (_sd3_medium, 154),
+    "lumina2": (_lumina2, 256),
+}
+PUBLISHED = tuple(BUILDERS)

@@ -2,21 +2,20 @@
 at equal cost.
 
     python3 dev.py bench policy [--models flux sd3] [--prompts 200] [--speedups 2 3 4] [--policies DIR]
-                                [--methods plan_dense cache_reuse ...] [--out DIR] [--cost-of flux-dev] [--quick]
+                                [--methods schedule_solution cache_reuse ...] [--out DIR] [--cost-of flux-dev] [--quick]
 
-Every policy file demo-<model>-<name> of the folder is a method: "plan_<name>" of a schedule,
+Every policy file demo-<model>-<name> of the folder is a method: "schedule_<name>" of a schedule,
 "<name>" of heads. Of heads there is "<name>_shuffled", too: each picture is drawn with the
 decisions that were made for another one. "random" are as many evaluations as the budget allows,
-anywhere; "dense_noise<k>" are dense pictures from other noise. Thresholds of caches are the
+anywhere; "full_noise<k>" are full pictures from other noise. Thresholds of caches are the
 smallest that cost no more on 8 development prompts; "cache_reuse_unguarded" stands for
-"cache_reuse" where its guard computes more than that.
+"cache_reuse" where its safety check computes more than that.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -25,42 +24,49 @@ from typing import Any
 
 import torch
 
-from benchmarks.costs import PUBLISHED, Decision, published
-from benchmarks.parts import BATCH, add_share
-from benchmarks.region import ALL, COLUMNS, SAMPLERS, own_cost, threshold_at
-from benchmarks.replay import at_random, forecasts_of, replayed
-from benchmarks.rows import markdown, write
-from benchmarks.subject import Subject, patcher
-from benchmarks.suite import Method, Scale, Suite, picked
-from demo.measure import prompts
+from benchmarks.costs import PUBLISHED, published
+from benchmarks.equal_cost import COLUMNS, fewer_steps, own_cost, threshold_at
+from benchmarks.replay import at_random, predictions_of, replayed
+from demo.prompts import prompts
+from demo.scene_judge import SceneJudge
+from devkit.base_folder import REPOSITORY
 from devkit.comfy_process import load_everything
+from evaluation.batches import BATCH, add_share
+from evaluation.decisions import Decision
+from evaluation.files import write_text
+from evaluation.rows import markdown, write
+from evaluation.subjects import ALL_FAMILIES, Subject, patcher
+from evaluation.suites import QUICK, Method, Scale, Suite, picked
 from rapid_core.policy_file.format import PolicyFile, read
-from rapid_core.techniques.step_skip.schedule import SchedulePolicy, max_evaluations
-from training.files import write_text
+from rapid_core.quadrature.spacing import max_evaluations
+from rapid_core.techniques.step_skip.schedule import SchedulePolicy
+from rapid_core.types import Mode
 
-SHIPPED = Path(__file__).parent.parent / "policies"
+SHIPPED = REPOSITORY / "policies"
 CACHES = ("cache_reuse", "easycache", "lazycache")
-OTHERS = (
-    1,
-    2,
-    3,
-)  # sets of dense pictures from other noise: how much FID and accuracy vary by themselves
+# Sets of full pictures from other noise: how much FID and accuracy vary by themselves.
+OTHERS = (1, 2, 3)
+RIVALS = ("fewer_", "full_noise", *CACHES)  # what names of methods that are not ours begin with
 
 
 def accelerate(comfy: Any, speedup: float, file: Path | None = None) -> Callable[[Any], Any]:
     """The node's patch, with a policy file or without."""
     policy = {} if file is None else {"policy": read(file)}
-    return lambda model: comfy.run_node("RAPID_Accelerate", model=model, speedup=speedup, **policy)[
-        0
-    ]
+
+    def patch(model: Any) -> Any:
+        return comfy.run_node("RAPID_Accelerate", model=model, speedup=speedup, **policy)[0]
+
+    return patch
 
 
 def trained(comfy: Any, suite: Suite, speedup: float, folder: Path) -> list[Method]:
     """Policy files of a model at a speed-up, and heads with other pictures' decisions."""
-    out, target = [], f"{speedup:g}x"
+    out = []
+    target = f"{speedup:g}x"
     for path in sorted(folder.glob(f"demo-{suite.kind}-*.safetensors")):
-        file, short = read(path), path.stem.removeprefix(f"demo-{suite.kind}-")
-        name = f"plan_{short}" if file.kind == "schedule" else short.replace("-", "_")
+        file = read(path)
+        short = path.stem.removeprefix(f"demo-{suite.kind}-")
+        name = f"schedule_{short}" if file.kind == "schedule" else short.replace("-", "_")
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         if suite.once(f"{name}/file", partial(str, digest)) != digest:
             raise SystemExit(
@@ -84,43 +90,52 @@ def shuffled(
 ) -> Callable[[Any, list[int]], Any]:
     """The decisions that a method made for the next picture."""
 
-    def lists_of(number: int) -> list[Decision]:
-        found, other = (
-            {p.seed: p.decisions for p in suite.done() if p.method == key},
-            (number + 1) % len(suite.texts),
-        )
+    def decisions_of(number: int) -> list[Decision]:
+        other = (number + 1) % len(suite.prompts)
         if other == number:
             raise SystemExit(f"{key}: decisions of another picture need two prompts at least")
-        if other not in found:
+        made = {p.seed: p.decisions for p in suite.done() if p.method == key}
+        if other not in made:
             raise SystemExit(
-                f"{key} has to be drawn before its decisions are given to other pictures: name it, too"
+                f"{key} has to be drawn before its decisions are given to other pictures: "
+                "name it, too"
             )
-        return [Decision(*d) for d in found[other]]
+        return made[other]
 
-    return replayed(forecasts_of(file, speedup), lists_of)
+    return replayed(predictions_of(file, speedup), decisions_of)
 
 
 def at_cost(comfy: Any, suite: Suite, cache: str, speedup: float, number: int) -> Method | None:
     """A cache at the smallest threshold that costs no more than a speed-up allows, on so many
     development prompts; Cache Reuse "_unguarded" and for longer in a row where it cannot be had
     otherwise."""
-    target, goal = f"{speedup:g}x", max_evaluations(speedup, suite.steps) / suite.steps
+    target = f"{speedup:g}x"
+    goal = max_evaluations(speedup, suite.steps) / suite.steps
     alone = cache != "cache_reuse"  # the host's decide for a whole batch
-    # Of 28 evaluations 3 in a row left out are too few for a quarter of the cost; where guidance
-    # makes forecasts rough, the guard computes more than a third.
-    longer = {"max_consecutive": 2 * round(speedup)}
-    tries = [
+    for suffix, settings, high in tries(cache, speedup):
+        patch = partial(patcher, comfy, cache, **settings)
+        search = partial(threshold_at, suite, goal, number, patch, alone, high)
+        name = f"{cache}/{target}" + (f"/{high:g}" if high > 1 else "")
+        threshold = suite.once(name, search)
+        if threshold is not None:
+            batch = 1 if alone else BATCH
+            return Method(cache + suffix, target, patch(threshold), batch=batch)
+    print(f"{suite.kind}: {cache} cannot be had at {target}")
+    return None
+
+
+def tries(cache: str, speedup: float) -> list[tuple[str, dict[str, Any], float]]:
+    """What is tried of a cache, in turn: what is added to its name, settings, and the highest
+    threshold."""
+    if cache != "cache_reuse":
+        return [("", {}, 1.0), ("", {}, 3.0)]
+    # Of 28 evaluations 3 skipped in a row are too few for a quarter of the cost; where guidance
+    # makes predictions rough, the safety check computes more than a third.
+    longer: dict[str, Any] = {"max_consecutive": 2 * round(speedup)}
+    return [
         ("", longer if speedup >= 4 else {}, 1.0),
         ("_unguarded", longer | {"guard": 0.0}, 10.0),
     ]
-    for more_of_name, more, high in [("", {}, 1.0), ("", {}, 3.0)] if alone else tries:
-        patch = partial(patcher, comfy, cache, **more)
-        search = partial(threshold_at, suite, goal, number, patch, alone, high)
-        found = suite.once(f"{cache}/{target}" + (f"/{high:g}" if high > 1 else ""), search)
-        if found is not None:
-            return Method(cache + more_of_name, target, patch(found), batch=1 if alone else BATCH)
-    print(f"{suite.kind}: {cache} cannot be had at {target}")
-    return None
 
 
 def methods(
@@ -133,80 +148,67 @@ def methods(
 ) -> list[Method]:
     """Everything the suite compares, at the cost of each speed-up. number: development prompts of
     the thresholds; names: of the methods that are drawn (None: all)."""
-    out = [
-        Method("dense", "1.0"),
-        *(Method(f"dense_noise{k}", "1.0", noise=1000 * k) for k in OTHERS),
+    chosen = [
+        Method("full", "1.0"),
+        *(Method(f"full_noise{k}", "1.0", noise=1000 * k) for k in OTHERS),
     ]
+    caches = [c for c in CACHES if not names or c in names or f"{c}_unguarded" in names]
     for speedup in speedups:
         target = f"{speedup:g}x"
-        out += [
-            *trained(comfy, suite, speedup, folder),
-            Method("default_plan", target, accelerate(comfy, speedup)),
-        ]
-        caches = [
-            cache
-            for cache in CACHES
-            if not names or cache in names or f"{cache}_unguarded" in names
-        ]
-        out += [
-            m
-            for m in (at_cost(comfy, suite, cache, speedup, number) for cache in caches)
-            if m is not None
-        ]
-        anywhere = replayed(SchedulePolicy(speedup), partial(at_random, suite.steps, speedup))
-        out.append(Method("random", target, each=anywhere))
-        for (
-            sampler,
-            evaluations,
-        ) in SAMPLERS.items():  # of those with two evaluations a step, one in the last
-            steps = max(2, math.ceil(max_evaluations(speedup, suite.steps) / evaluations))
-            out.append(Method(f"fewer_{sampler}", target, steps=steps, sampler=sampler))
-    return out
+        chosen += trained(comfy, suite, speedup, folder)
+        chosen.append(Method("default_schedule", target, accelerate(comfy, speedup)))
+        rivals = [at_cost(comfy, suite, cache, speedup, number) for cache in caches]
+        chosen += [method for method in rivals if method is not None]
+        even = SchedulePolicy(speedup=speedup)
+        anywhere = replayed(even, partial(at_random, suite.steps, speedup))
+        chosen.append(Method("random", target, each=anywhere))
+        chosen += fewer_steps(target, max_evaluations(speedup, suite.steps))
+    return chosen
 
 
-def spent(suite: Suite) -> list[str]:
-    """Evaluations that methods compute, by the number of objects in the scene, where that
-    differs."""
-    counts, found = suite.chosen.count.tolist(), dict[str, dict[int, list[int]]]()
+def spent(suite: Suite, counts: list[int]) -> list[str]:
+    """Evaluations that methods compute, by the number of objects in the scene (`counts`), where
+    that differs."""
+    by_method: dict[str, dict[int, list[int]]] = {}
     for picture in suite.done():
         if picture.seed >= len(counts):  # of a run with more prompts
             continue
-        computed = sum(level == "run" for level, *_ in picture.decisions)
-        found.setdefault(picture.method, {}).setdefault(counts[picture.seed], []).append(computed)
-    out = []
-    for key, by_count in sorted(found.items()):
+        computed = sum(d.mode == Mode.RUN.value for d in picture.decisions)
+        by_count = by_method.setdefault(picture.method, {})
+        by_count.setdefault(counts[picture.seed], []).append(computed)
+    lines = []
+    for key, by_count in sorted(by_method.items()):
         if len({n for some in by_count.values() for n in some}) > 1:
-            each = ", ".join(
-                f"{mean(some):.1f} with {count}" for count, some in sorted(by_count.items())
-            )
-            out.append(f"{suite.kind}: {key} computes by objects in the scene: {each}")
-    return out
+            means = ", ".join(f"{mean(by_count[n]):.1f} with {n}" for n in sorted(by_count))
+            lines.append(f"{suite.kind}: {key} computes by objects in the scene: {means}")
+    return lines
+
+
+def ours(suite: Suite) -> list[str]:
+    """Names of the methods that verdicts are about."""
+    names = {p.method.split("/")[0] for p in suite.done()} - {"full", "random"}
+    return sorted(n for n in names if not n.startswith(RIVALS) and not n.endswith("_shuffled"))
 
 
 def run(comfy: Any, args: argparse.Namespace) -> str:
     """The suite: `<out>/policy_<model>.json`, and the table and verdicts as Markdown."""
-    texts, scale = [], Scale(128, 10) if args.quick else Scale()
+    texts = []
+    scale = QUICK if args.quick else Scale()
+    number = 2 if args.quick else args.prompts
+    dev = 2 if args.quick else 8  # development prompts
+    scenes = prompts(number)
+    judge = SceneJudge(scenes)
     with torch.inference_mode():
         for kind in args.models:
-            number = 2 if args.quick else args.prompts
-            suite = Suite("policy", Subject(comfy, ALL[kind]), prompts(number), args.out, scale)
-            dev = 2 if args.quick else 8
-            found = methods(comfy, suite, dev, args.speedups, args.policies, args.methods)
-            suite.run(picked(found, args.methods), args.share)
+            suite = Suite("policy", Subject(comfy, ALL_FAMILIES[kind]), judge, args.out, scale)
+            chosen = methods(comfy, suite, dev, args.speedups, args.policies, args.methods)
+            suite.run(picked(chosen, args.methods), args.share)
             own = own_cost(suite.subject, scale.size)
             rows = suite.rows(own if args.cost_of == "demo" else published(args.cost_of))
-            ours = sorted({p.method.split("/")[0] for p in suite.done()} - {"dense", "random"})
-            ours = [
-                n
-                for n in ours
-                if not n.startswith(("fewer_", "dense_", *CACHES)) and not n.endswith("_shuffled")
-            ]
-            lines = suite.verdicts(ours, [f"{s:g}x" for s in args.speedups]) + spent(suite)
-            write(
-                args.out / f"policy_{kind}.json",
-                rows,
-                {"torch": torch.__version__, "cost_of": args.cost_of},
-            )
+            lines = suite.verdicts(ours(suite), [f"{s:g}x" for s in args.speedups])
+            lines += spent(suite, scenes.count.tolist())
+            machine = {"torch": torch.__version__, "cost_of": args.cost_of}
+            write(args.out / f"policy_{kind}.json", rows, machine)
             texts.append(markdown(rows, COLUMNS) + "\n\n" + "\n".join(lines) + "\n")
             write_text(args.out / f"policy_{kind}.md", texts[-1])
     return "\n".join(texts)
@@ -214,21 +216,21 @@ def run(comfy: Any, args: argparse.Namespace) -> str:
 
 def parser() -> argparse.ArgumentParser:
     """The command's flags."""
-    found = argparse.ArgumentParser(
+    flags = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    found.add_argument("--models", nargs="+", choices=sorted(ALL), default=["flux", "sd3"])
-    found.add_argument("--prompts", type=int, default=200)
-    found.add_argument("--speedups", nargs="+", type=float, default=[2.0, 3.0, 4.0])
-    found.add_argument("--policies", type=Path, default=SHIPPED)
-    found.add_argument("--methods", nargs="+", help="draw these only, beside dense")
-    found.add_argument("--out", type=Path, default=Path("bench_output"))
-    found.add_argument("--cost-of", choices=("demo", *PUBLISHED), default="demo")
-    add_share(found)
-    found.add_argument(
+    flags.add_argument("--models", nargs="+", choices=sorted(ALL_FAMILIES), default=["flux", "sd3"])
+    flags.add_argument("--prompts", type=int, default=200)
+    flags.add_argument("--speedups", nargs="+", type=float, default=[2.0, 3.0, 4.0])
+    flags.add_argument("--policies", type=Path, default=SHIPPED)
+    flags.add_argument("--methods", nargs="+", help="draw these only, beside the full run")
+    flags.add_argument("--out", type=Path, default=Path("bench_output"))
+    flags.add_argument("--cost-of", choices=("demo", *PUBLISHED), default="demo")
+    add_share(flags)
+    flags.add_argument(
         "--quick", action="store_true", help="two small pictures: whether it runs, not how well"
     )
-    return found
+    return flags
 
 
 def main() -> None:

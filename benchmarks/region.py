@@ -5,40 +5,39 @@ Reuse and fewer steps.
                                 [--methods region cache_reuse ...] [--out DIR] [--cost-of flux-dev] [--quick]
 
 Everything is compared at the cost of this pack's Region Adaptive at half and a quarter of the
-tokens, and at about the published headline speed-ups ("headline": 6 evaluations of 28 dense, 3/16
+tokens, and at about the published headline speed-ups ("headline": 6 full evaluations of 28, 3/16
 of the tokens in the others). Cache Reuse's threshold is the smallest that costs no more on 8
-development prompts, and so is that of tokens with clocks of their own ("region_error"); fewer steps
-are rounded up. The published preset is drawn with the same share of tokens ("region_paper") and
+development prompts, and so is that of per-token errors ("region_error"); fewer steps are rounded
+up. The published preset is drawn with the same share of tokens ("region_paper") and
 with the one that costs as much as ours ("region_paper_equal").
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import torch
 
-from benchmarks.costs import PUBLISHED, SPARSITY, Decision, cost_function, decisions, published
-from benchmarks.parts import add_share
-from benchmarks.rows import markdown, write
-from benchmarks.subject import FAMILIES, LUMINA, Subject, patcher
-from benchmarks.suite import MODELS, CostOf, Method, Scale, Suite, picked
-from demo.measure import prompts
-from demo.pack.words import TOKENS
+from benchmarks.costs import PUBLISHED, published
+from benchmarks.equal_cost import COLUMNS, cost_on_dev, fewer_steps, own_cost, threshold_at
+from demo.prompts import prompts
+from demo.scene_judge import SceneJudge
+from devkit.base_folder import REPOSITORY
 from devkit.comfy_process import load_everything
+from evaluation.batches import add_share
+from evaluation.decisions import Decision
+from evaluation.rows import markdown, write
+from evaluation.subjects import ALL_FAMILIES, Subject, patcher
+from evaluation.suites import QUICK, Method, Scale, Suite, picked
 from rapid_core.architectures import describe
-from rapid_core.cost import CostModel
-from rapid_core.techniques.region.policy import paper
-from rapid_core.types import ImageState, Observation, Sparsity, TokenState, Window
+from rapid_core.techniques.region.presets import paper
+from rapid_core.types import Mode, Observation, TokenState, Window
 
-ALL = {**FAMILIES, "lumina": LUMINA}
-NODE = dict(
+NODE: dict[str, Any] = dict(
     preset="custom",
     error_threshold=0.0,
     warm_up=0.15,
@@ -48,127 +47,70 @@ NODE = dict(
     metric="change",
     direction="high",
     starvation=0.3,
-    inactive="forecast",
+    inactive="predict",
     slope=0.0,
-    kv_cache="forecast",
+    kv_cache="predict",
 )
 # About the published schedule: 6 evaluations of 28 compute all tokens, with few of them in between.
-SIX_DENSE = dict(warm_up=0.13, tail=0.0, refresh_interval=8)
-TARGETS: dict[str, tuple[float, dict]] = {
+SIX_FULL: dict[str, Any] = dict(warm_up=0.13, tail=0.0, refresh_interval=8)
+TARGETS: dict[str, tuple[float, dict[str, Any]]] = {
     "0.5": (0.5, {}),
     "0.25": (0.25, {}),
-    "headline": (0.1875, SIX_DENSE),
+    "headline": (0.1875, SIX_FULL),
 }
-COLUMNS = (
-    "model",
-    "target",
-    "method",
-    "prompts",
-    "cost",
-    "computed",
-    "held",
-    "psnr",
-    "ci",
-    "psnr_p5",
-    "psnr_worst",
-    "psnr_ode",
-    "ssim",
-    "accuracy",
-    "fid",
-)
-SAMPLERS = {
-    "euler": 1,
-    "dpmpp_2m": 1,
-    "res_multistep": 1,
-    "uni_pc": 1,
-    "heun": 2,
-}  # evaluations a step
 SECOND = "dpmpp_2m"  # a second-order sampler: what is saved on it adds to what it saves by itself
-TEXT = TOKENS  # of a demo prompt
 
 
 def has_weights(kind: str) -> bool:
     """Whether a demo model's weights are in the repository."""
-    return (MODELS / f"{kind}.safetensors").is_file()
+    folder = REPOSITORY / "demo" / "models" / "diffusion_models"
+    return (folder / f"{kind}.safetensors").is_file()
 
 
 def region(comfy: Any, share: float, **settings: Any) -> Callable[[Any], Any]:
     """The node's patch."""
     inputs = {**NODE, **settings}
-    return lambda model: comfy.run_node(
-        "RAPID_RegionAdaptive", model=model, keep_ratio=share, **inputs
-    )[0]
 
+    def patch(model: Any) -> Any:
+        return comfy.run_node("RAPID_RegionAdaptive", model=model, keep_ratio=share, **inputs)[0]
 
-def own_cost(subject: Subject, size: int, sparsity: Sparsity = SPARSITY) -> CostOf:
-    """Cost on the demo model itself, of pictures of `size` pixels."""
-    model = subject.model.model.diffusion_model
-    architecture = describe(model)
-    assert architecture is not None
-    return cost_function(CostModel(model, architecture), (size // 16) ** 2, TEXT, sparsity)
-
-
-def cost_on_dev(
-    suite: Suite,
-    patch: Callable[[Any], Any],
-    number: int,
-    cost: Callable[[Subject, int], CostOf] = own_cost,
-    alone: bool = False,
-) -> float:
-    """Mean cost of a patch over development prompts, as a share of dense. alone: every picture in a
-    run of its own."""
-    texts, model, steps = prompts(number, "dev").prompts(), patch(suite.subject.model), suite.steps
-    of, found, size = cost(suite.subject, suite.scale.size), [], 1 if alone else number
-    for start in range(0, number, size):
-        seeds = list(range(3000 + start, 3000 + start + size))
-        chosen = texts[start : start + size]
-        drawn = suite.subject.sample_many(model, chosen, seeds, suite.scale.size, steps)
-        found += [of(decisions(model, i, round(drawn.computed / size))) for i in range(size)]
-    return mean(found) / steps
-
-
-def threshold_at(
-    suite: Suite,
-    goal: float,
-    number: int,
-    patch: Callable[[float], Callable[[Any], Any]],
-    alone: bool = False,
-    high: float = 1.0,
-) -> float | None:
-    """Smallest threshold at which `patch` costs at most `goal` on development prompts, within 3 %;
-    None where even that of `high` costs more."""
-    low = 0.001
-    if cost_on_dev(suite, patch(high), number, alone=alone) > goal:
-        return None
-    for _ in range(8):
-        middle = (low * high) ** 0.5
-        if cost_on_dev(suite, patch(middle), number, alone=alone) <= goal:
-            high = middle
-        else:
-            low = middle
-    return high
+    return patch
 
 
 def paper_cost(subject: Subject, size: int, share: float) -> float:
-    """Cost of the published preset at a share of tokens, as a share of dense, from its schedule and
-    the cost model."""
-    steps, (model, side) = subject.family.steps, (subject.model.model.diffusion_model, size // 16)
-    found = describe(model)
-    assert found is not None
-    actor, made, since, number = (
-        paper(found.family, share).start(Window(1.0, 0.0)),
-        [],
-        -1,
-        side * side,
-    )
+    """Cost of the published preset at a share of tokens, as a share of the full run's, from its
+    schedule and the cost model."""
+    steps = subject.family.steps
+    side = size // 16
+    number = side * side
+    architecture = describe(subject.model.model.diffusion_model)
+    assert architecture is not None
+    actor = paper(architecture.family, share).start(Window(1.0, 0.0))
     state = TokenState(
-        (1, side, side), torch.zeros(number), torch.rand(2, side, side), torch.ones(number), number
+        grid=(1, side, side),
+        age=torch.zeros(number),
+        derivative=torch.rand(2, side, side),
+        change=torch.ones(number),
+        selectable=number,
     )
+    made = []
+    since = -1
     for step in range(steps):
-        image = ImageState(step, 0, math.inf, None, since, state)
-        (action,) = actor.act(Observation(step, 1 - step / steps, (image,), step, steps))
-        since = 0 if action.dense else since + 1
-        made.append(Decision("run", 1.0 if action.tokens is None else len(action.tokens) / number))
+        action = actor.act(
+            Observation(
+                index=step,
+                sigma=1 - step / steps,
+                step=step,
+                steps=steps,
+                computed=step,
+                since_full=since,
+                tokens=state,
+            )
+        )
+        actor.executed(action)
+        since = 0 if action.full else since + 1
+        tokens = number if action.tokens is None else len(action.tokens)
+        made.append(Decision(Mode.RUN.value, tokens / number))
     return own_cost(subject, size)(made) / steps
 
 
@@ -180,129 +122,106 @@ def paper_share(subject: Subject, size: int, goal: float) -> float:
 
 
 def at_cost(comfy: Any, suite: Suite, target: str, goal: float, number: int) -> list[Method]:
-    """Tokens with clocks of their own, Cache Reuse and fewer steps at the cost `goal`, a share of
-    dense; thresholds are fitted on `number` development prompts. The first two on the second-order
+    """Per-token errors, Cache Reuse and fewer steps at the cost `goal`, a share of the full run's;
+    thresholds are fitted on `number` development prompts. The first two on the second-order
     sampler, too, with the same thresholds and so at a cost of their own."""
 
-    def clocks(threshold: float) -> Callable[[Any], Any]:
-        return region(comfy, 0.75, preset="clocks", error_threshold=threshold)
+    def per_token_error(threshold: float) -> Callable[[Any], Any]:
+        return region(comfy, 0.75, preset="per-token error", error_threshold=threshold)
 
-    out = []
-    for name, patch in (
-        ("region_error", clocks),
-        ("cache_reuse", partial(patcher, comfy, "cache_reuse")),
-    ):
-        found = suite.once(f"{name}/{target}", partial(threshold_at, suite, goal, number, patch))
-        if found is None:
+    methods = []
+    rivals = {
+        "region_error": per_token_error,
+        "cache_reuse": partial(patcher, comfy, "cache_reuse"),
+    }
+    for name, patch in rivals.items():
+        search = partial(threshold_at, suite, goal, number, patch)
+        threshold = suite.once(f"{name}/{target}", search)
+        if threshold is None:
             print(f"{suite.kind}: {name} cannot be had at {target}")
             continue
-        out += [
-            Method(name, target, patch(found)),
-            Method(f"{name}_{SECOND}", target, patch(found), sampler=SECOND),
+        methods += [
+            Method(name, target, patch(threshold)),
+            Method(f"{name}_{SECOND}", target, patch(threshold), sampler=SECOND),
         ]
-    for sampler, evaluations in SAMPLERS.items():
-        steps = max(2, math.ceil(goal * suite.steps / evaluations))
-        out.append(Method(f"fewer_{sampler}", target, steps=steps, sampler=sampler))
-    return out
+    return methods + fewer_steps(target, goal * suite.steps)
 
 
 def methods(comfy: Any, suite: Suite, number: int, targets: Sequence[str]) -> list[Method]:
     """Everything the suite compares. number: development prompts that thresholds are fitted on."""
-    out = [Method("dense", "1.0"), Method(f"dense_{SECOND}", "1.0", sampler=SECOND)]
+    chosen = [Method("full", "1.0"), Method(f"full_{SECOND}", "1.0", sampler=SECOND)]
     for target in targets:
         share, settings = TARGETS[target]
         own = region(comfy, share, **settings)
-        out += [
+        chosen += [
             Method("region", target, own),
             Method("region_paper", target, region(comfy, share, preset="paper")),
-            Method(
-                "region_random", target, region(comfy, share, **{**settings, "metric": "random"})
-            ),
-            Method(
-                "region_rounds", target, region(comfy, share, **{**settings, "metric": "rounds"})
-            ),
-            Method(
-                "region_attention",
-                target,
-                region(comfy, share, **{**settings, "metric": "attention"}),
-            ),
         ]
+        for metric in ("random", "rounds", "attention"):
+            patch = region(comfy, share, **{**settings, "metric": metric})
+            chosen.append(Method(f"region_{metric}", target, patch))
         # The cost follows from the settings alone, so two prompts are enough.
         goal = suite.once(f"cost/{target}", partial(cost_on_dev, suite, own, min(2, number)))
         equal = paper_share(suite.subject, suite.scale.size, goal)
-        out.append(Method("region_paper_equal", target, region(comfy, equal, preset="paper")))
-        out += at_cost(comfy, suite, target, goal, number)
-    return out
+        chosen.append(Method("region_paper_equal", target, region(comfy, equal, preset="paper")))
+        chosen += at_cost(comfy, suite, target, goal, number)
+    return chosen
 
 
-def run(
-    comfy: Any,
-    kinds: list[str],
-    number: int,
-    out: Path,
-    cost_of: str = "demo",
-    quick: bool = False,
-    targets: Sequence[str] = tuple(TARGETS),
-    names: Sequence[str] | None = None,
-    share: tuple[int, int] = (0, 1),
-) -> str:
-    """The suite on some demo models: `<out>/region.json`, and the table and verdicts as Markdown.
-    names: of the methods that are drawn (None: all); what was drawn before is in the table all the
-    same. share: see `Suite.run`."""
-    rows, lines, scale = [], [], Scale(128, 10) if quick else Scale()
-    targets, dev = (("0.25",), 2) if quick else (targets, 8)
+def run(comfy: Any, args: argparse.Namespace) -> str:
+    """The suite on some demo models: `<out>/region.json`, and the table and verdicts as
+    Markdown. What was drawn before is in the table, whichever methods are chosen."""
+    rows = []
+    lines = []
+    scale = QUICK if args.quick else Scale()
+    targets = ("0.25",) if args.quick else args.targets
+    number = 2 if args.quick else args.prompts
+    dev = 2 if args.quick else 8  # development prompts
+    judge = SceneJudge(prompts(number))
     with torch.inference_mode():
-        for kind in kinds:
-            suite = Suite("region", Subject(comfy, ALL[kind]), prompts(number), out, scale)
+        for kind in args.models:
+            suite = Suite("region", Subject(comfy, ALL_FAMILIES[kind]), judge, args.out, scale)
             chosen = methods(comfy, suite, dev, targets)
-            suite.run(picked(chosen, names), share)
-            rows += suite.rows(
-                own_cost(suite.subject, scale.size) if cost_of == "demo" else published(cost_of)
-            )
+            suite.run(picked(chosen, args.methods), args.share)
+            own = own_cost(suite.subject, scale.size)
+            rows += suite.rows(own if args.cost_of == "demo" else published(args.cost_of))
             lines += suite.verdicts(("region", "region_error"), TARGETS)
-    machine = {"threads": torch.get_num_threads(), "torch": torch.__version__, "cost_of": cost_of}
-    write(out / "region.json", rows, machine)
+    machine = {
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "cost_of": args.cost_of,
+    }
+    write(args.out / "region.json", rows, machine)
     text = markdown(rows, COLUMNS) + "\n\n" + "\n".join(lines) + "\n"
-    (out / "region.md").write_text(text, encoding="utf-8")
+    (args.out / "region.md").write_text(text, encoding="utf-8")
     return text
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """The command's flags."""
+    flags = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--models",
-        nargs="+",
-        choices=sorted(ALL),
-        default=[k for k in sorted(ALL) if has_weights(k)],
-    )
-    parser.add_argument("--prompts", type=int, default=200)
-    parser.add_argument("--out", type=Path, default=Path("bench_output"))
-    parser.add_argument("--cost-of", choices=("demo", *PUBLISHED), default="demo")
-    parser.add_argument("--targets", nargs="+", choices=list(TARGETS), default=list(TARGETS))
-    parser.add_argument("--methods", nargs="+", help="draw these only, beside dense")
-    add_share(parser)
-    parser.add_argument(
+    kinds = sorted(ALL_FAMILIES)
+    there = [kind for kind in kinds if has_weights(kind)]
+    flags.add_argument("--models", nargs="+", choices=kinds, default=there)
+    flags.add_argument("--prompts", type=int, default=200)
+    flags.add_argument("--out", type=Path, default=Path("bench_output"))
+    flags.add_argument("--cost-of", choices=("demo", *PUBLISHED), default="demo")
+    flags.add_argument("--targets", nargs="+", choices=list(TARGETS), default=list(TARGETS))
+    flags.add_argument("--methods", nargs="+", help="draw these only, beside the full run")
+    add_share(flags)
+    flags.add_argument(
         "--quick", action="store_true", help="two small pictures: whether it runs, not how well"
     )
-    parser.add_argument("--base", type=Path, required=True)
-    args = parser.parse_args()
-    number = 2 if args.quick else args.prompts
-    comfy = load_everything(args.base)
-    print(
-        run(
-            comfy,
-            args.models,
-            number,
-            args.out,
-            args.cost_of,
-            args.quick,
-            args.targets,
-            args.methods,
-            args.share,
-        )
-    )
+    return flags
+
+
+def main() -> None:
+    command = parser()
+    command.add_argument("--base", type=Path, required=True)
+    args = command.parse_args()
+    print(run(load_everything(args.base), args))
 
 
 if __name__ == "__main__":

@@ -6,98 +6,113 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
-from benchmarks.costs import Decision
+from evaluation.decisions import Decision
 from rapid_core.policy_file.format import PolicyFile
-from rapid_core.policy_file.policies import heads_policy
-from rapid_core.techniques.heads.rapid_plus import PlannedPolicy
-from rapid_core.techniques.step_skip.schedule import SchedulePolicy, max_evaluations
-from rapid_core.types import FULL, Action, Mode, Observation, Sparsity, Window
+from rapid_core.policy_file.heads import heads_policy
+from rapid_core.quadrature.spacing import max_evaluations
+from rapid_core.techniques.heads.rapid_plus import RapidPlusPolicy
+from rapid_core.techniques.step_skip.schedule import SchedulePolicy
+from rapid_core.types import (
+    FULL,
+    Action,
+    Actor,
+    Mode,
+    Observation,
+    Policy,
+    Requirements,
+    Sparsity,
+    Window,
+)
 
-REPLAYED = Sparsity(left_out="means")
+ATTENTION = Sparsity(compensation="means")
 
 
-@dataclass(frozen=True)
-class ReplayPolicy:
-    """The decisions of `lists`, one list an image of the batch. What is held is forecast as
-    `schedule` would."""
+@dataclass(frozen=True, kw_only=True)
+class ReplayPolicy(Policy):
+    """Given decisions for every image of a batch."""
 
-    lists: tuple[tuple[Decision, ...], ...] = field(repr=False)
+    technique: ClassVar[str] = "replay"
+
+    decisions: tuple[tuple[Decision, ...], ...] = field(repr=False)
+    """Of every evaluation, for every image."""
     schedule: SchedulePolicy
-    technique: str = "replay"
-    start_percent: float = 0.0
-    end_percent: float = 1.0
-    regional: bool = False
-    levels: frozenset[Mode] = frozenset(Mode)
+    """What is skipped is predicted as it would."""
 
     @property
-    def sparsity(self) -> Sparsity | None:
-        return REPLAYED if any(d.density < 1 for some in self.lists for d in some) else None
+    def requirements(self) -> Requirements:
+        """Whatever decisions may be about."""
+        sparse = any(d.density < 1 for image in self.decisions for d in image)
+        predicted = self.schedule.requirements
+        return Requirements(
+            modes=frozenset(Mode),
+            prediction_order=predicted.prediction_order,
+            history=predicted.history,
+            attention=ATTENTION if sparse else None,
+            decides_schedule=True,
+        )
 
-    @property
-    def forecast_order(self) -> int:
-        return self.schedule.forecast_order
+    def start(self, window: Window, image: int = 0) -> ReplayActor:
+        """An actor for one image."""
+        return ReplayActor(self.decisions[image], self.schedule, window)
 
-    @property
-    def history(self) -> int:
-        return self.schedule.history
-
-    def start(self, window: Window) -> ReplayActor:
-        return ReplayActor(self)
-
-    def settings(self) -> dict:
+    def to_record(self) -> dict[str, Any]:
+        """Its technique; decisions are in the record anyway."""
         return {"technique": self.technique}
 
 
-class ReplayActor:
-    """One run of it."""
+class ReplayActor(Actor):
+    """The decisions of one image."""
 
-    needs_logits = False
+    def __init__(self, decisions: Sequence[Decision], schedule: SchedulePolicy, window: Window):
+        self.decisions = decisions
+        self.schedule = schedule.start(window)
 
-    def __init__(self, policy: ReplayPolicy):
-        self.policy, self.forecasts = policy, policy.schedule.start(Window(1.0, 0.0))
-
-    def act(self, observation: Observation) -> tuple[Action, ...]:
-        if observation.index == 0:
-            self.forecasts.plan(observation)  # whether its weights fit the run
-        return tuple(self._one(i, observation) for i in range(len(observation.images)))
-
-    def _one(self, number: int, observation: Observation) -> Action:
-        decision, image = self.policy.lists[number][observation.index], observation.images[number]
-        level = Mode(decision.level)
-        if not image.computed or level is Mode.RUN:
+    def act(self, observation: Observation) -> Action:
+        """The decision of this evaluation; the first is always computed."""
+        self.schedule.settle(observation)  # whether its weights fit the run
+        decision = self.decisions[observation.index]
+        mode = Mode(decision.mode)
+        if mode is Mode.RUN or not observation.computed:
             return FULL if decision.density == 1.0 else Action(density=decision.density)
-        weights = self.forecasts.weights(number, image, observation) if level is Mode.SKIP else None
-        return Action(level, weights=weights)
+        if mode is Mode.REUSE:
+            return Action(Mode.REUSE)
+        return Action(Mode.SKIP, prediction_weights=self.schedule.weights(observation))
+
+    def executed(self, action: Action) -> None:
+        """What was computed counts for the predictions."""
+        self.schedule.executed(action)
 
 
-def replayed(schedule: SchedulePolicy, lists_of: Callable[[int], Sequence[Decision]]) -> Callable:
-    """A patch for each group of pictures: the decisions that `lists_of` names for each of them;
-    what is held is forecast as `schedule` would."""
-
+def replayed(
+    schedule: SchedulePolicy, decisions_of: Callable[[int], Sequence[Decision]]
+) -> Callable[[Any, list[int]], Any]:
+    """A patch for each group of pictures: the decisions that `decisions_of` names for each of
+    them; what is skipped is predicted as `schedule` would."""
     from rapid_core.comfy.chain import attach  # here: this module is imported before the host is
 
     def each(model: Any, numbers: list[int]) -> Any:
-        return attach(model, ReplayPolicy(tuple(tuple(lists_of(n)) for n in numbers), schedule))
+        decisions = tuple(tuple(decisions_of(n)) for n in numbers)
+        return attach(model, ReplayPolicy(decisions=decisions, schedule=schedule))
 
     return each
 
 
-def forecasts_of(file: PolicyFile, speedup: float) -> SchedulePolicy:
-    """A schedule that forecasts what is held as a heads file's policy does."""
+def predictions_of(file: PolicyFile, speedup: float) -> SchedulePolicy:
+    """A schedule that predicts what is skipped as a heads file's policy does."""
     policy = heads_policy(file, speedup)
-    if isinstance(policy, PlannedPolicy):
-        return policy.schedule
-    return SchedulePolicy(speedup, forecast_order=policy.forecast_order)
+    if isinstance(policy, RapidPlusPolicy):
+        return policy.schedule_policy
+    return SchedulePolicy(speedup=speedup, prediction_order=policy.prediction_order)
 
 
 def at_random(steps: int, speedup: float, number: int) -> list[Decision]:
     """As many evaluations as a speed-up allows, the first and the last among them, the others
-    anywhere."""
+    anywhere. number: of the picture."""
     count = max_evaluations(speedup, steps)
     inner = random.Random(f"{number}/{speedup}").sample(range(1, steps - 1), max(0, count - 2))
     computed = {0, steps - 1, *inner} if count > 1 else {0}
-    return [
-        Decision("run" if i in computed else "hold", float(i in computed)) for i in range(steps)
-    ]
+    run = Decision(Mode.RUN.value)
+    skip = Decision(Mode.SKIP.value, 0.0)
+    return [run if i in computed else skip for i in range(steps)]

@@ -11,21 +11,11 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.tables import (
-    METHODS,
-    MODELS,
-    TARGETS,
-    Column,
-    Row,
-    figure,
-    in_order,
-    interval,
-    number,
-    table,
-    text,
-)
+from benchmarks.names import METHODS, MODELS, TARGETS, in_order
+from devkit.base_folder import REPOSITORY
+from evaluation.rows import read
+from evaluation.tables import Column, Row, figure, interval, number, table, text
 
-REPOSITORY = Path(__file__).parent.parent
 FOLDER = REPOSITORY / "docs" / "results"
 MARKED = re.compile(
     r"(?P<begin><!-- table (?P<name>[\w-]+): made by `python -m benchmarks\.results` -->\n)"
@@ -50,9 +40,8 @@ def with_tables(page: str) -> str:
 
 
 def load(name: str) -> list[Row]:
-    """Rows of a file in docs/results."""
-    data = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
-    return data["rows"] if isinstance(data, dict) else data
+    """Rows of a file in docs/results, under the names of today."""
+    return read(FOLDER / f"{name}.json")
 
 
 # Columns of rows of quality.
@@ -74,7 +63,7 @@ def method(row: Row) -> str:
 def to_full(row: Row) -> str:
     """PSNR to the full picture with its interval, where the row has one."""
     if row["ci"] is None:
-        return "equal" if row["method"] != "dense" and row["equal"] == row["prompts"] else "-"
+        return "equal" if row["method"] != "full" and row["equal"] == row["prompts"] else "-"
     return interval(row["psnr"], row["ci"])
 
 
@@ -142,8 +131,8 @@ def demo() -> str:
         Column("method", method),
         figure("computed", "computed"),
         figure("seconds", "seconds", 2),
-        figure("measured speed-up", "speedup", 2),
-        figure("theoretical speed-up", "allowed_speedup", 2),
+        figure("measured speed-up", "speedup_measured", 2),
+        figure("theoretical speed-up", "speedup_theoretical", 2),
         Column("to the full picture", to_full),
         Column("worst", worst),
         CONVERGED,
@@ -184,16 +173,16 @@ def region_clock() -> str:
         return "3/16" if row["share"] == 0.1875 else f"1/{1 / row['share']:.0f}"
 
     def full_run(row: Row) -> str:
-        return number(sum(row["dense_seconds"]) / len(row["dense_seconds"]), 0)
+        return number(sum(row["full_seconds"]) / len(row["full_seconds"]), 0)
 
     columns = [
         Column("model", lambda row: f"{MODELS[row['model']]}, {row['steps']} steps"),
         Column("share of tokens", share),
         Column("full run, s", full_run),
         figure("seconds", "seconds", 0),
-        figure("measured speed-up", "speedup", 2),
-        figure("theoretical speed-up", "allowed", 2),
-        figure("measured / theoretical", "of_allowed", 2),
+        figure("measured speed-up", "speedup_measured", 2),
+        figure("theoretical speed-up", "speedup_theoretical", 2),
+        figure("measured / theoretical", "of_theoretical", 2),
         figure("keys and values, MiB", "mebibytes", 0),
     ]
     return table(columns, load("region_clock"))
@@ -233,18 +222,18 @@ def sparse_mass() -> str:
 def sparse_clock() -> str:
     """Speed-ups of single attentions."""
     stands_in = {
-        "nothing stands in": "dropped",
+        "nothing stands in": "none",
         "means": "means",
-        "difference predicted": "forecast",
+        "difference predicted": "predict",
     }
     rows: dict[tuple, Row] = {}
     for row in load("sparse_clock"):
         if row["backend"] == "gather":
             case = (-row["tokens"], row["head_size"], -row["density"])
-            rows.setdefault(case, dict(row))[row["left_out"]] = row
+            rows.setdefault(case, dict(row))[row["compensation"]] = row
 
     def speedup(kind: str) -> Callable[[Row], str]:
-        return lambda row: number(row[kind]["speedup"], 2)
+        return lambda row: number(row[kind]["speedup_measured"], 2)
 
     columns = [
         Column("image tokens", lambda row: f"{row['tokens']:,}"),
@@ -288,7 +277,7 @@ def heads_ablations() -> str:
 
 # README's five rows: a name, and the method on each model.
 FIVE = (
-    ("**RAPID Accelerate**, `speedup` 2", {"flux": "default_plan", "sd3": "default_plan"}),
+    ("**RAPID Accelerate**, `speedup` 2", {"flux": "default_schedule", "sd3": "default_schedule"}),
     ("**RAPID Cache Reuse**", {"flux": "cache_reuse", "sd3": "cache_reuse"}),
     ("no pack, half of the steps with euler", {"flux": "fewer_euler", "sd3": "fewer_euler"}),
     (

@@ -22,23 +22,25 @@ import torch
 
 from benchmarks.attention import clock, masses, ship
 from benchmarks.costs import PUBLISHED, published
-from benchmarks.region import ALL, COLUMNS, at_cost, cost_on_dev, own_cost
-from benchmarks.rows import markdown, write
-from benchmarks.subject import Subject
-from benchmarks.suite import Method, Scale, Suite, picked
-from demo.measure import prompts
+from benchmarks.equal_cost import COLUMNS, cost_on_dev, own_cost
+from benchmarks.region import at_cost
+from demo.prompts import prompts
+from demo.scene_judge import SceneJudge
 from devkit.comfy_process import load_everything
-from rapid_core.techniques.sparse_attention.policy import LEVELS_FILE
-from rapid_core.types import LEFT_OUT, Sparsity
+from evaluation.rows import markdown, write
+from evaluation.subjects import ALL_FAMILIES, Subject
+from evaluation.suites import QUICK, CostOf, Method, Scale, Suite, picked
+from rapid_core.types import COMPENSATIONS, Sparsity
 
-LEVELS = (0.5, 0.25, 0.125)  # of the quality part, and of learned policies
+PARTS = ("mass", "clock", "quality")
+DENSITIES = (0.5, 0.25, 0.125)  # of the quality part
 NODE: dict[str, Any] = dict(
     start_percent=0.0,
     end_percent=1.0,
     dense_first=1,
     dense_last=0,
     backend="gather",
-    left_out="forecast",
+    left_out="predict",
     refresh_interval=2,
     memory_limit=0.0,
 )
@@ -48,83 +50,52 @@ NODE: dict[str, Any] = dict(
 def sparse(comfy: Any, density: float, **settings: Any) -> Callable[[Any], Any]:
     """The node's patch."""
     inputs = {**NODE, "tile": "16", **settings}  # 256 px are 16 x 16 tokens: 16 tiles of 16
-    return lambda model: comfy.run_node(
-        "RAPID_SparseAttention", model=model, density=density, **inputs
-    )[0]
+
+    def patch(model: Any) -> Any:
+        return comfy.run_node("RAPID_SparseAttention", model=model, density=density, **inputs)[0]
+
+    return patch
 
 
 def methods(
-    comfy: Any, suite: Suite, number: int, levels: Sequence[float] = LEVELS
+    comfy: Any, suite: Suite, number: int, densities: Sequence[float] = DENSITIES
 ) -> list[Method]:
-    """Sparse attention, with and without what stands in for what is left out, and the others at its
-    cost."""
-    out = [Method("dense", "1.0")]
-    for density in levels:
-        target, own = f"{density:g}", sparse(comfy, density)
-        out.append(Method("sparse", target, own))
-        out += [
-            Method(f"sparse_{kind}", target, sparse(comfy, density, left_out=kind))
-            for kind in LEFT_OUT[1:]
-        ]
+    """Sparse attention, with all that may stand in for what is not attended to, and the others at
+    its cost."""
+    chosen = [Method("full", "1.0")]
+    others = [kind for kind in COMPENSATIONS if kind != NODE["left_out"]]
+    for density in densities:
+        target = f"{density:g}"
+        own = sparse(comfy, density)
+        chosen.append(Method("sparse", target, own))
+        for kind in others:
+            name = f"sparse_{kind.replace(' ', '_')}"
+            chosen.append(Method(name, target, sparse(comfy, density, left_out=kind)))
         goal = suite.once(f"cost/{target}", partial(cost_on_dev, suite, own, min(2, number), cost))
-        out += at_cost(comfy, suite, target, goal, number)
-    return out
+        chosen += at_cost(comfy, suite, target, goal, number)
+    return chosen
 
 
-def cost(subject: Subject, size: int) -> Callable[[list], float]:
+def cost(subject: Subject, size: int) -> CostOf:
     """Cost on the demo model itself."""
     return own_cost(subject, size, Sparsity("gather", dense_first=NODE["dense_first"], tile=16))
 
 
-def quality(comfy: Any, kinds: list[str], args: argparse.Namespace) -> str:
+def quality(comfy: Any, args: argparse.Namespace) -> str:
     """`<out>/sparse.json` and its table."""
-    rows, found, scale = [], [], Scale(128, 10) if args.quick else Scale()
-    for kind in kinds:
-        suite = Suite(
-            "sparse",
-            Subject(comfy, ALL[kind]),
-            prompts(2 if args.quick else args.prompts),
-            args.out,
-            scale,
-        )
-        suite.run(
-            picked(methods(comfy, suite, *((2, LEVELS[1:2]) if args.quick else (8,))), args.methods)
-        )
+    rows = []
+    scale = QUICK if args.quick else Scale()
+    number = 2 if args.quick else args.prompts
+    dev = 2 if args.quick else 8  # development prompts
+    densities = DENSITIES[1:2] if args.quick else DENSITIES
+    judge = SceneJudge(prompts(number))
+    for kind in args.models:
+        suite = Suite("sparse", Subject(comfy, ALL_FAMILIES[kind]), judge, args.out, scale)
+        suite.run(picked(methods(comfy, suite, dev, densities), args.methods))
         own = cost(suite.subject, scale.size)
         rows += suite.rows(own if args.cost_of == "demo" else published(args.cost_of))
-        found += levels(suite, own)
-    if args.ship:
-        ship_levels(found)
     write(args.out / "sparse.json", rows, {"torch": torch.__version__, "cost_of": args.cost_of})
     return markdown(rows, COLUMNS)
-
-
-def levels(suite: Suite, own: Callable[[list], float]) -> list[dict]:
-    """Cost and error of every level, with differences kept ("forecast") and without ("means")."""
-    kinds = {"sparse": "forecast", "sparse_means": "means"}
-    costs = {
-        "demo": suite.rows(own),
-        **{name: suite.rows(published(name)) for name in ("flux-dev", "sd3-medium")},
-    }
-    return [
-        dict(
-            density=float(row.target),
-            left_out=kinds[row.method],
-            model=row.model,
-            prompts=row.prompts,
-            psnr=round(row.psnr or 0.0, 1),
-            cost={name: round(of[i].cost or 0.0, 3) for name, of in costs.items()},
-        )
-        for i, row in enumerate(costs["demo"])
-        if row.method in kinds
-    ]
-
-
-def ship_levels(rows: list[dict]) -> None:
-    """Write the levels that learned policies choose from."""
-    lines, refresh = ",\n ".join(json.dumps(row) for row in rows), NODE["refresh_interval"]
-    head = f'"densities": {list(LEVELS)}, "refresh_interval": {refresh}'
-    LEVELS_FILE.write_text(f'{{{head}, "measured": [\n {lines}]}}\n', encoding="utf-8")
 
 
 def run(comfy: Any, args: argparse.Namespace) -> None:
@@ -133,32 +104,38 @@ def run(comfy: Any, args: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     with torch.inference_mode():
         if "mass" in args.parts:
-            sizes = ((256, 1, 16),) if args.quick else ((512, 4, 64), (512, 4, 16), (1024, 1, 64))
-            found = [
-                row
-                for kind in args.models
-                for size, number, tile in sizes
-                for row in masses(Subject(comfy, ALL[kind]), size, number, tile)
-            ]
-            save(args.out / "sparse_mass.json", found)
+            save(args.out / "sparse_mass.json", all_masses(comfy, args))
         if "clock" in args.parts:
-            sizes = (256,) if args.quick else (256, 1024, 4096)
-            found = [
-                row
-                for tokens in sizes
-                for head_size in (64, 128)
-                for row in clock(
-                    tokens, head_size, 77, 1 if args.quick else 9, tuple(args.backends)
-                )
-            ]
-            save(args.out / "sparse_clock.json", found)
+            rows = all_clocks(args)
+            save(args.out / "sparse_clock.json", rows)
             if args.ship:
-                ship(found)
+                ship(rows)
         if "quality" in args.parts:
-            print(quality(comfy, args.models, args))
+            print(quality(comfy, args))
 
 
-def save(path: Path, rows: list[dict]) -> None:
+def all_masses(comfy: Any, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Rows of the mass part."""
+    # Pixels, prompts, tokens of a tile.
+    sizes = ((256, 1, 16),) if args.quick else ((512, 4, 64), (512, 4, 16), (1024, 1, 64))
+    rows = []
+    for kind in args.models:
+        for size, number, tile in sizes:
+            rows += masses(Subject(comfy, ALL_FAMILIES[kind]), size, number, tile)
+    return rows
+
+
+def all_clocks(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Rows of the clock part."""
+    rows = []
+    for tokens in (256,) if args.quick else (256, 1024, 4096):
+        for head_size in (64, 128):
+            repetitions = 1 if args.quick else 9
+            rows += clock(tokens, head_size, 77, repetitions, tuple(args.backends))
+    return rows
+
+
+def save(path: Path, rows: list[dict[str, Any]]) -> None:
     """Rows as JSON, and on the screen."""
     path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     for row in rows:
@@ -167,28 +144,23 @@ def save(path: Path, rows: list[dict]) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The command's flags."""
-    found = argparse.ArgumentParser(
+    flags = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    found.add_argument(
-        "--parts",
-        nargs="+",
-        choices=("mass", "clock", "quality"),
-        default=["mass", "clock", "quality"],
+    flags.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    flags.add_argument("--models", nargs="+", choices=sorted(ALL_FAMILIES), default=["flux", "sd3"])
+    flags.add_argument("--backends", nargs="+", default=["gather"], help="of the clock")
+    flags.add_argument("--methods", nargs="+", help="draw these only, beside the full run")
+    flags.add_argument("--prompts", type=int, default=64)
+    flags.add_argument("--out", type=Path, default=Path("bench_output"))
+    flags.add_argument("--cost-of", choices=("demo", *PUBLISHED), default="demo")
+    flags.add_argument(
+        "--ship", action="store_true", help="write what the pack ships: the clocks for `auto`"
     )
-    found.add_argument("--models", nargs="+", choices=sorted(ALL), default=["flux", "sd3"])
-    found.add_argument("--backends", nargs="+", default=["gather"], help="of the clock")
-    found.add_argument("--methods", nargs="+", help="draw these only, beside dense")
-    found.add_argument("--prompts", type=int, default=64)
-    found.add_argument("--out", type=Path, default=Path("bench_output"))
-    found.add_argument("--cost-of", choices=("demo", *PUBLISHED), default="demo")
-    found.add_argument(
-        "--ship", action="store_true", help="write what the pack ships: clocks for `auto`, levels"
-    )
-    found.add_argument(
+    flags.add_argument(
         "--quick", action="store_true", help="in small: whether it runs, not how well"
     )
-    return found
+    return flags
 
 
 def main() -> None:

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from demo import scenes
 from demo.latents import BLOCK, LatentMap
 from demo.taesd import FOLDER, Decoder, exact_encoder, export
+from evaluation import rows
 
 MODELS = Path(__file__).parent / "models"
 SIZES = {
@@ -41,9 +42,14 @@ class Crops:
     def __init__(
         self, side: int, latents: LatentMap, generator: torch.Generator, capacity: int, reuse: float
     ):
-        self.side, self.map, self.generator, self.reuse = side, latents, generator, reuse
+        self.side = side
+        self.map = latents
+        self.generator = generator
+        self.reuse = reuse
         self.pixels = torch.empty(capacity, 3, side, side, dtype=torch.uint8)
-        self.filled, self.next, self.owed = 0, 0, 0.0
+        self.filled = 0
+        self.next = 0  # place of the next crop
+        self.owed = 0.0  # crops that are to be drawn anew
 
     def _scene_crops(self, size: int, number: int) -> Tensor:
         """Crops of drawn scenes of one size: of each two places on the latent grid, that which the
@@ -95,11 +101,15 @@ class Trainer:
     keep."""
 
     def __init__(self, args: argparse.Namespace):
-        self.args, self.out, self.step, self.seconds = args, Path(args.out), 0, 0.0
+        self.args = args
+        self.out = Path(args.out)
+        self.step = 0
+        self.seconds = 0.0
         self.out.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(args.seed)
         start = Decoder()
-        self.fast = Decoder().to(torch.bfloat16, memory_format=torch.channels_last)
+        self.fast = Decoder().to(torch.bfloat16)
+        self.fast.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         # Muon wants matrices: convolution weights are kept as (out, in * 9).
         self.weights = {
             n: nn.Parameter(p.detach().flatten(1) if p.ndim == 4 else p.detach().clone())
@@ -126,7 +136,9 @@ class Trainer:
         state = torch.load(self.out / "state.pt", weights_only=True)
         for name, value in state["weights"].items():
             self.weights[name].data.copy_(value)
-        self.ema, self.step, self.seconds = state["ema"], state["step"], state["seconds"]
+        self.ema = state["ema"]
+        self.step = state["step"]
+        self.seconds = state["seconds"]
         for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
         self.generator.set_state(state["generator"])
@@ -166,6 +178,7 @@ class Trainer:
         difference = self.fast(latents).float() - pictures
         (self.args.l1 * difference.abs().mean() + 8 * difference.square().mean()).backward()
         for name, fast in self.fast.named_parameters():
+            assert fast.grad is not None
             self.weights[name].grad = fast.grad.float().reshape(self.weights[name].shape)
         nn.utils.clip_grad_norm_(self.weights.values(), 1.0)
         left = (1 - self.step / self.args.steps) / self.args.decay
@@ -216,7 +229,9 @@ class Trainer:
 @torch.no_grad()
 def psnr(decoder: Decoder | LatentMap, size: int, number: int = 64, split: str = "dev") -> float:
     """Mean PSNR in dB of decoded latents of drawn scenes of a split."""
-    generator, latents, total = torch.Generator().manual_seed(1), LatentMap.load(), 0.0
+    generator = torch.Generator().manual_seed(1)
+    latents = LatentMap.load()
+    total = 0.0
     chosen = scenes.sample(number, generator, split)
     for row in range(number):
         picture = scenes.draw(chosen.take(slice(row, row + 1)), size, size, generator)
@@ -224,7 +239,7 @@ def psnr(decoder: Decoder | LatentMap, size: int, number: int = 64, split: str =
         decoded = (
             decoder.decode(code) if isinstance(decoder, LatentMap) else decoder(code).clamp(0, 1)
         )
-        total += float(-10 * (decoded - picture).square().mean().clamp_min(1e-10).log10())
+        total += rows.psnr(decoded[0], picture[0])
     return total / number
 
 

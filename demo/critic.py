@@ -53,8 +53,9 @@ def read(prompts: Sequence[str]) -> Scenes:
     }
     for row, prompt in enumerate(prompts):
         first, *others = prompt.split(", ")
-        ground, objects = GROUND.fullmatch(first), [OBJECT.fullmatch(phrase) for phrase in others]
-        if ground is None or len(objects) > MAX_OBJECTS or None in objects:
+        ground = GROUND.fullmatch(first)
+        objects = [match for match in map(OBJECT.fullmatch, others) if match]
+        if ground is None or len(others) > MAX_OBJECTS or len(objects) < len(others):
             raise ValueError(
                 f"{prompt!r} is not a prompt of the demo's scenes; these read 'flat red background, big "
                 f"blue striped circle top left', with up to {MAX_OBJECTS} objects"
@@ -62,8 +63,8 @@ def read(prompts: Sequence[str]) -> Scenes:
         fields["count"][row] = len(objects)
         for name, word in ground.groupdict().items():
             fields[name][row] = _OF[name].index(word)
-        for column, found in enumerate(objects):
-            for name, word in found.groupdict().items():  # type: ignore[union-attr]
+        for column, match in enumerate(objects):
+            for name, word in match.groupdict().items():
                 fields[name][row, column] = _OF[name].index(word)
     return Scenes(**fields)
 
@@ -82,10 +83,10 @@ def confidence(judge: Judge, pictures: Tensor, chosen: Scenes) -> Tensor:
     label = torch.cat(
         (chosen.shape[index[:, 0], index[:, 1]], torch.full((int(empty.sum()),), NONE))
     )
-    found = (
+    probability = (
         judge(Regions(row, centre, half).crops(reduced(pictures)))
         .softmax(1)
         .gather(1, label[:, None])[:, 0]
     )
-    total = torch.zeros(len(pictures)).index_add(0, row, found)
-    return total / torch.zeros(len(pictures)).index_add(0, row, torch.ones_like(found))
+    total = torch.zeros(len(pictures)).index_add(0, row, probability)
+    return total / torch.zeros(len(pictures)).index_add(0, row, torch.ones_like(probability))

@@ -62,7 +62,8 @@ def euler(
     the training."""
     u = torch.linspace(1, 0, steps + 1)
     sigmas = (math.e**1.15 * u / (1 + (math.e**1.15 - 1) * u)).tolist()
-    x, empty = noise, torch.zeros_like(counts)
+    x = noise
+    empty = torch.zeros_like(counts)
     empty[..., PAD] = 1
     g = torch.full((len(noise),), guidance, device=noise.device)
     for now, then in zip(sigmas[:-1], sigmas[1:], strict=True):

@@ -15,6 +15,7 @@ import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import mean
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ from demo.pack.words import PAD, bag
 from demo.scenes import Scenes
 from demo.taesd import Decoder, load_decoder
 from demo.twins import TWINS
+from evaluation.rows import psnr
 
 CHUNK = 8
 SHIFT = math.e**1.15  # of the sampling grid, as in `demo_model.euler`
@@ -83,7 +85,8 @@ class Sampler:
     the list alone."""
 
     def __init__(self, args: argparse.Namespace):
-        self.args, self.device = args, torch.device(args.device)
+        self.args = args
+        self.device = torch.device(args.device)
         model = DemoModel(args.model)
         load_weights(model, Path(args.weights))
         self.model = model.requires_grad_(False).to(self.device, getattr(torch, args.dtype))
@@ -131,11 +134,6 @@ class Sampler:
         return torch.cat(pictures)
 
 
-def psnr(a: Tensor, b: Tensor) -> Tensor:
-    """PSNR in dB of each picture pair (B,), capped at 100."""
-    return -10 * (a - b).square().flatten(1).mean(1).clamp_min(1e-10).log10()
-
-
 def share(right: Tensor) -> float | None:
     """Mean of a mask, None where there is nothing to count."""
     return round(float(right.float().mean()), 4) if len(right) else None
@@ -153,7 +151,8 @@ def score(pictures: Tensor, chosen: Scenes, critic: judge.Judge) -> dict:
     picture = (wrong == 0) & ground
     by_count = {}
     for count in chosen.count.unique().tolist():
-        of, objects = chosen.count == count, chosen.count[row] == count
+        of = chosen.count == count
+        objects = chosen.count[row] == count
         by_count[count] = {
             "pictures": int(of.sum()),
             "object_colour": share(colour[objects]),
@@ -178,11 +177,13 @@ def grid(pictures: Tensor, prompts: list[str], path: Path, columns: int = 6) -> 
     from PIL import Image, ImageDraw  # only the grid needs it
 
     height, width = pictures.shape[-2:]
-    cell, number = height + 86, min(24, len(prompts))
+    cell = height + 86
+    number = min(24, len(prompts))
     sheet = Image.new("RGB", (columns * (width + 6), -(-number // columns) * cell), "white")
     pen = ImageDraw.Draw(sheet)
     for i in range(number):
-        left, top = i % columns * (width + 6), i // columns * cell
+        left = i % columns * (width + 6)
+        top = i // columns * cell
         pixels = (pictures[i].movedim(0, -1) * 255).round().byte().contiguous()
         sheet.paste(
             Image.frombytes("RGB", (width, height), bytes(pixels.flatten().tolist())), (left, top)
@@ -199,7 +200,8 @@ def evaluate(args: argparse.Namespace) -> dict:
         1_000_000 * (1 + scenes.SPLITS.index(args.split)) + args.seed
     )
     chosen = scenes.sample(args.prompts, generator, args.split)
-    prompts, critic = chosen.prompts(), judge.load(Path(args.judge))
+    prompts = chosen.prompts()
+    critic = judge.load(Path(args.judge))
     true = scenes.draw(chosen, args.size, args.size, generator)
     baseline = score(true, chosen, critic)
     print(
@@ -220,10 +222,11 @@ def evaluate(args: argparse.Namespace) -> dict:
     changes = torch.tensor(sampler.changes).mean(0)
     result["velocity_change"] = [round(float(c), 4) for c in changes]
     if args.ode:
-        nearness = psnr(pictures[: args.ode], sampler.converged(prompts[: args.ode]))
+        converged = sampler.converged(prompts[: args.ode])
+        nearness = list(map(psnr, pictures[: args.ode], converged))
         result["psnr_to_ode"] = {
-            "mean": round(float(nearness.mean()), 2),
-            "worst": round(float(nearness.min()), 2),
+            "mean": round(mean(nearness), 2),
+            "worst": round(min(nearness), 2),
             "prompts": args.ode,
             "evaluations": 201,
         }

@@ -13,45 +13,67 @@ import argparse
 import json
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
-from benchmarks.subject import FAMILIES, STEPS, Subject, patcher
-from demo.measure import QUALITY_SIZE, THRESHOLDS, prompts
+from demo.measure import QUALITY_SIZE, THRESHOLDS
+from demo.prompts import prompts
 from devkit.comfy_process import load_everything
+from evaluation.subjects import FAMILIES, STEPS, Subject, patcher
 
 NUMBER = 16
 GOAL = STEPS / 2
 HIGHEST = 1.0
 NODE_DEFAULT = 0.2  # of the host's EasyCache node
 HALVINGS = 8
-MARGIN = 0.25  # evaluations that Cache Reuse stays below the others, so that other prompts do not turn it round
+# Evaluations that Cache Reuse stays below the others, so that other prompts do not turn it round.
+MARGIN = 0.25
 
 
-def computed(subject: Subject, model, texts: list[str]) -> float:
+def computed(subject: Subject, model: Any, texts: list[str]) -> float:
     """Mean computed evaluations."""
     return mean(
-        subject.sample(model, t, 1000 + i, QUALITY_SIZE).computed for i, t in enumerate(texts)
+        subject.sample(model, text, 1000 + i, QUALITY_SIZE).computed for i, text in enumerate(texts)
     )
 
 
-def fit(comfy, subject: Subject, method: str, texts: list[str], goal: float) -> dict[str, float]:
+def fit(
+    comfy: Any, subject: Subject, method: str, texts: list[str], goal: float
+) -> dict[str, float]:
     """Bisect for the smallest threshold that computes at most `goal` evaluations on average."""
-    low, high, best = 0.0, HIGHEST, None
+    low = 0.0
+    high = HIGHEST
+    best = None
+    kind = subject.family.kind
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        found = computed(subject, patcher(comfy, method, middle)(subject.model), texts)
-        print(
-            f"{subject.family.kind} {method} threshold {middle:.4f}: {found:.2f} computed",
-            flush=True,
-        )
-        if found <= goal:
-            high, best = middle, {"threshold": round(middle, 5), "computed": round(found, 3)}
+        spent = computed(subject, patcher(comfy, method, middle)(subject.model), texts)
+        print(f"{kind} {method} threshold {middle:.4f}: {spent:.2f} computed", flush=True)
+        if spent <= goal:
+            high = middle
+            best = {"threshold": round(middle, 5), "computed": round(spent, 3)}
         else:
             low = middle
     if best is None:
         raise SystemExit(
-            f"{method}: no threshold up to {HIGHEST} leaves {goal} evaluations on {subject.family.kind}"
+            f"{method}: no threshold up to {HIGHEST} leaves {goal} evaluations on {kind}"
         )
     return best
+
+
+def fitted(comfy: Any, subject: Subject, texts: list[str]) -> dict[str, dict[str, float]]:
+    """Thresholds of all methods on a model."""
+    fits = {}
+    for method in ("easycache", "lazycache"):
+        # EasyCache wraps a call that SD3's model does not make: any threshold does.
+        if method == "easycache" and subject.family.kind == "sd3":
+            model = patcher(comfy, method, NODE_DEFAULT)(subject.model)
+            spent = computed(subject, model, texts[:2])
+            fits[method] = {"threshold": NODE_DEFAULT, "computed": spent}
+        else:
+            fits[method] = fit(comfy, subject, method, texts, GOAL)
+    goal = min([GOAL, *(figures["computed"] for figures in fits.values())]) - MARGIN
+    fits["cache_reuse"] = fit(comfy, subject, "cache_reuse", texts, goal)
+    return fits
 
 
 def main() -> None:
@@ -64,23 +86,10 @@ def main() -> None:
     comfy = load_everything(args.base)
     texts = prompts(NUMBER, "dev").prompts()
     for kind in args.models:
-        subject, found = Subject(comfy, FAMILIES[kind]), {}
-        for method in ("easycache", "lazycache"):
-            if (
-                method == "easycache" and kind == "sd3"
-            ):  # it wraps a call that SD3's model does not make
-                model = patcher(comfy, method, NODE_DEFAULT)(subject.model)
-                found[method] = {
-                    "threshold": NODE_DEFAULT,
-                    "computed": computed(subject, model, texts[:2]),
-                }
-                continue
-            found[method] = fit(comfy, subject, method, texts, GOAL)
-        goal = min([GOAL, *(f["computed"] for f in found.values())]) - MARGIN
-        found["cache_reuse"] = fit(comfy, subject, "cache_reuse", texts, goal)
-        out = json.loads(THRESHOLDS.read_text(encoding="utf-8")) if THRESHOLDS.exists() else {}
-        out[kind] = found
-        THRESHOLDS.write_text(json.dumps(out, indent=1) + "\n", encoding="utf-8")
+        fits = fitted(comfy, Subject(comfy, FAMILIES[kind]), texts)
+        known = json.loads(THRESHOLDS.read_text(encoding="utf-8")) if THRESHOLDS.exists() else {}
+        known[kind] = fits
+        THRESHOLDS.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,9 @@ class LatentMap:
     """Latents of the transformers, (B, 16, H / 8, W / 8), from pictures (B, 3, H, W) in 0 .. 1."""
 
     def __init__(self, forward: Tensor, backward: Tensor, mean: Tensor):
-        self.forward, self.backward, self.mean = forward, backward, mean
+        self.forward = forward
+        self.backward = backward
+        self.mean = mean
 
     @classmethod
     def load(cls, path: Path = MAP_FILE, device="cpu") -> LatentMap:

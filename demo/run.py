@@ -1,4 +1,4 @@
-"""The demo: the example workflows through ComfyUI's API, dense and accelerated, then the table from
+"""The demo: the example workflows through ComfyUI's API, in full and accelerated, then the table from
 one run.
 
 Called by `python3 dev.py demo`; writes pictures, `comparison.png` and `report.json` into --out.
@@ -17,20 +17,21 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw
 
-from benchmarks.rows import Row, markdown, write
-from benchmarks.subject import FAMILIES
-from demo import judge
-from demo.measure import Measurement, prompts, thresholds
+from demo.measure import Measurement, thresholds
+from demo.prompts import prompts
+from demo.scene_judge import SceneJudge
 from devkit.base_folder import REPOSITORY
 from devkit.client import Client
 from devkit.server import ComfyServer
+from evaluation.rows import Row, markdown, write
+from evaluation.subjects import FAMILIES
 
 WORKFLOWS = REPOSITORY / "example_workflows" / "api"
 CAPTION = 50  # pixels above each pair
 
 
 def graph_for(kind: str, prompt: str, seed: int, threshold: float, prefix: str) -> dict:
-    """The example workflow of a demo model with this prompt; threshold 0 is dense."""
+    """The example workflow of a demo model with this prompt; threshold 0 computes all in full."""
     graph = copy.deepcopy(json.loads((WORKFLOWS / f"demo_{kind}.json").read_text(encoding="utf-8")))
     graph["positive"]["inputs"]["text"] = prompt
     graph["sample"]["inputs"]["seed"] = seed
@@ -40,25 +41,23 @@ def graph_for(kind: str, prompt: str, seed: int, threshold: float, prefix: str) 
 
 
 def draw(client: Client, kind: str, texts: list[str], out: Path) -> list[tuple[str, Path, Path]]:
-    """Post each prompt dense and accelerated; (prompt, dense picture, accelerated picture)."""
+    """Post each prompt in full and accelerated; (prompt, full picture, accelerated picture)."""
     rows = []
     for seed, text in enumerate(texts):
         paths = []
-        for name, threshold in (("dense", 0.0), ("rapid", thresholds(kind)["cache_reuse"])):
+        for name, threshold in (("full", 0.0), ("rapid", thresholds(kind)["cache_reuse"])):
             start = time.perf_counter()
             outputs = client.run(graph_for(kind, text, seed, threshold, f"{kind}_{seed}_{name}"))
             paths.append(client.save_images(outputs, out / "pictures")[0])
             report = outputs.get("report", {}).get("text", [""])[0]
-            lines = report.splitlines()
-            print(
-                f"{kind} {name}: {time.perf_counter() - start:.1f} s  {lines[1] if len(lines) > 1 else ''}"
-            )
+            summary = "".join(report.splitlines()[1:2])
+            print(f"{kind} {name}: {time.perf_counter() - start:.1f} s  {summary}")
         rows.append((text, *paths))
     return rows
 
 
 def comparison(rows: list[tuple[str, Path, Path]], path: Path, columns: int = 2) -> None:
-    """Pairs of pictures, dense and accelerated, under their prompts; `columns` pairs side by
+    """Pairs of pictures, full and accelerated, under their prompts; `columns` pairs side by
     side."""
     pairs = [
         (text, Image.open(a).convert("RGB"), Image.open(b).convert("RGB")) for text, a, b in rows
@@ -67,12 +66,13 @@ def comparison(rows: list[tuple[str, Path, Path]], path: Path, columns: int = 2)
     lines = -(-len(pairs) // columns)
     sheet = Image.new("RGB", (columns * (2 * width + 24) - 16, lines * (height + CAPTION)), "white")
     pen = ImageDraw.Draw(sheet)
-    for i, (text, dense, fast) in enumerate(pairs):
-        left, top = (i % columns) * (2 * width + 24), i // columns * (height + CAPTION)
+    for i, (text, full, fast) in enumerate(pairs):
+        left = (i % columns) * (2 * width + 24)
+        top = i // columns * (height + CAPTION)
         caption = textwrap.wrap(text, 2 * width // 6)[:2]
-        pen.text((left + 2, top + 2), "\n".join([*caption, "dense"]), fill="black")
+        pen.text((left + 2, top + 2), "\n".join([*caption, "full"]), fill="black")
         pen.text((left + width + 10, top + 2), "\n" * len(caption) + "RAPID", fill="black")
-        sheet.paste(dense, (left, top + CAPTION))
+        sheet.paste(full, (left, top + CAPTION))
         sheet.paste(fast, (left + width + 8, top + CAPTION))
     sheet.save(path)
 
@@ -95,11 +95,12 @@ def measure(base: Path, number: int) -> list[Row]:
     """The table, from ComfyUI in this process: float pictures and seconds of the sampling loop."""
     from devkit.comfy_process import load_everything
 
-    comfy, critic = load_everything(base), judge.load()
+    comfy = load_everything(base)
+    judge = SceneJudge(prompts(number))
     rows: list[Row] = []
     for kind in FAMILIES:
         with torch.inference_mode():
-            rows += Measurement(comfy, kind, prompts(number)).rows(critic)
+            rows += Measurement(comfy, kind, judge).rows()
     return rows
 
 

@@ -30,7 +30,7 @@ from demo.twins import TWINS
 DROP_PROMPT = 0.1
 TOKENS_A_STEP = 64 * 64  # image tokens of one optimiser step, whatever the size of the pictures
 STACK = re.compile(r"_blocks\.|layers\.|_refiner\.")  # names of the blocks' weights
-SHIFT = 1.8  # of the training noise levels towards noise, up to 256 px
+SHIFT = 1.8  # of the training sigmas towards noise, up to 256 px
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,14 @@ class Pool:
         reuse: float,
         device,
     ):
-        self.size, self.map, self.generator, self.device = size, latents, generator, device
-        self.reuse, self.filled, self.next, self.owed = reuse, 0, 0, 0.0
+        self.size = size
+        self.map = latents
+        self.generator = generator
+        self.device = device
+        self.reuse = reuse
+        self.filled = 0
+        self.next = 0  # place of the next scene
+        self.owed = 0.0  # scenes that are to be drawn anew
         side = size // 8
         self.latents = torch.empty(capacity, 16, side, side, dtype=torch.float16)
         self.counts = torch.empty(capacity, TOKENS, len(VOCABULARY) + 1, dtype=torch.uint8)
@@ -165,7 +171,9 @@ class Trainer:
         for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
         self.generator.set_state(state["generator"].cpu())
-        self.seen, self.step, self.seconds = state["seen"], state["step"], state["seconds"]
+        self.seen = state["seen"]
+        self.step = state["step"]
+        self.seconds = state["seconds"]
 
     def rate(self, total: int) -> float:
         """Learning rate factor: short warm-up, constant, linear decay over the last `--decay`
@@ -223,11 +231,14 @@ class Trainer:
             desc=f"train {self.args.model}",
             mininterval=5,
         )
-        saved, losses, ends = time.monotonic(), [], 0
+        saved = time.monotonic()
+        losses = []
+        ends = 0
         for stage in stages:
             ends += stage.pictures
             while self.seen < ends:
-                start, before = time.monotonic(), self.seen
+                start = time.monotonic()
+                before = self.seen
                 size = stage.sizes[self.step % len(stage.sizes)]
                 losses.append((size, self.update(size, total)))
                 self.seconds += time.monotonic() - start

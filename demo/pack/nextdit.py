@@ -20,7 +20,7 @@ def load(path: str) -> Any:
     try:
         with safe_open(path, framework="pt") as file:
             meta = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys()}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 no dict
     except (SafetensorError, OSError) as error:
         raise ValueError(
             f"Demo Lumina Loader: {path} cannot be read ({error}); restore it."
@@ -35,16 +35,16 @@ def load(path: str) -> Any:
 def build(config: dict, weights: dict[str, torch.Tensor]) -> Any:
     """MODEL of the host's Lumina 2 classes, made from `config` as detection would give it."""
     management = comfy.model_management
-    wanted = comfy.supported_models.Lumina2(dict(config))
+    settings = comfy.supported_models.Lumina2(dict(config))
     device, parameters = management.get_torch_device(), sum(w.numel() for w in weights.values())
     dtype = management.unet_dtype(
         model_params=parameters,
-        supported_dtypes=list(wanted.supported_inference_dtypes),
+        supported_dtypes=list(settings.supported_inference_dtypes),
         weight_dtype=next(iter(weights.values())).dtype,
     )
-    cast = management.unet_manual_cast(dtype, device, wanted.supported_inference_dtypes)
-    wanted.set_inference_dtype(dtype, cast)
-    model = wanted.get_model(weights, "")
+    cast = management.unet_manual_cast(dtype, device, settings.supported_inference_dtypes)
+    settings.set_inference_dtype(dtype, cast)
+    model = settings.get_model(weights, "")
     model.load_model_weights(dict(weights), "")
     model.to(management.unet_offload_device())
     return comfy.model_patcher.ModelPatcher(model, device, management.unet_offload_device())

@@ -7,11 +7,14 @@ import shutil
 import pytest
 import torch
 
-from benchmarks import attention, costs, policy, region, sparse
-from benchmarks.subject import FAMILIES, Subject
-from demo import judge, measure
+from benchmarks import attention, equal_cost, policy, region, sparse
+from demo import measure
+from demo.prompts import prompts
+from demo.scene_judge import SceneJudge
+from evaluation.decisions import decisions
+from evaluation.subjects import FAMILIES, Subject
 from rapid_core.policy_file.format import write
-from rapid_core.policy_file.policies import head_metadata, head_tensors
+from rapid_core.policy_file.heads import head_metadata, head_tensors
 from rapid_core.techniques.heads.rapid3 import Heads
 from rapid_testing.actors import METADATA
 
@@ -25,34 +28,39 @@ def ready(comfy_host, pack, demo_pack):
     return comfy_host
 
 
+def quick(suite, out, *flags, model="flux"):
+    """The flags of a suite in small."""
+    return suite.parser().parse_args(["--quick", "--models", model, "--out", str(out), *flags])
+
+
 def test_the_demos_table_compares_with_as_many_steps_as_were_computed(ready, monkeypatch):
     for name, value in {"QUALITY_SIZE": 64, "CLOCK_SIZE": 64, "ODE_STEPS": 2}.items():
         monkeypatch.setattr(measure, name, value)
     with torch.inference_mode():
-        rows = measure.Measurement(ready, "flux", measure.prompts(1)).rows(judge.load())
+        rows = measure.Measurement(ready, "flux", SceneJudge(prompts(1))).rows()
     found = {row.method: row for row in rows}
-    assert list(found) == ["dense", "cache_reuse", "easycache", "lazycache", "fewer_steps"]
+    assert list(found) == ["full", "cache_reuse", "easycache", "lazycache", "fewer_steps"]
     assert (
         found["fewer_steps"].computed
         == math.ceil(found["cache_reuse"].computed)
-        < found["dense"].computed
+        < found["full"].computed
         == 28
     )
     assert (
-        found["dense"].speedup == 1
-        and found["dense"].psnr is None
+        found["full"].speedup_measured == 1
+        and found["full"].psnr is None
         and found["cache_reuse"].psnr > 20
     )
 
 
 def test_the_region_suite_writes_its_rows_and_goes_on_where_it_stopped(ready, tmp_path):
-    text = region.run(ready, ["flux"], 2, tmp_path, quick=True)
+    text = region.run(ready, quick(region, tmp_path))
     log = (tmp_path / "region-flux.jsonl").read_text(encoding="utf-8")
     rows = {
         (r["method"], r["target"]): r
         for r in json.loads((tmp_path / "region.json").read_text())["rows"]
     }
-    assert rows["dense", "1.0"]["equal"] == 2 and rows["dense", "1.0"]["cost"] == pytest.approx(1.0)
+    assert rows["full", "1.0"]["equal"] == 2 and rows["full", "1.0"]["cost"] == pytest.approx(1.0)
     assert {r["prompts"] for r in rows.values()} == {2}
     found = rows["region", "0.25"]
     assert 0.25 < found["cost"] < 1 and found["psnr"] > rows["region_paper", "0.25"]["psnr"]
@@ -63,7 +71,7 @@ def test_the_region_suite_writes_its_rows_and_goes_on_where_it_stopped(ready, tm
     assert rows["region_attention", "0.25"]["psnr"] != rows["region_random", "0.25"]["psnr"]
     assert rows["cache_reuse", "0.25"]["cost"] <= found["cost"] + 0.05
     assert "flux: region/0.25 - fewer_heun/0.25, psnr_ode" in text
-    region.run(ready, ["flux"], 2, tmp_path, cost_of="flux-dev", quick=True)
+    region.run(ready, quick(region, tmp_path, "--cost-of", "flux-dev"))
     assert (tmp_path / "region-flux.jsonl").read_text(encoding="utf-8") == log
 
 
@@ -74,23 +82,27 @@ def test_the_cost_of_the_published_preset_is_what_it_comes_to(ready, kind):
         model = region.region(ready, share, preset="paper")(subject.model)
         with torch.inference_mode():
             drawn = subject.sample_many(model, ["a red circle"], [0], 128, subject.family.steps)
-        made = costs.decisions(model, 0, round(drawn.computed))
-        came = region.own_cost(subject, 128)(made) / subject.family.steps
+        made = decisions(model, 0, round(drawn.computed))
+        came = equal_cost.own_cost(subject, 128)(made) / subject.family.steps
         assert region.paper_cost(subject, 128, share) == pytest.approx(came)
+
+
+def test_figures_of_an_older_version_are_not_mixed_in(ready, tmp_path):
+    (tmp_path / "region-flux.jsonl").write_text("")
+    with pytest.raises(SystemExit, match="older version"):
+        region.run(ready, quick(region, tmp_path))
 
 
 def test_figures_of_other_weights_are_not_mixed_in(ready, tmp_path):
     (tmp_path / "region-flux.json").write_text('{"weights": "of another time"}')
     with pytest.raises(SystemExit, match="other flux weights"):
-        region.run(ready, ["flux"], 2, tmp_path, quick=True)
+        region.run(ready, quick(region, tmp_path))
 
 
 def test_the_sparse_suite_writes_what_is_kept_how_long_it_takes_and_its_rows(
     ready, tmp_path, capsys
 ):
-    sparse.run(
-        ready, sparse.parser().parse_args(["--quick", "--models", "sd3", "--out", str(tmp_path)])
-    )
+    sparse.run(ready, quick(sparse, tmp_path, model="sd3"))
     masses = {
         (r["selection"], r["density"]): r
         for r in json.loads((tmp_path / "sparse_mass.json").read_text())
@@ -108,7 +120,7 @@ def test_the_sparse_suite_writes_what_is_kept_how_long_it_takes_and_its_rows(
         for r in json.loads((tmp_path / "sparse.json").read_text())["rows"]
     }
     assert rows["sparse", "0.25"]["cost"] < 1.0 and rows["sparse", "0.25"]["equal"] == 0
-    assert rows["sparse", "0.25"]["psnr"] > rows["sparse_dropped", "0.25"]["psnr"]
+    assert rows["sparse", "0.25"]["psnr"] > rows["sparse_none", "0.25"]["psnr"]
 
 
 def heads_file(path, hidden):
@@ -130,33 +142,24 @@ def test_the_policy_suite_compares_policies_at_the_cost_of_a_speed_up(ready, tmp
     shutil.copy(policy.SHIPPED / "demo-flux-solution.safetensors", tmp_path)
     hidden = Subject(ready, FAMILIES["flux"]).model.model.diffusion_model.hidden_size
     heads_file(tmp_path / "demo-flux-some-heads.safetensors", hidden)
-    flags = [
-        "--quick",
-        "--models",
-        "flux",
-        "--speedups",
-        "2",
-        "--out",
-        str(tmp_path),
-        "--policies",
-        str(tmp_path),
-        "--methods",
-        "default_plan",
+    methods = (
+        "default_schedule",
         "cache_reuse",
         "easycache",
         "fewer_euler",
-        "plan_solution",
+        "schedule_solution",
         "random",
         "some_heads",
         "some_heads_shuffled",
-        "dense_noise1",
-    ]
-    text = policy.run(ready, policy.parser().parse_args(flags))
+        "full_noise1",
+    )
+    flags = ("--speedups", "2", "--policies", str(tmp_path), "--methods", *methods)
+    text = policy.run(ready, quick(policy, tmp_path, *flags))
     rows = {
         (r["method"], r["target"]): r
         for r in json.loads((tmp_path / "policy_flux.json").read_text())["rows"]
     }
-    assert rows["default_plan", "2x"]["computed"] == 14 and rows["default_plan", "2x"][
+    assert rows["default_schedule", "2x"]["computed"] == 14 and rows["default_schedule", "2x"][
         "cost"
     ] == pytest.approx(0.5)
     assert (
@@ -165,15 +168,18 @@ def test_the_policy_suite_compares_policies_at_the_cost_of_a_speed_up(ready, tmp
     )
     assert (
         rows["random", "2x"]["computed"] == 14
-        and rows["random", "2x"]["psnr"] < rows["default_plan", "2x"]["psnr"]
+        and rows["random", "2x"]["psnr"] < rows["default_schedule", "2x"]["psnr"]
     )
-    assert rows["plan_solution", "2x"]["computed"] == 14 and rows["easycache", "2x"]["cost"] < 1
-    assert rows["dense_noise1", "1.0"]["psnr"] is rows["dense_noise1", "1.0"]["psnr_ode"] is None
-    assert rows["dense_noise1", "1.0"]["fid"] != rows["dense", "1.0"]["fid"]
+    assert rows["schedule_solution", "2x"]["computed"] == 14 and rows["easycache", "2x"]["cost"] < 1
+    assert rows["full_noise1", "1.0"]["psnr"] is rows["full_noise1", "1.0"]["psnr_ode"] is None
+    assert rows["full_noise1", "1.0"]["fid"] != rows["full", "1.0"]["fid"]
     assert "flux: some_heads/2x computes by objects in the scene: " in text
     own, other = (rows[name, "2x"] for name in ("some_heads", "some_heads_shuffled"))
     assert own["cost"] == pytest.approx(other["cost"]) and own["psnr"] != other["psnr"]
     log = [json.loads(line) for line in (tmp_path / "policy-flux.jsonl").read_text().splitlines()]
     made = {(p["method"], p["seed"]): p["decisions"] for p in log}
     assert made["some_heads_shuffled/2x", 0] == made["some_heads/2x", 1] != made["some_heads/2x", 0]
-    assert "flux: default_plan/2x - fewer_euler/2x, psnr_ode" in text and "flux: random" not in text
+    assert (
+        "flux: default_schedule/2x - fewer_euler/2x, psnr_ode" in text
+        and "flux: random" not in text
+    )

@@ -8,7 +8,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.subject import FAMILIES, Subject
+from evaluation.subjects import FAMILIES, Subject
 from rapid_core.architectures import describe
 from rapid_core.cost import CostModel
 from rapid_core.techniques.heads.rapid3 import HEADS, Heads
@@ -118,6 +118,6 @@ def test_the_demos_heads_cost_less_than_a_hundredth_of_a_dense_evaluation_of_102
         heads = Heads(16, hidden, names, numbers, width)
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             heads(dict.fromkeys(names, latent), torch.zeros(1, numbers), pooled)
-        shares[len(names), width] = counter.get_total_flops() / subject.dense_flops(512)
+        shares[len(names), width] = counter.get_total_flops() / subject.full_flops(512)
     assert shares[3, 32] < 0.01 and shares[1, 32] < 0.003
     assert 0.02 < shares[3, 128] < 0.05  # what is measured is there

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.random_models import FamilyModel
+from evaluation.random_models import FamilyModel
 from rapid_testing import CHANNELS, CONTEXT, POOLED
 
 _STREAMS = dict(

@@ -14,7 +14,7 @@ from comfy.ldm.flux.model import Flux
 from comfy.ldm.modules.diffusionmodules.mmdit import MMDiT
 from safetensors.torch import save_file
 
-from benchmarks.random_models import fill_randomly
+from evaluation.random_models import fill_randomly
 from rapid_testing import CHANNELS, CONTEXT, POOLED
 
 OPERATIONS = {"dtype": torch.float32, "device": "cpu", "operations": comfy.ops.disable_weight_init}

@@ -1,9 +1,12 @@
 """Drawn scenes: splits, determinism, sizes, and the colour rules that read them back."""
 
+import json
+
 import pytest
 import torch
+from safetensors import safe_open
 
-from demo import judge, rules, scenes
+from demo import critic, judge, rules, scenes
 from demo.pack.words import COLOURS, MAX_OBJECTS, SHAPES, TEXTURES
 
 
@@ -89,3 +92,31 @@ def test_regions_without_objects_touch_no_object():
     for row, centre in zip(gaps.row.tolist(), gaps.centre, strict=True):
         others = objects.centre[objects.row == row]
         assert ((others - centre).abs().amax(1) > 0.3).all()
+
+
+@pytest.mark.parametrize("size", [(128, 128), (128, 256)])
+def test_crops_are_bilinear_and_repeat_the_edge(size):
+    chosen = scenes.sample(4, generator(2))
+    pictures = scenes.draw(chosen, *size, generator(2))
+    regions = judge.Regions.of_places(len(chosen)).jitter(generator(2))
+    made = regions.crops(pictures)
+    for i in range(0, len(regions.row), 5):
+        step = (torch.arange(judge.SIDE) + 0.5) / judge.SIDE * 2 - 1
+        reach = regions.half[i] * min(size) * step
+        picture = pictures[regions.row[i]]
+        for axis, side, centre in ((1, size[0], 1), (2, size[1], 0)):
+            place = (regions.centre[i, centre] * side + reach - 0.5).clamp(0, side - 1)
+            low = place.floor().long()
+            high = (low + 1).clamp_max(side - 1)
+            weight = (place - low)[:, None] if axis == 1 else place - low
+            picture = torch.lerp(
+                picture.index_select(axis, low), picture.index_select(axis, high), weight
+            )
+        assert (made[i] - picture).abs().max() < 2e-5
+
+
+@pytest.mark.parametrize("path", [judge.WEIGHTS, critic.WEIGHTS], ids=lambda path: path.stem)
+def test_a_judge_is_as_right_as_it_was_when_it_was_made(path):
+    with safe_open(path, framework="pt") as file:
+        made = json.loads(file.metadata()["accuracy_dev"])
+    assert judge.accuracy(judge.load(path), 128, kind=0) == made["true_128"]

@@ -1,10 +1,12 @@
 """Tables of results are what the script makes of the JSON beside them, and no figure is left out."""
 
 import re
+from dataclasses import asdict
 
 import pytest
 
-from benchmarks import results, tables
+from benchmarks import names, results
+from evaluation import rows, tables
 
 
 def text_of(path) -> str:
@@ -74,10 +76,32 @@ def test_a_number_has_its_leading_zero_and_zero_has_no_sign(value, digits, sign,
 def test_a_row_that_names_an_unknown_method_is_refused():
     row = {"suite": "policy", "target": "2x", "method": "something else"}
     with pytest.raises(ValueError, match="something else"):
-        tables.in_order([row])
+        names.in_order([row])
 
 
 def test_a_page_that_asks_for_an_unknown_table_is_refused():
     page = "<!-- table nothing: made by `python -m benchmarks.results` -->\n<!-- end of table -->"
     with pytest.raises(KeyError, match="nothing"):
         results.with_tables(page)
+
+
+def test_rows_of_version_1_are_read_under_the_names_of_today():
+    old = {"method": "dense_noise1", "held": 3.0, "allowed_speedup": 2.0, "speedup": 1.5}
+    assert rows.current(old) == {
+        "method": "full_noise1",
+        "skipped": 3.0,
+        "speedup_theoretical": 2.0,
+        "speedup_measured": 1.5,
+    }
+    assert rows.current({"backend": "gather", "left_out": "forecast"}) == {
+        "backend": "gather",
+        "compensation": "predict",
+    }
+    paired = rows.current({"method": "plan_solution", "against": "default_plan"})
+    assert paired == {"method": "schedule_solution", "against": "default_schedule"}
+
+
+def test_rows_of_today_are_read_as_they_were_written(tmp_path):
+    row = rows.Row("policy", "flux", "full_3", "2x", skipped=3.0, speedup_theoretical=2.0)
+    rows.write(tmp_path / "rows.json", [row], {})
+    assert rows.read(tmp_path / "rows.json") == [asdict(row)]

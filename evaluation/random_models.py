@@ -34,19 +34,21 @@ def fill_randomly(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
 
 @dataclass(frozen=True)
 class FamilyModel:
-    """Class in comfy.supported_models, its configuration, and the latent it takes: (C, [T,] H,
-    W)."""
+    """A model of one family."""
 
     kind: str
+    """Name of its class in comfy.supported_models."""
     config: dict
+    """What the host's detection would find."""
     latent: tuple[int, ...] = (16, 16, 24)
+    """The latent it takes, (C, [T,] H, W)."""
 
     def build(self, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
         """MODEL with random weights, which computes in `dtype`."""
-        wanted = getattr(comfy.supported_models, self.kind)(dict(self.config))
-        wanted.set_inference_dtype(dtype, None)
+        settings = getattr(comfy.supported_models, self.kind)(dict(self.config))
+        settings.set_inference_dtype(dtype, None)
         device = comfy.model_management.get_torch_device()
-        model = wanted.get_model({}, "")
+        model = settings.get_model({}, "")
         fill_randomly(model.diffusion_model, seed)
         model.eval()
         return comfy.model_patcher.ModelPatcher(

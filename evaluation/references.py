@@ -1,5 +1,5 @@
-"""Latents that pictures are compared with, drawn once and kept: the dense ones, and the converged
-ones ("ode")."""
+"""Latents that pictures are compared with, drawn once and kept: those of the full run ("full"), and
+the converged ones ("ode")."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from training.files import replaced
+from evaluation.files import replaced
 
-KEPT = 64  # pictures
+PICTURES = 64  # decoded ones that are kept
 
 
 class References:
     """Those of one model in a folder, by kind and number of the prompt."""
 
     def __init__(self, folder: Path, model: str):
-        self.folder, self.model = folder, model
+        self.folder = folder
+        self.model = model
         self.pictures: dict[tuple[str, int], Tensor] = {}
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -44,7 +45,7 @@ class References:
         """What `decode` makes of a latent (1, ...); kept for a few prompts, which all methods ask
         for in turn."""
         if (kind, number) not in self.pictures:
-            if len(self.pictures) >= KEPT:
+            if len(self.pictures) >= PICTURES:
                 self.pictures.clear()
             self.pictures[kind, number] = decode(self.read(kind, [number]))
         return self.pictures[kind, number]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 STEPS = 28
 CACHE_REUSE = dict(
-    start_percent=0.0, end_percent=1.0, max_consecutive=3, forecast_order=1, level="hold", guard=0.5
+    start_percent=0.0, end_percent=1.0, max_consecutive=3, forecast_order=1, level="skip", guard=0.5
 )
 
 
@@ -24,49 +25,58 @@ class Family:
     """How a demo model is sampled."""
 
     kind: str
+    """flux, sd3 or lumina."""
     vae: str
+    """Name by which the host's VAELoader knows its decoder."""
     cfg: float
     guidance: float | None
+    """Of FLUX's embedding; None where there is none."""
     steps: int = STEPS
 
 
 FAMILIES = {"flux": Family("flux", "taef1", 1.0, 1.0), "sd3": Family("sd3", "taesd3", 2.5, None)}
-LUMINA = Family(
-    "lumina", "taef1", 2.5, None, steps=30
-)  # as in the paper's table; never tuned on, only reported
+# As in the paper's table; never tuned on, only reported.
+LUMINA = Family("lumina", "taef1", 2.5, None, steps=30)
+ALL_FAMILIES = {**FAMILIES, "lumina": LUMINA}
+FIRST_BLOCKS = {"flux": "double_blocks", "sd3": "joint_blocks", "lumina": "layers"}
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """One run: latent of one image, seconds of the sampling loop, rows that passed the blocks over
-    streams."""
+    """One run."""
 
     latent: Tensor
+    """(B, 16, h, w)."""
     seconds: float
+    """Of the sampling loop."""
     computed: float
+    """Rows that passed the blocks, over the conds of an evaluation."""
 
 
 class Subject:
     """One demo model, its VAE and its prompts, loaded by the host's own nodes."""
 
     def __init__(self, comfy: Any, family: Family):
-        self.comfy, self.family = comfy, family
+        import folder_paths
+
+        self.comfy = comfy
+        self.family = family
         name = f"{family.kind}.safetensors"
+        self.weights = Path(folder_paths.get_full_path_or_raise("diffusion_models", name))
         if family.kind == "lumina":
             (self.model,) = comfy.run_node("RAPIDDemoLumina", unet_name=name)
         else:
             (self.model,) = comfy.run_node("UNETLoader", unet_name=name, weight_dtype="default")
         (self.vae,) = comfy.run_node("VAELoader", vae_name=family.vae)
-        self.rows = 0
-        dit = self.model.model.diffusion_model
-        blocks = {"flux": "double_blocks", "sd3": "joint_blocks", "lumina": "layers"}[family.kind]
-        getattr(dit, blocks)[0].register_forward_hook(self._count)
+        self.rows = 0  # that passed the blocks in the latest run
+        blocks = getattr(self.model.model.diffusion_model, FIRST_BLOCKS[family.kind])
+        blocks[0].register_forward_hook(self._count)
 
     def _count(self, _module: Any, _inputs: Any, output: Any) -> None:
         self.rows += (output if isinstance(output, Tensor) else output[1]).shape[0]
 
     def conditioning(self, prompt: str) -> list:
-        """CONDITIONING of a prompt."""
+        """CONDITIONING of a prompt, or of several, one a line."""
         (out,) = self.comfy.run_node("RAPIDDemoPrompt", text=prompt, model=self.family.kind)
         if self.family.guidance is not None and prompt:
             (out,) = self.comfy.run_node(
@@ -83,29 +93,8 @@ class Subject:
         steps: int = STEPS,
         sampler: str = "euler",
     ) -> Sampled:
-        """Sample one picture with KSampler's own call and scheduler `simple`."""
-        import comfy.sample
-
-        latent = torch.zeros(1, 16, size // 8, size // 8)
-        noise = comfy.sample.prepare_noise(latent, seed)
-        positive, negative = self.conditioning(prompt), self.conditioning("")
-        self.rows = 0
-        start = time.perf_counter()
-        out = comfy.sample.sample(
-            model,
-            noise,
-            steps,
-            self.family.cfg,
-            sampler,
-            "simple",
-            positive,
-            negative,
-            latent,
-            disable_pbar=True,
-            seed=seed,
-        )
-        seconds = time.perf_counter() - start
-        return Sampled(out, seconds, self.rows / (1 if self.family.cfg == 1.0 else 2))
+        """One picture."""
+        return self.sample_many(model, [prompt], [seed], size, steps, sampler)
 
     def sample_many(
         self,
@@ -116,15 +105,17 @@ class Subject:
         steps: int = STEPS,
         sampler: str = "euler",
     ) -> Sampled:
-        """A batch, one prompt and seed an image; each image's noise is that of its seed alone."""
+        """A batch by KSampler's own call and scheduler `simple`, one prompt and seed an image; each
+        image's noise is that of its seed alone."""
         import comfy.sample
 
         one = torch.zeros(1, 16, size // 8, size // 8)
         noise = torch.cat([comfy.sample.prepare_noise(one, seed) for seed in seeds])
-        positive, negative = self.conditioning("\n".join(prompts)), self.conditioning("")
+        positive = self.conditioning("\n".join(prompts))
+        negative = self.conditioning("")
         self.rows = 0
         start = time.perf_counter()
-        out = comfy.sample.sample(
+        latent = comfy.sample.sample(
             model,
             noise,
             steps,
@@ -138,14 +129,15 @@ class Subject:
             seed=seeds[0],
         )
         seconds = time.perf_counter() - start
-        return Sampled(out, seconds, self.rows / (1 if self.family.cfg == 1.0 else 2))
+        conds = 1 if self.family.cfg == 1.0 else 2
+        return Sampled(latent, seconds, self.rows / conds)
 
     def picture(self, latent: Tensor) -> Tensor:
         """Decoded picture (3, H, W) in 0 .. 1, float32."""
         return self.vae.decode(latent)[0].movedim(-1, 0).float()
 
-    def dense_flops(self, size: int) -> int:
-        """FLOPs of one evaluation of one image, all streams, by torch's counter."""
+    def full_flops(self, size: int) -> int:
+        """FLOPs of one evaluation of one image, all conds, by torch's counter."""
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             self.sample(self.model, "", seed=0, size=size, steps=1)
         return counter.get_total_flops()
