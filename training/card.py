@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from evaluation.files import replaced, write_text
 from rapid_core.policy_file.format import PolicyFile
-from training.files import replaced, write_text
 
 WIDTH = 4.5  # inches a panel
 HEIGHT = 3.2

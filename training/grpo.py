@@ -35,12 +35,12 @@ from torch import Tensor
 from torch.distributions import Beta
 from tqdm import tqdm
 
+from evaluation.files import replaced
 from rapid_core.calibration.search import latent_psnr
 from rapid_core.techniques.heads.network import beta
 from rapid_core.techniques.heads.prior import OWN, RUNGS, mixture
 from rapid_core.techniques.heads.rapid3 import INPUTS, Heads
 from rapid_core.techniques.heads.rollout import Decision
-from training.files import replaced
 from training.host import attach, equivalent_steps, family_of, last_record
 from training.job import Job
 from training.methods import Method

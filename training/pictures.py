@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from training.files import replaced
+from evaluation.files import replaced
 from training.graph import Graph
 from training.references import Reference, file_name
 

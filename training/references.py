@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from evaluation.files import replaced
 from rapid_core.calibration.gram import inner_products, refine
-from training.files import replaced
 from training.graph import Graph
 from training.processes import all_gather, rank, shard
 

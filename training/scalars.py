@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from training.files import write_text
+from evaluation.files import write_text
 from training.processes import rank
 
 TAGS = {

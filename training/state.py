@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from training.files import write_text
+from evaluation.files import write_text
 from training.processes import broadcast_from_rank0, rank
 
 VERSION = 2  # of what such a folder holds

@@ -2,7 +2,7 @@
 
 import pytest
 
-from training.files import replaced, write_text
+from evaluation.files import replaced, write_text
 
 
 class Killed(BaseException):
