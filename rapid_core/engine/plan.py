@@ -226,7 +226,7 @@ def _tokens(policies: Sequence[Policy], facts: HostFacts) -> _TokenPlan:
     size = kv_bytes(kind, facts)
     said = {"mib": f"{size / MIB:.0f}", "kind": kind.value, "conds": len(facts.conds)}
     if limit and size > limit:
-        refused = Reason(ReasonCode.KV_OVER_LIMIT, **said, limit=round(limit / GIB, 3))
+        refused = Reason(ReasonCode.KV_OVER_LIMIT, **said, limit=float(f"{limit / GIB:.3g}"))
         return _TokenPlan(tokens, grid, None, None, 0, refused, (*notes, refused))
     if kind is not tokens.kv:
         notes.append(
