@@ -117,7 +117,8 @@ class RunPlan:
     no_tokens: Reason | None = None
     """Why tokens cannot be chosen."""
     memory: int = 0
-    """Bytes that the run will keep beside the host's own, announced to its loader."""
+    """Bytes that the run will keep on the model's device beside the host's own, announced to its
+    loader."""
     notes: tuple[Reason, ...] = ()
     advice: Reason | None = None
     """What to say where choosing tokens saved nothing."""
@@ -181,7 +182,7 @@ def plan_run(policies: Sequence[Policy], facts: HostFacts) -> RunPlan:
         features=features.spec,
         no_hooks=no_hooks,
         no_tokens=no_hooks or kv.refused,
-        memory=kv.bytes + attention.bytes + features.bytes,
+        memory=features.bytes + (kv.bytes + attention.bytes if no_hooks is None else 0),
         notes=tuple([*notes, *kv.notes, *features.notes]),
         advice=_advice(policies),
     )
@@ -220,7 +221,8 @@ def _tokens(policies: Sequence[Policy], facts: HostFacts) -> _TokenPlan:
         notes.append(Reason(ReasonCode.MASK_SCALED, mask=mask, latent=latent))
     limit = tokens.memory_limit * GIB
     kind = tokens.kv
-    if not limit and facts.device_memory is not None:
+    on_device = kind is not KVKind.HOST_MEMORY
+    if on_device and not limit and facts.device_memory is not None:
         limit = KV_SHARE * facts.device_memory
         kind = _fitting(kind, limit, facts)
     size = kv_bytes(kind, facts)
@@ -241,7 +243,8 @@ def _tokens(policies: Sequence[Policy], facts: HostFacts) -> _TokenPlan:
     notes.append(Reason(ReasonCode.KV_MEMORY, **said))
     # The default bound is for what is known before; it turns no later conditioning away.
     conds = frozenset(cond.uuid for cond in facts.conds) if tokens.memory_limit else None
-    return _TokenPlan(tokens, grid, kind, conds, size, None, tuple(notes))
+    announced = size if on_device else 0
+    return _TokenPlan(tokens, grid, kind, conds, announced, None, tuple(notes))
 
 
 def _fitting(kind: KVKind, limit: float, facts: HostFacts) -> KVKind:

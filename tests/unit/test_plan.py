@@ -203,6 +203,7 @@ def test_where_another_node_replaced_a_block_nothing_is_kept_of_it():
     plan = plan_run((region(), sparse("predict")), known)
     assert plan.no_hooks == plan.no_tokens == refused
     assert not plan.hooks and plan.kv is None and plan.attention is None
+    assert plan.memory == 0
     assert plan_run((ThresholdPolicy(threshold=0.1),), known).no_hooks is None
 
 
@@ -286,12 +287,17 @@ def test_where_no_kind_is_within_the_default_bound_no_tokens_are_chosen():
 
 
 @pytest.mark.parametrize("kind", [KVKind.HOST_MEMORY, KVKind.NONE])
-def test_what_is_kept_elsewhere_or_not_at_all_has_no_smaller_form(kind):
+def test_what_is_not_on_the_device_is_not_bounded_by_it_nor_announced(kind):
     plan = plan_run((region(kind),), facts(device_memory=memory_for(1000)))
-    if kind is KVKind.NONE:
-        assert (plan.kv, plan.memory, plan.no_tokens) == (KVKind.NONE, 0, None)
-    else:
-        assert plan.no_tokens.code == ReasonCode.KV_OVER_LIMIT.value
+    assert (plan.kv, plan.memory, plan.no_tokens) == (kind, 0, None)
+    (said,) = notes_of(plan, ReasonCode.KV_MEMORY)
+    assert said["mib"] == f"{SIZES[kind] / 2**20:.0f}" and len(plan.notes) == 1
+
+
+def test_a_limit_that_was_set_holds_for_host_memory_too():
+    limit = 0.99 * SIZES[KVKind.HOST_MEMORY] / GIB
+    plan = plan_run((region(KVKind.HOST_MEMORY, memory_limit=limit),), facts())
+    assert plan.no_tokens.code == ReasonCode.KV_OVER_LIMIT.value
 
 
 def test_a_kind_that_the_device_lacks_is_not_fallen_back_to(monkeypatch):
