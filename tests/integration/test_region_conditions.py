@@ -171,11 +171,12 @@ def test_a_control_that_ends_takes_its_history_with_it(tiny_model, pack_module, 
     assert expected.count("run") == 3
 
 
+@pytest.mark.parametrize("kind", ["lumina2", "qwen_image"])
 def test_with_patches_between_the_blocks_all_tokens_are_computed(
-    tiny_flux, region, record_of, comfy_host
+    kind, family, region, record_of, comfy_host
 ):
     """Z-Image's and Qwen's ControlNets come as patches that add to all tokens of a block."""
-    model = tiny_flux.clone()
+    model, latent = family(kind)
     lengths = set()
 
     def between(args):
@@ -184,9 +185,10 @@ def test_with_patches_between_the_blocks_all_tokens_are_computed(
 
     model.set_model_patch(between, "double_block")
     patched = region(model)
-    expected = sample(model, steps=8)
-    assert torch.equal(sample(patched, steps=8), expected)
-    assert lengths == {64}
+    settings = {"steps": 8, "latent": torch.zeros(1, *latent)}
+    expected = sample(model, **settings)
+    assert torch.equal(sample(patched, **settings), expected)
+    assert lengths == {latent[-2] * latent[-1] // 4}
     reason = the_reason(record_of(patched), "blocks_patched")
     assert reason.params == {"patches": "double_block"}
     (reuse,) = comfy_host.run_node(
@@ -200,7 +202,7 @@ def test_with_patches_between_the_blocks_all_tokens_are_computed(
         forecast_order=1,
         guard=0.0,
     )
-    assert torch.equal(sample(reuse, steps=8), expected)
+    assert torch.equal(sample(reuse, **settings), expected)
 
 
 def test_conditions_that_need_all_tokens_keep_no_cache(family, region, record_of):

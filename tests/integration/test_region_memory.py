@@ -36,8 +36,8 @@ def held_by(run):
 
 @pytest.fixture
 def cache_of(bound_runs):
-    """cache_of(model, **settings): bytes of keys and values that a run was planned to take, and most
-    of them during it."""
+    """cache_of(model, **settings): bytes of keys and values that a run was planned to take of the
+    device, and most of them during it."""
 
     def measured(model, **settings):
         held = []
@@ -159,7 +159,25 @@ def test_the_memory_planned_before_is_what_is_taken(kind, kv_cache, family, regi
     for batch, high in ((1, height), (2, height - 2)):  # an odd number of rows, too
         latent = torch.zeros(batch, *rest, high, width)
         planned, held = cache_of(region(model, kv_cache=kv_cache), latent=latent, **settings)
+        if kv_cache == "host memory":  # as much as of `last value`, but none of the device's
+            assert planned == 0
+            planned, _ = cache_of(region(model), latent=latent, **settings)
         assert planned == held and (held > 0) == (kv_cache != "none")
+
+
+def shapes_asked(model, monkeypatch):
+    """Shapes of latents for which the host asks how much memory a run will take; it names the conds'
+    shapes, which RAPID does not when it reckons."""
+    reckon = model.model.memory_required
+    asked = []
+
+    def watched(shape, **named):
+        if "cond_shapes" in named:
+            asked.append(tuple(shape))
+        return reckon(shape, **named)
+
+    monkeypatch.setattr(model.model, "memory_required", watched)
+    return asked
 
 
 @pytest.mark.parametrize("kind", ["flux", "lumina2", "wan"])
@@ -169,13 +187,7 @@ def test_the_host_is_asked_for_the_memory_of_the_run_and_draws_the_same(
     model, latent = family(kind)
     settings = {"steps": 6, "latent": torch.zeros(1, *latent)}
     reckon = model.model.memory_required
-    asked = []
-
-    def watched(shape, *args, **named):
-        asked.append(tuple(shape))
-        return reckon(shape, *args, **named)
-
-    monkeypatch.setattr(model.model, "memory_required", watched)
+    asked = shapes_asked(model, monkeypatch)
     announced = sample(region(model), **settings)
     widest = max(asked)
     plain = (2, *latent)  # the host reckons with two conds
@@ -195,16 +207,12 @@ def test_the_host_is_asked_for_the_memory_of_the_run_and_draws_the_same(
     assert max(asked) == plain
 
 
-def test_what_keeps_nothing_announces_nothing(tiny_flux, region, monkeypatch):
-    reckon = tiny_flux.model.memory_required
-    asked = []
-
-    def watched(shape, *args, **named):
-        asked.append(tuple(shape))
-        return reckon(shape, *args, **named)
-
-    monkeypatch.setattr(tiny_flux.model, "memory_required", watched)
-    sample(region(tiny_flux, kv_cache="none"), steps=6)
+@pytest.mark.parametrize("kv_cache", ["none", "host memory"])
+def test_what_keeps_nothing_on_the_device_announces_nothing(
+    tiny_flux, region, monkeypatch, kv_cache
+):
+    asked = shapes_asked(tiny_flux, monkeypatch)
+    sample(region(tiny_flux, kv_cache=kv_cache), steps=6)
     assert {shape[1:] for shape in asked} == {(16, 16, 16)}
 
 
