@@ -6,6 +6,8 @@ from comfy_api.latest import io
 
 from ..rapid_core.architectures import describe
 from ..rapid_core.comfy.chain import attach
+from ..rapid_core.engine.kv import missing
+from ..rapid_core.reasons import text
 from ..rapid_core.techniques.region.policy import INACTIVE, RegionPolicy
 from ..rapid_core.techniques.region.presets import paper, per_token_error
 from ..rapid_core.techniques.region.priority import DIRECTIONS, METRICS
@@ -229,7 +231,9 @@ class RegionAdaptive(RapidNode):
         by_token = values["preset"] == PER_TOKEN
         if values["keep_ratio"] == 1.0 or (by_token and not values["error_threshold"]):
             return io.NodeOutput(model)
-        return io.NodeOutput(attach(model, policy_of(values, model, mask), cls.hidden))
+        policy = policy_of(values, model, mask)
+        check_kept(policy.kv, model.load_device.type)
+        return io.NodeOutput(attach(model, policy, cls.hidden))
 
 
 def policy_of(values: dict[str, Any], model: Any, mask: Any) -> RegionPolicy:
@@ -245,3 +249,13 @@ def policy_of(values: dict[str, Any], model: Any, mask: Any) -> RegionPolicy:
         return per_token_error(threshold=values["error_threshold"], keep_ratio=share, **kept)
     custom = {name: values[name] for name in CUSTOM_SETTINGS}
     return RegionPolicy(keep_ratio=share, **custom, **kept)
+
+
+def check_kept(kind: KVKind, device: str) -> None:
+    """Raise ValueError for keys and values that cannot be kept so on this kind of device."""
+    reason = missing(kind, device)
+    if reason is not None:
+        raise ValueError(
+            f"RAPID Region Adaptive: kv_cache = {kind.value!r} was given; {text(reason)}. Take "
+            f"last value or predict."
+        )

@@ -5,7 +5,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..rapid_core.comfy.chain import attach
-from ..rapid_core.engine.sparse import BACKENDS, NAMES
+from ..rapid_core.engine.sparse import AUTO, BACKENDS, NAMES, wrong_tile
 from ..rapid_core.reasons import text
 from ..rapid_core.techniques.sparse_attention.policy import SparsePolicy
 from ..rapid_core.types import COMPENSATIONS, Sparsity
@@ -171,7 +171,7 @@ class SparseAttention(RapidNode):
         values = cls.check(**given)
         if values["density"] == 1.0:
             return io.NodeOutput(model)
-        check_installed(values["backend"], model.load_device.type)
+        check_backend(values["backend"], int(values["tile"]), model.load_device.type)
         sparsity = Sparsity(
             backend=values["backend"],
             dense_first=values["dense_first"],
@@ -190,11 +190,21 @@ class SparseAttention(RapidNode):
         return io.NodeOutput(attach(model, policy, cls.hidden))
 
 
-def check_installed(backend: str, device: str) -> None:
-    """Raise ValueError for a backend that cannot run on this kind of device."""
-    missing = None if backend == "auto" else BACKENDS[backend].missing(device)
-    if missing:
+def check_backend(backend: str, tile: int, device: str) -> None:
+    """Raise ValueError for a backend that cannot run on this kind of device, or not with tiles of
+    this size."""
+    if backend == AUTO:
+        return
+    chosen = BACKENDS[backend]
+    missing = chosen.missing(device)
+    if missing is not None:
         raise ValueError(
             f"RAPID Sparse Attention: backend = {backend!r} was given; {text(missing)}. auto always "
             f"works."
+        )
+    wrong = wrong_tile(chosen, tile)
+    if wrong is not None:
+        raise ValueError(
+            f"RAPID Sparse Attention: tile = '{tile}' was given; {text(wrong)}. Change tile, or the "
+            f"backend."
         )

@@ -113,7 +113,7 @@ class TokenRequirements:
 
     kv: KVKind = KVKind.PREDICT
     memory_limit: float = 0.0
-    """GiB for keys and values; 0 for the default bound, a share of what is free."""
+    """GiB for keys and values; 0 for the default bound, a share of the device's memory."""
     reach: float = 4.0
     """How far a token's prediction may go, in distances of the two evaluations it is made from."""
     error_threshold: float = 0.0

@@ -21,7 +21,7 @@ from ..types import (
     TokenRequirements,
     Window,
 )
-from .kv import bytes_of
+from .kv import bytes_of, missing
 
 HEAD_WIDTH = 64  # channels of a head at least, for counting what is kept head by head
 GIB = 2**30
@@ -117,7 +117,8 @@ class RunPlan:
     no_tokens: Reason | None = None
     """Why tokens cannot be chosen."""
     memory: int = 0
-    """Bytes that the run will keep beside the host's own, announced to its loader."""
+    """Bytes that the run will keep on the model's device beside the host's own, announced to its
+    loader."""
     notes: tuple[Reason, ...] = ()
     advice: Reason | None = None
     """What to say where choosing tokens saved nothing."""
@@ -181,7 +182,7 @@ def plan_run(policies: Sequence[Policy], facts: HostFacts) -> RunPlan:
         features=features.spec,
         no_hooks=no_hooks,
         no_tokens=no_hooks or kv.refused,
-        memory=kv.bytes + attention.bytes + features.bytes,
+        memory=features.bytes + (kv.bytes + attention.bytes if no_hooks is None else 0),
         notes=tuple([*notes, *kv.notes, *features.notes]),
         advice=_advice(policies),
     )
@@ -219,13 +220,16 @@ def _tokens(policies: Sequence[Policy], facts: HostFacts) -> _TokenPlan:
         mask, latent = sizes
         notes.append(Reason(ReasonCode.MASK_SCALED, mask=mask, latent=latent))
     limit = tokens.memory_limit * GIB
-    if not limit and facts.device_memory is not None:
+    kind = tokens.kv
+    on_device = kind is not KVKind.HOST_MEMORY
+    if on_device and not limit and facts.device_memory is not None:
         limit = KV_SHARE * facts.device_memory
-    kind: KVKind | None = tokens.kv
-    size = kv_bytes(tokens.kv, facts)
-    while not tokens.memory_limit and limit and size > limit and kind in SMALLER:
-        kind = SMALLER[kind]
-        size = kv_bytes(kind, facts)
+        kind = _fitting(kind, limit, facts)
+    size = kv_bytes(kind, facts)
+    said = {"mib": f"{size / MIB:.0f}", "kind": kind.value, "conds": len(facts.conds)}
+    if limit and size > limit:
+        refused = Reason(ReasonCode.KV_OVER_LIMIT, **said, limit=float(f"{limit / GIB:.3g}"))
+        return _TokenPlan(tokens, grid, None, None, 0, refused, (*notes, refused))
     if kind is not tokens.kv:
         notes.append(
             Reason(
@@ -233,16 +237,25 @@ def _tokens(policies: Sequence[Policy], facts: HostFacts) -> _TokenPlan:
                 wanted=tokens.kv.value,
                 kind=kind.value,
                 mib=round(kv_bytes(tokens.kv, facts) / MIB),
-                free=round(limit / MIB),
+                limit=round(limit / MIB),
             )
         )
-    said = {"mib": f"{size / MIB:.0f}", "kind": kind.value, "conds": len(facts.conds)}
-    if limit and size > limit:
-        refused = Reason(ReasonCode.KV_OVER_LIMIT, **said, limit=round(limit / GIB, 3))
-        return _TokenPlan(tokens, grid, None, None, 0, refused, (*notes, refused))
     notes.append(Reason(ReasonCode.KV_MEMORY, **said))
-    conds = frozenset(cond.uuid for cond in facts.conds) if limit else None
-    return _TokenPlan(tokens, grid, kind, conds, size, None, tuple(notes))
+    # The default bound is for what is known before; it turns no later conditioning away.
+    conds = frozenset(cond.uuid for cond in facts.conds) if tokens.memory_limit else None
+    announced = size if on_device else 0
+    return _TokenPlan(tokens, grid, kind, conds, announced, None, tuple(notes))
+
+
+def _fitting(kind: KVKind, limit: float, facts: HostFacts) -> KVKind:
+    """The first kind from `kind` on to ever smaller ones that takes no more than `limit` bytes; the
+    smallest that the device has where none does."""
+    while kv_bytes(kind, facts) > limit:
+        smaller = SMALLER.get(kind)
+        if smaller is None or missing(smaller, facts.device_type) is not None:
+            break
+        kind = smaller
+    return kind
 
 
 def kv_bytes(kind: KVKind, facts: HostFacts) -> int:

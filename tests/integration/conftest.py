@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -141,6 +142,32 @@ def make_conditioning(comfy_host: Comfy) -> Callable:
     from rapid_testing.sampling import make_conditioning
 
     return make_conditioning
+
+
+@pytest.fixture(scope="session")
+def region(comfy_host: Comfy, pack: ModuleType) -> Callable:
+    """region(model, keep_ratio, **settings): what RAPID Region Adaptive makes of a model, here with
+    settings that compute much in part."""
+    inputs = {
+        "preset": "custom",
+        "warm_up": 0.2,
+        "tail": 0.1,
+        "refresh_interval": 3,
+        "drift_threshold": 0.0,
+        "error_threshold": 0.0,
+        "metric": "std",
+        "direction": "low",
+        "starvation": 0.1,
+        "inactive": "predict",
+        "slope": 0.0,
+        "kv_cache": "last value",
+    }
+
+    def patch(model: Any, keep_ratio: float = 0.5, **settings: Any) -> Any:
+        values = {**inputs, "keep_ratio": keep_ratio, **settings}
+        return comfy_host.run_node("RAPID_RegionAdaptive", model=model, **values)[0]
+
+    return patch
 
 
 @pytest.fixture

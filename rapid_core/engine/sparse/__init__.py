@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from .attention import KeyLayout, SparseAttention, heads_first
 from .backend_check import BackendCheck
-from .backends import BACKENDS, NAMES, wrong_tile
+from .backends import AUTO, BACKENDS, NAMES, wrong_tile
 from .residual import SLOPE, ResidualAccess, SparseResidual
 from .tiles import Tiles
 
 __all__ = [
+    "AUTO",
     "BACKENDS",
     "NAMES",
     "SLOPE",
