@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import time
 from pathlib import Path
 
@@ -113,6 +114,11 @@ class Trainer:
         self.pools: dict[int, Pool] = {}
         self.out = Path(args.out)
         self.out.mkdir(parents=True, exist_ok=True)
+        self.stopped = False
+
+    def stop(self, *_: object) -> None:
+        """Signal handler: end after the step at hand, with the state saved."""
+        self.stopped = True
 
     def pool(self, size: int) -> Pool:
         if size not in self.pools:
@@ -204,12 +210,13 @@ class Trainer:
     def run(self, stages: list[Stage]) -> None:
         """Train through the stages; state every `--save-minutes`, a log line every 50 steps."""
         self.resume()
+        signal.signal(signal.SIGTERM, self.stop)
         total = sum(stage.pictures for stage in stages)
         bar = tqdm(total=total, initial=self.seen, unit="picture", desc="train emoji flux", mininterval=30)
         saved, losses, ends = time.monotonic(), [], 0
         for stage in stages:
             ends += stage.pictures
-            while self.seen < ends:
+            while self.seen < ends and not self.stopped:
                 start, before = time.monotonic(), self.seen
                 size = stage.sizes[self.step % len(stage.sizes)]
                 losses.append((size, self.update(size, total)))

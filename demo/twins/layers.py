@@ -58,10 +58,11 @@ def rotary(ids: Tensor, axes: tuple[int, ...], theta: float = 10000.0) -> Tensor
 
 
 def rotate(x: Tensor, rope: Tensor) -> Tensor:
-    """Rotate neighbouring pairs of x (B, H, N, D) by the angles whose cos and sin are `rope` (2, N, D / 2)."""
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = rope
-    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2).to(x)
+    """Rotate neighbouring pairs of x (B, H, N, D) by the angles whose cos and sin are `rope` (2, N, D / 2).
+
+    As complex numbers: one product, where cos and sin by hand would walk through memory eight times."""
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * torch.complex(rope[0], rope[1])).flatten(-2).to(x)
 
 
 class EmbedSequential(nn.Module):

@@ -36,10 +36,20 @@ class LuminaConfig:
     def host(self) -> dict:
         """The host's own configuration of this model (`unet_config`)."""
         return {
-            "image_model": "lumina2", "patch_size": self.patch, "in_channels": self.channels, "dim": self.hidden,
-            "n_layers": self.layers, "n_refiner_layers": self.refiners, "n_heads": self.heads,
-            "n_kv_heads": self.kv_heads, "multiple_of": self.multiple, "ffn_dim_multiplier": self.widening,
-            "qk_norm": True, "cap_feat_dim": self.context, "axes_dims": list(AXES), "axes_lens": [300, 512, 512],
+            "image_model": "lumina2",
+            "patch_size": self.patch,
+            "in_channels": self.channels,
+            "dim": self.hidden,
+            "n_layers": self.layers,
+            "n_refiner_layers": self.refiners,
+            "n_heads": self.heads,
+            "n_kv_heads": self.kv_heads,
+            "multiple_of": self.multiple,
+            "ffn_dim_multiplier": self.widening,
+            "qk_norm": True,
+            "cap_feat_dim": self.context,
+            "axes_dims": list(AXES),
+            "axes_lens": [300, 512, 512],
             "rope_theta": 10000.0,
         }
 
@@ -136,8 +146,9 @@ class LuminaTwin(nn.Module):
         self.layers = nn.ModuleList(NextDiTBlock(config, True) for _ in range(config.layers))
         self.final_layer = ScaledLast(hidden, config.channels * config.patch**2)
 
-    def forward(self, x: Tensor, t: Tensor, context: Tensor, pooled: Tensor | None = None,
-                guidance: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, t: Tensor, context: Tensor, pooled: Tensor | None = None, guidance: Tensor | None = None
+    ) -> Tensor:
         """x (B, C, H, W), t (B,) in 0 .. 1, context (B, L, 64) -> (B, C, H, W)."""
         p, (height, width), tokens = self.config.patch, x.shape[-2:], context.shape[1]
         rope = rotary(positions(tokens, height // p, width // p, x.device), AXES)
