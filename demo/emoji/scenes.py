@@ -151,8 +151,9 @@ def combination_split() -> Tensor:
     shape = (len(OBJECTS), len(PLACES), len(BACKGROUNDS))
     order = torch.randperm(shape[0] * shape[1] * shape[2], generator=torch.Generator().manual_seed(2027))
     split = torch.zeros(len(order), dtype=torch.long)
-    split[order[: len(order) // 10]] = 2
-    split[order[len(order) // 10 : len(order) // 5]] = 1
+    tenth = len(order) // 10
+    split[order[:tenth]] = 2
+    split[order[tenth : 2 * tenth]] = 1
     return split.view(shape)
 
 
@@ -245,7 +246,7 @@ def draw(scenes: Scenes, height: int, width: int, generator: torch.Generator) ->
             x, y = middle[row][k]
             left, top = round(x * width - side / 2), round(y * height - side / 2)
             _paste(pictures[row], sprite(item.object, side), left - round(side * MARGIN), top - round(side * MARGIN))
-    return pictures
+    return pictures.clamp_(0, 1)  # roundings of drawing and remainder may add up to a little more
 
 
 def _paste(picture: Tensor, stamp: Tensor, left: int, top: int) -> None:
@@ -257,10 +258,10 @@ def _paste(picture: Tensor, stamp: Tensor, left: int, top: int) -> None:
     picture[:, y0:y1, x0:x1].mul_(part[3]).add_(part[:3])
 
 
-def cover(scenes: Scenes, height: int, width: int) -> Tensor:
-    """Whether an object's square lies over each pixel, (B, H, W) bool; where training looks harder."""
+def cover(scenes: Scenes, height: int, width: int, margin: float = 1.0) -> Tensor:
+    """Whether an object's square, `margin` times as large, lies over each pixel, (B, H, W) bool."""
     middle, short = centres(scenes), min(height, width)
-    half = SIDES[scenes.size] / 2 * short  # (B, 4)
+    half = SIDES[scenes.size] / 2 * short * margin  # (B, 4)
     there = torch.arange(MAX_OBJECTS) < scenes.count[:, None]
     ys, xs = torch.arange(height) + 0.5, torch.arange(width) + 0.5
     inside_y = (ys - middle[..., 1, None] * height).abs() < half[..., None]  # (B, 4, H)
