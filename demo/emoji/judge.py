@@ -242,7 +242,7 @@ def main() -> None:
     parser.add_argument("--state", type=Path, help="file to resume from")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--width", type=int, default=48)
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--batch", type=int, default=64, help="scenes a step")
     args = parser.parse_args()
     torch.set_num_threads(1)

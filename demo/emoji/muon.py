@@ -15,9 +15,20 @@ def orthogonalised(matrix: Tensor, steps: int = 5) -> Tensor:
     a, b, c = COEFFICIENTS
     wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
     x = wide / wide.norm().clamp_min(1e-7)
-    for _ in range(steps):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    gram = x @ x.T
+    if matrix.dtype == torch.float32 and x.shape[1] > 2 * x.shape[0]:
+        # Every factor is a polynomial of the first Gram matrix, so all products but two can be of its small size.
+        factor = None
+        for _ in range(steps):
+            now = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+            now.diagonal().add_(a)
+            factor = now if factor is None else now @ factor
+            gram = now @ gram @ now
+        x = factor @ x
+    else:
+        for step in range(steps):
+            gram = gram if step == 0 else x @ x.T
+            x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.T if matrix.shape[0] > matrix.shape[1] else x
 
 

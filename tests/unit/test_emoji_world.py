@@ -5,6 +5,7 @@ import torch
 from PIL import Image
 
 from demo.emoji import judge, rules, scenes, sprites
+from demo.emoji.muon import orthogonalised
 from demo.emoji.words import (
     BACKGROUNDS,
     MAX_OBJECTS,
@@ -197,3 +198,14 @@ def test_a_missing_truncated_or_wrong_drawing_is_named(tmp_path):
     Image.new("RGBA", (256, 256)).save(tmp_path / "empty.png")
     with pytest.raises(sprites.SpriteError, match="no opaque pixel"):
         sprites.read("apple", tmp_path / "empty.png")
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (48, 200), (200, 48)])
+def test_muon_makes_matrices_nearly_orthogonal(shape):
+    matrix = torch.randn(shape, generator=generator())
+    made = orthogonalised(matrix)
+    singular = torch.linalg.svdvals(made)
+    assert made.shape == matrix.shape
+    assert 0.6 < singular.min() and singular.max() < 1.3
+    # The same directions: what the matrix stretches, its orthogonal factor keeps.
+    assert (made * matrix).sum() > 0.9 * torch.linalg.svdvals(matrix).sum()
