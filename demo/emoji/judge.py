@@ -25,13 +25,12 @@ from tqdm import tqdm
 
 from demo.emoji import scenes
 from demo.emoji.latents import MAP_FILE, MODELS
-from demo.emoji.scenes import SIDES, Scenes
+from demo.emoji.scenes import JITTER, SIDES, SPREAD, Scenes
 from demo.emoji.words import MAX_OBJECTS, OBJECTS, PLACES
 from demo.latents import LatentMap
 
 SIDE = 48
 BASE = 128  # px: larger pictures are averaged down to it
-MARGIN = 1.15  # side of a crop in sides of its object
 NONE = len(OBJECTS)
 WEIGHTS = MODELS / "judge.safetensors"
 
@@ -66,10 +65,10 @@ class Regions:
 
     @classmethod
     def of_objects(cls, chosen: Scenes) -> tuple[Regions, Tensor]:
-        """The regions of all objects, and the (row, object) index (N, 2) of each."""
+        """Where all objects may stand, and the (row, object) index (N, 2) of each."""
         index = (torch.arange(MAX_OBJECTS) < chosen.count[:, None]).nonzero()
         row, k = index.unbind(1)
-        half = MARGIN / 2 * SIDES[chosen.size[row, k]]
+        half = SIDES[chosen.size[row, k]] / 2 + JITTER
         return cls(row, scenes.centres(chosen)[row, k], half), index
 
     @classmethod
@@ -81,7 +80,7 @@ class Regions:
         row = (~huge).nonzero().flatten()
         place = torch.multinomial((taken[row] == 0).float(), 1, generator=generator)[:, 0]
         size = torch.randint(2, (len(row),), generator=generator)
-        return cls(row, _middle(place), MARGIN / 2 * SIDES[size])
+        return cls(row, _middle(place), SIDES[size] / 2 + JITTER)
 
     @classmethod
     def of_places(cls, number: int) -> Regions:
@@ -96,8 +95,8 @@ class Regions:
         return cls(*(torch.cat((getattr(first, n), getattr(second, n))) for n in cls.__dataclass_fields__))
 
     def jitter(self, generator: torch.Generator) -> Regions:
-        """Moved by up to a tenth of their half side and scaled by up to 10 %."""
-        move = (torch.rand(self.centre.shape, generator=generator) - 0.5) * 0.2 * self.half[:, None]
+        """Moved by up to a fifth of their half side and scaled by up to 10 %."""
+        move = (torch.rand(self.centre.shape, generator=generator) - 0.5) * 0.4 * self.half[:, None]
         grow = 0.9 + 0.2 * torch.rand(len(self.half), generator=generator)
         return Regions(self.row, self.centre + move, self.half * grow)
 
@@ -114,7 +113,7 @@ class Regions:
 
 def _middle(place: Tensor) -> Tensor:
     """Centres (..., 2) as (x, y) of places in the 3 x 3 grid, in sides."""
-    return 0.5 + (torch.stack((place % 3, place // 3), -1).float() - 1) / 3
+    return 0.5 + (torch.stack((place % 3, place // 3), -1).float() - 1) * SPREAD[0]
 
 
 def reduced(pictures: Tensor) -> Tensor:

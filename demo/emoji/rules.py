@@ -9,8 +9,6 @@ from demo.emoji import scenes
 from demo.emoji.scenes import PALETTE, Scenes, shade
 from demo.emoji.words import COLOURS
 
-MARGIN = 1.15  # sides of the squares around objects that count as theirs, most of their shadow included
-
 
 def colour_of_pixels(pictures: Tensor) -> Tensor:
     """The colour between whose two tones each pixel lies best; (B, 3, H, W) -> (B, H, W).
@@ -29,6 +27,6 @@ def backgrounds(pictures: Tensor, chosen: Scenes) -> Tensor:
     # Every fourth pixel each way is enough.
     height, width = pictures.shape[-2:]
     seen = colour_of_pixels(pictures[..., ::4, ::4])
-    free = ~scenes.cover(chosen, height, width, MARGIN)[..., ::4, ::4]
+    free = ~scenes.cover(chosen, height, width)[..., ::4, ::4]
     votes = torch.stack([((seen == colour) & free).sum((1, 2)) for colour in range(len(COLOURS))], 1)
     return torch.where(votes.sum(1) > 0, votes.argmax(1), -1)

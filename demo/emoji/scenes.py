@@ -44,12 +44,13 @@ PALETTE = torch.tensor(
         [0.11, 0.11, 0.13],
     ]
 )
-SIDES = torch.tensor([0.25, 0.38, 0.80])  # longer side of an object, of the shorter side of the picture
-SPREAD = torch.tensor([0.33, 0.31, 0.10])  # distance between places of the grid, by size, in sides
+SIDES = torch.tensor([0.25, 0.375, 0.75])  # longer side of an object, of the shorter side of the picture
+SPREAD = torch.tensor([0.3125, 0.3125, 0.125])  # distance between places of the grid, by size, in sides
+CELL = 8  # px: objects stand on the cells of the latents, so that one drawing has one pattern of latents
+JITTER = 1 / 32  # of the shorter side: an object's place varies so much, in whole cells
 COUNT_WEIGHTS = torch.tensor([0.0, 0.45, 0.27, 0.17, 0.11])  # of 0 .. 4 objects
 HUGE_ALONE = 0.6  # share of single objects that are huge
 HUGE_BEHIND = 0.2  # share of scenes of two and three objects with a huge one behind small ones
-JITTER = 0.02  # an object's place varies so much, in sides
 SPLITS = ("train", "dev", "test")
 
 
@@ -233,19 +234,29 @@ def _background(scenes: Scenes, height: int, width: int, generator: torch.Genera
     return base[:, :, None, None] * (1 - weight) + second[:, :, None, None] * weight
 
 
-def draw(scenes: Scenes, height: int, width: int, generator: torch.Generator) -> Tensor:
-    """Pictures (B, 3, H, W) in 0 .. 1."""
+def jitter(n: int, height: int, width: int, generator: torch.Generator) -> Tensor:
+    """Random moves of objects (n, 4, 2) as (x, y) in pixels, whole cells."""
+    reach = int(JITTER * min(height, width) / CELL)
+    return CELL * torch.randint(-reach, reach + 1, (n, MAX_OBJECTS, 2), generator=generator)
+
+
+def corners(scenes: Scenes, height: int, width: int, moves: Tensor) -> tuple[Tensor, Tensor]:
+    """Left upper corners (B, 4, 2) as (x, y) and sides (B, 4) of the objects' squares, in pixels."""
+    side = (SIDES[scenes.size] * min(height, width)).round()
+    corner = centres(scenes) * torch.tensor([width, height]) - side[..., None] / 2
+    return ((corner / CELL).round() * CELL + moves).long(), side.long()
+
+
+def draw(scenes: Scenes, height: int, width: int, generator: torch.Generator, moves: Tensor | None = None) -> Tensor:
+    """Pictures (B, 3, H, W) in 0 .. 1. `moves` of the objects (`jitter`) are drawn at random unless given."""
     pictures = _background(scenes, height, width, generator)
-    middle = centres(scenes) + (torch.rand(len(scenes), MAX_OBJECTS, 2, generator=generator) - 0.5) * JITTER
-    short = min(height, width)
-    sides = [round(float(side) * short) for side in SIDES]
-    middle = middle.tolist()
+    if moves is None:
+        moves = jitter(len(scenes), height, width, generator)
+    corner, side = (part.tolist() for part in corners(scenes, height, width, moves))
     for row, prompt in enumerate(scenes.parsed()):
         for k, item in enumerate(prompt.items):
-            side = sides[item.size]
-            x, y = middle[row][k]
-            left, top = round(x * width - side / 2), round(y * height - side / 2)
-            _paste(pictures[row], sprite(item.object, side), left - round(side * MARGIN), top - round(side * MARGIN))
+            (left, top), edge = corner[row][k], round(side[row][k] * MARGIN)
+            _paste(pictures[row], sprite(item.object, side[row][k]), left - edge, top - edge)
     return pictures.clamp_(0, 1)  # roundings of drawing and remainder may add up to a little more
 
 
@@ -258,12 +269,13 @@ def _paste(picture: Tensor, stamp: Tensor, left: int, top: int) -> None:
     picture[:, y0:y1, x0:x1].mul_(part[3]).add_(part[:3])
 
 
-def cover(scenes: Scenes, height: int, width: int, margin: float = 1.0) -> Tensor:
-    """Whether an object's square, `margin` times as large, lies over each pixel, (B, H, W) bool."""
-    middle, short = centres(scenes), min(height, width)
-    half = SIDES[scenes.size] / 2 * short * margin  # (B, 4)
-    there = torch.arange(MAX_OBJECTS) < scenes.count[:, None]
-    ys, xs = torch.arange(height) + 0.5, torch.arange(width) + 0.5
-    inside_y = (ys - middle[..., 1, None] * height).abs() < half[..., None]  # (B, 4, H)
-    inside_x = (xs - middle[..., 0, None] * width).abs() < half[..., None]
-    return ((inside_y & there[..., None])[..., None] & inside_x[..., None, :]).any(1)
+def cover(scenes: Scenes, height: int, width: int, moves: Tensor | None = None) -> Tensor:
+    """Whether an object's square lies over each pixel, (B, H, W) bool; without `moves`, wherever it may stand."""
+    corner, side = corners(scenes, height, width, torch.zeros(1) if moves is None else moves)
+    reach = int(JITTER * min(height, width)) if moves is None else 0
+    first, last = corner - reach, corner + side[..., None] + reach
+    there = (torch.arange(MAX_OBJECTS) < scenes.count[:, None])[..., None]
+    xs, ys = torch.arange(width), torch.arange(height)
+    inside_x = (xs >= first[..., :1]) & (xs < last[..., :1])  # (B, 4, W)
+    inside_y = (ys >= first[..., 1:]) & (ys < last[..., 1:]) & there
+    return (inside_y[..., None] & inside_x[..., None, :]).any(1)

@@ -45,9 +45,10 @@ class Pool:
         """Draw scenes into the pool, over the oldest once it is full."""
         chosen = scenes.sample(number, self.generator)
         at = (torch.arange(number) + self.next) % len(self.latents)
-        side = self.size // 8
-        self.covered[at] = scenes.cover(chosen, side, side)
-        self.latents[at] = self.map.encode(scenes.draw(chosen, self.size, self.size, self.generator)).half()
+        size = self.size
+        moves = scenes.jitter(number, size, size, self.generator)
+        self.covered[at] = scenes.cover(chosen, size, size, moves)[:, 4::8, 4::8]
+        self.latents[at] = self.map.encode(scenes.draw(chosen, size, size, self.generator, moves)).half()
         self.counts[at] = chosen.bag().byte()
         self.next = int(at[-1]) + 1
         self.filled = min(self.filled + number, len(self.latents))

@@ -131,7 +131,7 @@ def test_the_same_generator_draws_the_same_pictures_of_the_size_asked(height, wi
     assert first.shape == (6, 3, height, width)
     assert torch.equal(first, second)
     assert 0 <= first.min() and first.max() <= 1
-    assert not torch.equal(first, scenes.draw(chosen, height, width, generator(4)))
+    assert not torch.equal(first, scenes.draw(chosen, height, width, generator(4)))  # clouds and gradients differ
 
 
 def test_an_object_changes_the_picture_where_it_stands_and_nowhere_else():
@@ -144,8 +144,20 @@ def test_an_object_changes_the_picture_where_it_stands_and_nowhere_else():
 
 def test_cover_is_where_objects_stand():
     chosen = scenes.Scenes.of_prompts([parse("flat red background, big apple bottom right")])
-    covered = scenes.cover(chosen, 16, 16)[0]
-    assert covered[13, 13] and not covered[:8].any() and not covered[:, :8].any()
+    moves = torch.zeros(1, MAX_OBJECTS, 2, dtype=torch.long)
+    covered = scenes.cover(chosen, 128, 128, moves)[0]
+    anywhere = scenes.cover(chosen, 128, 128)[0]
+    assert covered.sum() == 48 * 48 and covered[80:, 80:].sum() == 48 * 48
+    assert anywhere.sum() == 52 * 52 and anywhere[covered].all()
+
+
+def test_objects_stand_on_cells_of_latents_wherever_they_are_moved():
+    chosen = scenes.sample(200, generator())
+    moves = scenes.jitter(200, 256, 256, generator())
+    corner, _ = scenes.corners(chosen, 256, 256, moves)
+    assert set(moves.flatten().tolist()) == {-8, 0, 8}
+    assert (corner % scenes.CELL == 0).all()
+    assert (scenes.jitter(20, 128, 128, generator()) == 0).all()
 
 
 def test_backgrounds_are_read_back_by_rule():
