@@ -22,7 +22,7 @@ from tqdm import tqdm
 from demo.demo_model import euler
 from demo.emoji import judge, rules, scenes
 from demo.emoji.autoencoder import FOLDER
-from demo.emoji.demo_model import WEIGHTS, DemoModel, load_weights
+from demo.emoji.demo_model import WEIGHTS, load
 from demo.emoji.latents import MAP_FILE
 from demo.emoji.look import Guided, noise, sheet
 from demo.emoji.scenes import Scenes
@@ -99,8 +99,7 @@ def evaluate(args: argparse.Namespace) -> dict:
     baseline = score(true, chosen, critic)
     print("true scenes:", json.dumps(baseline), flush=True)
     start = time.monotonic()
-    model = DemoModel()
-    load_weights(model, args.weights)
+    model = load(args.weights)
     start_noise = noise(len(prompts), args.size // 8, args.seed)
     pictures, changes = [], []
     for rows in tqdm(torch.arange(len(prompts)).split(CHUNK), desc="sample", unit="chunk", mininterval=30):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from demo.demo_model import euler
 from demo.emoji import scenes
-from demo.emoji.demo_model import WEIGHTS, DemoModel, load_weights
+from demo.emoji.demo_model import WEIGHTS, DemoModel, load
 from demo.emoji.latents import MAP_FILE
 from demo.emoji.words import PAD, bag
 from demo.latents import LatentMap
@@ -72,8 +72,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    model = DemoModel()
-    load_weights(model, args.weights)
+    model = load(args.weights)
     generator = torch.Generator().manual_seed(1_000_000 * (1 + scenes.SPLITS.index(args.split)) + args.seed)
     prompts = scenes.sample(args.prompts, generator, args.split).prompts()
     side = args.size // 8

@@ -1,4 +1,4 @@
-"""Train the emoji world's FLUX-like model by flow matching. No ComfyUI; CPU or GPU; resumes after a kill.
+"""Train a model of the emoji world by flow matching. No ComfyUI; CPU or GPU; resumes after a kill.
 
     python -m demo.emoji.train --out RUN --shapes demo/models/diffusion_models/flux.safetensors --stages 200k:128
 
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from demo.emoji import scenes
-from demo.emoji.demo_model import DemoModel, export, load_weights, start_from_shapes
+from demo.emoji.demo_model import CONFIGS, DemoModel, export, load, start_from_shapes
 from demo.emoji.latents import MAP_FILE
 from demo.emoji.muon import Muon
 from demo.emoji.words import PAD, TOKENS
@@ -98,15 +98,15 @@ class Trainer:
         self.args = args
         self.device = torch.device(args.device)
         torch.manual_seed(args.seed)
-        self.model = DemoModel()
+        self.model = load(Path(args.init)) if args.init else DemoModel(args.model)
+        if self.model.kind != args.model:
+            raise SystemExit(f"--init: {args.init} is {self.model.kind}-like, --model {args.model} given")
         if args.shapes:
             start_from_shapes(self.model, Path(args.shapes), OLD_MAP)
-        if args.init:
-            load_weights(self.model, Path(args.init))
         self.model.to(self.device)
         self.ema = {k: v.clone() for k, v in self.model.state_dict().items()}
         self.dtype = faster_dtype(self.device) if args.dtype == "auto" else getattr(torch, args.dtype)
-        self.fast = self.model if self.dtype == torch.float32 else DemoModel().to(self.device, self.dtype)
+        self.fast = self.model if self.dtype == torch.float32 else DemoModel(args.model).to(self.device, self.dtype)
         self.optimisers = optimisers(self.model, args.lr)
         self.generator = torch.Generator().manual_seed(args.seed)
         self.seen = self.step = 0
@@ -144,7 +144,7 @@ class Trainer:
         # Exported beside and renamed, too: someone may be looking.
         folder = self.out / "exported"
         folder.mkdir(exist_ok=True)
-        export(self.ema, folder / "flux.safetensors", self.seen)
+        export(self.args.model, self.ema, folder / f"{self.args.model}.safetensors", self.seen)
         for file in folder.iterdir():
             file.rename(self.out / file.name)
 
@@ -213,7 +213,9 @@ class Trainer:
         self.resume()
         signal.signal(signal.SIGTERM, self.stop)
         total = sum(stage.pictures for stage in stages)
-        bar = tqdm(total=total, initial=self.seen, unit="picture", desc="train emoji flux", mininterval=30)
+        bar = tqdm(
+            total=total, initial=self.seen, unit="picture", desc=f"train emoji {self.args.model}", mininterval=30
+        )
         saved, losses, ends = time.monotonic(), [], 0
         for stage in stages:
             ends += stage.pictures
@@ -243,12 +245,13 @@ class Trainer:
             "rate": round(self.args.lr * self.rate(total), 6),
             "loss": {str(s): round(sum(v) / len(v), 4) for s, v in by_size.items()},
         }
-        with open(self.out / "flux.jsonl", "a", encoding="utf-8") as file:
+        with open(self.out / f"{self.args.model}.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=sorted(CONFIGS), default="flux")
     parser.add_argument("--out", required=True, help="folder of state, log and exported weights; resumed if it exists")
     parser.add_argument("--stages", nargs="+", type=Stage.parse, required=True, help="PICTURES:SIZE+SIZE ...")
     parser.add_argument("--shapes", help="start from weights of the drawn shapes' world")

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from demo.emoji import scenes, train
-from demo.emoji.demo_model import OLD_WORDS, DemoModel, export, load_weights, start_from_shapes
+from demo.emoji.demo_model import OLD_WORDS, DemoModel, WeightsError, export, load, start_from_shapes
 from demo.emoji.latents import MAP_FILE, psnr
 from demo.emoji.sprites import appearance
 from demo.emoji.words import OBJECT_ROWS, VOCABULARY, WIDTH, bag
 from demo.latents import MAP_FILE as OLD_MAP
 from demo.latents import LatentMap
 
-SHAPES = Path(train.__file__).parents[1] / "models" / "diffusion_models" / "flux.safetensors"
+SHAPES = Path(train.__file__).parents[1] / "models" / "diffusion_models"
 
 
 def run(monkeypatch, out, pictures: int) -> Path:
@@ -31,8 +31,7 @@ def test_a_training_resumes_where_it_stopped_and_exports_what_can_be_loaded(monk
     assert (state["seen"], state["step"]) == (1, 1)
     state = torch.load(run(monkeypatch, tmp_path, 3), weights_only=True)
     assert (state["seen"], state["step"]) == (3, 3)
-    model = DemoModel()
-    load_weights(model, tmp_path / "flux.safetensors")
+    model = load(tmp_path / "flux.safetensors")
     assert (model.words - state["ema"]["words"]).abs().max() < 1e-6
 
 
@@ -45,16 +44,17 @@ def test_like_objects_start_with_like_words():
 
 
 @pytest.mark.skipif(not SHAPES.exists(), reason="the drawn shapes' weights are gone")
-def test_a_model_started_from_shapes_already_knows_backgrounds():
+@pytest.mark.parametrize("kind", ["flux", "sd3", "lumina"])
+def test_a_model_started_from_shapes_already_knows_backgrounds(kind):
     latents, generator = LatentMap.load(MAP_FILE), torch.Generator().manual_seed(0)
     chosen = scenes.sample(8, generator)
     data = latents.encode(scenes.draw(chosen, 128, 128, generator))
     noise = torch.randn(data.shape, generator=generator)
     errors = []
     for started in (False, True):
-        model = DemoModel()
+        model = DemoModel(kind)
         if started:
-            start_from_shapes(model, SHAPES, OLD_MAP)
+            start_from_shapes(model, SHAPES / f"{kind}.safetensors", OLD_MAP)
         with torch.no_grad():
             velocity = model(torch.lerp(data, noise, 0.7), torch.full((8,), 0.7), bag(chosen.prompts()), torch.ones(8))
         errors.append(float((velocity - (noise - data)).square().mean()))
@@ -64,7 +64,7 @@ def test_a_model_started_from_shapes_already_knows_backgrounds():
 def test_exported_words_name_their_vocabulary(tmp_path):
     from safetensors import safe_open
 
-    export(DemoModel().state_dict(), tmp_path / "flux.safetensors", seen=7)
+    export("flux", DemoModel().state_dict(), tmp_path / "flux.safetensors", seen=7)
     with safe_open(tmp_path / "flux_words.safetensors", framework="pt") as file:
         assert tuple(json.loads(file.metadata()["vocabulary"])) == VOCABULARY
 
@@ -72,3 +72,19 @@ def test_exported_words_name_their_vocabulary(tmp_path):
 def test_the_latent_map_loses_little():
     mean, worst = psnr(LatentMap.load(MAP_FILE), 128, number=16)
     assert mean > 28 and worst > 23
+
+
+def test_weights_that_are_missing_truncated_or_of_another_world_are_named(tmp_path):
+    file = tmp_path / "flux.safetensors"
+    with pytest.raises(WeightsError, match=r"flux.safetensors and .* cannot be read.*Restore both"):
+        load(file)
+    export("flux", DemoModel().state_dict(), file, seen=0)
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(WeightsError, match="cannot be read"):
+        load(file)
+    if SHAPES.exists():
+        with pytest.raises(
+            WeightsError, match=r"word table of 'flux' for 31 words, accepted is one of flux, sd3, lumina"
+        ):
+            load(SHAPES / "flux.safetensors")
