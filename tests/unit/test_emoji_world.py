@@ -220,3 +220,27 @@ def test_muon_makes_matrices_nearly_orthogonal(shape):
     assert made.shape == shape
     assert 0.6 < singular.min() and singular.max() < 1.3
     assert (made * (u @ v)).sum() > 0.99 * singular.sum()  # the same directions
+
+
+def test_the_judge_names_objects_of_held_out_scenes():
+    chosen = scenes.sample(100, generator(), "test")
+    pictures = scenes.draw(chosen, 128, 128, generator())
+    named, index = judge.objects(judge.load(), pictures, chosen)
+    assert (named == chosen.object[index[:, 0], index[:, 1]]).float().mean() >= 0.99
+
+
+def test_the_judge_sees_no_object_on_empty_backgrounds():
+    empty = ["flat red background", "gradient white background", "grid black background"]
+    asked = [f"{prompt}, small apple top left, big bee right" for prompt in empty]
+    pictures = scenes.draw(scenes.Scenes.of_prompts([parse(p) for p in empty]), 256, 256, generator())
+    named, _ = judge.objects(judge.load(), pictures, scenes.Scenes.of_prompts([parse(p) for p in asked]))
+    assert (named == judge.NONE).all()
+
+
+def test_judge_weights_that_are_missing_or_truncated_are_named(tmp_path):
+    with pytest.raises(judge.JudgeError, match=r"none.safetensors cannot be read.*Restore it"):
+        judge.load(tmp_path / "none.safetensors")
+    whole = judge.WEIGHTS.read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(judge.JudgeError, match="cannot be read"):
+        judge.load(tmp_path / "cut.safetensors")
