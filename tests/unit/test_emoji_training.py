@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from demo.emoji import scenes, train
+from demo.emoji import scenes, spread, train
 from demo.emoji.demo_model import OLD_WORDS, DemoModel, WeightsError, export, load, start_from_shapes
 from demo.emoji.latents import MAP_FILE, psnr
 from demo.emoji.sprites import appearance
@@ -88,3 +88,15 @@ def test_weights_that_are_missing_truncated_or_of_another_world_are_named(tmp_pa
             WeightsError, match=r"word table of 'flux' for 31 words, accepted is one of flux, sd3, lumina"
         ):
             load(SHAPES / "flux.safetensors")
+
+
+@pytest.mark.parametrize(("solver", "steps", "error"), [(spread.heun, 40, 1e-3), (spread.adams, 80, 1e-3)])
+def test_the_solvers_of_the_spread_are_of_second_order(solver, steps, error):
+    def velocity(x, sigma):
+        return -x * (1 + sigma)  # dx / dsigma; from 1 to 0 the solution grows by exp(1.5)
+
+    start = torch.ones(1, 1)
+    wanted = torch.tensor(1.5).exp()
+    coarse, fine = ((solver(velocity, start, n) - wanted).abs() for n in (steps // 2, steps))
+    assert fine < error * wanted
+    assert coarse / fine > 3
