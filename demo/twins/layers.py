@@ -15,8 +15,7 @@ from demo.pack.words import WIDTH
 
 @dataclass(frozen=True)
 class TwinConfig:
-    """Size of a twin. FLUX: heads of 128 on axes (16, 56, 56); SD3: heads of 64, depth = number of
-    heads."""
+    """Size of a twin. FLUX: heads of 128 on axes (16, 56, 56); SD3: heads of 64, depth = number of heads."""
 
     hidden: int = 256
     double_blocks: int = 2
@@ -28,8 +27,7 @@ class TwinConfig:
 
 
 def sinusoid(t: Tensor, width: int = 256, factor: float = 1000.0) -> Tensor:
-    """Timestep embedding (B, width): cosines, then sines; `factor` scales t in 0 .. 1 to the usual
-    0 .. 1000."""
+    """Timestep embedding (B, width): cosines, then sines; `factor` scales t in 0 .. 1 to the usual 0 .. 1000."""
     frequencies = torch.exp(
         -math.log(10000) * torch.arange(width // 2, device=t.device) / (width // 2)
     )
@@ -38,8 +36,7 @@ def sinusoid(t: Tensor, width: int = 256, factor: float = 1000.0) -> Tensor:
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """AdaLN: normalise without affine weights, then scale and shift per image; shift and scale (B,
-    D)."""
+    """AdaLN: normalise without affine weights, then scale and shift per image; shift and scale (B, D)."""
     return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale[:, None]) + shift[:, None]
 
 
@@ -63,11 +60,11 @@ def rotary(ids: Tensor, axes: tuple[int, ...], theta: float = 10000.0) -> Tensor
 
 
 def rotate(x: Tensor, rope: Tensor) -> Tensor:
-    """Rotate neighbouring pairs of x (B, H, N, D) by the angles whose cos and sin are `rope` (2, N,
-    D / 2)."""
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = rope
-    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2).to(x)
+    """Rotate neighbouring pairs of x (B, H, N, D) by the angles whose cos and sin are `rope` (2, N, D / 2).
+
+    As complex numbers: one product, where cos and sin by hand would walk through memory eight times."""
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * torch.complex(rope[0], rope[1])).flatten(-2).to(x)
 
 
 class EmbedSequential(nn.Module):

@@ -17,8 +17,7 @@ AXES = (32, 32, 32)
 
 @dataclass(frozen=True)
 class LuminaConfig:
-    """Size of a NextDiT: heads of 96 = three axes of 32; `kv_heads` divides `heads`; MLP of
-    `multiple` * n channels."""
+    """Size of a NextDiT: heads of 96 = three axes of 32; `kv_heads` divides `heads`; MLP of `multiple` * n channels."""
 
     heads: int = 3
     kv_heads: int = 1
@@ -59,8 +58,7 @@ SIZE = LuminaConfig()
 
 
 class GroupedAttention(nn.Module):
-    """Attention with fewer key and value heads than query heads; queries and keys RMS-normalised
-    per head."""
+    """Attention with fewer key and value heads than query heads; queries and keys RMS-normalised per head."""
 
     def __init__(self, config: LuminaConfig):
         super().__init__()
@@ -135,8 +133,7 @@ class ScaledLast(nn.Module):
 
 
 def positions(tokens: int, height: int, width: int, device=None) -> Tensor:
-    """Positions (tokens + height * width, 3): captions count along the first axis, the image
-    follows them there."""
+    """Positions (tokens + height * width, 3): captions count along the first axis, the image follows them there."""
     text = torch.zeros(tokens, 3, device=device)
     text[:, 0] = torch.arange(tokens, device=device) + 1
     image = torch.full((height, width, 3), tokens + 1.0, device=device)
@@ -146,8 +143,7 @@ def positions(tokens: int, height: int, width: int, device=None) -> Tensor:
 
 
 class LuminaTwin(nn.Module):
-    """NextDiT; forward gives the velocity (noise - data) of x at time t. `pooled` and `guidance`
-    are not used."""
+    """NextDiT; forward gives the velocity (noise - data) of x at time t. `pooled` and `guidance` are not used."""
 
     def __init__(self, config: LuminaConfig = SIZE):
         super().__init__()

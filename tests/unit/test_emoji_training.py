@@ -1,0 +1,130 @@
+"""The emoji model's start and training: what is taken from old weights, resuming, and a latent map that fits."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from demo.emoji import scenes, spread, train
+from demo.emoji.demo_model import (
+    OLD_WORDS,
+    DemoModel,
+    WeightsError,
+    export,
+    load,
+    start_from_shapes,
+)
+from demo.emoji.latents import MAP_FILE, psnr
+from demo.emoji.sprites import appearance
+from demo.emoji.words import OBJECT_ROWS, VOCABULARY, WIDTH, bag
+from demo.latents import MAP_FILE as OLD_MAP
+from demo.latents import LatentMap
+
+SHAPES = Path(train.__file__).parents[1] / "models" / "diffusion_models"
+
+
+def run(monkeypatch, out, pictures: int) -> Path:
+    """Train to `pictures` of 128 px, one a step."""
+    arguments = [
+        "train",
+        "--out",
+        str(out),
+        "--stages",
+        f"{pictures}:128",
+        "--batch",
+        "1",
+        "--dtype",
+        "float32",
+    ]
+    monkeypatch.setattr(sys, "argv", [*arguments, "--device", "cpu", "--pool", "64"])
+    train.main()
+    return out / "state.pt"
+
+
+def test_a_training_resumes_where_it_stopped_and_exports_what_can_be_loaded(monkeypatch, tmp_path):
+    state = torch.load(run(monkeypatch, tmp_path, 1), weights_only=True)
+    assert (state["seen"], state["step"]) == (1, 1)
+    state = torch.load(run(monkeypatch, tmp_path, 3), weights_only=True)
+    assert (state["seen"], state["step"]) == (3, 3)
+    model = load(tmp_path / "flux.safetensors")
+    assert (model.words - state["ema"]["words"]).abs().max() < 1e-6
+
+
+def test_like_objects_start_with_like_words():
+    table = appearance(WIDTH - OLD_WORDS)
+    index = [
+        VOCABULARY.index(name) - VOCABULARY.index("accordion")
+        for name in ("bus", "ambulance", "lemon")
+    ]
+    bus, ambulance, lemon = torch.nn.functional.normalize(table[index], dim=1)
+    assert bus @ ambulance > bus @ lemon + 0.2
+    assert torch.equal(DemoModel().words[OBJECT_ROWS, OLD_WORDS:], table)
+
+
+@pytest.mark.skipif(not SHAPES.exists(), reason="the drawn shapes' weights are gone")
+@pytest.mark.parametrize("kind", ["flux", "sd3", "lumina"])
+def test_a_model_started_from_shapes_already_knows_backgrounds(kind):
+    latents, generator = LatentMap.load(MAP_FILE), torch.Generator().manual_seed(0)
+    chosen = scenes.sample(8, generator)
+    data = latents.encode(scenes.draw(chosen, 128, 128, generator))
+    noise = torch.randn(data.shape, generator=generator)
+    errors = []
+    for started in (False, True):
+        model = DemoModel(kind)
+        if started:
+            start_from_shapes(model, SHAPES / f"{kind}.safetensors", OLD_MAP)
+        with torch.no_grad():
+            velocity = model(
+                torch.lerp(data, noise, 0.7),
+                torch.full((8,), 0.7),
+                bag(chosen.prompts()),
+                torch.ones(8),
+            )
+        errors.append(float((velocity - (noise - data)).square().mean()))
+    assert errors[1] < 0.8 * errors[0]
+
+
+def test_exported_words_name_their_vocabulary(tmp_path):
+    from safetensors import safe_open
+
+    export("flux", DemoModel().state_dict(), tmp_path / "flux.safetensors", seen=7)
+    with safe_open(tmp_path / "flux_words.safetensors", framework="pt") as file:
+        assert tuple(json.loads(file.metadata()["vocabulary"])) == VOCABULARY
+
+
+def test_the_latent_map_loses_little():
+    mean, worst = psnr(LatentMap.load(MAP_FILE), 128, number=16)
+    assert mean > 28 and worst > 23
+
+
+def test_weights_that_are_missing_truncated_or_of_another_world_are_named(tmp_path):
+    file = tmp_path / "flux.safetensors"
+    with pytest.raises(WeightsError, match=r"flux.safetensors and .* cannot be read.*Restore both"):
+        load(file)
+    export("flux", DemoModel().state_dict(), file, seen=0)
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(WeightsError, match="cannot be read"):
+        load(file)
+    if SHAPES.exists():
+        with pytest.raises(
+            WeightsError,
+            match=r"word table of 'flux' for 31 words, accepted is one of flux, sd3, lumina",
+        ):
+            load(SHAPES / "flux.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("solver", "steps", "error"), [(spread.heun, 40, 1e-3), (spread.adams, 80, 1e-3)]
+)
+def test_the_solvers_of_the_spread_are_of_second_order(solver, steps, error):
+    def velocity(x, sigma):
+        return -x * (1 + sigma)  # dx / dsigma; from 1 to 0 the solution grows by exp(1.5)
+
+    start = torch.ones(1, 1)
+    wanted = torch.tensor(1.5).exp()
+    coarse, fine = ((solver(velocity, start, n) - wanted).abs() for n in (steps // 2, steps))
+    assert fine < error * wanted
+    assert coarse / fine > 3
