@@ -142,7 +142,7 @@ def load(path: Path = WEIGHTS) -> Judge:
     try:
         with safe_open(path, framework="pt") as file:
             judge = Judge(int(file.metadata()["width"]))
-            judge.load_state_dict({key: file.get_tensor(key).float() for key in file.keys()})
+            judge.load_state_dict({key: file.get_tensor(key).float() for key in file.keys()})  # noqa: SIM118
     except Exception as error:  # safetensors, the file system and torch each have their own
         raise JudgeError(f"Judge: {path} cannot be read ({error}). {repair}") from error
     return judge.eval().requires_grad_(False)

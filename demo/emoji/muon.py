@@ -45,7 +45,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(matrices, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure=None) -> None:
+    def step(self, closure=None) -> None:  # noqa: ARG002 (of every optimiser)
         for group in self.param_groups:
             for matrix in group["params"]:
                 if matrix.grad is None:
