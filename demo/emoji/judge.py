@@ -132,7 +132,7 @@ def reduced(pictures: Tensor) -> Tensor:
     return F.avg_pool2d(pictures, factor) if factor > 1 else pictures
 
 
-class JudgeError(RuntimeError):  # noqa: SIM118
+class JudgeError(RuntimeError):
     """Judge weights that are missing, damaged, or made for other objects."""
 
 

@@ -39,7 +39,7 @@ class Muon(torch.optim.Optimizer):
         self,
         matrices: Iterable[Tensor],
         lr: float,
-        momentum: float = 0.95,  # noqa: ARG002 (of every optimiser)
+        momentum: float = 0.95,
         weight_decay: float = 0.01,
     ):
         super().__init__(matrices, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
