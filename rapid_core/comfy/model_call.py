@@ -121,7 +121,7 @@ class BatchedModel:
         return torch.zeros_like(x) if out is None else out
 
     def _parts(
-        self, evaluation: Evaluation, arguments: Arguments, conds: list[Hashable], again: bool
+        self, evaluation: Evaluation, arguments: Arguments, conds: list[Cond], again: bool
     ) -> list[SubBatch]:
         """Groups of images; everything at once where the batch cannot be split. The decision itself
         stays: other conditionings of this evaluation may already have obeyed it, and what they
@@ -151,7 +151,7 @@ class BatchedModel:
             everything = list(range(batch))
             return [SubBatch(FULL, everything, rows_of(everything, batch, chunks), arguments)]
 
-    def _can_obey(self, image: int, action: Action, conds: Sequence[Hashable], x: Tensor) -> bool:
+    def _can_obey(self, image: int, action: Action, conds: Sequence[Cond], x: Tensor) -> bool:
         """Whether a call on latents x can pass an image's blocks over, or run them on some tokens:
         what is known of them may be of whole latents, and this call about a tile of one."""
         if action.mode is Mode.REUSE:

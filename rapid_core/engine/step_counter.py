@@ -42,11 +42,13 @@ class StepCounter:
         off = not is_in_schedule(sigma, self.sigmas)
         first = self.last_step is None and self._evaluations == 1
         self._off_first = self._off_first or (first and off)
+        following = 0 if self.last_step is None else self.last_step + 1
+        following = min(following, max(0, len(self.sigmas) - 2))
+        repeated = following < place and self.sigmas[following] == self.sigmas[place]
         step = place
-        if (off or self._off_before) and self._counts():
-            following = 0 if self.last_step is None else self.last_step + 1
-            step = min(following, max(0, len(self.sigmas) - 2))
-        self._off_now = self._off_now or off or step != place
+        if (off or self._off_before or repeated) and self._counts():
+            step = following
+        self._off_now = self._off_now or off or (step != place and not repeated)
         return step
 
     def _counts(self) -> bool:

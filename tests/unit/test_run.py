@@ -222,6 +222,14 @@ class TestStepCounter:
             counter.passed(i)
         assert steps == list(range(10))
 
+    def test_steps_at_one_sigma_are_counted(self):
+        sigmas = (1.0, 0.8, 0.6, 0.6, 0.6, 0.4, 0.0)
+        counter, steps = StepCounter(sigmas), []
+        for i, sigma in enumerate(sigmas[:-1]):
+            steps.append(self.evaluate(counter, sigma))
+            counter.passed(i)
+        assert steps == list(range(6))
+
     def test_after_another_sigma_one_of_the_schedule_may_be_told_by_chance(self):
         counter, steps = StepCounter(self.sigmas), []
         for i, told in enumerate((1.0, 0.9, 0.8, 0.63, 0.5, 0.4, 0.4)):
