@@ -1,6 +1,7 @@
 """Report: what a run computed and skipped, as text and as JSON."""
 
 import json
+import logging
 import secrets
 from typing import Any
 
@@ -10,6 +11,7 @@ from comfy_api.latest import io, ui
 from ..rapid_core.comfy.chain import chain_of, record_of
 from ..rapid_core.heatmap import draw
 from ..rapid_core.reasons import ReasonCode, text, to_json
+from ..rapid_core.record import RunRecord
 from ..rapid_core.types import Reason
 from .base import RapidNode
 
@@ -70,25 +72,35 @@ class Report(RapidNode):
 
     @classmethod
     def execute(cls, model: Any, latent: dict[str, Any], picture: Any = None) -> io.NodeOutput:
-        record = record_of(model, latent["samples"])
-        if record is None:
+        try:
+            record = record_of(model, latent["samples"])
+            if record is not None:
+                return report_on(record, latent, picture)
             patched = chain_of(model) is not None
             reason = Reason(ReasonCode.NOT_SAMPLED if patched else ReasonCode.NOT_PATCHED)
-            shown = {
-                "text": (text(reason),),
-                "rapid_record": [],
-                "rapid_map": [],
-                "rapid_reason": [json.dumps(to_json(reason), allow_nan=False)],
-            }
-            return io.NodeOutput(latent, text(reason), torch.zeros(1, 64, 64, 3), ui=shown)
-        image = draw(record, picture)
+        except Exception as error:  # the latent passes through here, and is worth more
+            logging.exception("RAPID: this run could not be reported on")
+            failed = f"{type(error).__name__}: {error}"
+            reason = Reason(ReasonCode.RECORD_FAILED, error=failed)
         shown = {
-            "text": (record.text(),),
-            "rapid_record": [json.dumps(record.to_json(), allow_nan=False)],
-            "rapid_map": saved(image) if record.grid is not None else [],  # else nothing to see
-            "rapid_reason": [],
+            "text": (text(reason),),
+            "rapid_record": [],
+            "rapid_map": [],
+            "rapid_reason": [json.dumps(to_json(reason), allow_nan=False)],
         }
-        return io.NodeOutput(latent, record.text(), image, ui=shown)
+        return io.NodeOutput(latent, text(reason), torch.zeros(1, 64, 64, 3), ui=shown)
+
+
+def report_on(record: RunRecord, latent: dict[str, Any], picture: Any) -> io.NodeOutput:
+    """What the node gives where there is a record."""
+    image = draw(record, picture)
+    shown = {
+        "text": (record.text(),),
+        "rapid_record": [json.dumps(record.to_json(), allow_nan=False)],
+        "rapid_map": saved(image) if record.grid is not None else [],  # else nothing to see
+        "rapid_reason": [],
+    }
+    return io.NodeOutput(latent, record.text(), image, ui=shown)
 
 
 def saved(image: Any) -> list[Any]:

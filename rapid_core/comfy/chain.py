@@ -4,6 +4,7 @@ patcher."""
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -96,11 +97,16 @@ def _replaced(gone: str, technique: str) -> Reason:
 
 
 def _prepare_blocks(clone: Any) -> None:
-    """Object patches of the blocks that the host has no hooks for."""
-    architecture = describe(clone.model.diffusion_model)
-    if architecture is None:
+    """Object patches of the blocks that the host has no hooks for. Nothing where a model is not as
+    this version knows it; a run of it will say so."""
+    try:
+        architecture = describe(clone.model.diffusion_model)
+        if architecture is None:
+            return
+        hook_layers(clone)
+    except Exception:
+        logging.exception("RAPID: the blocks of this model cannot be prepared")
         return
-    hook_layers(clone)
     if architecture.hookless and not clone.get_callbacks(CallbacksMP.ON_CLONE, KEY):
         clone.add_callback_with_key(CallbacksMP.ON_CLONE, KEY, rebind)
 
@@ -142,10 +148,11 @@ def outer_sample(
     given = (noise, latent_image, sampler, sigmas, denoise_mask)
     if chain is None or not chain.policies:
         return executor(*given, callback, *args, **named)
-    check_channels(guider.model_patcher.model, noise)
-    bound = prepare(chain, guider, noise, sampler, sigmas, denoise_mask, named)
-    if bound is None:
+    prepared = prepare(chain, guider, noise, sampler, sigmas, denoise_mask, named)
+    if prepared is None:
         return executor(*given, callback, *args, **named)
+    check_channels(guider.model_patcher.model, noise)
+    bound, options = prepared
 
     def passed(step: int, *rest: Any) -> Any:
         bound.run.counter.passed(step)
@@ -154,7 +161,7 @@ def outer_sample(
     result = None
     status = "failed"
     try:
-        guider.model_options = bound.install(original)
+        guider.model_options = options
         result = executor(*given, passed, *args, **named)
         status = "finished"
         return result
@@ -163,7 +170,7 @@ def outer_sample(
         raise
     finally:
         guider.model_options = original
-        log_run(chain.log, bound, status, result)
+        log_run(chain.log, bound, status, lambda: bound.finish(status, result))
 
 
 def prepare(
@@ -174,13 +181,14 @@ def prepare(
     sigmas: Tensor,
     mask: Tensor | None,
     named: dict[str, Any],
-) -> BoundRun | None:
-    """The run of a chain; None, with a record that says why, where a model is not as this version
-    knows it: then all is computed in full."""
+) -> tuple[BoundRun, dict] | None:
+    """The run of a chain and the model_options with its wrappers in them; None, with a record that
+    says why, where a model is not as this version knows it: then all is computed in full."""
     try:
         shapes = named.get("latent_shapes")
         facts = host_facts(guider, noise, sampler, sigmas, shapes, chain.notes)
-        return BoundRun(plan_run(chain.policies, facts), guider, mask, chain.node)
+        bound = BoundRun(plan_run(chain.policies, facts), guider, mask, chain.node)
+        return bound, bound.install(guider.model_options)
     except Exception as error:
         logging.exception("RAPID: this run is computed in full")
         failed = Reason(ReasonCode.NOT_PLANNED, error=f"{type(error).__name__}: {error}")
@@ -200,11 +208,11 @@ def prepare(
         return None
 
 
-def log_run(log: RunLog, bound: BoundRun, status: str, result: Any) -> None:
-    """Keep the record of a run that has ended, and free what it held. Whatever goes wrong here
-    costs neither the picture nor the error that ended the run."""
+def log_run(log: RunLog, bound: BoundRun, status: str, finish: Callable[[], RunRecord]) -> None:
+    """Keep the record of a run that has ended, which `finish` makes, and free what the run held.
+    Whatever goes wrong here costs neither the picture nor the error that ended the run."""
     try:
-        log.add(bound.finish(status, result))
+        log.add(finish())
     except Exception as error:
         logging.exception("RAPID: the record of this run could not be made")
         plan = bound.run.plan

@@ -139,6 +139,7 @@ class Conditions:
         if not is_like(out, x, len(keys)):
             self.run.capabilities.full = not_one_tensor(out)
             return out
+        self._check_obeyed(evaluation, cost_before)
         if skipped or evaluation.partial():
             out = [each.clone() for each in out]  # what the host or another node may keep
         # Where the batch could not be split, skipped images were computed with the others, and
@@ -156,6 +157,22 @@ class Conditions:
                 out[place][i] = self._completed(evaluation, key, image, x[i], out[place][i])
             self._remember(evaluation, key, x, out[place], used)
         return out
+
+    def _check_obeyed(self, evaluation: Evaluation, cost_before: Sequence[float]) -> None:
+        """Images of which every model call was computed in full after all: another node calls the
+        model in its own way, or the batch could not be split. cost_before: of this call of the
+        host's."""
+        decided = [*evaluation.images(Mode.REUSE), *evaluation.partial()]
+        called = [i for i in decided if evaluation.cost[i] > cost_before[i]]
+        not_obeyed = [i for i in called if i not in evaluation.obeyed]
+        if not not_obeyed:
+            return
+        capabilities = self.run.capabilities
+        if capabilities.no_split is None:
+            capabilities.no_hooks = capabilities.no_hooks or Reason(ReasonCode.CALLED_AGAIN)
+        reason = capabilities.no_split or capabilities.no_hooks
+        assert reason is not None
+        evaluation.force_full(reason, not_obeyed)
 
     def _count_skipped(self, evaluation: Evaluation, keys: list, images: Sequence[int]) -> None:
         """What these images would have cost in full."""

@@ -112,7 +112,7 @@ class BatchedModel:
             self.run.capabilities.no_hooks = Reason(ReasonCode.CALLED_AGAIN)
         x = arguments.x
         out = None
-        for part in self._parts(evaluation, arguments, len(conds), again):
+        for part in self._parts(evaluation, arguments, conds, again):
             result = self._run(executor, evaluation, part, options, again)
             if len(part.rows) == x.shape[0]:
                 return result
@@ -121,17 +121,20 @@ class BatchedModel:
         return torch.zeros_like(x) if out is None else out
 
     def _parts(
-        self, evaluation: Evaluation, arguments: Arguments, chunks: int, again: bool
+        self, evaluation: Evaluation, arguments: Arguments, conds: list[Cond], again: bool
     ) -> list[SubBatch]:
         """Groups of images; everything at once where the batch cannot be split. The decision itself
         stays: other conditionings of this evaluation may already have obeyed it, and what they
         skipped is predicted."""
+        chunks = len(conds)
         groups: dict[tuple, list[int]] = {}
         for i, action in enumerate(evaluation.actions):
             if action.mode is Mode.SKIP:
                 continue
             if again:
                 action = FULL
+            elif not self._can_obey(i, action, conds, arguments.x):
+                action = Action(density=action.density)
             count = None if action.tokens is None else len(action.tokens)
             key = (action.mode, count, action.density, action.measured_density)
             groups.setdefault(key, []).append(i)
@@ -147,6 +150,15 @@ class BatchedModel:
             batch = self.run.plan.batch
             everything = list(range(batch))
             return [SubBatch(FULL, everything, rows_of(everything, batch, chunks), arguments)]
+
+    def _can_obey(self, image: int, action: Action, conds: Sequence[Cond], x: Tensor) -> bool:
+        """Whether a call on latents x can pass an image's blocks over, or run them on some tokens:
+        what is known of them may be of whole latents, and this call about a tile of one."""
+        if action.mode is Mode.REUSE:
+            residuals = self.run.images[image].residuals
+            keys = [(cond, tuple(x.shape[1:]), str(x.device)) for cond in conds]
+            return all(key in residuals and residuals[key].points for key in keys)
+        return action.tokens is None or (self.store is not None and self._is_whole_latent(x))
 
     def _part(
         self,
@@ -187,6 +199,8 @@ class BatchedModel:
         self.count(evaluation, part.images, arguments, len(conds), part.action.mode, part.tokens)
         if again:
             return arguments.call(executor, options)
+        if part.action.mode is Mode.REUSE or part.tokens is not None:
+            evaluation.obeyed.update(part.images)
         tap = feature_tap(
             self.run.tap,
             self.model,

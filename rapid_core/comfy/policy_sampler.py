@@ -30,7 +30,7 @@ from ..techniques.heads.jumps import NAME, Choose, Jump, StepHead, descend
 from ..techniques.heads.rapid3 import Rapid3Policy
 from ..types import Reason
 from .bind import BoundRun, run_of
-from .chain import KEY, SAMPLER_LOG, Chain, check_channels, ended_by, node_of
+from .chain import KEY, SAMPLER_LOG, Chain, check_channels, ended_by, log_run, node_of
 from .facts import host_facts
 from .features import make_tap
 
@@ -199,16 +199,18 @@ class JumpRun:
         self.bound.recorder.add_notes([chose, *self.notes])
         if not self.own:
             return
-        try:
-            if status == "finished":
-                self.bound.recorder.full_evaluations = self.steps * len(self.made)
-            record = self.bound.finish(status, None)
-            if result is not None:
-                record = replace(record, fingerprint=fingerprint(self._latent(result)))
-                record = in_steps(record, self.made, self.steps)
-            SAMPLER_LOG.add(record)
-        finally:
-            self.bound.drop()
+        log_run(SAMPLER_LOG, self.bound, status, lambda: self._record(status, result))
+
+    def _record(self, status: str, result: Tensor | None) -> RunRecord:
+        """The record of a run of its own."""
+        assert self.bound is not None
+        if status == "finished":
+            self.bound.recorder.full_evaluations = self.steps * len(self.made)
+        record = self.bound.finish(status, None)
+        if result is None:
+            return record
+        record = replace(record, fingerprint=fingerprint(self._latent(result)))
+        return in_steps(record, self.made, self.steps)
 
     def _latent(self, result: Tensor) -> Tensor:
         """What the host will make of the sampler's result."""

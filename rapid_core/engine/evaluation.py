@@ -36,6 +36,8 @@ class Evaluation:
     """FLOPs that were spent."""
     full_cost: list[float] = field(default_factory=list)
     """FLOPs of the same evaluation in full."""
+    obeyed: set[int] = field(default_factory=set)
+    """Images of which a model call passed the blocks over, or ran them on some tokens."""
     sparse_images: set[int] = field(default_factory=set)
     """Images with sparse attention, or measured against dense attention."""
 

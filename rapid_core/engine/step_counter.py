@@ -18,6 +18,11 @@ class StepCounter:
         self.last_step: int | None = None  # the step that the callback told of
         self._evaluations = 0  # since then
         self._per_step: int | None = None  # between the latest two
+        # Whether another sigma than the step's was told: in this evaluation, in the one before, and
+        # in the first. After such a one, a sigma of the schedule's may be there by chance.
+        self._off_now = False
+        self._off_before = False
+        self._off_first = False
 
     def passed(self, step: int) -> None:
         """The sampler's callback: this step has been evaluated."""
@@ -28,10 +33,27 @@ class StepCounter:
     def counted(self) -> None:
         """An evaluation begins."""
         self._evaluations += 1
+        self._off_before = self._off_now
+        self._off_now = False
 
     def step(self, sigma: float) -> int:
         """Step of an evaluation at `sigma` that is about to begin."""
         place = place_in_schedule(sigma, self.sigmas)
-        if self.last_step is None or self._per_step != 1 or is_in_schedule(sigma, self.sigmas):
-            return place
-        return min(self.last_step + 1, max(0, len(self.sigmas) - 2))
+        off = not is_in_schedule(sigma, self.sigmas)
+        first = self.last_step is None and self._evaluations == 1
+        self._off_first = self._off_first or (first and off)
+        following = 0 if self.last_step is None else self.last_step + 1
+        following = min(following, max(0, len(self.sigmas) - 2))
+        repeated = following < place and self.sigmas[following] == self.sigmas[place]
+        step = place
+        if (off or self._off_before or repeated) and self._counts():
+            step = following
+        self._off_now = self._off_now or off or (step != place and not repeated)
+        return step
+
+    def _counts(self) -> bool:
+        """Whether steps are known to be evaluated once each. Before the second one has passed, a
+        sampler whose first sigma is not the schedule's is taken to do so."""
+        if self._per_step is not None:
+            return self._per_step == 1
+        return self._off_first and self._evaluations == 1

@@ -1,7 +1,10 @@
 """Cache Reuse in the real ComfyUI, on tiny random models."""
 
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -34,8 +37,8 @@ def cache_reuse(pack_module):
             end_percent=1.0,
             max_consecutive=3,
             forecast_order=1,
-            level="hold",
-            guard=0.0,  # forecasts on random weights are bad
+            level="skip",
+            guard=0.0,  # predictions on random weights are bad
         )
         return node.execute(model, **{**defaults, **settings}).args[0]
 
@@ -49,8 +52,13 @@ def last_record(pack_module):
     return lambda model: chain_of(model).log.records[-1]
 
 
+def codes_of(record):
+    """Codes of all reasons why something was computed in full."""
+    return {reason.code for e in record.evaluations for reason in e.reasons}
+
+
 def guided(**extra):
-    """Settings of a run with classifier-free guidance and conditions of its own."""
+    """Settings of a run with classifier-free guidance and conditionings of its own."""
     return {"cfg": 3.0, "positive": make_conditioning(0), "negative": make_conditioning(1), **extra}
 
 
@@ -60,43 +68,43 @@ def test_threshold_zero_leaves_the_model_untouched(tiny_model, cache_reuse):
     assert "rapid" not in patched.model_options.get("transformer_options", {})
 
 
-@pytest.mark.parametrize("level", ["hold", "reuse"])
-def test_a_threshold_too_small_to_skip_is_dense_bit_for_bit(
+@pytest.mark.parametrize("level", ["skip", "reuse"])
+def test_a_threshold_too_small_to_skip_is_the_full_run_bit_for_bit(
     tiny_model, cache_reuse, sample, last_record, level
 ):
-    dense = sample(tiny_model, steps=6, **guided())
+    full = sample(tiny_model, steps=6, **guided())
     patched = cache_reuse(tiny_model, reuse_threshold=1e-9, level=level)
-    assert torch.equal(sample(patched, steps=6, **guided()), dense)
+    assert torch.equal(sample(patched, steps=6, **guided()), full)
     assert last_record(patched).totals["computed"] == 6
 
 
-@pytest.mark.parametrize("level", ["hold", "reuse"])
-def test_evaluations_are_left_out_and_later_runs_are_not(
+@pytest.mark.parametrize("level", ["skip", "reuse"])
+def test_evaluations_are_skipped_and_later_full_runs_are_full(
     tiny_model, cache_reuse, sample, last_record, level
 ):
-    dense = sample(tiny_model, steps=12, **guided())
+    full = sample(tiny_model, steps=12, **guided())
     patched = cache_reuse(tiny_model, level=level)
     fast = sample(patched, steps=12, **guided())
     totals = last_record(patched).totals
-    assert totals["held" if level == "hold" else "reused"] > 2
-    assert totals["computed"] + totals["held"] + totals["reused"] == totals["evaluations"] == 12
-    assert totals["speedup_allowed"] > 1.2
-    assert torch.isfinite(fast).all() and not torch.equal(fast, dense)
-    assert torch.equal(sample(tiny_model, steps=12, **guided()), dense)
+    assert totals["skipped" if level == "skip" else "reused"] > 2
+    assert totals["computed"] + totals["skipped"] + totals["reused"] == totals["evaluations"] == 12
+    assert totals["speedup_theoretical"] > 1.2
+    assert torch.isfinite(fast).all() and not torch.equal(fast, full)
+    assert torch.equal(sample(tiny_model, steps=12, **guided()), full)
 
 
-def test_holding_order_zero_under_euler_is_one_larger_step(
+def test_skipping_at_order_zero_under_euler_is_one_larger_step(
     tiny_flux, cache_reuse, sample, last_record, comfy_host
 ):
-    """With every second derivative held, Euler's two steps are algebraically one from the first to
-    the last level."""
+    """With every second derivative the last one, Euler's two steps are algebraically one from the
+    first to the last sigma."""
     import comfy.model_management
     import comfy.samplers
 
     sigmas = torch.tensor([1.0, 0.8, 0.5, 0.3, 0.0])
     patched = cache_reuse(tiny_flux, reuse_threshold=10.0, forecast_order=0, max_consecutive=1)
 
-    def run(model, levels):
+    def run(model, schedule):
         noise = torch.randn(LATENT.shape, generator=torch.Generator().manual_seed(0))
         return comfy.samplers.sample(
             model,
@@ -106,15 +114,15 @@ def test_holding_order_zero_under_euler_is_one_larger_step(
             1.0,
             model.load_device,
             comfy.samplers.sampler_object("euler"),
-            levels,
+            schedule,
             model.model_options,
             latent_image=LATENT,
             seed=0,
         )
 
     fast = run(patched, sigmas)
-    levels = [e.levels[0] for e in last_record(patched).evaluations]
-    assert levels == ["run", "run", "hold", "run"]
+    modes = [e.modes[0] for e in last_record(patched).evaluations]
+    assert modes == ["run", "run", "skip", "run"]
     assert torch.allclose(fast, run(tiny_flux, torch.tensor([1.0, 0.8, 0.3, 0.0])), atol=1e-5)
 
 
@@ -139,47 +147,65 @@ def test_every_evaluation_of_every_sampler_is_accounted_for(
         assert totals["evaluations"] == due
 
 
-def test_a_sampler_that_comes_back_to_noise_levels_may_be_forecast_by_a_parabola(
+def test_a_sampler_that_comes_back_to_sigmas_may_be_predicted_by_a_parabola(
     tiny_model, cache_reuse, sample
 ):
     out = sample(cache_reuse(tiny_model, forecast_order=2, guard=0.0), sampler="heunpp2", steps=10)
     assert torch.isfinite(out).all()
 
 
-def test_images_of_a_batch_decide_for_themselves(
-    tiny_model, cache_reuse, sample, last_record, pack_module
-):
-    actions = pack_module("rapid_core.types")
-    threshold = pack_module("rapid_core.techniques.step_skip.threshold")
+@pytest.fixture
+def attach_modes(pack_module):
+    """attach_modes(model, mode_of): a MODEL whose policy asks for mode_of(index, image), the name of
+    a mode, in every evaluation."""
+    types = pack_module("rapid_core.types")
     chain = pack_module("rapid_core.comfy.chain")
 
-    class Fixed(threshold.ThresholdActor):
+    @dataclass(frozen=True, kw_only=True)
+    class Modes(types.Policy):
+        technique: ClassVar[str] = "modes of a test"
+        mode_of: Callable
+
+        @property
+        def requirements(self):
+            return types.Requirements(modes=frozenset(types.Mode), prediction_order=1)
+
+        def start(self, window, image=0):
+            return ModesActor(self.mode_of)
+
+        def to_record(self):
+            return {"technique": self.technique}
+
+    class ModesActor(types.Actor):
+        def __init__(self, mode_of):
+            self.mode_of = mode_of
+
         def act(self, observation):
-            plan = (actions.Mode.RUN, actions.Mode.SKIP, actions.Mode.REUSE)
-            levels = plan if observation.index in (4, 6) else (actions.Mode.RUN,) * 3
-            return tuple(actions.Action(level) for level in levels)
+            mode = self.mode_of(observation.index, observation.image)
+            return types.Action(types.Mode(mode))
 
-    class Plan(threshold.ThresholdPolicy):
-        levels = frozenset(actions.Mode)
+    return lambda model, mode_of: chain.attach(model, Modes(mode_of=mode_of))
 
-        def start(self, window):
-            return Fixed(self, window)
+
+def test_images_of_a_batch_decide_for_themselves(tiny_model, attach_modes, sample, last_record):
+    def mode_of(index, image):
+        return ("run", "skip", "reuse")[image] if index in (4, 6) else "run"
 
     latent = empty_latent(batch=3)
-    patched = chain.attach(tiny_model, Plan(1.0, forecast_order=1))
+    patched = attach_modes(tiny_model, mode_of)
     settings = guided(positive=make_conditioning(0, batch=3), latent=latent)
     mixed = sample(patched, steps=8, **settings)
-    dense = sample(tiny_model, steps=8, **settings)
+    full = sample(tiny_model, steps=8, **settings)
     record = last_record(patched)
-    assert record.evaluations[4].levels == ("run", "hold", "reuse")
-    assert torch.allclose(mixed[0], dense[0], atol=1e-4)
-    assert not torch.allclose(mixed[1], dense[1], atol=1e-4)
-    assert not torch.allclose(mixed[2], dense[2], atol=1e-4)
+    assert record.evaluations[4].modes == ("run", "skip", "reuse")
+    assert torch.allclose(mixed[0], full[0], atol=1e-4)
+    assert not torch.allclose(mixed[1], full[1], atol=1e-4)
+    assert not torch.allclose(mixed[2], full[2], atol=1e-4)
     cost = record.evaluations[4].cost
     assert cost[1] == 0 and 0 < cost[2] < 0.2 * cost[0]
 
 
-def test_joined_and_split_streams_give_the_same_picture(
+def test_joined_and_split_conds_give_the_same_picture(
     tiny_sd3, cache_reuse, sample, last_record, monkeypatch
 ):
     joined_model = cache_reuse(tiny_sd3)
@@ -189,14 +215,12 @@ def test_joined_and_split_streams_give_the_same_picture(
     monkeypatch.setattr(comfy.samplers, "can_concat_cond", lambda a, b: a is b)
     split_model = cache_reuse(tiny_sd3)
     split = sample(split_model, steps=12, **guided())
-    decisions = [
-        [e.levels for e in last_record(m).evaluations] for m in (joined_model, split_model)
-    ]
+    decisions = [[e.modes for e in last_record(m).evaluations] for m in (joined_model, split_model)]
     assert decisions[0] == decisions[1]
     assert torch.allclose(joined, split, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("level", ["hold", "reuse"])
+@pytest.mark.parametrize("level", ["skip", "reuse"])
 def test_prompts_of_different_lengths_are_handled(
     tiny_model, cache_reuse, sample, last_record, level
 ):
@@ -240,7 +264,7 @@ def test_an_interrupted_run_leaves_nothing_behind(
     assert torch.equal(sample(patched, steps=10, **guided()), wanted)
 
 
-def test_a_foreign_block_patch_makes_reuse_dense_and_the_report_says_so(
+def test_a_foreign_block_patch_makes_reuse_full_and_the_report_says_so(
     tiny_flux, cache_reuse, sample, last_record
 ):
     model = tiny_flux.clone()
@@ -248,48 +272,39 @@ def test_a_foreign_block_patch_makes_reuse_dense_and_the_report_says_so(
         lambda args, extra: extra["original_block"](args), "dit", "double_block", 1
     )
     patched = cache_reuse(model, level="reuse")
-    dense = sample(model, steps=8, **guided())
-    assert torch.equal(sample(patched, steps=8, **guided()), dense)
+    full = sample(model, steps=8, **guided())
+    assert torch.equal(sample(patched, steps=8, **guided()), full)
+    (reason,) = {r for e in last_record(patched).evaluations for r in e.reasons}
+    assert (reason.code, reason.params) == ("block_replaced", {"block": "double_block 1"})
     assert "another node replaced double_block 1" in last_record(patched).text()
 
 
 def test_a_batch_is_not_split_where_a_foreign_patch_may_keep_rows(
-    comfy_host, pack, pack_module, tiny_flux, sample, last_record
+    tiny_flux, attach_modes, sample, last_record
 ):
     """As the host's FluxKVCache does, which gives the first image's keys to whatever part of the
     batch it meets."""
-    actions, chain = pack_module("rapid_core.types"), pack_module("rapid_core.comfy.chain")
-    threshold = pack_module("rapid_core.techniques.step_skip.threshold")
 
-    class Uneven(threshold.ThresholdActor):
-        def act(self, observation):
-            hold = actions.Action(actions.Mode.SKIP)
-            later = observation.index > 2
-            return tuple(
-                hold if later and (i + observation.index) % 3 else actions.FULL
-                for i in range(len(observation.images))
-            )
-
-    class Policy(threshold.ThresholdPolicy):
-        def start(self, window):
-            return Uneven(self, window)
+    def mode_of(index, image):
+        return "skip" if index > 2 and (image + index) % 3 else "run"
 
     rows, model = [], tiny_flux.clone()
     model.set_model_attn1_patch(
         lambda q, k, v, **extra: rows.append(q.shape[0]) or {"q": q, "k": k, "v": v}
     )
     latent = empty_latent(batch=2)
-    patched = chain.attach(model, Policy(1.0))
+    patched = attach_modes(model, mode_of)
     sample(patched, steps=9, latent=latent)
-    assert set(rows) == {2} and last_record(patched).totals["held"] > 0
-    assert "another node patches the model's blocks (attn1_patch)" in last_record(patched).text()
-    plain = chain.attach(tiny_flux, Policy(1.0))
+    assert set(rows) == {2} and last_record(patched).totals["skipped"] > 0
+    (reason,) = {r for e in last_record(patched).evaluations for r in e.reasons}
+    assert (reason.code, reason.params) == ("blocks_patched", {"patches": "attn1_patch"})
+    plain = attach_modes(tiny_flux, mode_of)
     sample(plain, steps=9, latent=latent)
-    split = [e.levels for e in last_record(plain).evaluations]
-    assert any(len(set(levels)) == 2 for levels in split)
+    split = [e.modes for e in last_record(plain).evaluations]
+    assert any(len(set(modes)) == 2 for modes in split)
 
 
-def test_a_foreign_condition_function_is_yielded_to(tiny_sd3, cache_reuse, sample, last_record):
+def test_a_foreign_conditioning_function_is_yielded_to(tiny_sd3, cache_reuse, sample, last_record):
     import comfy.samplers
 
     model = tiny_sd3.clone()
@@ -300,6 +315,7 @@ def test_a_foreign_condition_function_is_yielded_to(tiny_sd3, cache_reuse, sampl
     )
     patched = cache_reuse(model)
     assert torch.equal(sample(patched, steps=8, **guided()), sample(model, steps=8, **guided()))
+    assert codes_of(last_record(patched)) == {"foreign_cond_batch"}
     assert "sampler_calc_cond_batch_function" in last_record(patched).text()
 
 
@@ -307,7 +323,10 @@ def test_the_same_technique_twice_the_later_wins(tiny_flux, cache_reuse, sample,
     patched = cache_reuse(cache_reuse(tiny_flux, reuse_threshold=0.5), reuse_threshold=1e-9)
     sample(patched, steps=8)
     record = last_record(patched)
-    assert record.totals["computed"] == 8 and "later node wins" in record.text()
+    assert record.totals["computed"] == 8
+    assert [(n.code, n.params) for n in record.notes] == [
+        ("set_twice", {"technique": "cache_reuse"})
+    ]
     assert len(patched.get_wrappers("outer_sample", "rapid")) == 1
 
 
@@ -332,24 +351,26 @@ def test_a_masked_latent_and_a_partial_denoise_sample(tiny_model, cache_reuse, s
         **guided(),
     )
     assert torch.isfinite(out).all()
-    assert last_record(patched).totals["held"] > 0
+    assert last_record(patched).totals["skipped"] > 0
 
 
-def test_a_condition_that_starts_late_is_computed_first(tiny_sd3, cache_reuse, sample, last_record):
+def test_a_conditioning_that_starts_late_is_computed_first(
+    tiny_sd3, cache_reuse, sample, last_record
+):
     late = make_conditioning(3, start_percent=0.5, end_percent=1.0)
     early = make_conditioning(4, start_percent=0.0, end_percent=0.5)
     patched = cache_reuse(tiny_sd3, reuse_threshold=9.0, max_consecutive=9, forecast_order=1)
     out = sample(patched, steps=16, **guided(positive=early + late))
     assert torch.isfinite(out).all()
-    assert "a condition became active" in last_record(patched).text()
+    assert codes_of(last_record(patched)) == {"cond_without_history"}
 
 
-@pytest.mark.parametrize("level, order", [("hold", 1), ("reuse", 0)])
+@pytest.mark.parametrize("level, order", [("skip", 1), ("reuse", 0)])
 @pytest.mark.parametrize("where", [0, 1, -1])
-def test_where_a_range_ends_on_a_level_of_the_schedule_the_host_says_who_is_active(
+def test_where_a_range_ends_on_a_sigma_of_the_schedule_the_host_says_who_is_active(
     tiny_sd3, cache_reuse, sample, pack_module, monkeypatch, level, order, where
 ):
-    """The host compares in single precision: both of two conditions that meet there run. where: of
+    """The host compares in single precision: both of two conditionings that meet there run. where: of
     the bound, in units of a double's rounding."""
     import comfy.samplers
 
@@ -363,9 +384,9 @@ def test_where_a_range_ends_on_a_level_of_the_schedule_the_host_says_who_is_acti
     late = make_conditioning(3, start_percent=0.375, end_percent=1.0)
     early = make_conditioning(4, start_percent=0.0, end_percent=0.375)
     conditions, seen = pack_module("rapid_core.comfy.conditions"), []
-    real = conditions.slot_key
+    real = conditions.cond_key
     monkeypatch.setattr(
-        conditions, "slot_key", lambda i, c, *a: seen.append(real(i, c, *a)) or seen[-1]
+        conditions, "cond_key", lambda i, c, *a: seen.append(real(i, c, *a)) or seen[-1]
     )
     patched = cache_reuse(
         tiny_sd3, reuse_threshold=9.0, max_consecutive=2, forecast_order=order, level=level
@@ -376,14 +397,14 @@ def test_where_a_range_ends_on_a_level_of_the_schedule_the_host_says_who_is_acti
     assert numbers[:16].count(2) == 1 and set(numbers) == {1, 2}
 
 
-def test_a_condition_counts_as_the_host_counts_it(pack_module):
-    """Against the host's own comparison, at levels next to the bounds."""
+def test_a_conditioning_counts_as_the_host_counts_it(pack_module):
+    """Against the host's own comparison, at sigmas next to the bounds."""
     is_active = pack_module("rapid_core.comfy.conditions").is_active
     for bound in (0.75, 0.7500000001, 0.3, 1 / 3, 0.8571428571428572):
         middle = torch.tensor(bound)
-        for level in (middle, *(torch.nextafter(middle, torch.tensor(to)) for to in (0.0, 1.0))):
-            assert is_active({"timestep_start": bound}, level.item()) == (not bool(level > bound))
-            assert is_active({"timestep_end": bound}, level.item()) == (not bool(level < bound))
+        for sigma in (middle, *(torch.nextafter(middle, torch.tensor(to)) for to in (0.0, 1.0))):
+            assert is_active({"timestep_start": bound}, sigma.item()) == (not bool(sigma > bound))
+            assert is_active({"timestep_end": bound}, sigma.item()) == (not bool(sigma < bound))
 
 
 def test_a_window_that_ends_before_it_begins_is_refused(tiny_flux, cache_reuse):
@@ -398,9 +419,9 @@ def test_outside_its_part_of_the_schedule_everything_is_computed(
         tiny_sd3, reuse_threshold=10.0, start_percent=0.3, end_percent=0.7, guard=0.0
     )
     sample(patched, steps=20)
-    held = [e.sigma for e in last_record(patched).evaluations if e.levels[0] == "hold"]
+    skipped = [e.sigma for e in last_record(patched).evaluations if e.modes[0] == "skip"]
     sigma = tiny_sd3.get_model_object("model_sampling").percent_to_sigma
-    assert len(held) > 2 and sigma(0.7) <= min(held) <= max(held) <= sigma(0.3)
+    assert len(skipped) > 2 and sigma(0.7) <= min(skipped) <= max(skipped) <= sigma(0.3)
 
 
 @pytest.mark.parametrize(
@@ -410,8 +431,8 @@ def test_outside_its_part_of_the_schedule_everything_is_computed(
         ("reuse_threshold", float("nan"), "from 0 to 10"),
         ("start_percent", 1.5, "start_percent"),
         ("max_consecutive", 0, "from 1 to 100"),
-        ("forecast_order", 3, "one of 0, 1, 2"),
-        ("level", "sometimes", "hold, reuse"),
+        ("forecast_order", 3, "a whole number from 0 to 2"),
+        ("level", "sometimes", "skip, reuse"),
     ],
 )
 def test_bad_settings_are_refused_with_what_is_accepted(
@@ -432,8 +453,8 @@ def test_the_report_finds_the_run_of_its_latent(tiny_flux, cache_reuse, sample, 
     assert "no RAPID node" in report.execute(tiny_flux, {"samples": first}).args[1]
 
 
-@pytest.mark.parametrize("level", ["hold", "reuse"])
-def test_a_second_look_at_a_condition_changes_no_history(
+@pytest.mark.parametrize("level", ["skip", "reuse"])
+def test_a_second_look_at_a_conditioning_changes_no_history(
     tiny_sd3, cache_reuse, sample, last_record, level
 ):
     """Skip-layer guidance evaluates the prompt again with other options, in a post-CFG function."""
@@ -474,15 +495,18 @@ def test_a_latent_of_another_family_is_refused_in_words(tiny_flux, cache_reuse, 
 def test_batched_control_residuals_are_split_with_the_images(
     tiny_flux, cache_reuse, sample, pack_module
 ):
-    """ControlNet's residuals arrive as lists of tensors, one row an image of every stream."""
-    take_rows = pack_module("rapid_core.comfy.slicing").take_rows
+    """ControlNet's residuals arrive as lists of tensors, one row an image of every conditioning."""
+    rows_module = pack_module("rapid_core.comfy.batch_rows")
+    take_rows = rows_module.take_rows
     rows = torch.tensor([1, 3])
     control = {"input": [torch.arange(4.0).view(4, 1, 1), None], "output": [torch.zeros(1, 2, 3)]}
     out = take_rows(control, rows, 4)
     assert out["input"][0].flatten().tolist() == [1.0, 3.0] and out["input"][1] is None
     assert out["output"][0].shape == (1, 2, 3)
-    with pytest.raises(Exception, match="3 rows where 4"):
+    with pytest.raises(rows_module.NotSliceable) as refused:
         take_rows({"y": torch.zeros(3, 2)}, rows, 4)
+    reason = refused.value.reason
+    assert (reason.code, reason.params) == ("other_rows", {"given": 3, "expected": 4})
 
 
 def test_a_run_tells_on_its_node_how_it_goes_on(
@@ -510,7 +534,7 @@ def test_a_run_tells_on_its_node_how_it_goes_on(
         end_percent=1.0,
         max_consecutive=1,
         forecast_order=1,
-        level="hold",
+        level="skip",
         guard=0.0,
     )
     data = {"hidden_inputs": {io.Hidden.unique_id: "7:3"}}
@@ -527,9 +551,9 @@ def test_a_run_tells_on_its_node_how_it_goes_on(
     sample(patched, steps=8)
     assert len(told) == 8  # it would take the message for a picture
     record = pack_module("rapid_core.comfy.chain").chain_of(patched).log.records[-1]
-    held, speed = record.totals["held"], record.totals["speedup_allowed"]
+    skipped, speed = record.totals["skipped"], record.totals["speedup_theoretical"]
     assert lines[0] == "step 1 of 8: 0 not computed, 1.0x so far"
-    assert held and lines[-1] == f"step 8 of 8: {held} not computed, {speed:.1f}x so far"
+    assert skipped and lines[-1] == f"step 8 of 8: {skipped} not computed, {speed:.1f}x so far"
     told.clear()
     Browser.client_id = "a browser"
     sample(patched, steps=4, sampler="heun")

@@ -43,7 +43,7 @@ def test_the_cost_formula_equals_torchs_counter(kind, request):
     formula = CostModel(model, architecture).flops(
         architecture.image_tokens(model, (BATCH, 16, HEIGHT, WIDTH)), TEXT
     )
-    assert BATCH * formula.dense == pytest.approx(counted(model), rel=0.01)
+    assert BATCH * formula.full == pytest.approx(counted(model), rel=0.01)
 
 
 @pytest.mark.parametrize("kind", ["tiny_flux", "tiny_sd3"])
@@ -106,7 +106,7 @@ def load_demo(demo_pack, kind, path):
 
 
 @pytest.mark.parametrize("kind", ["flux", "sd3"])
-def test_the_demos_heads_cost_less_than_a_hundredth_of_a_dense_evaluation_of_1024_tokens(
+def test_the_demos_heads_cost_less_than_a_hundredth_of_a_full_evaluation_of_1024_tokens(
     kind, comfy_host, demo_pack
 ):
     comfy_host.load_core_nodes("nodes_flux.py")

@@ -1,4 +1,4 @@
-"""Samplers and set-ups that do what a forecast cannot follow: nothing is left out there, and the
+"""Samplers and set-ups that do what a prediction cannot follow: nothing is skipped there, and the
 report says why."""
 
 from types import SimpleNamespace
@@ -19,9 +19,9 @@ REGION = dict(
     metric="std",
     direction="low",
     starvation=0.1,
-    inactive="forecast",
+    inactive="predict",
     slope=0.0,
-    kv_cache="model",
+    kv_cache="last value",
 )
 
 
@@ -54,6 +54,11 @@ def custom(model, function, sigmas, latent=None):
         ).clone()
 
 
+def codes_of(record):
+    """Codes of all reasons why something was computed in full."""
+    return {reason.code for e in record.evaluations for reason in e.reasons}
+
+
 def sigmas_of(model):
     import comfy.samplers
 
@@ -62,8 +67,8 @@ def sigmas_of(model):
     )
 
 
-def test_noise_levels_that_rise_are_computed_densely(accelerate, tiny_sd3, record_of):
-    """Unsampling: euler on flipped levels."""
+def test_sigmas_that_rise_are_computed_in_full(accelerate, tiny_sd3, record_of):
+    """Unsampling: euler on flipped sigmas."""
     import comfy.samplers
 
     up = sigmas_of(tiny_sd3).flip(0)
@@ -71,10 +76,10 @@ def test_noise_levels_that_rise_are_computed_densely(accelerate, tiny_sd3, recor
     patched, euler = accelerate(tiny_sd3, 4.0), comfy.samplers.sampler_object("euler")
     found, wanted = (custom(m, euler, up) for m in (patched, tiny_sd3))
     assert torch.equal(found, wanted) and record_of(patched).totals["computed"] == STEPS
-    assert "noise levels that rise are computed densely" in record_of(patched).text()
+    assert codes_of(record_of(patched)) == {"sigmas_rise"}
 
 
-def test_a_latent_that_changes_its_size_is_computed_densely_from_there_on(
+def test_a_latent_that_changes_its_size_is_computed_in_full_from_there_on(
     accelerate, tiny_sd3, record_of
 ):
     def shrinking(model, x, sigmas, extra_args=None, callback=None, disable=None):
@@ -88,7 +93,7 @@ def test_a_latent_that_changes_its_size_is_computed_densely_from_there_on(
     patched = accelerate(tiny_sd3)
     found = custom(patched, shrinking, sigmas_of(tiny_sd3))
     assert torch.isfinite(found).all() and found.shape[-1] == 14
-    assert "dense from there on: the sampler changed the latent's size" in record_of(patched).text()
+    assert [note.code for note in record_of(patched).notes] == ["latent_resized"]
     assert len(record_of(patched).evaluations) == 6
 
 
@@ -106,15 +111,15 @@ def test_a_sampler_that_keeps_keys_and_values_has_every_call_computed(
     patched = accelerate(tiny_sd3)
     custom(patched, sample_ar_video, sigmas_of(tiny_sd3))
     assert record_of(patched).totals["computed"] == len(calls) == STEPS
-    assert "ar_video keeps keys and values" in record_of(patched).text()
+    assert codes_of(record_of(patched)) == {"ar_video"}
 
 
 @pytest.mark.parametrize("sampler", ["exp_heun_2_x0", "exp_heun_2_x0_sde"])
 @pytest.mark.parametrize("node", ["accelerate", "cache_reuse"])
-def test_levels_that_a_sampler_reckons_anew_are_those_of_the_schedule(
+def test_sigmas_that_a_sampler_computes_anew_are_those_of_the_schedule(
     accelerate, comfy_host, tiny_sd3, record_of, sampler, node
 ):
-    """Both looks at a step are at one level, and no line goes through two points a rounding
+    """Both looks at a step are at one sigma, and no line goes through two points a rounding
     apart."""
     reuse = dict(
         reuse_threshold=9.0,
@@ -122,7 +127,7 @@ def test_levels_that_a_sampler_reckons_anew_are_those_of_the_schedule(
         end_percent=1.0,
         max_consecutive=2,
         forecast_order=1,
-        level="hold",
+        level="skip",
         guard=0.0,
     )
     patched = (
@@ -131,15 +136,15 @@ def test_levels_that_a_sampler_reckons_anew_are_those_of_the_schedule(
         else comfy_host.run_node("RAPID_CacheReuse", model=tiny_sd3, **reuse)[0]
     )
     found = sample(patched, steps=STEPS, cfg=2.0, sampler=sampler)
-    levels = {e.sigma for e in record_of(patched).evaluations}
-    first = max(levels)  # the sampler moves it a little off 1
-    assert levels - {first} <= set(record_of(patched).sigmas)
-    assert any(e.levels[0] == "hold" for e in record_of(patched).evaluations)
+    sigmas = {e.sigma for e in record_of(patched).evaluations}
+    first = max(sigmas)  # the sampler moves it a little off 1
+    assert sigmas - {first} <= set(record_of(patched).sigmas)
+    assert any(e.modes[0] == "skip" for e in record_of(patched).evaluations)
     wanted = sample(tiny_sd3, steps=STEPS, cfg=2.0, sampler=sampler)
     assert float((found - wanted).square().mean() / wanted.square().mean()) < 1
 
 
-def test_a_forecast_does_not_cross_keyframes_of_a_hook(comfy_host, pack_module):
+def test_a_prediction_does_not_cross_keyframes_of_a_hook(comfy_host, pack_module):
     import comfy.hooks
 
     hook_state = pack_module("rapid_core.comfy.conditions").hook_state
@@ -180,7 +185,7 @@ def test_a_guider_with_another_model_for_the_negative(
         else comfy_host.run_node("RAPID_RegionAdaptive", model=main, **REGION)[0]
     )
     found = {}
-    for name, model in (("ours", patched), ("dense", main)):
+    for name, model in (("ours", patched), ("full", main)):
         guider = comfy_host.run_node(
             "DualModelGuider",
             model=model,
@@ -199,10 +204,10 @@ def test_a_guider_with_another_model_for_the_negative(
                 disable_pbar=True,
                 seed=0,
             ).clone()
-    error = (found["ours"] - found["dense"]).square().mean() / found["dense"].square().mean()
+    error = (found["ours"] - found["full"]).square().mean() / found["full"].square().mean()
     assert float(error) < 0.1
     totals = record_of(patched).totals
-    assert totals["held"] == STEPS // 2 if node == "accelerate" else totals["partial"] > 0
+    assert totals["skipped"] == STEPS // 2 if node == "accelerate" else totals["partial"] > 0
 
 
 def test_keys_and_values_that_nobody_would_read_are_not_kept(comfy_host, pack, tiny_sd3, record_of):

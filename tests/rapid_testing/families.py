@@ -38,6 +38,25 @@ _LUMINA = dict(
 
 FROM_FILES = ("flux", "sd3", "sd35")  # the others are built without a file
 
+# Video and audio in one packed latent; not among FAMILIES, since the pack knows no blocks of it.
+LTX_AUDIO = FamilyModel(
+    "LTXAV",
+    dict(
+        image_model="ltxav",
+        in_channels=128,
+        audio_in_channels=128,
+        cross_attention_dim=64,
+        audio_cross_attention_dim=64,
+        attention_head_dim=32,
+        audio_attention_head_dim=32,
+        num_attention_heads=2,
+        audio_num_attention_heads=2,
+        caption_channels=3840,
+        num_layers=2,
+    ),
+    latent=(128, 3, 4, 6),
+)
+
 FAMILIES: dict[str, FamilyModel] = {
     "flux": FamilyModel(
         "Flux",

@@ -202,9 +202,8 @@ class TestStepCounter:
     sigmas = tuple(1 - i / 10 for i in range(11))
 
     def evaluate(self, counter, sigma):
-        found = counter.step(sigma)
         counter.counted()
-        return found
+        return counter.step(sigma)
 
     @pytest.mark.parametrize("factor", [0.9, 0.95, 1.05, 1.1])
     def test_steps_are_counted_where_the_sampler_tells_other_sigmas(self, factor):
@@ -214,6 +213,29 @@ class TestStepCounter:
             steps.append(self.evaluate(counter, told))
             counter.passed(i)
         assert steps == list(range(10))
+
+    @pytest.mark.parametrize("factor", [0.95, 1.05, 1.1])
+    def test_steps_are_counted_where_no_sigma_is_told_as_it_is(self, factor):
+        counter, steps = StepCounter(self.sigmas), []
+        for i, sigma in enumerate(self.sigmas[:-1]):
+            steps.append(self.evaluate(counter, sigma * factor))
+            counter.passed(i)
+        assert steps == list(range(10))
+
+    def test_steps_at_one_sigma_are_counted(self):
+        sigmas = (1.0, 0.8, 0.6, 0.6, 0.6, 0.4, 0.0)
+        counter, steps = StepCounter(sigmas), []
+        for i, sigma in enumerate(sigmas[:-1]):
+            steps.append(self.evaluate(counter, sigma))
+            counter.passed(i)
+        assert steps == list(range(6))
+
+    def test_after_another_sigma_one_of_the_schedule_may_be_told_by_chance(self):
+        counter, steps = StepCounter(self.sigmas), []
+        for i, told in enumerate((1.0, 0.9, 0.8, 0.63, 0.5, 0.4, 0.4)):
+            steps.append(self.evaluate(counter, told))
+            counter.passed(i)
+        assert steps == list(range(7))
 
     def test_sigmas_between_two_steps_belong_to_the_step_before(self):
         """dpm_2 looks at the middle of every step, after its callback."""

@@ -94,6 +94,21 @@ def test_what_had_to_be_computed_although_it_was_to_be_skipped_is_paid_for():
     assert len(set(computed) | {4, 11}) <= max_evaluations(3.0, 24) == text(plain).count("#")
 
 
+def test_what_was_computed_for_a_mistaken_step_is_paid_for():
+    """A sampler tells another sigma in its second evaluation: step 1 is taken for step 2."""
+    steps = 12
+    sigmas = tuple(1 - i / steps for i in range(steps)) + (0.0,)
+    actor = SchedulePolicy(speedup=2.0).start(Window(1.0, 0.0))
+    computed = 0
+    for index in range(steps):
+        step = 2 if index == 1 else index
+        known = dict(step=step, steps=steps, sigmas=sigmas, computed=computed)
+        action = actor.act(Observation(index, sigmas[step], **known))
+        actor.executed(action)
+        computed += action.mode is Mode.RUN
+    assert computed == max_evaluations(2.0, steps)
+
+
 def test_a_step_of_two_evaluations_is_paid_for_once():
     """As of heun, where both had to be computed."""
     steps = 12

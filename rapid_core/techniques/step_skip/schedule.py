@@ -135,6 +135,7 @@ class ScheduleActor(Actor):
         self._predictor: GramPredictor | None = None  # where the schedule's weights hold
         self._skipped_step: int | None = None  # of the evaluation in progress, if it was to be so
         self._unplanned_step: int | None = None  # computed although it was to be skipped
+        self._paid = 0  # evaluations that are computed less instead
 
     @property
     def notes(self) -> Sequence[Reason]:
@@ -146,6 +147,8 @@ class ScheduleActor(Actor):
         computed = self.settle(observation)
         step = observation.step
         if self._unplanned_step is not None and self._unplanned_step < step:
+            self._pay(step)
+        if self._overspent(observation):
             self._pay(step)
         if computed[step] or not observation.computed:
             self._skipped_step = None
@@ -160,8 +163,17 @@ class ScheduleActor(Actor):
         if action.mode is Mode.RUN and self._skipped_step is not None:
             self._unplanned_step = self._skipped_step
 
+    def _overspent(self, observation: Observation) -> bool:
+        """Whether more was computed than the steps that have passed have to: a sampler told other
+        sigmas than the schedule's, and its step was mistaken. Known where each step was evaluated
+        once."""
+        step = observation.step
+        planned = sum(self.computed[:step]) + self._paid
+        return observation.index == step and observation.computed > planned
+
     def _pay(self, step: int) -> None:
         """Compute one evaluation less from here on, evenly spaced."""
+        self._paid += 1
         self._unplanned_step = None
         left = max(0, sum(self.computed[step:]) - 1)
         steps = len(self.computed)
