@@ -196,12 +196,17 @@ class JumpRun:
         )
         if self.bound is None:
             return
-        self.bound.recorder.add_notes([chose, *self.notes])
+        recorder = self.bound.recorder
+        recorder.add_notes([chose, *self.notes])
+        if status == "finished":
+            # Those of a chain are counted without the images that had arrived.
+            recorded = len(recorder.evaluations)
+            evaluated = sum(min(number, recorded) for number in self.made)
+            full = self.steps * len(self.made)
+            recorder.full_evaluations = full if self.own else evaluated
         if not self.own:
             return
         try:
-            if status == "finished":
-                self.bound.recorder.full_evaluations = self.steps * len(self.made)
             record = self.bound.finish(status, None)
             if result is not None:
                 record = replace(record, fingerprint=fingerprint(self._latent(result)))
