@@ -7,7 +7,6 @@ imports ComfyUI.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -182,19 +181,24 @@ Z_IMAGE = Architecture(
 ALL = (FLUX, SD3, LUMINA2, Z_IMAGE, QWEN, FLUX2, CHROMA, HUNYUAN, WAN)
 FAMILIES = tuple(a.family for a in ALL)
 
-_FAMILIES: dict[str, Callable[[Any], Architecture]] = {
-    "Flux": lambda m: FLUX2 if getattr(m.params, "global_modulation", False) else FLUX,
-    "OpenAISignatureMMDITWrapper": lambda m: SD3,
-    "MMDiT": lambda m: SD3,
-    "Chroma": lambda m: CHROMA,
-    "HunyuanVideo": lambda m: HUNYUAN,
-    "QwenImageTransformer2DModel": lambda m: QWEN,
-    "WanModel": lambda m: WAN,
-    "NextDiT": lambda m: Z_IMAGE if m.pad_tokens_multiple else LUMINA2,
+# By the class of the host's `diffusion_model`.
+_FAMILIES = {
+    "Flux": FLUX,
+    "OpenAISignatureMMDITWrapper": SD3,
+    "MMDiT": SD3,
+    "Chroma": CHROMA,
+    "HunyuanVideo": HUNYUAN,
+    "QwenImageTransformer2DModel": QWEN,
+    "WanModel": WAN,
+    "NextDiT": LUMINA2,
 }
 
 
 def describe(model: Any) -> Architecture | None:
     """Family of a host's `diffusion_model`; None where the family is not in the table."""
     family = _FAMILIES.get(type(model).__name__)
-    return family(model) if family else None
+    if family is FLUX and getattr(model.params, "global_modulation", False):
+        return FLUX2
+    if family is LUMINA2 and model.pad_tokens_multiple:
+        return Z_IMAGE
+    return family

@@ -44,7 +44,9 @@ def strip(record: RunRecord, image: int, width: int) -> Tensor:
     """One cell an evaluation, coloured by the share of tokens that ran, (STRIP, width, 3); held
     ones are black."""
     shares = torch.tensor([e.token_share[image] for e in record.evaluations] or [0.0])
-    reused = torch.tensor([e.modes[image] == Mode.REUSE.value for e in record.evaluations] or [False])
+    reused = torch.tensor(
+        [e.modes[image] == Mode.REUSE.value for e in record.evaluations] or [False]
+    )
     colours = coloured(shares)
     colours[(shares == 0) & ~reused] = 0.0
     cells = torch.arange(width) * len(shares) // width

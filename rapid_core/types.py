@@ -304,7 +304,7 @@ class Actor(ABC):
 
     needs_logits: ClassVar[bool] = False
 
-    def logits(self, seen: HeadInput | None, sigma: Tensor) -> Tensor | None:
+    def logits(self, seen: HeadInput | None, sigma: Tensor) -> Tensor | None:  # noqa: ARG002
         """Numbers (n,) on the device that `act` needs on the host, fetched together with the
         engine's own; None for none. seen: None before the first computed evaluation."""
         return None
@@ -313,9 +313,8 @@ class Actor(ABC):
     def act(self, observation: Observation) -> Action:
         """What is to be computed of this evaluation."""
 
-    def executed(self, action: Action) -> None:
+    def executed(self, action: Action) -> None:  # noqa: B027 (most need not know)
         """What was computed of it, whoever wanted it."""
-        return
 
     @property
     def notes(self) -> Sequence[Reason]:
@@ -343,7 +342,7 @@ class Policy(ABC):
     def start(self, window: Window, image: int = 0) -> Actor:
         """A fresh actor for an image of a run. window: `percents` as sigmas."""
 
-    def with_attention(self, attention: Sparsity) -> Policy:
+    def with_attention(self, attention: Sparsity) -> Policy:  # noqa: ARG002
         """The policy with the sparse attention that a run can have, where it asks for any."""
         return self
 

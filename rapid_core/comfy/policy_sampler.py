@@ -44,7 +44,7 @@ def policy_sampler(file: PolicyFile, speedup: float, hidden: Any = None) -> KSAM
 
 
 @torch.no_grad()
-def sample_rapid_policy(
+def sample_rapid_policy(  # noqa: PLR0913 (of them six are k-diffusion's)
     model: Any,
     x: Tensor,
     sigmas: Tensor,

@@ -70,7 +70,7 @@ class HostFacts:
     """Height and width of the denoise mask."""
     parts: tuple[slice, ...] = ()
     """Of a packed latent's last axis (video and audio)."""
-    features_refused: Callable[[FeatureSpec], Reason | None] = staticmethod(lambda spec: None)
+    features_refused: Callable[[FeatureSpec], Reason | None] = staticmethod(lambda _spec: None)
     """Why a policy cannot look at the tokens of this run; None where it can."""
     blocks_refused: Reason | None = None
     """Why the blocks cannot be hooked."""

@@ -137,7 +137,7 @@ def read(path: Path) -> PolicyFile:
             metadata = dict(file.metadata() or {})
             _check_format(path, metadata)
             # Copies: on Windows a file that is still mapped cannot be replaced.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise PolicyError(
             f"policy {path.name}: not a whole safetensors file ({error}); fetch it again"

@@ -168,9 +168,7 @@ def test_the_node_tells_how_the_run_goes_on(graph, vue, name):
         if page.do("k => app.graph._nodes.some(n => n.comfyClass === k)", kind)
     )
     totals = record_of(page)["totals"]
-    text = (
-        f"step 10 of 10: {totals['skipped']} skipped, {totals['speedup_theoretical']:.1f}x so far"
-    )
+    text = f"step 10 of 10: {totals['skipped']} not computed, {totals['speedup_theoretical']:.1f}x so far"
     text += f", {totals['partial']} in part" if totals["partial"] else ""
     page.look_at(kind)
     line = page.page.get_by_text(text, exact=True).filter(visible=True).first

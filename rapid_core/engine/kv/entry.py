@@ -68,23 +68,23 @@ class KVEntry(ABC):
     predicts: ClassVar[bool] = False
     """Whether it needs the sigmas at which tokens were computed (`KVSigmas`)."""
 
-    def __init__(self, batch: int, axis: int, sigmas: KVSigmas | None = None):
+    def __init__(self, batch: int, axis: int, sigmas: KVSigmas | None = None):  # noqa: ARG002
         self.batch = batch
         self.axis = axis
 
     @classmethod
-    def bytes_of(cls, rows: int, width: int, pieces: int, element: int) -> int:
+    def bytes_of(cls, rows: int, width: int, pieces: int, element: int) -> int:  # noqa: ARG003
         """Memory of `rows` keys and values of `width` channels, `element` bytes each, in all
         attentions, conds and images together, which are `pieces`."""
         return 2 * rows * width * element
 
     @classmethod
-    def keys_seen(cls, computed: int) -> int | None:
+    def keys_seen(cls, computed: int) -> int | None:  # noqa: ARG003
         """Image keys that `computed` tokens of an image attend to; None for those of all tokens."""
         return None
 
     @classmethod
-    def missing(cls, device_type: str) -> Reason | None:
+    def missing(cls, device_type: str) -> Reason | None:  # noqa: ARG003
         """Why this kind cannot be kept for a model on this type of device."""
         return None
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from ...reasons import ReasonCode
 from ...types import Reason
@@ -30,6 +31,7 @@ SCALE_BYTES = 4
 class LastKV(KVEntry):
     """Every row in the model's own precision, on its device."""
 
+    @override
     def __init__(self, batch: int, axis: int, sigmas: object = None):
         super().__init__(batch, axis)
         self.held: dict[str, Tensor] = {}  # "k" and "v", (batch, ...)
@@ -83,11 +85,13 @@ class EightBitKV(LastKV):
     """Every row as e4m3 floats with one scale an image, so that the largest value is the largest
     there is."""
 
+    @override
     def __init__(self, batch: int, axis: int, sigmas: object = None):
         super().__init__(batch, axis)
         self.scales: dict[str, Tensor] = {}  # (batch, 1, ...), float32
 
     @classmethod
+    @override
     def bytes_of(cls, rows: int, width: int, pieces: int, element: int) -> int:
         return 2 * rows * width + 2 * pieces * SCALE_BYTES
 
@@ -171,6 +175,7 @@ class HostKV(LastKV):
     memory and the device are asynchronous: `_settle` waits for them by an event of their own before
     the host touches what they read or write, so that no other synchronisation is relied on."""
 
+    @override
     def __init__(self, batch: int, axis: int, sigmas: object = None):
         super().__init__(batch, axis)
         self.pinned = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor
+from typing_extensions import override
 
 from .entry import AttendedKV, KVEntry, Merge, Write
 
@@ -11,6 +12,7 @@ class NoKV(KVEntry):
     """Computed tokens attend to computed tokens and text only."""
 
     @classmethod
+    @override
     def bytes_of(cls, rows: int, width: int, pieces: int, element: int) -> int:
         return 0
 

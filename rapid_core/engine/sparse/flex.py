@@ -120,7 +120,7 @@ def attend(problem: Problem, kernel: Callable[..., Any] | None = None) -> Tensor
     elif p.bias is not None:
         bias = p.bias
 
-        def change(score, b, h, i, j):  # type: ignore[no-redef]
+        def change(score, b, h, i, j):  # type: ignore[no-redef]  # noqa: ARG001
             return score + bias[b, j]
 
     return (kernel or _compiled())(

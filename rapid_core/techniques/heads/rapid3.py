@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from ...quadrature.multistep import MAX_TERMS, prediction_weights
 from ...quadrature.spacing import max_evaluations
@@ -157,6 +158,7 @@ class Rapid3Policy(Policy):
         """These settings with the sparse attention that a run can have."""
         return self if self.sparsity is None else replace(self, sparsity=attention)
 
+    @override
     def start(self, window: Window, image: int = 0) -> Rapid3Actor:
         return Rapid3Actor(self, self._run_heads(image), image)
 
@@ -239,6 +241,7 @@ class Rapid3Actor(Actor):
             self.seen = shown, numbers[0].cpu(), pooled[0].cpu()
         return torch.cat([logits[name] for name in names], 1).flatten()
 
+    @override
     def _numbers(self, seen: HeadInput, sigma: Tensor) -> Tensor:
         """(1, n): sigma and, where the heads know budgets, the share of all evaluations that may
         still be computed, counted before the latest was."""
@@ -330,6 +333,7 @@ class Rapid3Actor(Actor):
         history = observation.history
         return (history[-1] if history else observation.sigma), observation.sigma
 
+    @override
     def _jump_to(
         self, logits: Tensor, start: float, observation: Observation
     ) -> tuple[float, Decision]:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from ...quadrature.spacing import max_evaluations
 from ...types import (
@@ -106,6 +107,7 @@ class RapidPlusActor(Rapid3Actor):
         sigma = observation.sigmas[observation.step]
         return sigma, sigma
 
+    @override
     def _jump_to(
         self, logits: Tensor, start: float, observation: Observation
     ) -> tuple[float, Decision]:

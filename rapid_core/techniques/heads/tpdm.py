@@ -14,6 +14,7 @@ from typing import ClassVar
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from typing_extensions import override
 
 from ...types import FeatureSpec, HeadInput, Requirements, Window
 from .network import Head, RunHeads
@@ -64,6 +65,7 @@ class TPDMPolicy(Rapid3Policy):
         spec = FeatureSpec(KIND, FAMILY, self.heads.hidden, self.heads.side)
         return replace(super().requirements, features=spec)
 
+    @override
     def start(self, window: Window, image: int = 0) -> TPDMActor:
         return TPDMActor(self, self._run_heads(image), image)
 

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from ...reasons import ReasonCode
 from ...types import (
@@ -129,6 +130,7 @@ class RegionPolicy(Policy):
             no_savings_advice=Reason(advice),
         )
 
+    @override
     def start(self, window: Window, image: int = 0) -> RegionActor:
         """An actor for one image. Shares are of the whole run: the window has no say."""
         return RegionActor(self)

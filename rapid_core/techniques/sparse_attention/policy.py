@@ -6,6 +6,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
+from typing_extensions import override
+
 from ...types import FULL, Action, Actor, Observation, Policy, Requirements, Sparsity, Window
 
 
@@ -41,6 +43,7 @@ class SparsePolicy(Policy):
         """These settings with the sparse attention that a run can have."""
         return replace(self, sparsity=attention)
 
+    @override
     def start(self, window: Window, image: int = 0) -> SparseActor:
         """An actor for one image."""
         return SparseActor(self, window)

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from typing_extensions import override
 
 from ...quadrature.gram import TERMS, Gram, GramFit
 from ...quadrature.multistep import MAX_TERMS, prediction_weights
@@ -108,6 +109,7 @@ class SchedulePolicy(Policy):
             decides_schedule=True,
         )
 
+    @override
     def start(self, window: Window, image: int = 0) -> ScheduleActor:
         """An actor for one image. A schedule is about whole runs: the window has no say."""
         return ScheduleActor(self)

@@ -7,6 +7,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from typing_extensions import override
+
 from ...types import FULL, Action, Actor, Mode, Must, Observation, Policy, Requirements, Window
 
 MAX_CONSECUTIVE = 3  # evaluations that may be skipped in a row, unless told otherwise
@@ -54,6 +56,7 @@ class ThresholdPolicy(Policy):
             decides_schedule=bool(self.source),
         )
 
+    @override
     def start(self, window: Window, image: int = 0) -> ThresholdActor:
         """An actor for one image."""
         return ThresholdActor(self, window)
