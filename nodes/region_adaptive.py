@@ -183,9 +183,9 @@ class RegionAdaptive(RapidNode):
                     max=1024.0,
                     step=0.1,
                     **rarely,
-                    tooltip="Most GiB that cached keys and values may take. 0: RAPID chooses a limit by the "
-                    "memory that is free. Above the limit less is cached or all tokens are computed, and "
-                    "RAPID Report says so.",
+                    tooltip="Most GiB that cached keys and values may take. 0: a quarter of the device's "
+                    "memory. Above the limit less is cached or all tokens are computed, and RAPID Report "
+                    "says so.",
                 ),
                 io.Float.Input(
                     "error_threshold",

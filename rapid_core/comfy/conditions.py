@@ -12,15 +12,13 @@ from torch import Tensor
 
 from ..architectures import Architecture
 from ..engine.evaluation import Evaluation
-from ..engine.image_run import ImageRun
+from ..engine.image_run import CondKey, ImageRun
 from ..engine.kv import KVStore
 from ..engine.normalized_convolution import normalized_convolution
 from ..engine.run import Run
 from ..engine.sparse import SparseResidual
 from ..reasons import ReasonCode
 from ..types import Mode, Reason
-
-CondKey = tuple  # place of the list, active conditionings, shape, device: see `cond_key`
 
 
 def single(sigma: Any) -> float:

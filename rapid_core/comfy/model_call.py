@@ -3,7 +3,7 @@ counted."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from ..architectures import Architecture
 from ..cost import CostModel
 from ..engine.evaluation import Evaluation
-from ..engine.kv import KVStore
+from ..engine.kv import Cond, KVStore
 from ..engine.run import Run
 from ..engine.sparse import BackendCheck, ResidualAccess, SparseAttention, SparseResidual, Tiles
 from ..reasons import ReasonCode
@@ -217,7 +217,7 @@ class BatchedModel:
         self,
         evaluation: Evaluation,
         part: SubBatch,
-        conds: list[Hashable],
+        conds: list[Cond],
         tap: FeatureTap | None,
     ) -> blocks.ModelCall:
         x = part.arguments.x
@@ -327,7 +327,7 @@ class BatchedModel:
             evaluation.cost[i] += chunks * cost
 
 
-def conds_of(options: dict) -> list[Hashable]:
+def conds_of(options: dict) -> list[Cond]:
     """Conditionings of a call, one a chunk: place of the list (0: positive) and uuid. The uuid alone
     is not enough: for a conditioning with an area the host gives the other list a copy under the
     same one."""

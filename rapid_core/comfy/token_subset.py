@@ -8,14 +8,14 @@ evaluation ends).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..engine.kv import AttendedKV, KVStore, Merge, Write
+from ..engine.kv import AttendedKV, Cond, KVStore, Merge, Write
 from ..engine.sparse import heads_first
 from ..engine.token_stats import TokenStats
 from .block_table import BlockInfo
@@ -34,7 +34,7 @@ class TokenSubset:
     def __init__(
         self,
         store: KVStore,
-        conds: Sequence[Hashable],
+        conds: Sequence[Cond],
         images: Sequence[int],
         layout: TokenLayout,
         tokens: Tensor | None = None,

@@ -25,6 +25,8 @@ from .merge import CompositeActor
 from .plan import RunPlan
 from .token_stats import TokenStats
 
+CondKey = tuple  # of a list of conditionings: see `comfy.conditions.cond_key`
+
 
 class ImageRun:
     """State of one image, from the beginning of a run to its end.
@@ -45,7 +47,7 @@ class ImageRun:
         self.tokens = tokens
         self.part = part
         self.guided = History(max(plan.prediction_order + 2, plan.history))
-        self.conds: dict[Hashable, History] = {}  # derivatives of conditionings
+        self.conds: dict[CondKey, History] = {}  # derivatives of conditionings
         self.residuals: dict[tuple, History] = {}  # of the blocks, by (cond, shape, device)
         self.last_latent: Tensor | None = None  # when the model was last computed
         self.last_sigma: float | None = None
@@ -60,7 +62,7 @@ class ImageRun:
         self._errors: list[tuple[int, Tensor]] = []
         self._trend: tuple[Tensor, Tensor] | None = None
 
-    def cond(self, key: Hashable) -> History:
+    def cond(self, key: CondKey) -> History:
         """History of a conditioning's derivative."""
         if key not in self.conds:
             self.conds[key] = History(max(self.plan.prediction_order + 1, self.plan.history))
@@ -76,7 +78,7 @@ class ImageRun:
         """All residual histories of a conditioning."""
         return [history for key, history in self.residuals.items() if key[0] == cond]
 
-    def predict_cond(self, key: Hashable, evaluation: Evaluation) -> Tensor:
+    def predict_cond(self, key: CondKey, evaluation: Evaluation) -> Tensor:
         """A conditioning's derivative (C, ...) at this evaluation, as the action wants it."""
         points = self.cond(key).points
         weights = evaluation.actions[self.number].prediction_weights
@@ -86,9 +88,12 @@ class ImageRun:
         sigma = evaluation.sigmas[self.number]
         return predict(points, sigma, self.plan.prediction_order, self.plan.reach)
 
-    def moved(self, latent: Tensor) -> bool:
-        """Whether it is known how far the latent has moved since the model was last computed."""
-        return self.last_latent is not None and self.last_latent.shape == latent.shape
+    def latent_change(self, latent: Tensor) -> Tensor | None:
+        """How far the latent (C, ...) has moved since the model was last computed; None where that
+        is not known."""
+        if self.last_latent is None or self.last_latent.shape != latent.shape:
+            return None
+        return latent - self.last_latent
 
     def unfetched_errors(self, latent: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """Estimated error of a prediction, 0-d float32: as sigma has moved on, and for a second look
@@ -97,11 +102,12 @@ class ImageRun:
         points = self.guided.points
         estimate = error_estimate(points, sigma, self.plan.prediction_order, self.plan.parts)
         fresh = unknown if estimate is None else estimate
-        if not self.moved(latent) or not points:
+        change = self.latent_change(latent)
+        if change is None or not points:
             return fresh, unknown
         # At an unchanged denoised the derivative moves with x alone: d' - d = (x' - x) / sigma.
         scale = sigma * points[-1].value.abs().mean()
-        again = (latent - self.last_latent).abs().mean() / scale.clamp_min(SMALLEST)
+        again = change.abs().mean() / scale.clamp_min(SMALLEST)
         return fresh, again.float()
 
     def unfetched(self) -> list[Tensor]:

@@ -68,8 +68,9 @@ class Run:
             policy.start(window, number)
             for policy, window in zip(plan.policies, plan.windows, strict=True)
         ]
-        same = mask is not None and tuple(mask.shape[1:]) == plan.shape[1:]
-        part = mask[number % len(mask)] if same else None
+        part = None
+        if mask is not None and tuple(mask.shape[1:]) == plan.shape[1:]:
+            part = mask[number % len(mask)]
         return ImageRun(number, plan, CompositeActor(actors), part=part)
 
     @property
@@ -182,14 +183,14 @@ class Run:
             self._on_device = sigmas, torch.tensor(self.step_weights, device=sigma.device)
         sigmas, weights = self._on_device  # as the step counter, but without asking the device
         place = ((sigmas >= sigma * (1 - 1e-6)).sum() - 1).clamp(0, len(weights) - 1)
-        change = (latent - image.last_latent) / sigma if image.moved(latent) else None
+        change = image.latent_change(latent)
         return image.tokens.accumulate(
             image.guided.points,
             sigma,
             self.plan.prediction_order,
             self.plan.reach,
             weights.take(place),
-            change,
+            None if change is None else change / sigma,
         )
 
     def end(self, evaluation: Evaluation, x: Tensor, denoised: Tensor) -> None:

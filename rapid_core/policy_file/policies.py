@@ -27,7 +27,10 @@ def check_base(file: PolicyFile, base: Any) -> None:
     `base`."""
     network = base.diffusion_model
     architecture = describe(network)
-    check_family(file, architecture.family if architecture else type(network).__name__)
+    if architecture is None:
+        check_family(file, type(network).__name__)
+        return
+    check_family(file, architecture.family)
     channels = getattr(getattr(base, "latent_format", None), "latent_channels", None)
     check_model(file, channels, architecture.width(network))
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ from .entry import (
     rows_of_images,
 )
 
-FLOAT8 = getattr(torch, "float8_e4m3fn", None)  # PyTorch before 2.1 has none
+FLOAT8: Any = getattr(torch, "float8_e4m3fn", None)  # PyTorch before 2.1 has none
 SCALE_BYTES = 4
 
 

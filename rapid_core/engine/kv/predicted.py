@@ -86,6 +86,7 @@ class KVSigmas:
         pair = self._pairs[image]
         assert pair is not None
         sigma = self._sigmas[image]
+        assert sigma is not None
         before, latest = pair
         gap = latest - before
         far = (sigma - latest) / torch.where(gap == 0, 1.0, gap)

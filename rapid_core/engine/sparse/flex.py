@@ -113,15 +113,19 @@ def attend(problem: Problem, kernel: Callable[..., Any] | None = None) -> Tensor
         others.scatter_(3, p.chosen, 0.0)
         mean_bias = torch.where(others > 0, math.log(size), -math.inf)
 
-        def change(score, b, h, i, j):  # type: ignore[no-redef]
+        def with_means(score, b, h, i, j):
             mean = (j - length).clamp_min(0)
             return torch.where(j >= length, score + mean_bias[b, h, i // query_size, mean], score)
+
+        change = with_means
 
     elif p.bias is not None:
         bias = p.bias
 
-        def change(score, b, h, i, j):  # type: ignore[no-redef]  # noqa: ARG001
+        def with_bias(score, b, h, i, j):  # noqa: ARG001
             return score + bias[b, j]
+
+        change = with_bias
 
     return (kernel or _compiled())(
         p.q,

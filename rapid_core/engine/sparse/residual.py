@@ -14,6 +14,8 @@ from torch import Tensor
 
 from ...quadrature.lagrange import clamp_extrapolation
 
+CondCall = tuple  # a key that begins with a cond, then what tells its calls apart
+
 # Share of the line's slope that a prediction follows: half of it was better than none and than all
 # on both demo models.
 SLOPE = 0.5
@@ -38,11 +40,11 @@ class SparseResidual:
     def __init__(self, slope: float = SLOPE):
         """slope: share of the line's slope that a prediction follows; 0 for the last value."""
         self.slope = slope
-        self._measured: dict[tuple[Hashable, Hashable, int], _Measured] = {}
+        self._measured: dict[tuple[CondCall, Hashable, int], _Measured] = {}
 
     def write(
         self,
-        cond: Hashable,
+        cond: CondCall,
         at: Hashable,
         image: int,
         sigma: float,
@@ -62,24 +64,25 @@ class SparseResidual:
         number = 2 if self.slope else 1
         self._measured[key] = _Measured(density, tiles.to(torch.int32), points[-number:])
 
-    def has(self, cond: Hashable, at: Hashable, image: int, density: float) -> bool:
+    def has(self, cond: CondCall, at: Hashable, image: int, density: float) -> bool:
         """Whether there is a difference at this density."""
         known = self._measured.get((cond, at, image))
         return known is not None and known.density == density
 
-    def tiles(self, cond: Hashable, at: Hashable, image: int) -> Tensor:
+    def tiles(self, cond: CondCall, at: Hashable, image: int) -> Tensor:
         """Tiles (H, Tq, K) that the difference was measured with."""
         return self._measured[cond, at, image].tiles.long()
 
     def prediction(
-        self, cond: Hashable, at: Hashable, image: int, sigma: float
+        self, cond: CondCall, at: Hashable, image: int, sigma: float
     ) -> list[tuple[Tensor, float]]:
         """The difference at `sigma`, as tensors (H, M, D) and weights to be summed."""
         points = self._measured[cond, at, image].points
         if len(points) == 1:
             return [(points[0][1], 1.0)]
         (sigma_before, before), (sigma_latest, latest) = points
-        ahead = clamp_extrapolation([sigma_before, sigma_latest], sigma, REACH) - sigma_latest
+        reached = float(clamp_extrapolation([sigma_before, sigma_latest], sigma, REACH))
+        ahead = reached - sigma_latest
         ahead *= self.slope / (sigma_latest - sigma_before)
         return [(latest, 1.0 + ahead), (before, -ahead)]
 
@@ -114,7 +117,7 @@ class ResidualAccess:
     being the rows of a cond."""
 
     store: SparseResidual
-    conds: Sequence[Hashable]
+    conds: Sequence[CondCall]
     """Key of each chunk, which begins with its cond."""
     images: Sequence[int]
     sigmas: Sequence[float]
@@ -123,7 +126,7 @@ class ResidualAccess:
     measures: bool
     """Whether differences are to be written."""
 
-    def rows(self, chunk: int | None) -> list[tuple[Hashable, int, float]]:
+    def rows(self, chunk: int | None) -> list[tuple[CondCall, int, float]]:
         """Cond, image and sigma of every row, of one chunk or (None) of all."""
         conds = self.conds if chunk is None else [self.conds[chunk]]
         images = list(zip(self.images, self.sigmas, strict=True))

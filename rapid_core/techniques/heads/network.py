@@ -70,7 +70,8 @@ class Head(nn.Module):
         self.fc2 = nn.Linear(width, outputs)
         for layer in (self.conv1, self.conv2, self.fc1, self.fc2, self.norm1.linear):
             nn.init.normal_(layer.weight, std=0.02)
-            nn.init.zeros_(layer.bias)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         x = functional.silu(self.norm1(self.conv1(x), condition))

@@ -241,8 +241,7 @@ class Rapid3Actor(Actor):
             self.seen = shown, numbers[0].cpu(), pooled[0].cpu()
         return torch.cat([logits[name] for name in names], 1).flatten()
 
-    @override
-    def _numbers(self, seen: HeadInput, sigma: Tensor) -> Tensor:
+    def _numbers(self, seen: HeadInput, sigma: Tensor) -> Tensor:  # noqa: ARG002
         """(1, n): sigma and, where the heads know budgets, the share of all evaluations that may
         still be computed, counted before the latest was."""
         known = sigma.float().expand(1, 1)
@@ -333,9 +332,11 @@ class Rapid3Actor(Actor):
         history = observation.history
         return (history[-1] if history else observation.sigma), observation.sigma
 
-    @override
     def _jump_to(
-        self, logits: Tensor, start: float, observation: Observation
+        self,
+        logits: Tensor,
+        start: float,
+        observation: Observation,  # noqa: ARG002
     ) -> tuple[float, Decision]:
         """Sigma down to which evaluations are skipped, and what was chosen."""
         jump = self._jump(logits)
@@ -353,8 +354,8 @@ class Rapid3Actor(Actor):
         if self.policy.rollout is None:
             jump = float((alpha - 1) / (alpha + other - 2))
         else:  # a Beta is made of two Gammas
-            x = torch._standard_gamma(alpha[None], generator=self.generator)
-            y = torch._standard_gamma(other[None], generator=self.generator)
+            x = torch._standard_gamma(alpha[None], generator=self.generator)  # pyright: ignore
+            y = torch._standard_gamma(other[None], generator=self.generator)  # pyright: ignore
             jump = float(x / (x + y))
         return min(max(jump, CLIP), 1 - CLIP)
 
@@ -365,4 +366,6 @@ class Rapid3Actor(Actor):
 
     def _write(self, observation: Observation, choice: Decision) -> None:
         if self.policy.rollout is not None:
-            self.policy.rollout.add(self.image, observation.index, *self.seen, choice)
+            inputs, numbers, pooled = self.seen
+            index = observation.index
+            self.policy.rollout.add(self.image, index, inputs, numbers, pooled, choice)

@@ -116,7 +116,9 @@ class RapidPlusActor(Rapid3Actor):
         steps = observation.steps
         last = max(self.charged)
         left = self._max_evaluations(steps) - len(self.charged)
-        targets = [marks and next_computed(marks, last, left) for marks in self.rungs]
+        targets = [
+            None if marks is None else next_computed(marks, last, left) for marks in self.rungs
+        ]
         targets[OWN] = next_in_schedule(self.marks, last, len(self.charged), left)
         prior = torch.tensor(prior_logits(targets, explore_rate(self._max_evaluations(steps))))
         drawn = self.policy.rollout is not None

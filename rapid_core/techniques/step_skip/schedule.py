@@ -226,7 +226,8 @@ class GramPredictor:
         step = observation.step
         sigmas = observation.sigmas
         while self.fit.step < step:
-            self.fit.advance(*self.skipped.get(self.fit.step, ()))
+            used, weights = self.skipped.get(self.fit.step, ([], ()))
+            self.fit.advance(used, weights)
         latest = observation.history[-TERMS:]
         past = sigmas[:step]
         if not latest or any(sigma not in past for sigma in latest) or self.fit.step > step:
@@ -234,7 +235,7 @@ class GramPredictor:
         used = [sigmas.index(sigma) for sigma in latest]
         try:
             weights = self.fit.weights(used)
-        except torch.linalg.LinAlgError as error:
+        except torch.linalg.LinAlgError as error:  # pyright: ignore
             raise ArithmeticError(str(error)) from None
         if not all(map(math.isfinite, weights)):
             raise ArithmeticError("weights are not finite")
