@@ -175,8 +175,10 @@ class Conditions:
         evaluation.force_full(reason, not_obeyed)
 
     def _count_skipped(self, evaluation: Evaluation, keys: list, images: Sequence[int]) -> None:
-        """What these images would have cost in full."""
+        """What these images would have cost in full; nothing where they have arrived."""
         for i in images:
+            if i in self.run.ended:
+                continue
             evaluation.full_cost[i] += sum(self.full_cost.get((key, i), 0.0) for key in keys if key)
 
     def _predicted_batch(self, key: CondKey | None, evaluation: Evaluation, x: Tensor) -> Tensor:

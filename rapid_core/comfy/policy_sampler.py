@@ -196,7 +196,14 @@ class JumpRun:
         )
         if self.bound is None:
             return
-        self.bound.recorder.add_notes([chose, *self.notes])
+        recorder = self.bound.recorder
+        recorder.add_notes([chose, *self.notes])
+        if status == "finished":
+            # Those of a chain are counted without the images that had arrived.
+            recorded = len(recorder.evaluations)
+            evaluated = sum(min(number, recorded) for number in self.made)
+            full = self.steps * len(self.made)
+            recorder.full_evaluations = full if self.own else evaluated
         if not self.own:
             return
         log_run(SAMPLER_LOG, self.bound, status, lambda: self._record(status, result))
@@ -204,8 +211,6 @@ class JumpRun:
     def _record(self, status: str, result: Tensor | None) -> RunRecord:
         """The record of a run of its own."""
         assert self.bound is not None
-        if status == "finished":
-            self.bound.recorder.full_evaluations = self.steps * len(self.made)
         record = self.bound.finish(status, None)
         if result is None:
             return record

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -80,8 +80,13 @@ class Run:
 
     @property
     def notes(self) -> tuple[Reason, ...]:
-        """What the policies have to say, each once."""
-        return tuple(dict.fromkeys(note for image in self.images for note in image.actor.notes))
+        """What the policies have to say, each once; of one kind about one file the first image's
+        alone."""
+        notes: dict[Hashable, Reason] = {}
+        for note in (note for image in self.images for note in image.actor.notes):
+            file = note.params.get("file")
+            notes.setdefault(note if file is None else (note.code, file), note)
+        return tuple(notes.values())
 
     def begin(self, x: Tensor, timestep: Tensor) -> Evaluation:
         """Observe and decide. x (B, C, ...), timestep (B,) or (1,): sigmas; the run's only host

@@ -175,3 +175,11 @@ def record_of(pack_module):
     """record_of(model): record of the latest run of a model that a node patched."""
     chain_of = pack_module("rapid_core.comfy.chain").chain_of
     return lambda model: chain_of(model).log.records[-1]
+
+
+@pytest.fixture
+def reason(pack_module):
+    """reason(code, ...): a Reason as the pack has it."""
+    codes = pack_module("rapid_core.reasons").ReasonCode
+    make = pack_module("rapid_core.types").Reason
+    return lambda code, **params: make(codes[code], **params)

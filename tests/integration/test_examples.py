@@ -72,8 +72,8 @@ def test_comfyui_refuses_nothing_but_files_that_are_not_there(registered, name):
     errors = asyncio.run(execution.validate_prompt(name, copy.deepcopy(graph), None))[3]
     refused = {
         (node, error["extra_info"].get("input_name"))
-        for node, found in errors.items()
-        for error in found["errors"]
+        for node, refusal in errors.items()
+        for error in refusal["errors"]
     }
     absent = {
         (i, key)
@@ -92,10 +92,8 @@ def test_each_sampler_has_a_rapid_node_and_a_report_of_its_own(name):
     reports = {given["latent"][0]: given for given in inputs}
     assert samplers and sorted(reports) == sorted(samplers)
     patches = [graph[sampler]["inputs"]["model"][0] for sampler in samplers]
-    assert (
-        len(set(patches)) == len(samplers)
-        and {graph[patch]["class_type"] for patch in patches} <= PATCHES
-    )
+    assert len(set(patches)) == len(samplers)
+    assert {graph[patch]["class_type"] for patch in patches} <= PATCHES
     assert [reports[sampler]["model"][0] for sampler in samplers] == patches
     assert of_kind(graph, SAVERS)
 
@@ -115,11 +113,8 @@ def stand_in(kind, name, model, shape):
     if "Loader" in kind:
         return (model.clone(),)
     if "TextEncode" in kind:
-        seed, extra = (
-            int(name == "negative"),
-            {"reference_latents": [noise]} if "Edit" in kind else {},
-        )
-        return (make_conditioning(seed, **extra),)
+        extra = {"reference_latents": [noise]} if "Edit" in kind else {}
+        return (make_conditioning(int(name == "negative"), **extra),)
     return ({"samples": noise if kind == "VAEEncode" else torch.zeros_like(noise)},)
 
 
@@ -128,7 +123,8 @@ def reports_of(comfy_host, graph, model, shape):
     done = {}
 
     def outputs(name):
-        kind, given = graph[name]["class_type"], graph[name]["inputs"]
+        kind = graph[name]["class_type"]
+        given = graph[name]["inputs"]
         if name not in done and kind.startswith(STOOD_IN):
             done[name] = stand_in(kind, name, model, shape)
         elif name not in done:
@@ -148,7 +144,7 @@ def reports_of(comfy_host, graph, model, shape):
 
 @pytest.mark.parametrize("name", FAMILY)
 def test_an_example_samples_and_reports_on_a_tiny_model(registered, comfy_host, family, name):
-    """What is asked of RAPID Accelerate is kept to; on random weights Cache Reuse may leave out
+    """What is asked of RAPID Accelerate is kept to; on random weights Cache Reuse may skip
     nothing."""
     graph = read(name)
     for sampler, report in reports_of(comfy_host, graph, *family(FAMILY[name])).items():
@@ -199,17 +195,17 @@ BREAKAGES = {
 }
 
 
-@pytest.mark.parametrize("said", BREAKAGES)
-def test_a_broken_workflow_is_said_to_be_broken(registered, said):
+@pytest.mark.parametrize("words", BREAKAGES)
+def test_a_broken_workflow_is_said_to_be_broken(registered, words):
     graph = read("flux1_dev")
-    BREAKAGES[said](graph)
-    (found,) = problems(graph, registered)
-    assert said in found
+    BREAKAGES[words](graph)
+    (problem,) = problems(graph, registered)
+    assert words in problem
 
 
 def test_a_model_file_that_is_not_there_is_found_when_asked_for(registered):
-    found = problems(read("flux1_dev"), registered, files=True)
-    assert {problem.split(":")[0] for problem in found} == {
+    missing = problems(read("flux1_dev"), registered, files=True)
+    assert {problem.split(":")[0] for problem in missing} == {
         "model.unet_name",
         "clip.clip_name1",
         "clip.clip_name2",
@@ -218,7 +214,7 @@ def test_a_model_file_that_is_not_there_is_found_when_asked_for(registered):
 
 
 @pytest.mark.parametrize(
-    "given, wanted, right",
+    "given, accepted, right",
     [
         ("MODEL", "MODEL", True),
         ("MODEL", "CLIP", False),
@@ -226,5 +222,5 @@ def test_a_model_file_that_is_not_there_is_found_when_asked_for(registered):
         ("INT", "FLOAT,INT", True),
     ],
 )
-def test_types_fit_when_they_have_one_in_common(given, wanted, right):
-    assert fits(given, wanted) is right
+def test_types_fit_when_they_have_one_in_common(given, accepted, right):
+    assert fits(given, accepted) is right

@@ -20,10 +20,8 @@ def test_the_curl_example_draws_a_picture(server, repository):
     (command,) = re.findall(r"^curl .*$", text, re.MULTILINE)
     answer = typed(command, server.url, repository)
     assert not answer["node_errors"]
-    asking, deadline = (
-        f"curl -s http://127.0.0.1:8188/history/{answer['prompt_id']}",
-        time.monotonic() + 120,
-    )
+    asking = f"curl -s http://127.0.0.1:8188/history/{answer['prompt_id']}"
+    deadline = time.monotonic() + 120
     while not (history := typed(asking, server.url, repository)):
         assert time.monotonic() < deadline, server.log_tail()
         time.sleep(0.5)

@@ -20,7 +20,8 @@ def accelerate(comfy_host, pack, pack_module):
     jump at all."""
     import folder_paths
 
-    module, files = (pack_module(f"rapid_core.policies.{name}") for name in ("tpdm", "from_file"))
+    module = pack_module("rapid_core.techniques.heads.tpdm")
+    files = pack_module("rapid_core.policy_file.heads")
     path = Path(folder_paths.get_folder_paths("rapid_policies")[0]) / NAME
 
     def patch(model, hidden=HIDDEN, stay=False):
@@ -28,15 +29,15 @@ def accelerate(comfy_host, pack, pack_module):
         heads = module.TPDMHeads(hidden, SIDE, 16)
         if stay:
             torch.nn.init.constant_(heads.heads["step"].fc2.bias[0], 20.0)
-        metadata = dict(
-            architecture="sd3",
-            base_model="tiny",
-            budgets=[1.0],
-            reward="-",
-            licence="Apache-2.0",
-            training_command="-",
+        metadata = {
+            "architecture": "sd3",
+            "base_model": "tiny",
+            "budgets": [1.0],
+            "reward": "-",
+            "licence": "Apache-2.0",
+            "training_command": "-",
             **files.tpdm_metadata(heads),
-        )
+        }
         pack_module("rapid_core.policy_file.format").write(
             path, "heads", metadata, heads.state_dict()
         )
@@ -49,17 +50,18 @@ def accelerate(comfy_host, pack, pack_module):
 
 @pytest.fixture
 def looks(pack_module, monkeypatch):
-    """Every Features that the actor was shown: (number of the evaluation it decides, image,
-    features)."""
-    module, seen = pack_module("rapid_core.techniques.heads.tpdm"), []
-    real = module.TPDMActor.ask
+    """Every Features that an actor decided by: (number of its image, features)."""
+    module = pack_module("rapid_core.techniques.heads.tpdm")
+    real = module.TPDMActor.logits
+    seen = []
 
-    def ask(self, looks, sigma):
-        found = real(self, looks, sigma)
-        seen.extend((i, looks[i].features) for i in self.asked)
-        return found
+    def logits(self, shown, sigma):
+        answer = real(self, shown, sigma)
+        if answer is not None:
+            seen.append((self.image, shown.features))
+        return answer
 
-    monkeypatch.setattr(module.TPDMActor, "ask", ask)
+    monkeypatch.setattr(module.TPDMActor, "logits", logits)
     return seen
 
 
@@ -68,7 +70,8 @@ class Hooks:
     layer's matrix, and its modulation vector, with the conditions of the rows."""
 
     def __init__(self, model):
-        network, self.calls = model.model.diffusion_model, []
+        network = model.model.diffusion_model
+        self.calls = []
         self.handles = [
             network.joint_blocks[0].register_forward_pre_hook(self._first, with_kwargs=True),
             network.final_layer.register_forward_pre_hook(self._last),
@@ -96,7 +99,8 @@ class Hooks:
     def mixed(self, batch, scale):
         """Per computed evaluation and image (tokens, vec), conditions mixed by guidance; every
         evaluation has as many conditions as the first."""
-        rows, out = {}, []
+        rows = {}
+        out = []
         for call in self.calls:
             for chunk, cond in enumerate(call["conds"]):
                 for image in range(batch):
@@ -113,14 +117,14 @@ class Hooks:
 
 @pytest.fixture
 def hooks():
-    found = []
+    made = []
 
     def put(model):
-        found.append(Hooks(model))
-        return found[-1]
+        made.append(Hooks(model))
+        return made[-1]
 
     yield put
-    for each in found:
+    for each in made:
         each.remove()
 
 
@@ -135,15 +139,18 @@ def test_heads_see_what_the_model_passes_on(
 ):
     """All images decide alike here, so that every call has all rows."""
     model = load_tiny(kind)
-    patched, watched = accelerate(model, stay=True), hooks(model)
+    patched = accelerate(model, stay=True)
+    watched = hooks(model)
     sample(patched, steps=STEPS, cfg=cfg, latent=empty_latent(batch))
-    record, wanted = record_of(patched), watched.mixed(batch, cfg)
-    ran = sum(levels == "run" for e in record.evaluations for levels in e.levels)
-    assert ran == len(wanted) == 9 * batch  # 1.1 times the speed
+    record = record_of(patched)
+    passed_on = watched.mixed(batch, cfg)
+    ran = sum(mode == "run" for e in record.evaluations for mode in e.modes)
+    assert ran == len(passed_on) == 9 * batch  # 1.1 times the speed
     assert len(looks) == ran and [image for image, _ in looks] == [*range(batch)] * 9
-    for (_, found), (tokens, vec) in zip(looks, wanted, strict=True):
-        assert found.tokens.shape == (SIDE**2, 2 * HIDDEN) and found.tokens.dtype == torch.float32
-        assert nears(found.tokens, tokens) and nears(found.modulation, vec)
+    for (_, features), (tokens, vec) in zip(looks, passed_on, strict=True):
+        assert features.tokens.shape == (SIDE**2, 2 * HIDDEN)
+        assert features.tokens.dtype == torch.float32
+        assert nears(features.tokens, tokens) and nears(features.modulation, vec)
 
 
 def policy_of(patched):
@@ -151,64 +158,54 @@ def policy_of(patched):
     return patched.model_options["transformer_options"]["rapid"].policies[-1]
 
 
-def test_the_head_decides_and_joined_and_split_streams_decide_the_same(
+def test_the_head_decides_and_joined_and_split_conditionings_decide_the_same(
     accelerate, tiny_sd3, record_of, looks, monkeypatch
 ):
     import comfy.samplers
 
-    settings = dict(steps=STEPS, cfg=4.0, latent=empty_latent(2))
+    settings = {"steps": STEPS, "cfg": 4.0, "latent": empty_latent(2)}
     joined_model = accelerate(tiny_sd3)
-    joined, first = sample(joined_model, **settings), list(looks)
+    joined = sample(joined_model, **settings)
+    first = list(looks)
     looks.clear()
     monkeypatch.setattr(comfy.samplers, "can_concat_cond", lambda a, b: a is b)
     split_model = accelerate(tiny_sd3)
     split = sample(split_model, **settings)
-    decisions = [[e.levels for e in record_of(m).evaluations] for m in (joined_model, split_model)]
+    decisions = [[e.modes for e in record_of(m).evaluations] for m in (joined_model, split_model)]
     assert decisions[0] == decisions[1]
-    assert any("hold" in levels for levels in decisions[0]) and any(
-        "run" in levels for levels in decisions[0][1:]
-    )
+    assert any("skip" in modes for modes in decisions[0])
+    assert any("run" in modes for modes in decisions[0][1:])
     assert torch.allclose(joined, split, rtol=1e-4, atol=1e-4)
     assert len(first) == len(looks) > 1
     for (i, a), (j, b) in zip(first, looks, strict=True):
-        assert (
-            i == j
-            and a.evaluation == b.evaluation
-            and torch.allclose(a.tokens, b.tokens, rtol=1e-4, atol=1e-4)
-        )
+        assert i == j and a.evaluation == b.evaluation
+        assert torch.allclose(a.tokens, b.tokens, rtol=1e-4, atol=1e-4)
 
 
-def test_a_jump_lands_on_the_first_noise_level_below_it(accelerate, tiny_sd3, record_of, looks):
+def test_a_jump_lands_on_the_first_sigma_below_it(accelerate, tiny_sd3, record_of, looks):
     """The strip of the record, from the published rule and the features that were seen."""
     patched = accelerate(tiny_sd3)
     sample(patched, steps=STEPS, cfg=4.0)
-    record, heads, shown = (
-        record_of(patched),
-        policy_of(patched).heads,
-        dict((f.evaluation, f) for _, f in looks),
-    )
-    target, expected = float("inf"), []
+    record = record_of(patched)
+    heads = policy_of(patched).heads
+    shown = {features.evaluation: features for _, features in looks}
+    target = float("inf")
+    expected = []
     for e in record.evaluations:
         runs = e.sigma <= target
-        expected.append("run" if runs else "hold")
+        expected.append("run" if runs else "skip")
         if runs and e.index in shown:
-            a, b = (
-                heads(shown[e.index].tokens[None], shown[e.index].modulation[None])["step"][0]
-                .exp()
-                .tolist()
-            )
+            features = shown[e.index]
+            logits = heads(features.tokens[None], features.modulation[None])["step"][0]
+            a, b = logits.exp().tolist()
             target = e.sigma * a / (a + b)
-    assert [e.levels[0] for e in record.evaluations] == expected and {"run", "hold"} == set(
-        expected
-    )
-    assert record.policies[0]["technique"] == "tpdm" and record.totals["held"] == expected.count(
-        "hold"
-    )
+    assert [e.modes[0] for e in record.evaluations] == expected
+    assert {"run", "skip"} == set(expected)
+    assert record.policies[0]["technique"] == "tpdm"
+    assert record.totals["skipped"] == expected.count("skip")
 
 
-def test_what_a_control_adds_to_the_last_block_is_seen(
-    accelerate, tiny_sd3, looks, hooks, pack_module
-):
+def test_what_a_control_adds_to_the_last_block_is_seen(accelerate, tiny_sd3, looks, hooks):
     from comfy.patcher_extension import WrappersMP
 
     def controlled(
@@ -234,42 +231,46 @@ def test_what_a_control_adds_to_the_last_block_is_seen(
 
     model = tiny_sd3.clone()
     model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "control", controlled)
-    patched, watched = accelerate(model), hooks(model)
+    patched = accelerate(model)
+    watched = hooks(model)
     sample(patched, steps=4, cfg=4.0)
-    wanted = watched.mixed(1, 4.0)
-    assert looks and all(nears(found.tokens, wanted[n][0]) for n, (_, found) in enumerate(looks))
+    passed_on = watched.mixed(1, 4.0)
+    assert looks
+    for n, (_, features) in enumerate(looks):
+        assert nears(features.tokens, passed_on[n][0])
     sample(accelerate(tiny_sd3), steps=4, cfg=4.0)
-    assert not torch.allclose(
-        watched.mixed(1, 4.0)[len(wanted)][0], wanted[0][0], atol=0.1
-    )  # it had an effect
+    without = watched.mixed(1, 4.0)[len(passed_on)][0]
+    assert not torch.allclose(without, passed_on[0][0], atol=0.1)  # it had an effect
 
 
 @pytest.mark.parametrize(
-    "settings, said",
+    "settings, code, params",
     [
         (
             {"latent": empty_latent(height=16, width=32)},
-            "8 x 8 tokens (128 x 128 px), this latent has 8 x 16",
+            "HEADS_OTHER_SIZE",
+            {"side": 8, "pixels": 128, "rows": 8, "columns": 16},
         ),
         (
             {"positive": make_conditioning(0) + make_conditioning(2)},
-            "2 positive and 1 negative conditions were computed",
+            "COND_NUMBERS",
+            {"positive": 2, "negative": 1},
         ),
     ],
 )
 def test_what_heads_cannot_look_at_is_computed_and_said(
-    accelerate, tiny_sd3, record_of, settings, said
+    accelerate, tiny_sd3, record_of, reason, settings, code, params
 ):
-    patched, settings = accelerate(tiny_sd3), dict(steps=4, cfg=3.0, **settings)
-    found = sample(patched, **settings)
-    assert torch.equal(found, sample(tiny_sd3, **settings))
-    assert {e.levels for e in record_of(patched).evaluations} == {("run",)}
-    (note,) = [n for n in record_of(patched).notes if n.startswith("tpdm-sd3 heads: ")]
-    assert said in note and note.endswith("where they would decide, everything is computed")
+    patched = accelerate(tiny_sd3)
+    settings = {"steps": 4, "cfg": 3.0, **settings}
+    assert torch.equal(sample(patched, **settings), sample(tiny_sd3, **settings))
+    assert {e.modes for e in record_of(patched).evaluations} == {("run",)}
+    blind = [note for note in record_of(patched).notes if note.code == "heads_blind"]
+    assert blind == [reason("HEADS_BLIND", kind="tpdm-sd3", why=reason(code, **params))]
 
 
 def test_with_another_nodes_guidance_or_blocks_everything_is_computed_and_said(
-    accelerate, tiny_sd3, record_of, comfy_host
+    accelerate, tiny_sd3, record_of, comfy_host, reason
 ):
     import comfy.samplers
 
@@ -279,21 +280,21 @@ def test_with_another_nodes_guidance_or_blocks_everything_is_computed_and_said(
     )
     patched = accelerate(model)
     sample(patched, steps=4, cfg=3.0)
-    assert "another node replaced double_block 0" in record_of(patched).text()
+    why = reason("BLOCK_REPLACED", block="double_block 0")
+    assert reason("HEADS_BLIND", kind="tpdm-sd3", why=why) in record_of(patched).notes
     assert record_of(patched).totals["computed"] == 4
 
     comfy_host.load_core_nodes("nodes_custom_sampler.py")
     patched = accelerate(tiny_sd3)
-    conditions = dict(
-        cond1=make_conditioning(0), cond2=make_conditioning(2), negative=make_conditioning(1)
-    )
     guider = comfy_host.run_node(
         "DualCFGGuider",
         model=patched,
         cfg_conds=3.0,
         cfg_cond2_negative=2.0,
         style="regular",
-        **conditions,
+        cond1=make_conditioning(0),
+        cond2=make_conditioning(2),
+        negative=make_conditioning(1),
     )[0]
     sigmas = comfy.samplers.calculate_sigmas(
         tiny_sd3.get_model_object("model_sampling"), "simple", 4
@@ -307,14 +308,16 @@ def test_with_another_nodes_guidance_or_blocks_everything_is_computed_and_said(
             disable_pbar=True,
             seed=0,
         )
-    assert "they do not know guidance with a condition named middle" in record_of(patched).text()
+    why = reason("HEADS_OTHER_COND", name="middle")
+    assert reason("HEADS_BLIND", kind="tpdm-sd3", why=why) in record_of(patched).notes
     assert record_of(patched).totals["computed"] == 4
 
 
 def test_a_guider_that_changes_its_scale_is_followed(accelerate, tiny_sd3, looks, hooks):
     import comfy.samplers
 
-    patched, watched = accelerate(tiny_sd3, stay=True), hooks(tiny_sd3)
+    patched = accelerate(tiny_sd3, stay=True)
+    watched = hooks(tiny_sd3)
 
     class Rising(comfy.samplers.CFGGuider):
         def predict_noise(self, x, timestep, model_options={}, seed=None):  # noqa: B006
@@ -340,10 +343,12 @@ def test_a_guider_that_changes_its_scale_is_followed(accelerate, tiny_sd3, looks
         assert nears(features.tokens, watched.mixed(1, 2.0 + n)[n][0])
 
 
-def test_beside_region_adaptive_only_whole_evaluations_are_looked_at(
-    accelerate, tiny_sd3, record_of, comfy_host, looks
+def test_beside_region_adaptive_only_evaluations_of_all_tokens_are_looked_at(
+    accelerate, tiny_sd3, record_of, comfy_host, looks, reason
 ):
-    settings = dict(
+    both = comfy_host.run_node(
+        "RAPID_RegionAdaptive",
+        model=accelerate(tiny_sd3, stay=True),
         keep_ratio=0.5,
         preset="custom",
         warm_up=0.0,
@@ -353,38 +358,40 @@ def test_beside_region_adaptive_only_whole_evaluations_are_looked_at(
         metric="std",
         direction="low",
         starvation=0.3,
-        inactive="forecast",
+        inactive="predict",
         slope=0.0,
-    )
-    both = comfy_host.run_node(
-        "RAPID_RegionAdaptive", model=accelerate(tiny_sd3, stay=True), **settings
     )[0]
     assert torch.isfinite(sample(both, steps=STEPS, cfg=3.0)).all()
-    whole = [
-        e.index for e in record_of(both).evaluations if e.levels == ("run",) and e.share == (1.0,)
+    full = [
+        e.index
+        for e in record_of(both).evaluations
+        if e.modes == ("run",) and e.token_share == (1.0,)
     ]
-    assert 1 < len(whole) < 9 and {f.evaluation for _, f in looks} == set(whole)
-    assert "no condition was computed on all tokens" in record_of(both).text()
+    assert 1 < len(full) < 9 and {f.evaluation for _, f in looks} == set(full)
+    why = reason("NO_FULL_COND")
+    assert reason("HEADS_BLIND", kind="tpdm-sd3", why=why) in record_of(both).notes
 
 
 def test_features_are_counted_and_die_with_the_run(
     accelerate, tiny_sd3, record_of, pack_module, monkeypatch
 ):
-    module, alive = pack_module("rapid_core.engine.features"), []
+    module = pack_module("rapid_core.engine.tap")
     real = module.Features
+    alive = []
 
     def features(*args):
-        found = real(*args)
-        alive.append(weakref.ref(found))
-        return found
+        made = real(*args)
+        alive.append(weakref.ref(made))
+        return made
 
     monkeypatch.setattr(module, "Features", features)
-    patched, settings = accelerate(tiny_sd3), dict(steps=4, cfg=3.0, latent=empty_latent(2))
+    patched = accelerate(tiny_sd3)
+    settings = {"steps": 4, "cfg": 3.0, "latent": empty_latent(2)}
     sample(patched, **settings)
     gc.collect()
     assert alive and not any(each() for each in alive)
     counted = record_of(patched)
-    assert any(note.startswith("tokens for heads: ") for note in counted.notes)
+    assert "features_memory" in {note.code for note in counted.notes}
     monkeypatch.setattr(module.FeatureStore, "bytes", 0)
     sample(patched, **settings)
     assert counted.bytes - record_of(patched).bytes == 2 * 4 * (SIDE**2 * 2 * HIDDEN + HIDDEN)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -11,7 +12,7 @@ from rapid_core.engine.plan import RunPlan
 from rapid_core.engine.run import Run
 from rapid_core.engine.step_counter import StepCounter
 from rapid_core.quadrature.sigmas import place_in_schedule, snap_to_schedule, step_weights
-from rapid_core.types import Action, Actor, Mode, Policy, Requirements, Window
+from rapid_core.types import Action, Actor, Mode, Policy, Reason, Requirements, Window
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +160,19 @@ def test_an_image_that_has_ended_is_skipped_without_being_asked():
     evaluation = step(run, torch.tensor([0.5, 1.0]))
     assert [a.mode for a in evaluation.actions] == [Mode.RUN, Mode.SKIP]
     assert [o.image for o in seen] == [0, 1, 0]
+
+
+def test_a_note_about_one_file_is_made_once_however_many_images_make_it():
+    """The words of the first image stand; other notes are told apart by all they say."""
+    run, _ = run_of(batch=3)
+    notes = {
+        0: [Reason("budget_spent", file="a", steps=5), Reason("one", steps=1)],
+        1: [Reason("budget_spent", file="a", steps=7), Reason("one", steps=2)],
+        2: [Reason("budget_spent", file="b", steps=5), Reason("one", steps=1)],
+    }
+    for image in run.images:
+        image.actor = SimpleNamespace(notes=notes[image.number])
+    assert run.notes == (*notes[0], notes[1][1], notes[2][0])
 
 
 def test_one_image_holds_no_memory_of_the_others():
