@@ -38,7 +38,8 @@ WRAPPER_KEY = "rapid"
 
 
 def run_of(options: dict) -> BoundRun | None:
-    """The run whose wrappers are in these model_options."""
+    """The run whose wrappers are in these model_options: for RAPID Policy Sampler, which is called
+    inside of it."""
     wrappers = get_wrappers_with_key(
         WrappersMP.PREDICT_NOISE, WRAPPER_KEY, options, is_model_options=True
     )
@@ -96,8 +97,7 @@ class BoundRun:
         return options
 
     def hook_blocks(self, transformer_options: dict) -> None:
-        """Hook the blocks that are not replaced already; those are so by this run, or do not show
-        theirs."""
+        """Hook all blocks; none where one is replaced already, by another node or by this run."""
         if self.architecture is None:
             return
         replace = transformer_options.setdefault("patches_replace", {}).setdefault("dit", {})
@@ -109,7 +109,7 @@ class BoundRun:
         read."""
         if self.batched.store is None:
             return
-        self.run.capabilities.no_tokens = self.run.capabilities.no_tokens or reason
+        self.run.refusals.no_tokens = self.run.refusals.no_tokens or reason
         self.batched.store.drop()
         self.batched.store = None
         self.conditions.store = None
@@ -121,8 +121,8 @@ class BoundRun:
         evaluate, remember."""
         self.recorder.begin()
         run = self.run
-        run.capabilities.full = run.capabilities.full or self._unlike_plan(x)
-        if run.capabilities.full is not None:
+        run.refusals.full = run.refusals.full or self._unlike_plan(x)
+        if run.refusals.full is not None:
             return executor(x, timestep, model_options, seed)
         evaluation = run.begin(x, timestep.flatten())
         check_host(self, evaluation, model_options)
@@ -132,9 +132,9 @@ class BoundRun:
         finally:
             self.current = None
         if not isinstance(denoised, Tensor) or denoised.shape != x.shape:
-            run.capabilities.full = not_one_tensor(denoised)
-        if run.capabilities.full is not None:
-            self.recorder.add_notes([run.capabilities.full])
+            run.refusals.full = not_one_tensor(denoised)
+        if run.refusals.full is not None:
+            self.recorder.add_notes([run.refusals.full])
             return denoised
         run.end(evaluation, x, denoised)
         self.conditions.let_go()
@@ -178,9 +178,9 @@ class BoundRun:
             return self._full(executor, *arguments)
         lists = [tuple(c.get("uuid") for c in some) for some in conds if some]
         first = not evaluation.cond_lists
-        again = any(evaluation.cond_lists[uuids] for uuids in lists)
+        seen_before = any(evaluation.cond_lists[uuids] for uuids in lists)
         evaluation.cond_lists.update(lists)
-        if again:  # skip-layer guidance and its like look at the same conds with other options
+        if seen_before:  # skip-layer guidance and its like look once more, with other options
             return self._full(executor, *arguments)
         if evaluation.index == 0 and self.batched.store is not None:
             reason = self.conditions.always_all_tokens(conds, x)
@@ -215,7 +215,7 @@ class BoundRun:
             return arguments.call(executor, transformer_options)
         chunks = len(transformer_options.get("uuids") or ())
         batch = self.run.plan.batch
-        # The negative's model of DualModelGuider, another GPU's copy.
+        # Whether this call is for another model: the negative's of DualModelGuider, another GPU's.
         other = executor.class_obj is not self.base
         if not (self.in_full or other) and x.shape[0] == chunks * batch:
             return self.batched(executor, evaluation, arguments, transformer_options)
@@ -252,6 +252,6 @@ def _key_store(plan: RunPlan) -> KVStore | None:
 
 def _residual(plan: RunPlan) -> SparseResidual | None:
     """Differences to dense attention of a run; None where none are kept."""
-    if plan.attention is None or not plan.attention.keeps_residual:
+    if plan.attention is None or not plan.keeps_residual:
         return None
     return SparseResidual(SLOPE if plan.attention.compensation == "predict" else 0.0)

@@ -119,9 +119,10 @@ class Conditions:
     def __call__(
         self, executor: Callable, evaluation: Evaluation, arguments: tuple, first: bool = True
     ) -> list[Tensor] | None:
-        """`arguments` are the host's: model, conds, x, timestep, model_options. No action changes
-        after the checks, nor where others of this evaluation have obeyed them (first: none has):
-        None where these cannot, too."""
+        """The denoised latents (B, C, ...) of each list; `arguments` are the host's: model, conds, x,
+        timestep, model_options. first: whether this is the first call of the evaluation. What it
+        decided stays for the others; None where they cannot follow it, and have to be computed in
+        full."""
         conds, x = arguments[1], arguments[2]
         keys = [cond_key(i, cond, evaluation.told_sigma, x) for i, cond in enumerate(conds)]
         evaluation.cond_keys.update(filter(None, keys))
@@ -135,9 +136,10 @@ class Conditions:
             self._count_skipped(evaluation, keys, skipped)
             return [self._predicted_batch(key, evaluation, x) for key in keys]
         cost_before = list(evaluation.cost)
+        full_before = list(evaluation.full_cost)
         out = executor(*arguments)
         if not is_like(out, x, len(keys)):
-            self.run.capabilities.full = not_one_tensor(out)
+            self.run.refusals.full = not_one_tensor(out)
             return out
         self._check_obeyed(evaluation, cost_before)
         if skipped or evaluation.partial():
@@ -155,7 +157,10 @@ class Conditions:
             for i in evaluation.partial():
                 image = self.run.images[i]
                 out[place][i] = self._completed(evaluation, key, image, x[i], out[place][i])
-            self._remember(evaluation, key, x, out[place], used)
+            self._remember(evaluation, key, x, out[place])
+            for i in evaluation.images(Mode.RUN):
+                spent = evaluation.full_cost[i] - full_before[i]  # in this call, for all its lists
+                self.full_cost[key, i] = spent / used
         return out
 
     def _check_obeyed(self, evaluation: Evaluation, cost_before: Sequence[float]) -> None:
@@ -167,10 +172,10 @@ class Conditions:
         not_obeyed = [i for i in called if i not in evaluation.obeyed]
         if not not_obeyed:
             return
-        capabilities = self.run.capabilities
-        if capabilities.no_split is None:
-            capabilities.no_hooks = capabilities.no_hooks or Reason(ReasonCode.CALLED_AGAIN)
-        reason = capabilities.no_split or capabilities.no_hooks
+        refusals = self.run.refusals
+        if refusals.no_split is None:
+            refusals.no_hooks = refusals.no_hooks or Reason(ReasonCode.CALLED_AGAIN)
+        reason = refusals.no_split or refusals.no_hooks
         assert reason is not None
         evaluation.force_full(reason, not_obeyed)
 
@@ -208,10 +213,8 @@ class Conditions:
             predicted = predicted + normalized_convolution(out - predicted, mask, grid.patch)
         return torch.where(mask, out, predicted.to(out))
 
-    def _remember(
-        self, evaluation: Evaluation, key: CondKey, x: Tensor, out: Tensor, lists: int
-    ) -> None:
-        """The derivatives of a list; lists: how many share the cost of the evaluation."""
+    def _remember(self, evaluation: Evaluation, key: CondKey, x: Tensor, out: Tensor) -> None:
+        """The derivatives of a list."""
         grid = self.run.plan.grid
         for i in evaluation.images(Mode.RUN):
             sigma = evaluation.sigmas[i]
@@ -220,7 +223,6 @@ class Conditions:
             tokens = evaluation.actions[i].tokens
             where = None if tokens is None or grid is None else grid.mask(tokens)
             self.run.images[i].cond(key).add(sigma, (x[i] - out[i]) / sigma, where)
-            self.full_cost[key, i] = evaluation.full_cost[i] / lists
 
     def _check_history(
         self, evaluation: Evaluation, keys: list[CondKey | None], conds: list, x: Tensor

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def check_host(bound: BoundRun, evaluation: Evaluation, model_options: dict) -> None:
     """Fall back where the host is set up in a way that decisions cannot follow."""
-    capabilities = bound.run.capabilities
+    refusals = bound.run.refusals
     for reason in whole_run(bound, model_options):
         evaluation.force_full(reason)
         bound.give_up_tokens(reason)
@@ -31,12 +31,12 @@ def check_host(bound: BoundRun, evaluation: Evaluation, model_options: dict) -> 
             # A part of the batch would be given what the patch keeps of other rows.
             evaluation.force_full(foreign, evaluation.images(Mode.SKIP))
         bound.give_up_tokens(foreign)
-    if capabilities.no_hooks is not None:
+    if refusals.no_hooks is not None:
         reused = evaluation.images(Mode.REUSE)
-        evaluation.force_full(capabilities.no_hooks, reused)
-        evaluation.force_full(capabilities.no_hooks, evaluation.sparse(), attention=True)
-        bound.give_up_tokens(capabilities.no_hooks)
-    no_tokens = capabilities.no_tokens or capabilities.no_split
+        evaluation.force_full(refusals.no_hooks, reused)
+        evaluation.force_full(refusals.no_hooks, evaluation.sparse(), attention=True)
+        bound.give_up_tokens(refusals.no_hooks)
+    no_tokens = refusals.no_tokens or refusals.no_split
     if no_tokens is not None:
         evaluation.force_full(no_tokens, evaluation.partial())
     kind = WrappersMP.DIFFUSION_MODEL

@@ -109,7 +109,8 @@ class BatchedModel:
         evaluation.cond_calls.update(conds)
         if again:
             # A node calls the model once a tile, say: what is known of blocks is of other calls.
-            self.run.capabilities.no_hooks = Reason(ReasonCode.CALLED_AGAIN)
+            refusals = self.run.refusals
+            refusals.no_hooks = refusals.no_hooks or Reason(ReasonCode.CALLED_AGAIN)
         x = arguments.x
         out = None
         for part in self._parts(evaluation, arguments, conds, again):
@@ -145,7 +146,7 @@ class BatchedModel:
             ]
         except NotSliceable as error:
             reason = Reason(ReasonCode.BATCH_NOT_SPLIT, why=error.reason)
-            self.run.capabilities.no_split = reason
+            self.run.refusals.no_split = reason
             evaluation.add_reason(reason)
             batch = self.run.plan.batch
             everything = list(range(batch))
@@ -256,7 +257,7 @@ class BatchedModel:
                 rows = slice(chunk * count, (chunk + 1) * count)
                 tokens = None if part.tokens is None else part.tokens[rows]
                 self.store.tick(cond, part.images, sigmas, tokens, x.device)
-            stats = [image.tokens for image in images]
+            stats = [image.token_stats for image in images]
             call.subset = TokenSubset(
                 self.store, conds, part.images, call.layout, part.tokens, stats, plan.mass_block
             )

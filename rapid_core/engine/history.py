@@ -14,7 +14,6 @@ from torch import Tensor
 from ..quadrature.lagrange import Sigma, clamp_extrapolation, lagrange_weights
 from ..types import PredictionWeights
 
-ORDERS = (0, 1, 2)
 HALF_RANGE = (torch.finfo(torch.float16).min, torch.finfo(torch.float16).max)
 SMALLEST = 1e-12  # for divisions by a mean that may be zero
 

@@ -38,14 +38,15 @@ class ImageRun:
         number: int,
         plan: RunPlan,
         actor: CompositeActor,
-        tokens: TokenStats | None = None,
+        token_stats: TokenStats | None = None,
         part: Tensor | None = None,
     ):
         self.number = number
         self.plan = plan
         self.actor = actor
-        self.tokens = tokens
+        self.token_stats = token_stats
         self.part = part
+        # One point more than a prediction needs: the error estimate compares it with the next order.
         self.guided = History(max(plan.prediction_order + 2, plan.history))
         self.conds: dict[CondKey, History] = {}  # derivatives of conditionings
         self.residuals: dict[tuple, History] = {}  # of the blocks, by (cond, shape, device)
@@ -58,7 +59,8 @@ class ImageRun:
         self.change: float | None = None
         self.extrapolation_skill: float | None = None
         self.measured_log: dict[int, float] = {}  # by evaluation
-        # Measured and not yet fetched, 0-d: errors by evaluation, and the latest change and skill.
+        # Scalars that are still on the device; `Run.begin` fetches those of all images together:
+        # errors by evaluation, and the latest change and skill.
         self._errors: list[tuple[int, Tensor]] = []
         self._trend: tuple[Tensor, Tensor] | None = None
 
@@ -97,7 +99,8 @@ class ImageRun:
 
     def unfetched_errors(self, latent: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """Estimated error of a prediction, 0-d float32: as sigma has moved on, and for a second look
-        at the same sigma. latent (C, ...), sigma 0-d; inf where it is not known."""
+        at the same sigma (heun), which a polynomial over sigma cannot tell from the first. latent
+        (C, ...), sigma 0-d; inf where it is not known."""
         unknown = sigma.new_full((), math.inf, dtype=torch.float32)
         points = self.guided.points
         estimate = error_estimate(points, sigma, self.plan.prediction_order, self.plan.parts)
@@ -140,7 +143,7 @@ class ImageRun:
             computed=self.computed,
             since_computed=self.since_computed,
             measured_error=self.measured_error,
-            since_full=-1 if self.tokens is None else self.tokens.since_full,
+            since_full=-1 if self.token_stats is None else self.token_stats.since_full,
             since_measured=self.since_measured,
             history=self.guided.sigmas,
             change=self.change,
@@ -150,7 +153,11 @@ class ImageRun:
 
     def token_state(self, over_threshold: int | None) -> TokenState | None:
         """See `TokenStats.state`."""
-        return None if self.tokens is None else self.tokens.state(self.guided, over_threshold)
+        return (
+            None
+            if self.token_stats is None
+            else self.token_stats.state(self.guided, over_threshold)
+        )
 
     def remember(self, evaluation: Evaluation, latent: Tensor, derivative: Tensor) -> None:
         """The evaluation was computed: derivative (C, ...) of this image."""
@@ -158,8 +165,8 @@ class ImageRun:
         sigma = evaluation.sigmas[self.number]
         points = self.guided.points
         where = None
-        if self.tokens is not None and action.tokens is not None:
-            where = self.tokens.grid.mask(action.tokens)
+        if self.token_stats is not None and action.tokens is not None:
+            where = self.token_stats.grid.mask(action.tokens)
         fresh = self.guided.last_sigma != sigma
         if len(points) > self.plan.prediction_order and fresh:
             guess = self.guided.predict(sigma, self.plan.prediction_order, self.plan.reach)
@@ -168,8 +175,8 @@ class ImageRun:
         if self.plan.history and points and where is None and fresh:
             part = None if self.part is None else self.part.to(derivative.device)
             self._trend = change_and_skill(points, sigma, derivative, part)
-        if self.tokens is not None:
-            self.tokens.computed(action, derivative, points[-1].value if points else None)
+        if self.token_stats is not None:
+            self.token_stats.computed(action, derivative, points[-1].value if points else None)
         self.guided.add(sigma, derivative, where)
         self.last_latent = latent
 
@@ -182,8 +189,8 @@ class ImageRun:
             self.since_measured = 0
         elif computed and self.since_measured >= 0:
             self.since_measured += 1
-        if self.tokens is not None and not computed:
-            self.tokens.passed_over()
+        if self.token_stats is not None and not computed:
+            self.token_stats.passed_over()
         self.actor.executed(action)
 
     def keep_conds(self, keys: set[Hashable]) -> None:
@@ -198,7 +205,7 @@ class ImageRun:
 
     @property
     def bytes(self) -> int:
-        """Memory of all histories."""
+        """Memory of all histories, and of the latent that the latest is of."""
         histories = [self.guided, *self.conds.values(), *self.residuals.values()]
         latent = self.last_latent
         own = 0 if latent is None else latent.numel() * latent.element_size()

@@ -22,6 +22,7 @@ from ..types import (
     Window,
 )
 from .kv import bytes_of, missing
+from .tap import heads_blind
 
 HEAD_WIDTH = 64  # channels of a head at least, for counting what is kept head by head
 GIB = 2**30
@@ -66,8 +67,6 @@ class HostFacts:
     device_type: str = "cpu"
     sigma_at: Callable[[float], float] = staticmethod(lambda percent: 1.0 - percent)
     """Sigma at a share of the schedule."""
-    mask_size: tuple[int, ...] | None = None
-    """Height and width of the denoise mask."""
     parts: tuple[slice, ...] = ()
     """Of a packed latent's last axis (video and audio)."""
     features_refused: Callable[[FeatureSpec], Reason | None] = staticmethod(lambda _spec: None)
@@ -152,7 +151,7 @@ def plan_run(policies: Sequence[Policy], facts: HostFacts) -> RunPlan:
         if facts.architecture is None:
             no_hooks = Reason(ReasonCode.BLOCKS_UNKNOWN, model=facts.model_name)
     attention = _attention(policies, facts)
-    kv = _tokens(policies, facts)
+    chosen = _tokens(policies, facts)
     if attention.sparsity is not None:
         policies = [policy.with_attention(attention.sparsity) for policy in policies]
     features = _features(policies, facts, no_hooks)
@@ -170,20 +169,22 @@ def plan_run(policies: Sequence[Policy], facts: HostFacts) -> RunPlan:
         history=max((need.history for need in needs), default=0),
         parts=facts.parts,
         hooks=any(need.blocks for need in needs) and no_hooks is None,
-        reach=kv.requirements.reach if kv.requirements else None,
-        tokens=kv.requirements,
-        grid=kv.grid,
-        kv=kv.kind if no_hooks is None else None,
-        kv_conds=kv.conds,
-        mass_block=facts.blocks // 2 if kv.requirements and kv.requirements.attention_mass else -1,
+        reach=chosen.requirements.reach if chosen.requirements else None,
+        tokens=chosen.requirements,
+        grid=chosen.grid,
+        kv=chosen.kind if no_hooks is None else None,
+        kv_conds=chosen.conds,
+        mass_block=facts.blocks // 2
+        if chosen.requirements and chosen.requirements.attention_mass
+        else -1,
         attention=attention.sparsity if no_hooks is None else None,
         dense_blocks=attention.dense_blocks,
         residual_note=attention.note,
         features=features.spec,
         no_hooks=no_hooks,
-        no_tokens=no_hooks or kv.refused,
-        memory=features.bytes + (kv.bytes + attention.bytes if no_hooks is None else 0),
-        notes=tuple([*notes, *kv.notes, *features.notes]),
+        no_tokens=no_hooks or chosen.refused,
+        memory=features.bytes + (chosen.bytes + attention.bytes if no_hooks is None else 0),
+        notes=tuple([*notes, *chosen.notes, *features.notes]),
         advice=_advice(policies),
     )
 
@@ -342,7 +343,7 @@ def _features(
     spec = specs[-1]
     why = facts.features_refused(spec) or no_hooks
     if why is not None:
-        return _FeaturePlan(notes=(Reason(ReasonCode.HEADS_BLIND, kind=spec.kind, why=why),))
+        return _FeaturePlan(notes=(heads_blind(spec.kind, why),))
     each = spec.side**2 * 2 * spec.hidden
     batch = facts.shape[0]
     size = each * (batch * len(facts.conds) * facts.element + batch * 4)

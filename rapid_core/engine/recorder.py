@@ -116,7 +116,7 @@ class RunRecorder:
 
     def _saved_no_token(self) -> bool:
         """Whether every evaluation computed every token without a reason given."""
-        tokens_can_be_chosen = self.run.capabilities.no_tokens is None
+        tokens_can_be_chosen = self.run.refusals.no_tokens is None
         saved = any(e.reasons or min(e.token_share) < 1 for e in self.evaluations)
         return tokens_can_be_chosen and bool(self.evaluations) and not saved
 

@@ -21,7 +21,7 @@ from .token_stats import stats_of_run
 
 
 @dataclass
-class Capabilities:
+class Refusals:
     """What a run cannot do, each with the reason; None where it can."""
 
     no_hooks: Reason | None = None
@@ -42,7 +42,7 @@ class Run:
     def __init__(self, plan: RunPlan, tap: Tap | None = None, mask: Tensor | None = None):
         self.plan = plan
         self.tap = tap
-        self.capabilities = Capabilities(no_hooks=plan.no_hooks, no_tokens=plan.no_tokens)
+        self.refusals = Refusals(no_hooks=plan.no_hooks, no_tokens=plan.no_tokens)
         self.counter = StepCounter(plan.sigmas)
         self.step_weights = step_weights(plan.sigmas)
         self.evaluations = 0
@@ -57,8 +57,8 @@ class Run:
                 plan.tokens.error_threshold,
                 plan.tokens.max_age,
             )
-            for image, tokens in zip(self.images, stats, strict=True):
-                image.tokens = tokens
+            for image, own in zip(self.images, stats, strict=True):
+                image.token_stats = own
         self._occurrence = 0
         self._on_device: tuple[Tensor, Tensor] | None = None  # sigmas and step weights
 
@@ -171,20 +171,20 @@ class Run:
         return estimate, image.actor.act(observation)
 
     def _asks_tokens(self, image: ImageRun) -> bool:
-        return image.tokens is not None and bool(image.tokens.error_threshold)
+        return image.token_stats is not None and bool(image.token_stats.error_threshold)
 
     def _over_threshold(self, image: ImageRun, latent: Tensor, sigma: Tensor) -> Tensor | None:
         """Number of tokens over the threshold, 0-d; None where no policy asks for it."""
         if not self._asks_tokens(image):
             return None
-        assert image.tokens is not None
+        assert image.token_stats is not None
         if self._on_device is None:
             sigmas = torch.tensor(self.plan.sigmas or (0.0,), device=sigma.device)
             self._on_device = sigmas, torch.tensor(self.step_weights, device=sigma.device)
         sigmas, weights = self._on_device  # as the step counter, but without asking the device
         place = ((sigmas >= sigma * (1 - 1e-6)).sum() - 1).clamp(0, len(weights) - 1)
         change = image.latent_change(latent)
-        return image.tokens.accumulate(
+        return image.token_stats.accumulate(
             image.guided.points,
             sigma,
             self.plan.prediction_order,

@@ -74,15 +74,6 @@ class Tap:
         reason = self.features.end(evaluation, images, scale)
         return None if reason is None else heads_blind(self.features.kind, reason)
 
-    def blind(self, why: Reason) -> Reason | None:
-        """The blocks cannot be hooked: no tokens will be seen. What to say of it; None where nobody
-        looks at tokens."""
-        if self.features is None:
-            return None
-        reason = heads_blind(self.features.kind, why)
-        self.features = None
-        return reason
-
     @property
     def bytes(self) -> int:
         """Memory of the features that are kept between evaluations."""

@@ -13,13 +13,14 @@ from .lagrange import adams_bashforth
 
 MAX_TERMS = 4  # computed derivatives that a prediction may be the sum of
 
-# At every computed evaluation the share of the slope is measured that would have been best to get
-# there (`extrapolation_skill`: 0 and less where guidance makes the beginning of a run rough, near 1
-# at its end). Two fifths, and three fifths of it, were best for what comes next.
+# share = 0.4 + 0.6 * skill. At every computed evaluation the skill of the extrapolation is measured:
+# 1 where the line through the two derivatives before was right, 0 where the last value was. It is 0
+# and less where guidance makes the beginning of a run rough, near 1 at its end. These two numbers
+# were best on the development prompts of both demo models (docs/lab.md).
 SHARE_ALWAYS = 0.4
 SHARE_MEASURED = 0.6
-# Before there is such a measurement: this share, or the last value alone if the first two
-# derivatives differ by much (SD3-like 0.7 to 2.5, FLUX-like 0.04 to 0.13).
+# Before there is such a measurement: this share, or the last value alone if the relative L1 change
+# between the first two derivatives is above ROUGH (SD3-like 0.7 to 2.5, FLUX-like 0.04 to 0.13).
 SHARE_AT_FIRST = 0.75
 ROUGH = 0.3
 
@@ -41,5 +42,6 @@ def prediction_weights(observation: Observation, order: int) -> PredictionWeight
         return None
     stop = observation.sigmas[observation.step + 1] if observation.euler else None
     weights = adams_bashforth(sigmas, observation.sigma, stop)
+    # They sum to 1, so that this mixes the polynomial with the last value.
     older = [slope_share(observation) * weight for weight in weights[:-1]]
     return tuple(zip(sigmas, [*older, 1.0 - sum(older)], strict=True))

@@ -92,6 +92,4 @@ def test_what_heads_cannot_see_is_said_by_the_name_of_their_kind():
     tap, why = Tap(["p"], store()), Reason(ReasonCode.NO_FULL_COND)
     blind = Reason(ReasonCode.HEADS_BLIND, kind="tpdm-sd3", why=why)
     assert tap.end(0, [0], 3.0) == blind
-    assert tap.blind(why) == blind and tap.features is None
-    assert tap.blind(why) is None and tap.end(1, [0], 3.0) is None
     assert Tap().end(0, [0], 3.0) is None and Tap().bytes == 0
