@@ -732,3 +732,30 @@ def test_no_node_ids_but_the_packs_own_are_registered(comfy_host, pack, monkeypa
     assert len(set(ids)) == len(ids) and all(name.startswith("RAPID_") for name in ids)
     module = importlib.import_module(pack.__name__)
     assert not getattr(module, "NODE_CLASS_MAPPINGS", None)
+
+
+# A guider that has its conditionings computed in two calls.
+
+
+def test_two_calls_for_conditionings_cost_what_one_does(tiny_flux, patched, record_of):
+    """As DualModelGuider makes them: what a skipped step would have cost is counted once."""
+    import comfy.samplers
+
+    class TwoCalls(comfy.samplers.CFGGuider):
+        def predict_noise(self, x, timestep, model_options={}, seed=None):  # noqa: B006
+            given = (self.inner_model, x, timestep, model_options)
+            positive, negative = (
+                comfy.samplers.calc_cond_batch(given[0], [self.conds[name]], *given[1:])[0]
+                for name in ("positive", "negative")
+            )
+            return negative + (positive - negative) * self.cfg
+
+    model = patched(tiny_flux, "accelerate 2")
+    totals = []
+    for guider in (None, TwoCalls):
+        custom(model, euler, sigmas_of(model), cfg=3.0, guider=guider)
+        totals.append(record_of(model).totals)
+    one, two = totals
+    assert two["skipped"] == one["skipped"] > 0
+    assert two["flops"] == one["flops"]
+    assert two["full_flops"] == one["full_flops"]
