@@ -6,6 +6,10 @@ from collections.abc import Sequence
 
 from ..quadrature.sigmas import is_in_schedule, place_in_schedule
 
+# Relative difference from the schedule's first sigma that is another sigma, and not the little by
+# which samplers that add noise move the first one away from pure noise (dpmpp_sde: 0.00003).
+MOVED = 1e-3
+
 
 class StepCounter:
     """Counts the steps of a run. Where a sampler tells the model other sigmas than the schedule's
@@ -40,8 +44,8 @@ class StepCounter:
         """Step of an evaluation at `sigma` that is about to begin."""
         place = place_in_schedule(sigma, self.sigmas)
         off = not is_in_schedule(sigma, self.sigmas)
-        first = self.last_step is None and self._evaluations == 1
-        self._off_first = self._off_first or (first and off)
+        if self.sigmas and self.last_step is None and self._evaluations == 1:
+            self._off_first = abs(sigma - self.sigmas[place]) > MOVED * sigma
         following = 0 if self.last_step is None else self.last_step + 1
         following = min(following, max(0, len(self.sigmas) - 2))
         repeated = following < place and self.sigmas[following] == self.sigmas[place]

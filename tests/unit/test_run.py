@@ -263,3 +263,12 @@ class TestStepCounter:
     def test_without_callbacks_the_sigma_tells_the_step(self):
         counter = StepCounter(self.sigmas)
         assert [self.evaluate(counter, s * 0.99) for s in self.sigmas[:-1]] == list(range(10))
+
+    def test_a_first_sigma_a_little_below_the_schedules_is_the_schedules(self):
+        """dpmpp_sde moves it, and looks at the middle of each step before the next callback."""
+        counter, steps = StepCounter(self.sigmas), []
+        for i, sigma in enumerate(self.sigmas[:-1]):
+            steps.append(self.evaluate(counter, sigma - 3e-5 if i == 0 else sigma))
+            counter.passed(i)
+            steps.append(self.evaluate(counter, sigma - 0.05))
+        assert steps == [i for i in range(10) for _ in range(2)]
