@@ -13,7 +13,7 @@ const TOTALS = {
   dense_flops: "full_flops",
   speedup_allowed: "speedup_theoretical",
 };
-const MODES = { hold: "skip" };
+const OLD_MODES = { hold: "skip" };
 
 function renamed(given, names) {
   return Object.fromEntries(Object.entries(given).map(([name, value]) => [names[name] ?? name, value]));
@@ -21,7 +21,7 @@ function renamed(given, names) {
 
 function newer(evaluation) {
   const given = renamed(evaluation, EVALUATION);
-  return { ...given, modes: given.modes.map((mode) => MODES[mode] ?? mode) };
+  return { ...given, modes: given.modes.map((mode) => OLD_MODES[mode] ?? mode) };
 }
 
 export function readRecord(record) {

@@ -195,6 +195,6 @@ def test_the_first_picture_comes_as_readme_says(graph):
         ".rapid-report .row"
     )  # in view, at a size at which the page draws text
     totals = page.page.locator(".rapid-report .totals").inner_text()
-    assert "of 28 evaluations computed" in totals and "by the clock" in totals
+    assert "of 28 evaluations computed" in totals and "measured about" in totals
     (picture,) = page.outputs("SaveImage")["images"]
     assert picture["filename"].startswith("rapid_flux")
