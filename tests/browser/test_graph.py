@@ -13,7 +13,8 @@ from rapid_testing import examples
 COMPILED = """async sources => { const bare = s => s.replace(/^import .*$/gm, "").replace(/^export /gm, "")
   .replaceAll("import.meta.url", "location.href");
   const began = performance.now(); new Function("app", "api", sources.map(bare).join("\\n"))(
-  { registerExtension: extension => extension.init() }, { addEventListener() {} });
+  { registerExtension: extension => extension.init?.() }, { addEventListener() {},
+  fetchApi: async () => ({ json: async () => ({}) }) });
   return performance.now() - began }"""
 # As the server's message that a node of a run has these outputs.
 SAY = """async ([run, node, output]) => { const { api } = await import("/scripts/api.js");
