@@ -92,9 +92,18 @@ class Run:
         """Observe and decide. x (B, C, ...), timestep (B,) or (1,): sigmas; the run's only host
         synchronisation is here."""
         told = [timestep[i % len(timestep)] for i in range(self.plan.batch)]
-        unfetched = [self._unfetched(image, x[image.number], told) for image in self.images]
-        numbers = iter(torch.cat([part for some in unfetched for part in some]).tolist())
-        fetched = [[next(numbers) for part in some for _ in range(len(part))] for some in unfetched]
+        scalars = [self._scalars(image, x[image.number], told) for image in self.images]
+        logits = [
+            self._logits(image, x[image.number], told[image.number], some[1])
+            for image, some in zip(self.images, scalars, strict=True)
+        ]
+        flat = torch.stack([scalar for some in scalars for scalar in some])
+        if any(some is not None for some in logits):
+            flat = torch.cat([flat, *(some.float() for some in logits if some is not None)])
+        numbers = iter(flat.tolist())
+        fetched = [[next(numbers) for _ in some] for some in scalars]
+        for own, some in zip(fetched, logits, strict=True):
+            own += [next(numbers) for _ in range(0 if some is None else len(some))]
         self.counter.counted()
         sigmas, steps, actions, estimates = [], [], [], []
         first_before = self.images[0].last_sigma
@@ -118,34 +127,33 @@ class Run:
             told_sigma=fetched[0][0],
         )
 
-    def _unfetched(self, image: ImageRun, latent: Tensor, told: Sequence[Tensor]) -> list[Tensor]:
-        """What the host has to know of an image before it decides, 1-d float32 parts: sigma, two
-        error estimates, what was measured, tokens over the threshold, logits."""
+    def _scalars(self, image: ImageRun, latent: Tensor, told: Sequence[Tensor]) -> list[Tensor]:
+        """What the host has to know of an image before it decides, 0-d float32: sigma, two error
+        estimates, what was measured, and tokens over the threshold where a policy asks."""
         sigma = told[image.number]
-        fresh, again = image.unfetched_errors(latent, sigma)
-        head = torch.stack([sigma.float(), fresh.float(), again.float()])
-        measured = image.unfetched()
-        parts = [head, torch.stack([m.float() for m in measured]) if measured else head[:0]]
+        scalars = [sigma.float(), *image.unfetched_errors(latent, sigma), *image.unfetched()]
         over = self._over_threshold(image, latent, sigma)
-        parts.append(head[:0] if over is None else over[None])
-        logits = None
-        if image.actor.wants_logits and image.number not in self.ended:
-            seen = None
-            if self.tap is not None:
-                points = image.guided.points
-                derivative = points[-1].value if points else None
-                seen = self.tap.head_input(
-                    image.number, latent, image.last_latent, derivative, fresh
-                )
-            logits = image.actor.logits(seen, sigma)
-        parts.append(head[:0] if logits is None else logits.float())
-        return parts
+        return scalars if over is None else [*scalars, over]
+
+    def _logits(
+        self, image: ImageRun, latent: Tensor, sigma: Tensor, error: Tensor
+    ) -> Tensor | None:
+        """What the heads of an image's policies say, (n,); None where there are none. error: the
+        estimate for a fresh sigma."""
+        if not image.actor.wants_logits or image.number in self.ended:
+            return None
+        seen = None
+        if self.tap is not None:
+            points = image.guided.points
+            derivative = points[-1].value if points else None
+            seen = self.tap.head_input(image.number, latent, image.last_latent, derivative, error)
+        return image.actor.logits(seen, sigma)
 
     def _decide(
         self, image: ImageRun, sigma: float, step: int, numbers: list[float]
     ) -> tuple[float, Action]:
-        """The error estimate and the action of an image. numbers: those of `_unfetched` after
-        sigma."""
+        """The error estimate and the action of an image. numbers: those of `_scalars` after sigma,
+        and of `_logits`."""
         fresh, again, *rest = numbers
         measured = len(image.unfetched())
         image.fetched(rest[:measured])
