@@ -167,8 +167,7 @@ class Conditions:
         """Images of which every model call was computed in full after all: another node calls the
         model in its own way, or the batch could not be split. cost_before: of this call of the
         host's."""
-        decided = [*evaluation.images(Mode.REUSE), *evaluation.partial()]
-        called = [i for i in decided if evaluation.cost[i] > cost_before[i]]
+        called = [i for i in evaluation.in_part() if evaluation.cost[i] > cost_before[i]]
         not_obeyed = [i for i in called if i not in evaluation.obeyed]
         if not not_obeyed:
             return

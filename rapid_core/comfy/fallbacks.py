@@ -23,10 +23,9 @@ def check_host(bound: BoundRun, evaluation: Evaluation, model_options: dict) -> 
     for reason in whole_run(bound, model_options):
         evaluation.force_full(reason)
         bound.give_up_tokens(reason)
-    in_part = [*evaluation.images(Mode.REUSE), *evaluation.partial()]
     foreign = blocks.foreign_patches(model_options.get("transformer_options", {}))
     if foreign is not None:
-        evaluation.force_full(foreign, in_part)
+        evaluation.force_full(foreign, evaluation.in_part())
         if evaluation.images(Mode.RUN):
             # A part of the batch would be given what the patch keeps of other rows.
             evaluation.force_full(foreign, evaluation.images(Mode.SKIP))
@@ -42,7 +41,7 @@ def check_host(bound: BoundRun, evaluation: Evaluation, model_options: dict) -> 
     kind = WrappersMP.DIFFUSION_MODEL
     if get_wrappers_with_key(kind, "easycache", model_options, is_model_options=True):
         easycache = Reason(ReasonCode.EASYCACHE)
-        evaluation.force_full(easycache, [*evaluation.images(Mode.REUSE), *evaluation.partial()])
+        evaluation.force_full(easycache, evaluation.in_part())
         bound.give_up_tokens(easycache)
 
 

@@ -64,6 +64,10 @@ class Evaluation:
         """Images of which only some tokens run."""
         return [i for i, action in enumerate(self.actions) if action.tokens is not None]
 
+    def in_part(self) -> list[int]:
+        """Images of which the model computes a part: blocks are reused, or only some tokens run."""
+        return [*self.images(Mode.REUSE), *self.partial()]
+
     def sparse(self) -> list[int]:
         """Images that were decided to have sparse attention."""
         return [i for i, action in enumerate(self.actions) if action.density < 1.0]
