@@ -26,6 +26,15 @@ class Mode(Enum):
     RUN = "run"  # the blocks, on all image tokens or on some
 
 
+class Aim(Enum):
+    """Which picture a run with predicted steps is to come near."""
+
+    FULL_PICTURE = "full picture"
+    """The one that all of its steps would have made."""
+    BEST_PICTURE = "best picture"
+    """The converged solution of the model's ODE, which infinitely many steps would make."""
+
+
 class Must(IntEnum):
     """What other policies on the same model may not undercut."""
 
@@ -156,6 +165,9 @@ class Requirements:
     attention_density: float = 0.5
     """Density that its actions will ask for, where differences to dense attention are kept."""
     features: FeatureSpec | None = None
+    aim: Aim | None = None
+    """What gaps are corrected towards once their far end is computed (`engine.corrector`); None
+    for no correction."""
     logits: bool = False
     """Whether its actors have heads that look at latents."""
     decides_schedule: bool = False
@@ -260,6 +272,8 @@ class Observation:
     euler: bool = False
     """Whether the sampler goes on to the schedule's next sigma along the derivative that it is
     given, so that the mean derivative over a step is worth more than the one at its beginning."""
+    aim: Aim | None = None
+    """What gaps are corrected towards; None where they are not."""
     computed: int = 0
     """Evaluations of the image that were computed."""
     since_computed: int = 0
@@ -270,6 +284,9 @@ class Observation:
     measured_error: float | None = None
     """The true error of the prediction at the last evaluation that was computed although it could
     have been predicted."""
+    gap_error: float | None = None
+    """What the latest gap, once its far end was computed, was found to have moved the latent wrongly:
+    mean square, relative to that of the denoised latent. None where no gap has ended yet."""
     since_full: int = -1
     """Evaluations that did not compute all tokens since the last that did; -1 before the first."""
     since_measured: int = -1

@@ -136,11 +136,11 @@ class BoundRun:
         if run.refusals.full is not None:
             self.recorder.add_notes([run.refusals.full])
             return denoised
-        run.end(evaluation, x, denoised)
+        given = run.end(evaluation, x, denoised)
         self.conditions.let_go()
         self._show_heads(evaluation, getattr(executor.class_obj, "cfg", 1.0))
         self._record(evaluation)
-        return denoised
+        return given
 
     def _unlike_plan(self, x: Tensor) -> Reason | None:
         """Why latents of this shape cannot be followed: what is known is of others."""

@@ -9,8 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..quadrature.lagrange import adams_bashforth
+from ..quadrature.multistep import ROUGH, SHARE_ALWAYS, SHARE_AT_FIRST, SHARE_MEASURED, Step
 from ..quadrature.sigmas import snap_to_schedule
-from ..types import Action, Mode, Observation, TokenState
+from ..types import Action, Aim, Mode, Observation, TokenState
+from .corrector import Corrector
 from .evaluation import Evaluation
 from .history import (
     SMALLEST,
@@ -59,10 +62,15 @@ class ImageRun:
         self.change: float | None = None
         self.extrapolation_skill: float | None = None
         self.measured_log: dict[int, float] = {}  # by evaluation
+        self.corrector = None if plan.aim is None else Corrector(plan.aim, plan.euler)
+        self.gap_error: float | None = None
+        self.gap_errors: dict[int, float] = {}  # by evaluation that ended a gap
         # Scalars that are still on the device; `Run.begin` fetches those of all images together:
         # errors by evaluation, and the latest change and skill.
         self._errors: list[tuple[int, Tensor]] = []
+        self._shifts: list[tuple[int, Tensor]] = []
         self._trend: tuple[Tensor, Tensor] | None = None
+        self._last_step = -1
 
     def cond(self, key: CondKey) -> History:
         """History of a conditioning's derivative."""
@@ -115,18 +123,22 @@ class ImageRun:
 
     def unfetched(self) -> list[Tensor]:
         """What was measured and is not yet fetched, 0-d."""
-        return [error for _, error in self._errors] + list(self._trend or ())
+        measured = [value for _, value in (*self._errors, *self._shifts)]
+        return measured + list(self._trend or ())
 
     def fetched(self, values: Iterable[float]) -> None:
         """The numbers of `unfetched`."""
         numbers = iter(values)
         for evaluation, _ in self._errors:
             self.measured_error = self.measured_log[evaluation] = next(numbers)
+        for evaluation, _ in self._shifts:
+            self.gap_errors[evaluation] = self.gap_error = next(numbers)
         if self._trend is not None:
             self.change = next(numbers)
             skill = next(numbers)
             self.extrapolation_skill = None if math.isnan(skill) else skill
         self._errors = []
+        self._shifts = []
         self._trend = None
 
     def snapped(self, sigma: float) -> float:
@@ -140,9 +152,11 @@ class ImageRun:
             steps=max(1, len(self.plan.sigmas) - 1),
             sigmas=self.plan.sigmas,
             euler=self.plan.euler,
+            aim=self.plan.aim,
             computed=self.computed,
             since_computed=self.since_computed,
             measured_error=self.measured_error,
+            gap_error=self.gap_error,
             since_full=-1 if self.token_stats is None else self.token_stats.since_full,
             since_measured=self.since_measured,
             history=self.guided.sigmas,
@@ -179,6 +193,64 @@ class ImageRun:
             self.token_stats.computed(action, derivative, points[-1].value if points else None)
         self.guided.add(sigma, derivative, where)
         self.last_latent = latent
+
+    def correct(
+        self, evaluation: Evaluation, derivative: Tensor, denoised: Tensor
+    ) -> Tensor | None:
+        """The derivative (C, ...) to give the sampler in place of this evaluation's, so that a gap
+        that ends here is made good; None for no other. Called for every evaluation, after
+        `remember`. denoised (C, ...): of the evaluation."""
+        corrector = self.corrector
+        step = self._step(evaluation)
+        action = evaluation.actions[self.number]
+        if corrector is None:
+            return None
+        if step is None:
+            corrector.reset()
+            return None
+        if action.mode is Mode.SKIP:
+            corrector.estimated(step, derivative)
+        if not action.all_tokens:
+            return None
+        shift = corrector.shift(self.guided.points)
+        if shift is not None:
+            size = shift.square().mean() / denoised.float().square().mean().clamp_min(SMALLEST)
+            self._shifts.append((evaluation.index, size))
+        own = derivative
+        if corrector.applies and corrector.aim is Aim.BEST_PICTURE:
+            own = self._mean_over(step)
+            corrector.estimated(step, own)
+        given = corrector.given(step, own, shift)
+        return None if given is derivative else given
+
+    def _step(self, evaluation: Evaluation) -> Step | None:
+        """Sigmas of the step that an evaluation begins; None where it is a second look at a step, or
+        its sigma is not the schedule's."""
+        number = evaluation.steps[self.number]
+        first = number != self._last_step
+        self._last_step = number
+        sigmas = self.plan.sigmas
+        if (
+            not first
+            or number + 1 >= len(sigmas)
+            or sigmas[number] != evaluation.sigmas[self.number]
+        ):
+            return None
+        return sigmas[number], sigmas[number + 1]
+
+    def _mean_over(self, step: Step) -> Tensor:
+        """Mean derivative (C, ...) over the step that the latest computed one begins: of the line
+        through the latest two, with as much of its slope as predictions take."""
+        points = self.guided.points[-2:]
+        latest = points[-1].value.float()
+        sigmas = [p.sigma for p in points if not isinstance(p.sigma, Tensor)]
+        if len(sigmas) < 2 or self._trend is None:
+            return latest
+        change, skill = self._trend  # still on the device
+        at_first = torch.where(change > ROUGH, 0.0, SHARE_AT_FIRST)
+        share = torch.where(skill.isnan(), at_first, SHARE_ALWAYS + SHARE_MEASURED * skill)
+        older = adams_bashforth(sigmas, *step)[0] * share.clamp(0, 1)
+        return torch.lerp(latest, points[0].value.float(), older.float())
 
     def executed(self, action: Action) -> None:
         """Count an evaluation that has ended, and tell the policies."""

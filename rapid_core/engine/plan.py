@@ -12,6 +12,7 @@ from ..cost import CostModel
 from ..reasons import ReasonCode
 from ..token_grid import TokenGrid
 from ..types import (
+    Aim,
     FeatureSpec,
     KVKind,
     Mode,
@@ -92,6 +93,8 @@ class RunPlan:
     prediction_order: int = 0
     history: int = 0
     """Computed derivatives that are kept for the weights of policies."""
+    aim: Aim | None = None
+    """What gaps are corrected towards; None for no correction."""
     reach: float | None = None
     """See `TokenRequirements.reach`; None for no limit."""
     parts: tuple[slice, ...] = ()
@@ -167,6 +170,7 @@ def plan_run(policies: Sequence[Policy], facts: HostFacts) -> RunPlan:
         modes=frozenset().union(*(need.modes for need in needs)),
         prediction_order=max((need.prediction_order for need in needs), default=0),
         history=max((need.history for need in needs), default=0),
+        aim=next((need.aim for need in reversed(needs) if need.aim is not None), None),
         parts=facts.parts,
         hooks=any(need.blocks for need in needs) and no_hooks is None,
         reach=chosen.requirements.reach if chosen.requirements else None,

@@ -201,18 +201,27 @@ class Run:
             None if change is None else change / sigma,
         )
 
-    def end(self, evaluation: Evaluation, x: Tensor, denoised: Tensor) -> None:
+    def end(self, evaluation: Evaluation, x: Tensor, denoised: Tensor) -> Tensor:
         """Remember what was computed: the guided derivative (x - denoised) / sigma of each image
-        that ran."""
+        that ran. Returns what the sampler is given, (B, C, ...): `denoised`, and where a gap has
+        ended, with its correction."""
         self.evaluations += 1
-        ran = evaluation.images(Mode.RUN)
+        given = denoised
         for image in self.images:
             i = image.number
+            sigma = evaluation.sigmas[i]
+            ran = evaluation.actions[i].mode is Mode.RUN
             image.keep_conds(evaluation.cond_keys)
-            if i in ran and evaluation.sigmas[i] > 0:
-                derivative = (x[i] - denoised[i]) / evaluation.sigmas[i]
-                image.remember(evaluation, x[i].clone(), derivative)
+            if sigma > 0 and (ran or image.corrector is not None):
+                derivative = (x[i] - denoised[i]) / sigma
+                if ran:
+                    image.remember(evaluation, x[i].clone(), derivative)
+                corrected = image.correct(evaluation, derivative, denoised[i])
+                if corrected is not None:
+                    given = denoised.clone() if given is denoised else given
+                    given[i] = x[i] - sigma * corrected
             image.executed(evaluation.actions[i])
+        return given
 
     def finish(self) -> None:
         """Fetch what was measured last; called once when the run has ended."""

@@ -1,17 +1,26 @@
-"""What stands for a derivative that is not computed.
+"""What stands for a derivative that is not computed, and what a gap is once its end is computed.
 
-Under Euler a run goes on by x += (sigma_next - sigma) * d, so a skipped evaluation needs the mean
-derivative over its step. The polynomial through the latest computed derivatives gives it as a
-weighted sum of them: the weights of an Adams-Bashforth method on the run's own sigmas. For other
-samplers the polynomial's value at the skipped sigma is the prediction. Either way only a share of
-the polynomial's slope is taken, as the run itself measures it."""
+Under Euler a run goes on by x += (sigma_next - sigma) * d. A skipped evaluation needs an estimate of
+d: *predicted* from the computed derivatives before it (Adams-Bashforth), and *corrected* when the
+next one has been computed, so that the gap can be interpolated (Adams-Moulton; predict, evaluate,
+correct: Hairer, Norsett and Wanner, Solving Ordinary Differential Equations I, III.1). Each estimate
+is a weighted sum of computed derivatives.
+
+What d stands for is the run's aim. For the full picture it is the derivative at the step's beginning,
+which is what Euler uses; for the best picture it is the mean over the step, which corrects Euler's
+own error, too. For other samplers it is the value at the skipped sigma.
+
+Of a predicting polynomial's slope only a share is taken, as the run itself measures it."""
 
 from __future__ import annotations
 
-from ..types import Observation, PredictionWeights
+from collections.abc import Sequence
+
+from ..types import Aim, Observation, PredictionWeights
 from .lagrange import adams_bashforth
 
 MAX_TERMS = 4  # computed derivatives that a prediction may be the sum of
+CORRECTOR_TERMS = 3  # of a correction, the new one among them: a parabola
 
 # share = 0.4 + 0.6 * skill. At every computed evaluation the skill of the extrapolation is measured:
 # 1 where the line through the two derivatives before was right, 0 where the last value was. It is 0
@@ -23,6 +32,8 @@ SHARE_MEASURED = 0.6
 # between the first two derivatives is above ROUGH (SD3-like 0.7 to 2.5, FLUX-like 0.04 to 0.13).
 SHARE_AT_FIRST = 0.75
 ROUGH = 0.3
+
+Step = tuple[float, float]  # sigmas of its beginning and end
 
 
 def slope_share(observation: Observation) -> float:
@@ -40,8 +51,20 @@ def prediction_weights(observation: Observation, order: int) -> PredictionWeight
     sigmas = observation.history[-(order + 1) :]
     if not sigmas:
         return None
-    stop = observation.sigmas[observation.step + 1] if observation.euler else None
+    mean = observation.euler and observation.aim is not Aim.FULL_PICTURE
+    stop = observation.sigmas[observation.step + 1] if mean else None
     weights = adams_bashforth(sigmas, observation.sigma, stop)
     # They sum to 1, so that this mixes the polynomial with the last value.
     older = [slope_share(observation) * weight for weight in weights[:-1]]
     return tuple(zip(sigmas, [*older, 1.0 - sum(older)], strict=True))
+
+
+def correction_weights(sigmas: Sequence[float], gap: Sequence[Step], aim: Aim) -> tuple[float, ...]:
+    """Weights of the derivatives computed at `sigmas`, both sides of a gap among them, for the sum
+    of its steps' (stop - start) * d: how far the gap has moved the latent."""
+    total = [0.0] * len(sigmas)
+    for start, stop in gap:
+        end = stop if aim is Aim.BEST_PICTURE else None
+        for i, weight in enumerate(adams_bashforth(sigmas, start, end)):
+            total[i] += (stop - start) * weight
+    return tuple(total)

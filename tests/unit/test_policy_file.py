@@ -22,7 +22,7 @@ from rapid_core.policy_file.schedules import (
 )
 from rapid_core.policy_file.thresholds import threshold_of
 from rapid_core.quadrature.gram import RIDGE, Gram, GramFit
-from rapid_core.quadrature.spacing import evenly_spaced
+from rapid_core.quadrature.spacing import best_spaced, evenly_spaced
 from rapid_core.reasons import ReasonCode
 from rapid_core.techniques.step_skip.schedule import Schedule, SchedulePolicy
 from rapid_core.techniques.step_skip.threshold import ThresholdPolicy
@@ -88,7 +88,7 @@ def test_a_schedule_without_inner_products_leaves_weights_to_adams_bashforth(pat
     bare = [Schedule(evenly_spaced(n, 8), SIGMAS) for n in (4, 2)]
     policy = policy_of(write(path, "schedule", METADATA, schedule_tensors(bare)), 2.0)
     assert policy.schedule.gram is None
-    plain = marks_of(SchedulePolicy(speedup=2.0), 8)[0]
+    plain = marks_of(SchedulePolicy(speedup=2.0, schedule=bare[0]), 8)[0]
     assert [a.prediction_weights for a in marks_of(policy, 8)[0]] == [
         a.prediction_weights for a in plain
     ]
@@ -284,8 +284,8 @@ def test_a_schedule_is_moved_to_the_sigmas_that_it_computes():
         and lower[-1] == pytest.approx(sparse.sigmas[12], abs=0.04)
         and len(lower) == 4
     )
-    above = tuple(0.04 - i / 400 for i in range(17))  # below all that it computes: spaced evenly
-    assert sparse.computed_on(4, above) == evenly_spaced(4, 16, few=True)
+    above = tuple(0.04 - i / 400 for i in range(17))  # below all that it computes
+    assert sparse.computed_on(4, above) == best_spaced(4, above)
 
 
 @given(

@@ -15,12 +15,13 @@ from typing_extensions import override
 
 from ...quadrature.gram import TERMS, Gram, GramFit
 from ...quadrature.multistep import MAX_TERMS, prediction_weights
-from ...quadrature.spacing import FEW, evenly_spaced, max_evaluations
+from ...quadrature.spacing import FEW, best_spaced, max_evaluations
 from ...reasons import ReasonCode
 from ...types import (
     FULL,
     Action,
     Actor,
+    Aim,
     Mode,
     Observation,
     Policy,
@@ -65,7 +66,7 @@ class Schedule:
         numbers = np.arange(float(len(own)))
         first, last = np.interp((places[0], places[-1]), own, numbers)
         if count < 2 or last - first < 1:  # hardly any of the schedule's lie within the run
-            return evenly_spaced(count, steps, few=True)
+            return best_spaced(count, sigmas)
         # Two in a row only where the schedule has such pairs, too, or there is no room without.
         in_a_row = any(a and b for a, b in itertools.pairwise(self.computed))
         gap = 1 if in_a_row or 2 * count > steps + 1 else 2
@@ -85,19 +86,32 @@ class Schedule:
 
 @dataclass(frozen=True, kw_only=True)
 class SchedulePolicy(Policy):
-    """Even spacing, or a searched schedule, within a budget."""
+    """The steps where skipping the others costs least, or a searched schedule, within a budget."""
 
     technique: ClassVar[str] = "schedule"
 
     speedup: float
     """Evaluations of the full run over those that are computed, at least 1; a ceiling on what is
     spent."""
+    aim: Aim = Aim.FULL_PICTURE
+    """Which picture it is to come near, where no weights are fitted."""
+    start_percent: float = 0.0
+    """Share of the schedule from which on evaluations may be skipped."""
+    end_percent: float = 1.0
+    """Share of the schedule after which all evaluations are computed."""
+    safe: bool = True
+    """Whether nothing is skipped where it is known to go wrong."""
     prediction_order: int = 1
     """Order of the polynomial that predicts, where no weights are fitted."""
     schedule: Schedule | None = None
-    """A searched schedule; None for even spacing."""
+    """A searched schedule; None for the spacing of `quadrature.spacing`."""
     source: str = ""
     """File that the schedule is from."""
+
+    @property
+    def percents(self) -> tuple[float, float]:
+        """Shares of the schedule between which evaluations may be skipped."""
+        return self.start_percent, self.end_percent
 
     @property
     def requirements(self) -> Requirements:
@@ -106,19 +120,29 @@ class SchedulePolicy(Policy):
             modes=frozenset((Mode.SKIP, Mode.RUN)),
             prediction_order=self.prediction_order,
             history=MAX_TERMS,
+            # Fitted weights make good in later predictions what earlier ones did wrong.
+            aim=None if self._fitted else self.aim,
             decides_schedule=True,
         )
 
+    @property
+    def _fitted(self) -> bool:
+        return self.schedule is not None and self.schedule.gram is not None
+
     @override
     def start(self, window: Window, image: int = 0) -> ScheduleActor:
-        """An actor for one image. A schedule is about whole runs: the window has no say."""
-        return ScheduleActor(self)
+        """An actor for one image."""
+        return ScheduleActor(self, window)
 
     def to_record(self) -> dict[str, Any]:
         """Its settings, the schedule by the name of its file."""
         return {
             "technique": self.technique,
             "speedup": self.speedup,
+            "aim": self.aim.value,
+            "start_percent": self.start_percent,
+            "end_percent": self.end_percent,
+            "safe": self.safe,
             "prediction_order": self.prediction_order,
             "source": self.source,
         }
@@ -127,8 +151,9 @@ class SchedulePolicy(Policy):
 class ScheduleActor(Actor):
     """The steps of one image's run, settled at its first evaluation."""
 
-    def __init__(self, policy: SchedulePolicy):
+    def __init__(self, policy: SchedulePolicy, window: Window):
         self.policy = policy
+        self.window = window
         self.computed: list[bool] = []
         """(N,) whether each step is computed; empty before the first evaluation."""
         self._notes: list[Reason] = []
@@ -147,9 +172,9 @@ class ScheduleActor(Actor):
         computed = self.settle(observation)
         step = observation.step
         if self._unplanned_step is not None and self._unplanned_step < step:
-            self._pay(step)
+            self._pay(step, observation.sigmas)
         if self._overspent(observation):
-            self._pay(step)
+            self._pay(step, observation.sigmas)
         if computed[step] or not observation.computed:
             self._skipped_step = None
             return FULL
@@ -171,13 +196,12 @@ class ScheduleActor(Actor):
         planned = sum(self.computed[:step]) + self._paid
         return observation.index == step and observation.computed > planned
 
-    def _pay(self, step: int) -> None:
-        """Compute one evaluation less from here on, evenly spaced."""
+    def _pay(self, step: int, sigmas: Sequence[float]) -> None:
+        """Compute one evaluation less from here on."""
         self._paid += 1
         self._unplanned_step = None
         left = max(0, sum(self.computed[step:]) - 1)
-        steps = len(self.computed)
-        self.computed[step:] = evenly_spaced(left + 1, steps - step + 1)[1:]
+        self.computed[step:] = [*best_spaced(left + 1, sigmas[step - 1 :])[1:]]
 
     def settle(self, observation: Observation) -> list[bool]:
         """Which steps are computed, as far as that can be settled before the run; settled once."""
@@ -193,16 +217,27 @@ class ScheduleActor(Actor):
         if steps > 1 and count < 2:
             self._note(ReasonCode.ONE_EVALUATION, steps=steps, speedup=policy.speedup)
         if schedule is None or count < 2:
-            return evenly_spaced(count, steps, few=True)
+            return self._spaced(count, observation.sigmas)
         fits = schedule.fits(observation.sigmas)
         if count <= FEW and not fits:  # where the last one lies decides the picture
             self._note(ReasonCode.SCHEDULE_TOO_SHORT, file=policy.source)
-            return evenly_spaced(count, steps, few=True)
+            return best_spaced(count, observation.sigmas)
         if not (fits and observation.euler):
             self._note(ReasonCode.SCHEDULE_MOVED, file=policy.source)
         elif schedule.gram is not None:
             self._predictor = GramPredictor(schedule.gram, schedule.sigmas)
         return schedule.computed_on(count, observation.sigmas)
+
+    def _spaced(self, count: int, sigmas: Sequence[float]) -> tuple[bool, ...]:
+        """The best `count` steps; those outside of the window are computed beside."""
+        inside = [i for i, sigma in enumerate(sigmas[:-1]) if sigma in self.window]
+        steps = len(sigmas) - 1
+        if len(inside) == steps or not inside:
+            return best_spaced(count, sigmas) if inside else (True,) * steps
+        first, last = inside[0], inside[-1]
+        few = max(2, count - steps + len(inside))
+        within = best_spaced(few, sigmas[first : last + 2])
+        return (*(True,) * first, *within, *(True,) * (steps - 1 - last))
 
     def weights(self, observation: Observation) -> PredictionWeights | None:
         """Prediction weights for a step that is skipped: fitted ones where the schedule's sigmas

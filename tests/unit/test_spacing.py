@@ -1,0 +1,80 @@
+"""Which steps of a run are computed: the best path through the costs of gaps."""
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rapid_core.quadrature.spacing import (
+    Spacing,
+    best_spaced,
+    evenly_spaced,
+    gap_cost,
+    spacing_of,
+)
+
+SHIFTED = tuple(3 * t / (1 + 2 * t) for t in (1 - i / 12 for i in range(13)))
+
+
+def cost_of(computed, sigmas):
+    """Sum over the gaps of a run."""
+    steps = [i for i, on in enumerate(computed) if on]
+    gaps = [(a, b) for a, b in itertools.pairwise(steps) if b > a + 1]
+    return sum(gap_cost(sigmas[a], sigmas[b]) for a, b in gaps)
+
+
+@pytest.mark.parametrize("count", range(4, 12))
+def test_no_other_choice_of_as_many_steps_costs_less(count):
+    best = best_spaced(count, SHIFTED)
+    assert sum(best) == count and best[0] and best[-1]
+    between = range(1, 11)
+    others = (
+        tuple(i in (0, *some, 11) for i in range(12))
+        for some in itertools.combinations(between, count - 2)
+    )
+    least = min(cost_of(other, SHIFTED) for other in others)
+    assert cost_of(best, SHIFTED) == pytest.approx(least)
+    assert spacing_of(SHIFTED).rest(0, count - 1) == pytest.approx(least)
+
+
+@given(st.integers(2, 60), st.floats(0.5, 12.0))
+def test_one_evaluation_more_never_costs_more(steps, shift):
+    sigmas = [shift * t / (1 + (shift - 1) * t) for t in (1 - i / steps for i in range(steps + 1))]
+    spacing = Spacing(sigmas)
+    rests = [spacing.rest(0, left) for left in range(1, steps)]
+    assert all(b <= a * (1 + 1e-12) for a, b in itertools.pairwise(rests))
+    assert not rests or rests[-1] == 0.0
+
+
+def test_well_below_twice_the_speed_no_two_steps_in_a_row_are_skipped():
+    for count in range(17, 28):
+        sigmas = [3 * t / (1 + 2 * t) for t in (1 - i / 28 for i in range(29))]
+        marks = "".join("#" if on else "." for on in best_spaced(count, sigmas))
+        assert ".." not in marks
+
+
+def test_gaps_are_shorter_where_sigma_falls_fast():
+    """The last steps of a shifted schedule are ten times as long as its first."""
+    sigmas = [3 * t / (1 + 2 * t) for t in (1 - i / 28 for i in range(29))]
+    chosen = [i for i, on in enumerate(best_spaced(9, sigmas)) if on]
+    gaps = [b - a for a, b in itertools.pairwise(chosen)]
+    assert max(gaps) > gaps[-1] == 2
+
+
+def test_sigmas_above_one_are_understood_by_their_share_of_noise():
+    """As of models that are no flows: 14.6 to 0.03."""
+    karras = [(14.6 ** (1 / 7) * (1 - i / 20) + 0.03 ** (1 / 7) * i / 20) ** 7 for i in range(20)]
+    marks = best_spaced(10, [*karras, 0.0])
+    assert sum(marks) == 10 and marks[0] and marks[-1]
+
+
+def test_sigmas_that_rise_or_stand_still_are_spaced_evenly():
+    assert best_spaced(4, [1.0, 0.5, 0.7, 0.6, 0.4, 0.3, 0.2, 0.1, 0.0]) == evenly_spaced(4, 8)
+    assert sum(best_spaced(4, [1.0, 0.9, 0.9, 0.6, 0.4, 0.3, 0.2, 0.1, 0.0])) == 4
+
+
+def test_long_runs_are_settled_quickly():
+    steps = 400
+    computed = best_spaced(100, [1 - i / steps for i in range(steps + 1)])
+    assert sum(computed) == 100
