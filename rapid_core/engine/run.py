@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..quadrature.closeness import closeness
 from ..quadrature.sigmas import step_weights
-from ..types import Action, Mode, Reason
+from ..types import Action, Aim, Mode, Reason
 from .evaluation import Evaluation
 from .image_run import ImageRun
 from .merge import CompositeActor
@@ -222,6 +223,12 @@ class Run:
                     given[i] = x[i] - sigma * corrected
             image.executed(evaluation.actions[i])
         return given
+
+    def closeness(self) -> list[float | None]:
+        """Predicted PSNR in dB of each image to its full picture; None where nothing is known."""
+        if self.plan.aim is not Aim.FULL_PICTURE:
+            return [None] * self.plan.batch
+        return [closeness(image.gap_errors.values()) for image in self.images]
 
     def finish(self) -> None:
         """Fetch what was measured last; called once when the run has ended."""

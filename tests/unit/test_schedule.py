@@ -184,6 +184,7 @@ def test_a_record_has_the_settings_that_count_and_no_matrices(monkeypatch):
     assert policy.to_record() == {
         "technique": "schedule",
         "speedup": 2.0,
+        "closeness": None,
         "aim": "full picture",
         "start_percent": 0.0,
         "end_percent": 1.0,

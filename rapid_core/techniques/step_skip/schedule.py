@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from typing_extensions import override
 
+from ...quadrature.closeness import error_for
 from ...quadrature.gram import TERMS, Gram, GramFit
 from ...quadrature.multistep import MAX_TERMS, prediction_weights
-from ...quadrature.spacing import FEW, best_spaced, max_evaluations
+from ...quadrature.spacing import FEW, Spacing, best_spaced, max_evaluations, spacing_of
 from ...reasons import ReasonCode
 from ...types import (
     FULL,
@@ -30,6 +31,14 @@ from ...types import (
     Requirements,
     Window,
 )
+
+# Closenesses to the full picture in dB, by the names that people choose from.
+CLOSENESS = {"faithful": 45.0, "balanced": 40.0, "draft": 34.0}
+# What is known of a gap's error before a run has measured any (docs/lab.md): as that of so many gaps,
+# the error of one whose cost is 1; and by how many dB more than asked for is aimed at.
+PRIOR_GAPS = 2
+ERROR_OF_COST = 1e-7
+MARGIN = 2.0
 
 SAME_SIGMAS = 1e-3  # difference of sigmas that are the same, as a share of the highest
 
@@ -90,9 +99,12 @@ class SchedulePolicy(Policy):
 
     technique: ClassVar[str] = "schedule"
 
-    speedup: float
+    speedup: float = 1.0
     """Evaluations of the full run over those that are computed, at least 1; a ceiling on what is
-    spent."""
+    spent. Without meaning where a closeness is asked for."""
+    closeness: float | None = None
+    """PSNR in dB to the full picture that is asked for: each image computes as many steps as it
+    needs. None for a speed-up."""
     aim: Aim = Aim.FULL_PICTURE
     """Which picture it is to come near, where no weights are fitted."""
     start_percent: float = 0.0
@@ -132,6 +144,8 @@ class SchedulePolicy(Policy):
     @override
     def start(self, window: Window, image: int = 0) -> ScheduleActor:
         """An actor for one image."""
+        if self.closeness is not None:
+            return ClosenessActor(self, window)
         return ScheduleActor(self, window)
 
     def to_record(self) -> dict[str, Any]:
@@ -139,6 +153,7 @@ class SchedulePolicy(Policy):
         return {
             "technique": self.technique,
             "speedup": self.speedup,
+            "closeness": self.closeness,
             "aim": self.aim.value,
             "start_percent": self.start_percent,
             "end_percent": self.end_percent,
@@ -255,6 +270,68 @@ class ScheduleActor(Actor):
 
     def _note(self, code: ReasonCode, **params: Any) -> None:
         self._notes.append(Reason(code, **params))
+
+
+class ClosenessActor(ScheduleActor):
+    """Step-size control: the fewest steps whose gaps stay within the error that a closeness allows.
+
+    What a gap of a certain cost (`quadrature.spacing`) does to this image is measured at every gap
+    that has ended, and the rest of the run is planned anew with it."""
+
+    def __init__(self, policy: SchedulePolicy, window: Window):
+        super().__init__(policy, window)
+        assert policy.closeness is not None
+        self.allowed = error_for(policy.closeness + MARGIN)
+        """Sum of the gap errors that are left to make."""
+        self._logs = [math.log(ERROR_OF_COST)] * PRIOR_GAPS  # of the error by cost, gap by gap
+        self._step = 0  # of the evaluation in progress
+        self._last: int | None = None  # latest step that was computed
+        self._gap: tuple[int, int] | None = None  # the latest gap, its error not yet known
+
+    def act(self, observation: Observation) -> Action:
+        """Plan the rest anew after each computed evaluation, and follow that."""
+        if not self.computed:
+            self.computed = [True] * observation.steps
+        last = self._last
+        self._step = observation.step
+        if last is not None and last < self._step and not observation.since_computed:
+            self._plan_rest(last, observation)
+        if self.computed[observation.step] or not observation.computed:
+            return FULL
+        return Action(Mode.SKIP, prediction_weights=self.weights(observation))
+
+    def executed(self, action: Action) -> None:
+        """Remember where a gap ended. Nothing is paid back: what others had computed makes the
+        picture closer."""
+        if action.mode is not Mode.RUN:
+            return
+        if self._last is not None and self._step > self._last + 1:
+            self._gap = self._last, self._step
+        self._last = self._step
+
+    def _plan_rest(self, step: int, observation: Observation) -> None:
+        spacing = spacing_of(observation.sigmas)
+        self._learn(observation, spacing)
+        scale = math.exp(sum(self._logs) / len(self._logs))
+        rest = observation.steps - 1 - step
+        left = next(
+            (n for n in range(1, rest) if scale * spacing.rest(step, n) <= self.allowed), rest
+        )
+        planned = spacing.after(step, left)
+        inside = [sigma in self.window for sigma in observation.sigmas[step + 1 : -1]]
+        self.computed[step + 1 :] = [
+            on or not within for on, within in zip(planned, inside, strict=True)
+        ]
+
+    def _learn(self, observation: Observation, spacing: Spacing) -> None:
+        """Take in the error of the gap that ended last."""
+        if self._gap is None or observation.gap_error is None:
+            return
+        cost = spacing.cost(*self._gap)
+        self._gap = None
+        self.allowed -= observation.gap_error
+        if cost > 0 and 0 < observation.gap_error < math.inf:
+            self._logs.append(math.log(observation.gap_error / cost))
 
 
 class GramPredictor:

@@ -9,7 +9,18 @@ from typing import Any, ClassVar
 
 from typing_extensions import override
 
-from ...types import FULL, Action, Actor, Mode, Must, Observation, Policy, Requirements, Window
+from ...types import (
+    FULL,
+    Action,
+    Actor,
+    Aim,
+    Mode,
+    Must,
+    Observation,
+    Policy,
+    Requirements,
+    Window,
+)
 
 MAX_CONSECUTIVE = 3  # evaluations that may be skipped in a row, unless told otherwise
 COMPUTE = Action(must=Must.RUN)
@@ -53,6 +64,7 @@ class ThresholdPolicy(Policy):
         return Requirements(
             modes=frozenset((self.mode, Mode.RUN)),
             prediction_order=self.prediction_order,
+            aim=Aim.FULL_PICTURE if self.mode is Mode.SKIP else None,
             decides_schedule=bool(self.source),
         )
 
