@@ -228,7 +228,8 @@ class Run:
         """Predicted PSNR in dB of each image to its full picture; None where nothing is known."""
         if self.plan.aim is not Aim.FULL_PICTURE:
             return [None] * self.plan.batch
-        return [closeness(image.gap_errors.values()) for image in self.images]
+        corrected = self.plan.euler
+        return [closeness(image.gap_errors.values(), corrected) for image in self.images]
 
     def finish(self) -> None:
         """Fetch what was measured last; called once when the run has ended."""

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from typing_extensions import override
 
-from ...quadrature.closeness import error_for
+from ...quadrature.closeness import MARGIN, error_for
 from ...quadrature.gram import TERMS, Gram, GramFit
 from ...quadrature.multistep import MAX_TERMS, prediction_weights
 from ...quadrature.spacing import FEW, Spacing, best_spaced, max_evaluations, spacing_of
@@ -35,10 +35,9 @@ from ...types import (
 # Closenesses to the full picture in dB, by the names that people choose from.
 CLOSENESS = {"faithful": 45.0, "balanced": 40.0, "draft": 34.0}
 # What is known of a gap's error before a run has measured any (docs/lab.md): as that of so many gaps,
-# the error of one whose cost is 1; and by how many dB more than asked for is aimed at.
-PRIOR_GAPS = 2
-ERROR_OF_COST = 1e-7
-MARGIN = 2.0
+# the error of one whose cost is 1.
+PRIOR_GAPS = 1
+ERROR_OF_COST = 2.5e-6
 
 SAME_SIGMAS = 1e-3  # difference of sigmas that are the same, as a share of the highest
 
@@ -280,9 +279,8 @@ class ClosenessActor(ScheduleActor):
 
     def __init__(self, policy: SchedulePolicy, window: Window):
         super().__init__(policy, window)
-        assert policy.closeness is not None
-        self.allowed = error_for(policy.closeness + MARGIN)
-        """Sum of the gap errors that are left to make."""
+        self.allowed: float | None = None
+        """Sum of the gap errors that are left to make; None before the first evaluation."""
         self._logs = [math.log(ERROR_OF_COST)] * PRIOR_GAPS  # of the error by cost, gap by gap
         self._step = 0  # of the evaluation in progress
         self._last: int | None = None  # latest step that was computed
@@ -290,7 +288,9 @@ class ClosenessActor(ScheduleActor):
 
     def act(self, observation: Observation) -> Action:
         """Plan the rest anew after each computed evaluation, and follow that."""
-        if not self.computed:
+        if self.allowed is None:
+            asked = (self.policy.closeness or 0.0) + MARGIN
+            self.allowed = error_for(asked, corrected=observation.euler)
             self.computed = [True] * observation.steps
         last = self._last
         self._step = observation.step
@@ -311,27 +311,27 @@ class ClosenessActor(ScheduleActor):
 
     def _plan_rest(self, step: int, observation: Observation) -> None:
         spacing = spacing_of(observation.sigmas)
-        self._learn(observation, spacing)
+        allowed = self._learn(observation, spacing)
         scale = math.exp(sum(self._logs) / len(self._logs))
         rest = observation.steps - 1 - step
-        left = next(
-            (n for n in range(1, rest) if scale * spacing.rest(step, n) <= self.allowed), rest
-        )
+        left = next((n for n in range(1, rest) if scale * spacing.rest(step, n) <= allowed), rest)
         planned = spacing.after(step, left)
         inside = [sigma in self.window for sigma in observation.sigmas[step + 1 : -1]]
         self.computed[step + 1 :] = [
             on or not within for on, within in zip(planned, inside, strict=True)
         ]
 
-    def _learn(self, observation: Observation, spacing: Spacing) -> None:
-        """Take in the error of the gap that ended last."""
-        if self._gap is None or observation.gap_error is None:
-            return
-        cost = spacing.cost(*self._gap)
-        self._gap = None
-        self.allowed -= observation.gap_error
-        if cost > 0 and 0 < observation.gap_error < math.inf:
-            self._logs.append(math.log(observation.gap_error / cost))
+    def _learn(self, observation: Observation, spacing: Spacing) -> float:
+        """Take in the error of the gap that ended last; what is left to make after it."""
+        assert self.allowed is not None
+        error = observation.gap_error
+        if self._gap is not None and error is not None:
+            cost = spacing.cost(*self._gap)
+            self._gap = None
+            self.allowed -= error
+            if cost > 0 and 0 < error < math.inf:
+                self._logs.append(math.log(error / cost))
+        return self.allowed
 
 
 class GramPredictor:
