@@ -92,6 +92,10 @@ def predict(
     sigmas = [p.sigma for p in used]
     if reach is not None:
         sigma = clamp_extrapolation(sigmas, sigma, reach)
+    if len(used) == 2 and isinstance(sigma, Tensor) and sigma.ndim == 0:
+        latest, before = used[1].value.float(), used[0].value.float()
+        share = (sigma - sigmas[1]) / (sigmas[0] - sigmas[1])
+        return clamp_half((latest + share * (before - latest)).to(used[-1].value.dtype))
     total = torch.zeros((), device=used[-1].value.device)
     for weight, point in zip(lagrange_weights(sigmas, sigma), used, strict=True):
         total = total + weight * point.value.float()
@@ -164,7 +168,25 @@ def error_estimate(
     less that of order, which is what the order would have to be raised by to use one more point."""
     if len(points) < order + 2:
         return None
-    return worst_part(predict(points, sigma, order + 1), predict(points, sigma, order), parts)
+    used = points[-(order + 2) :]
+    sigmas = [p.sigma for p in used if not isinstance(p.sigma, Tensor)]
+    if len(sigmas) < len(used):
+        return worst_part(predict(points, sigma, order + 1), predict(points, sigma, order), parts)
+    # The term itself, so that few numbers have to be made of a sigma that is still on the device.
+    term = torch.zeros((), device=used[-1].value.device)
+    for j, point in enumerate(used):
+        others = math.prod(sigmas[j] - other for m, other in enumerate(sigmas) if m != j)
+        term = torch.add(term, point.value.float(), alpha=1 / others)
+    way = sigma - sigmas[-1]
+    for other in sigmas[1:-1]:
+        way = way * (sigma - other)
+    reference = predict(points, sigma, order).float()
+    ratios = [
+        term[..., part].abs().mean() / reference[..., part].abs().mean().clamp_min(SMALLEST)
+        for part in (parts if len(parts) > 1 else (slice(None),))
+    ]
+    worst = ratios[0] if len(ratios) == 1 else torch.stack(ratios).amax()
+    return abs(way) * worst
 
 
 def worst_part(
