@@ -36,8 +36,8 @@ from ...types import (
 CLOSENESS = {"faithful": 45.0, "balanced": 40.0, "draft": 34.0}
 # What is known of a gap's error before a run has measured any (docs/lab.md): as that of so many gaps,
 # the error of one whose cost is 1.
-PRIOR_GAPS = 1
-ERROR_OF_COST = 2.5e-6
+PRIOR_GAPS = 2
+ERROR_OF_COST = 1.5e-6
 
 SAME_SIGMAS = 1e-3  # difference of sigmas that are the same, as a share of the highest
 
@@ -279,8 +279,6 @@ class ClosenessActor(ScheduleActor):
 
     def __init__(self, policy: SchedulePolicy, window: Window):
         super().__init__(policy, window)
-        self.allowed: float | None = None
-        """Sum of the gap errors that are left to make; None before the first evaluation."""
         self._logs = [math.log(ERROR_OF_COST)] * PRIOR_GAPS  # of the error by cost, gap by gap
         self._step = 0  # of the evaluation in progress
         self._last: int | None = None  # latest step that was computed
@@ -288,9 +286,7 @@ class ClosenessActor(ScheduleActor):
 
     def act(self, observation: Observation) -> Action:
         """Plan the rest anew after each computed evaluation, and follow that."""
-        if self.allowed is None:
-            asked = (self.policy.closeness or 0.0) + MARGIN
-            self.allowed = error_for(asked, corrected=observation.euler)
+        if not self.computed:
             self.computed = [True] * observation.steps
         last = self._last
         self._step = observation.step
@@ -310,28 +306,39 @@ class ClosenessActor(ScheduleActor):
         self._last = self._step
 
     def _plan_rest(self, step: int, observation: Observation) -> None:
+        """Go on after a computed step as the plan would that has the error asked for at what gaps do
+        to this image, as far as it is known now. What was spent so far has no say: an error that is
+        left over would be spent where it buys least."""
         spacing = spacing_of(observation.sigmas)
-        allowed = self._learn(observation, spacing)
+        self._learn(observation, spacing)
+        steps = observation.steps
         scale = math.exp(sum(self._logs) / len(self._logs))
-        rest = observation.steps - 1 - step
-        left = next((n for n in range(1, rest) if scale * spacing.rest(step, n) <= allowed), rest)
-        planned = spacing.after(step, left)
+        asked = (self.policy.closeness or 0.0) + MARGIN
+        allowed = error_for(asked, corrected=observation.euler)
+        count = next(
+            (n for n in range(2, steps) if scale * spacing.rest(0, n - 1) <= allowed), steps
+        )
+        # What the last of so many evaluations gains is what each is worth.
+        price = spacing.rest(0, count - 2) - spacing.rest(0, count - 1) if count < steps else 0.0
+        rest = range(1, steps - step)
+        left = min(rest, key=lambda n: spacing.rest(step, n) + price * n, default=0)
+        left = left if price else steps - 1 - step
         inside = [sigma in self.window for sigma in observation.sigmas[step + 1 : -1]]
         self.computed[step + 1 :] = [
-            on or not within for on, within in zip(planned, inside, strict=True)
+            on or not within for on, within in zip(spacing.after(step, left), inside, strict=True)
         ]
 
-    def _learn(self, observation: Observation, spacing: Spacing) -> float:
-        """Take in the error of the gap that ended last; what is left to make after it."""
-        assert self.allowed is not None
+    def _learn(self, observation: Observation, spacing: Spacing) -> None:
+        """Take in the error of the gap that ended last."""
         error = observation.gap_error
-        if self._gap is not None and error is not None:
-            cost = spacing.cost(*self._gap)
-            self._gap = None
-            self.allowed -= error
-            if cost > 0 and 0 < error < math.inf:
-                self._logs.append(math.log(error / cost))
-        return self.allowed
+        if self._gap is None or error is None:
+            return
+        cost = spacing.cost(*self._gap)
+        self._gap = None
+        if not math.isfinite(error):
+            self._logs = [math.inf]
+        elif error > 0:
+            self._logs.append(math.log(error / cost))
 
 
 class GramPredictor:
