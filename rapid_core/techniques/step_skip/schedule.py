@@ -30,6 +30,8 @@ from ...types import (
     Window,
 )
 
+# Measured relative L1 error of a prediction above which a run computes until it falls.
+SAFE_ERROR = 0.5
 SAME_SIGMAS = 1e-3  # difference of sigmas that are the same, as a share of the highest
 
 
@@ -96,6 +98,8 @@ class SchedulePolicy(Policy):
     """Order of the polynomial that predicts, where no weights are fitted."""
     schedule: Schedule | None = None
     """A searched schedule; None for even spacing."""
+    safe: bool = True
+    """Whether nothing is skipped where that is known to go wrong, or was seen to."""
     source: str = ""
     """File that the schedule is from."""
 
@@ -107,6 +111,7 @@ class SchedulePolicy(Policy):
             prediction_order=self.prediction_order,
             history=MAX_TERMS,
             decides_schedule=True,
+            safety=self.safe,
         )
 
     @override
@@ -120,6 +125,7 @@ class SchedulePolicy(Policy):
             "technique": self.technique,
             "speedup": self.speedup,
             "prediction_order": self.prediction_order,
+            "safe": self.safe,
             "source": self.source,
         }
 
@@ -150,11 +156,23 @@ class ScheduleActor(Actor):
             self._pay(step)
         if self._overspent(observation):
             self._pay(step)
+        if not computed[step] and self._off(observation):
+            computed[step] = True  # beside the budget: nothing is computed less instead
         if computed[step] or not observation.computed:
             self._skipped_step = None
             return FULL
         self._skipped_step = step
         return Action(Mode.SKIP, prediction_weights=self.weights(observation))
+
+    def _off(self, observation: Observation) -> bool:
+        """Whether the latest prediction that was measured was too far off, or the model gives no
+        numbers; said once."""
+        measured = observation.measured_error
+        if not self.policy.safe or measured is None or measured <= SAFE_ERROR:
+            return False
+        said = Reason(ReasonCode.PREDICTIONS_OFF, percent=round(100 * SAFE_ERROR))
+        self._notes += [said] if said not in self._notes else []
+        return True
 
     def executed(self, action: Action) -> None:
         """Remember a step that had to be computed although it was to be skipped."""
