@@ -40,6 +40,7 @@ class SamplerKind(Enum):
     EULER = "euler"  # goes on to the schedule's next sigma along the derivative, once a step
     ONE_EVALUATION = "one evaluation a step"
     SEVERAL_EVALUATIONS = "several evaluations a step"
+    OWN_SIGMAS = "sigmas of its own"  # of the schedule's only the ends count
     ADDS_NOISE = "adds noise"  # in its steps: what comes next cannot be known from what was
     UNKNOWN = "unknown"  # another pack's that shows no noise
 

@@ -20,8 +20,9 @@ KINDS = {
     "exp_heun_2_x0_sde": SamplerKind.SEVERAL_EVALUATIONS,
     "dpm_2": SamplerKind.SEVERAL_EVALUATIONS,
     "dpm_2_ancestral": SamplerKind.SEVERAL_EVALUATIONS,
-    "dpm_fast": SamplerKind.SEVERAL_EVALUATIONS,
-    "dpm_adaptive": SamplerKind.SEVERAL_EVALUATIONS,
+    "dpm_fast": SamplerKind.OWN_SIGMAS,
+    "dpm_adaptive": SamplerKind.OWN_SIGMAS,
+    "rapid_policy": SamplerKind.OWN_SIGMAS,  # this pack's
     "dpmpp_2s_ancestral": SamplerKind.SEVERAL_EVALUATIONS,
     "dpmpp_2s_ancestral_cfg_pp": SamplerKind.SEVERAL_EVALUATIONS,
     "dpmpp_sde": SamplerKind.SEVERAL_EVALUATIONS,

@@ -133,9 +133,13 @@ class RunPlan:
         return self.sampler_kind is SamplerKind.EULER
 
     @property
-    def one_evaluation(self) -> bool:
-        """Whether the sampler is known to evaluate once a step, at the schedule's sigmas."""
-        return self.sampler_kind in (SamplerKind.EULER, SamplerKind.ONE_EVALUATION)
+    def one_evaluation(self) -> bool | None:
+        """Whether the sampler evaluates once a step, at the schedule's sigmas; None where that is
+        not known."""
+        if self.sampler_kind in (SamplerKind.EULER, SamplerKind.ONE_EVALUATION):
+            return True
+        known = (SamplerKind.SEVERAL_EVALUATIONS, SamplerKind.OWN_SIGMAS)
+        return False if self.sampler_kind in known else None
 
     @property
     def keeps_residual(self) -> bool:

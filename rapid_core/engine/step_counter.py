@@ -17,9 +17,10 @@ class StepCounter:
     Only samplers that evaluate once a step are followed so: others (dpm_2) look at sigmas between
     two of the schedule's, and these belong to the step before.
 
-    one_evaluation: whether the sampler is known to evaluate once a step, before it has shown so."""
+    one_evaluation: whether the sampler evaluates once a step, at the schedule's sigmas; None where
+    that is to be seen."""
 
-    def __init__(self, sigmas: Sequence[float], one_evaluation: bool = False):
+    def __init__(self, sigmas: Sequence[float], one_evaluation: bool | None = None):
         self.sigmas = sigmas
         self.one_evaluation = one_evaluation
         self.told_other = False
@@ -69,7 +70,7 @@ class StepCounter:
             return
         if self.last_step is None and self._evaluations == 1:
             known: Sequence[float] = self.sigmas[:1]
-        elif self.one_evaluation or self._per_step == 1:
+        elif self.one_evaluation or (self.one_evaluation is None and self._per_step == 1):
             place = place_in_schedule(sigma, self.sigmas)
             known = self.sigmas[place : place + 2]
         else:

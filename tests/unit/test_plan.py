@@ -262,7 +262,9 @@ def test_the_plan_knows_what_kind_of_sampler_it_is_for():
     for kind in SamplerKind:
         plan = plan_run((), facts(sampler_kind=kind))
         assert plan.euler == (kind is SamplerKind.EULER)
-        assert plan.one_evaluation == (kind in (SamplerKind.EULER, SamplerKind.ONE_EVALUATION))
+    known = {kind: plan_run((), facts(sampler_kind=kind)).one_evaluation for kind in SamplerKind}
+    assert [kind.name for kind in known if known[kind]] == ["EULER", "ONE_EVALUATION"]
+    assert [kind.name for kind in known if known[kind] is None] == ["ADDS_NOISE", "UNKNOWN"]
 
 
 def test_where_another_node_replaced_a_block_nothing_is_kept_of_it():

@@ -274,7 +274,7 @@ class TestStepCounter:
             steps.append(self.evaluate(counter, sigma - 0.05))
         assert steps == [i for i in range(10) for _ in range(2)]
 
-    def told_other(self, told, one_evaluation=False, again=(), calls_back=True):
+    def told_other(self, told, one_evaluation=None, again=(), calls_back=True):
         """Evaluation at which it was known that other sigmas are told, None for never. again: sigmas
         that are told once more, and less."""
         counter = StepCounter(self.sigmas, one_evaluation)
@@ -289,7 +289,7 @@ class TestStepCounter:
                 counter.passed(i)
         return None
 
-    @pytest.mark.parametrize("one_evaluation", [False, True])
+    @pytest.mark.parametrize("one_evaluation", [None, False, True])
     def test_the_schedules_sigmas_are_none_other(self, one_evaluation):
         for moved in (0.0, 3e-5, -3e-5):
             told = [s + moved * (i == 0) for i, s in enumerate(self.sigmas[:-1])]
@@ -305,6 +305,7 @@ class TestStepCounter:
         assert self.told_other(told, one_evaluation=True, calls_back=False) == 3
         assert self.told_other(told, calls_back=False) is None
         assert self.told_other(told) == 3  # seen by the callbacks
+        assert self.told_other(told, one_evaluation=False) is None
         early = [s * 0.97 if i >= 1 else s for i, s in enumerate(self.sigmas[:-1])]
         assert self.told_other(early) == 2 and self.told_other(early, one_evaluation=True) == 1
 
