@@ -43,6 +43,17 @@ class Must(IntEnum):
     ALL = 2  # all tokens are computed (a safety check, a warm-up)
 
 
+class SamplerKind(Enum):
+    """What a sampler does with the derivatives that it is given."""
+
+    EULER = "euler"  # goes on to the schedule's next sigma along the derivative, once a step
+    ONE_EVALUATION = "one evaluation a step"
+    SEVERAL_EVALUATIONS = "several evaluations a step"
+    OWN_SIGMAS = "sigmas of its own"  # of the schedule's only the ends count
+    ADDS_NOISE = "adds noise"  # in its steps: what comes next cannot be known from what was
+    UNKNOWN = "unknown"  # another pack's that shows no noise
+
+
 @dataclass(frozen=True)
 class Action:
     """A decision for one image."""
@@ -172,6 +183,8 @@ class Requirements:
     """Whether its actors have heads that look at latents."""
     decides_schedule: bool = False
     """Whether it settles which evaluations are computed; there is one such policy on a model."""
+    safety: bool = False
+    """Whether it may skip only where that is known to be safe, see `plan.unsafe`."""
     no_savings_advice: Reason | None = None
     """What to change where all tokens were computed in every evaluation without a reason."""
 

@@ -18,7 +18,8 @@ from ..record import RunLog, RunRecord, fingerprint
 from ..types import Mode, Policy, Reason
 from .bind import BoundRun
 from .blocks import LayerHook, layer_patches
-from .facts import host_facts, sampler_name
+from .facts import host_facts
+from .sampler_facts import sampler_name
 
 KEY = "rapid"
 

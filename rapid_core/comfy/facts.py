@@ -16,6 +16,7 @@ from ..types import Reason
 from . import blocks
 from .block_table import block_table
 from .features import why_blind
+from .sampler_facts import sampler_kind, sampler_name
 
 
 def host_facts(
@@ -48,11 +49,13 @@ def host_facts(
                 _replaced(guider.model_options), architecture, model
             ),
         }
+    schedule = tuple(sigmas.tolist())
     sampling = patcher.get_model_object("model_sampling")  # patches of it are not applied yet
     return HostFacts(
         shape=shape,
-        sigmas=tuple(sigmas.tolist()),
+        sigmas=schedule,
         sampler=name,
+        sampler_kind=sampler_kind(sampler, schedule),
         model_name=type(model).__name__,
         architecture=architecture,
         conds=tuple(_cond(c, architecture, model) for c in conds),
@@ -67,12 +70,6 @@ def host_facts(
         notes=notes,
         **known,
     )
-
-
-def sampler_name(sampler: Any) -> str:
-    """Name of a SAMPLER, or of a sampler function, as people know it."""
-    function = getattr(sampler, "sampler_function", sampler)
-    return getattr(function, "__name__", type(function).__name__).removeprefix("sample_")
 
 
 def evaluated(guider: Any, sampler: str) -> list[str]:

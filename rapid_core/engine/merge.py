@@ -32,10 +32,13 @@ def merge_actions(actions: Sequence[Action]) -> Action:
 
 
 class CompositeActor(Actor):
-    """The actors of all policies for one image."""
+    """The actors of all policies for one image.
 
-    def __init__(self, actors: Sequence[Actor]):
+    safe: of each, whether it asks for everything once skipping is not safe; none where not given."""
+
+    def __init__(self, actors: Sequence[Actor], safe: Sequence[bool] = ()):
         self.actors = tuple(actors)
+        self.safe = tuple(safe) or (False,) * len(self.actors)
         self._numbers = [0] * len(self.actors)  # logits that each asked for
 
     @property
@@ -58,15 +61,16 @@ class CompositeActor(Actor):
                 parts.append(numbers.float())
         return torch.cat(parts) if parts else None
 
-    def act(self, observation: Observation) -> Action:
-        """One action out of all actors', each with its own logits."""
+    def act(self, observation: Observation, no_skip: bool = False) -> Action:
+        """One action out of all actors', each with its own logits. no_skip: the safe ones are not
+        asked, and stand for everything."""
         actions = []
         start = 0
-        for actor, number in zip(self.actors, self._numbers, strict=True):
+        for actor, number, safe in zip(self.actors, self._numbers, self.safe, strict=True):
             own = observation.logits[start : start + number]
             start += number
             seen = observation if own == observation.logits else replace(observation, logits=own)
-            actions.append(actor.act(seen))
+            actions.append(FULL if no_skip and safe else actor.act(seen))
         return merge_actions(actions)
 
     def executed(self, action: Action) -> None:

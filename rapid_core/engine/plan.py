@@ -3,6 +3,7 @@ need, what is refused and why, and how much memory that takes. Pure: testable wi
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 
@@ -18,6 +19,7 @@ from ..types import (
     Mode,
     Policy,
     Reason,
+    SamplerKind,
     Sparsity,
     TokenRequirements,
     Window,
@@ -25,6 +27,7 @@ from ..types import (
 from .kv import bytes_of, missing
 from .tap import heads_blind
 
+FEW_STEPS = 6  # of a run in which every step shows in the picture
 HEAD_WIDTH = 64  # channels of a head at least, for counting what is kept head by head
 GIB = 2**30
 MIB = 2**20
@@ -51,6 +54,7 @@ class HostFacts:
     """Of the batch of latents, (B, C, ...)."""
     sigmas: tuple[float, ...]
     sampler: str = "euler"
+    sampler_kind: SamplerKind = SamplerKind.EULER
     model_name: str = "model"
     """Class of the diffusion model."""
     architecture: Architecture | None = None
@@ -88,6 +92,7 @@ class RunPlan:
     shape: tuple[int, ...] = ()
     sigmas: tuple[float, ...] = ()
     sampler: str = "euler"
+    sampler_kind: SamplerKind = SamplerKind.EULER
     family: str = ""
     modes: frozenset[Mode] = frozenset((Mode.RUN,))
     prediction_order: int = 0
@@ -128,7 +133,16 @@ class RunPlan:
     @property
     def euler(self) -> bool:
         """Whether the sampler goes to the next sigma along the derivative that it is given."""
-        return self.sampler == "euler"
+        return self.sampler_kind is SamplerKind.EULER
+
+    @property
+    def one_evaluation(self) -> bool | None:
+        """Whether the sampler evaluates once a step, at the schedule's sigmas; None where that is
+        not known."""
+        if self.sampler_kind in (SamplerKind.EULER, SamplerKind.ONE_EVALUATION):
+            return True
+        known = (SamplerKind.SEVERAL_EVALUATIONS, SamplerKind.OWN_SIGMAS)
+        return False if self.sampler_kind in known else None
 
     @property
     def keeps_residual(self) -> bool:
@@ -147,6 +161,10 @@ def plan_run(policies: Sequence[Policy], facts: HostFacts) -> RunPlan:
     if facts.architecture is None and any(p.requirements.tokens for p in policies):
         notes.append(Reason(ReasonCode.UNKNOWN_TO_REGION, model=facts.model_name))
         policies = [p for p in policies if p.requirements.tokens is None]
+    why = unsafe(facts)
+    if why is not None and any(p.requirements.safety for p in policies):
+        notes.append(why)
+        policies = [p for p in policies if not p.requirements.safety]
     needs = [p.requirements for p in policies]
     no_hooks = None
     if any(need.blocks for need in needs):
@@ -166,6 +184,7 @@ def plan_run(policies: Sequence[Policy], facts: HostFacts) -> RunPlan:
         shape=facts.shape,
         sigmas=facts.sigmas,
         sampler=facts.sampler,
+        sampler_kind=facts.sampler_kind,
         family=family,
         modes=frozenset().union(*(need.modes for need in needs)),
         prediction_order=max((need.prediction_order for need in needs), default=0),
@@ -191,6 +210,18 @@ def plan_run(policies: Sequence[Policy], facts: HostFacts) -> RunPlan:
         notes=tuple([*notes, *chosen.notes, *features.notes]),
         advice=_advice(policies),
     )
+
+
+def unsafe(facts: HostFacts) -> Reason | None:
+    """Why nothing may be skipped in a run, as far as that is known before it; None where it may."""
+    steps = len(facts.sigmas) - 1
+    if any(a < b for a, b in itertools.pairwise(facts.sigmas)):
+        return Reason(ReasonCode.SIGMAS_RISE)
+    if 1 <= steps <= FEW_STEPS:
+        return Reason(ReasonCode.FEW_STEPS, steps=steps, few=FEW_STEPS)
+    if facts.sampler_kind is SamplerKind.ADDS_NOISE:
+        return Reason(ReasonCode.SAMPLER_ADDS_NOISE, sampler=facts.sampler)
+    return None
 
 
 def _advice(policies: Sequence[Policy]) -> Reason | None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..quadrature.closeness import closeness
 from ..quadrature.sigmas import step_weights
+from ..reasons import ReasonCode
 from ..types import Action, Aim, Mode, Reason
 from .evaluation import Evaluation
 from .image_run import ImageRun
@@ -29,6 +30,8 @@ class Refusals:
     """Blocks cannot be changed: no reuse, no sparse attention."""
     no_tokens: Reason | None = None
     """Tokens cannot be chosen."""
+    no_skip: Reason | None = None
+    """Nothing that asks for safety may be skipped."""
     no_split: Reason | None = None
     """A batch cannot be split by action."""
     full: Reason | None = None
@@ -44,7 +47,8 @@ class Run:
         self.plan = plan
         self.tap = tap
         self.refusals = Refusals(no_hooks=plan.no_hooks, no_tokens=plan.no_tokens)
-        self.counter = StepCounter(plan.sigmas)
+        self.counter = StepCounter(plan.sigmas, plan.one_evaluation)
+        self.safe = [policy.requirements.safety for policy in plan.policies]
         self.step_weights = step_weights(plan.sigmas)
         self.evaluations = 0
         self.ended: frozenset[int] = frozenset()  # images of which nothing is wanted any more
@@ -72,7 +76,7 @@ class Run:
         part = None
         if mask is not None and tuple(mask.shape[1:]) == plan.shape[1:]:
             part = mask[number % len(mask)]
-        return ImageRun(number, plan, CompositeActor(actors), part=part)
+        return ImageRun(number, plan, CompositeActor(actors, self.safe), part=part)
 
     @property
     def wants_logits(self) -> bool:
@@ -81,9 +85,11 @@ class Run:
 
     @property
     def notes(self) -> tuple[Reason, ...]:
-        """What the policies have to say, each once; of one kind about one file the first image's
-        alone."""
+        """What the run and the policies have to say, each once; of one kind about one file the first
+        image's alone."""
         notes: dict[Hashable, Reason] = {}
+        if self.refusals.no_skip is not None:
+            notes[self.refusals.no_skip] = self.refusals.no_skip
         for note in (note for image in self.images for note in image.actor.notes):
             file = note.params.get("file")
             notes.setdefault(note if file is None else (note.code, file), note)
@@ -111,6 +117,8 @@ class Run:
         for image, some in zip(self.images, fetched, strict=True):
             sigma = image.snapped(some[0])
             step = self.counter.step(sigma)
+            if self.counter.told_other and any(self.safe):
+                self.refusals.no_skip = Reason(ReasonCode.OTHER_SIGMAS)
             estimate, action = self._decide(image, sigma, step, some[1:])
             sigmas.append(sigma)
             steps.append(step)
@@ -177,7 +185,8 @@ class Run:
         )
         if image.number in self.ended:
             return estimate, Action(Mode.SKIP)
-        return estimate, image.actor.act(observation)
+        no_skip = self.refusals.no_skip is not None
+        return estimate, image.actor.act(observation, no_skip)
 
     def _asks_tokens(self, image: ImageRun) -> bool:
         return image.token_stats is not None and bool(image.token_stats.error_threshold)

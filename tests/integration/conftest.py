@@ -52,6 +52,15 @@ def pack_module(pack: ModuleType) -> Callable[[str], ModuleType]:
     return lambda name: importlib.import_module(f"{pack.__name__}.{name}")
 
 
+@pytest.fixture(autouse=True)
+def _bad_predictions_allowed(pack_module: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Predictions on random weights are off by about 100 %, which would have everything computed.
+    The tests of that rule set the bound back."""
+    schedule = pack_module("rapid_core.techniques.step_skip.schedule")
+    monkeypatch.setattr(schedule, "SAFE_ERROR", 1e9)
+    monkeypatch.setattr(schedule, "SAFE_GAP", 1e9)
+
+
 @pytest.fixture(scope="session")
 def load_tiny(comfy_host: Comfy, tmp_path_factory: pytest.TempPathFactory) -> Callable:
     """load_tiny(kind, seed=0): a fresh MODEL of kind "flux", "sd3" or "sd35"; its file is made

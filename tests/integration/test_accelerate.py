@@ -15,6 +15,7 @@ from rapid_core.quadrature.multistep import (
 )
 from rapid_core.quadrature.sigmas import place_in_schedule
 from rapid_testing.runs import bending, products_of
+from rapid_testing.safety import even_so
 from rapid_testing.sampling import empty_latent, make_conditioning, sample
 
 STEPS = 12
@@ -117,7 +118,7 @@ SAMPLERS = [
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_it_goes_with_other_samplers(accelerate, record_of, tiny_sd3, sampler):
-    patched = accelerate(tiny_sd3, 2.0)
+    patched = even_so(accelerate(tiny_sd3, 2.0))
     result = sample(patched, steps=STEPS, cfg=2.0, sampler=sampler)
     record = record_of(patched)
     assert torch.isfinite(result).all()
@@ -127,7 +128,7 @@ def test_it_goes_with_other_samplers(accelerate, record_of, tiny_sd3, sampler):
 
 
 def test_image_to_image_and_few_steps(accelerate, record_of, tiny_sd3):
-    patched = accelerate(tiny_sd3, 2.0)
+    patched = even_so(accelerate(tiny_sd3, 2.0))
     sample(patched, steps=1, cfg=2.0)
     assert strip(record_of(patched)) == "#"
     sample(patched, steps=3, cfg=2.0)

@@ -13,6 +13,7 @@ import torch
 
 from rapid_testing.families import LTX_AUDIO
 from rapid_testing.frozen import EVERY, NODES
+from rapid_testing.safety import even_so
 from rapid_testing.sampling import empty_latent, make_conditioning, sample
 
 STEPS = 8
@@ -515,7 +516,7 @@ def test_the_budget_and_its_gaps_hold_where_a_sampler_tells_other_sigmas(
 ):
     """As Detail Daemon and Lying Sigma do. On equal steps some of what is told is by chance of the
     schedule."""
-    model = patched(tiny_sd3, "accelerate 2")
+    model = even_so(patched(tiny_sd3, "accelerate 2"))
     sigmas = sigmas_of(model, steps) if scheduler == "simple" else torch.linspace(1, 0, steps + 1)
     custom(model, telling(factor, everywhere), sigmas)
     marks = record_of(model).strip(0)

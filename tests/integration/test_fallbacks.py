@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from rapid_testing.safety import even_so
 from rapid_testing.sampling import empty_latent, make_conditioning, sample
 
 STEPS = 12
@@ -67,7 +68,7 @@ def sigmas_of(model):
     )
 
 
-def test_sigmas_that_rise_are_computed_in_full(accelerate, tiny_sd3, record_of):
+def test_sigmas_that_rise_are_computed_in_full(accelerate, comfy_host, tiny_sd3, record_of):
     """Unsampling: euler on flipped sigmas."""
     import comfy.samplers
 
@@ -76,7 +77,13 @@ def test_sigmas_that_rise_are_computed_in_full(accelerate, tiny_sd3, record_of):
     patched, euler = accelerate(tiny_sd3, 4.0), comfy.samplers.sampler_object("euler")
     found, wanted = (custom(m, euler, up) for m in (patched, tiny_sd3))
     assert torch.equal(found, wanted) and record_of(patched).totals["computed"] == STEPS
-    assert codes_of(record_of(patched)) == {"sigmas_rise"}
+    assert [note.code for note in record_of(patched).notes] == ["sigmas_rise"]
+    sparse = comfy_host.run_node(
+        "RAPID_RegionAdaptive", model=tiny_sd3, **REGION, error_threshold=0.0
+    )[0]
+    for other in (even_so(patched), sparse):
+        assert torch.equal(custom(other, euler, up), wanted)
+        assert codes_of(record_of(other)) == {"sigmas_rise"}
 
 
 def test_a_latent_that_changes_its_size_is_computed_in_full_from_there_on(
@@ -135,6 +142,7 @@ def test_sigmas_that_a_sampler_computes_anew_are_those_of_the_schedule(
         if node == "accelerate"
         else comfy_host.run_node("RAPID_CacheReuse", model=tiny_sd3, **reuse)[0]
     )
+    patched = even_so(patched)
     found = sample(patched, steps=STEPS, cfg=2.0, sampler=sampler)
     sigmas = {e.sigma for e in record_of(patched).evaluations}
     first = max(sigmas)  # the sampler moves it a little off 1

@@ -13,6 +13,7 @@ from rapid_core.engine.plan import GIB, KV_SHARE, CondFacts, HostFacts, plan_run
 from rapid_core.reasons import ReasonCode
 from rapid_core.techniques.region.policy import RegionPolicy
 from rapid_core.techniques.sparse_attention.policy import SparsePolicy
+from rapid_core.techniques.step_skip.schedule import SchedulePolicy
 from rapid_core.techniques.step_skip.threshold import ThresholdPolicy
 from rapid_core.types import (
     FULL,
@@ -23,6 +24,7 @@ from rapid_core.types import (
     Policy,
     Reason,
     Requirements,
+    SamplerKind,
     Sparsity,
     TokenRequirements,
     Window,
@@ -32,6 +34,7 @@ HIDDEN = 128
 BLOCKS = 3
 TOKENS = 256
 TEXT = 10
+SIGMAS = tuple(1 - i / 10 for i in range(10)) + (0.0,)
 BATCH = 2
 ROWS = BATCH * BLOCKS * ((TOKENS + TEXT) + (TOKENS + TEXT + 4))  # of all conds
 PIECES = BATCH * BLOCKS * 2
@@ -54,7 +57,7 @@ def facts(**known: Any) -> HostFacts:
     return HostFacts(
         **{
             "shape": (BATCH, 16, 32, 32),
-            "sigmas": (1.0, 0.5, 0.0),
+            "sigmas": SIGMAS,
             "model_name": "MMDiT",
             "architecture": SD3,
             "cost": CostModel(Blocks(), SD3),
@@ -135,7 +138,7 @@ def test_requirements_of_all_policies_are_merged():
         Needing(needs=Requirements(modes=frozenset((Mode.RUN, Mode.REUSE)), history=4)),
         Needing(needs=Requirements(tokens=tokens)),
     )
-    plan = plan_run(policies, facts(sampler="heun"))
+    plan = plan_run(policies, facts(sampler_kind=SamplerKind.SEVERAL_EVALUATIONS))
     assert plan.policies == policies
     assert plan.modes == frozenset(Mode)
     assert (plan.prediction_order, plan.history, plan.reach) == (1, 4, 2.0)
@@ -143,7 +146,7 @@ def test_requirements_of_all_policies_are_merged():
     assert plan.mass_block == BLOCKS // 2
     assert plan.grid.size == (1, 16, 16)
     assert plan.family == "sd3" and not plan.euler
-    assert (plan.batch, plan.shape, plan.sigmas) == (2, (2, 16, 32, 32), (1.0, 0.5, 0.0))
+    assert (plan.batch, plan.shape, plan.sigmas) == (2, (2, 16, 32, 32), SIGMAS)
 
 
 def test_predictions_have_no_reach_where_nobody_chooses_tokens():
@@ -195,6 +198,73 @@ def test_on_an_unknown_model_blocks_cannot_be_changed():
         assert plan.no_hooks == Reason(ReasonCode.BLOCKS_UNKNOWN, model="Novelty")
         assert not plan.hooks and not plan.reuses and plan.attention is None
         assert plan.no_tokens == plan.no_hooks
+
+
+# Where nothing may be skipped.
+
+ACCELERATE = SchedulePolicy(speedup=2.0)
+REUSE = ThresholdPolicy(threshold=0.1)
+
+
+def falling(steps: int) -> tuple[float, ...]:
+    return tuple(1 - i / steps for i in range(steps + 1))
+
+
+NOISY = {"sampler": "lcm", "sampler_kind": SamplerKind.ADDS_NOISE}
+FEW = Reason(ReasonCode.FEW_STEPS, steps=6, few=6)
+UNSAFE = [
+    (NOISY, Reason(ReasonCode.SAMPLER_ADDS_NOISE, sampler="lcm")),
+    ({"sigmas": falling(1)}, Reason(ReasonCode.FEW_STEPS, steps=1, few=6)),
+    ({"sigmas": falling(6)}, FEW),
+    ({"sigmas": falling(6), **NOISY}, FEW),
+    ({"sigmas": falling(20)[::-1]}, Reason(ReasonCode.SIGMAS_RISE)),
+    ({"sigmas": (0.0, *falling(20), 0.0)}, Reason(ReasonCode.SIGMAS_RISE)),  # RES4LYF's resample
+]
+
+
+@pytest.mark.parametrize("known, why", UNSAFE)
+@pytest.mark.parametrize("policy", [ACCELERATE, REUSE, replace(REUSE, mode=Mode.REUSE)])
+def test_where_skipping_is_not_safe_policies_are_dropped_with_one_reason(policy, known, why):
+    plan = plan_run((policy,), facts(**known))
+    assert plan.policies == () and plan.notes == (why,)
+    assert plan.modes == frozenset() and not plan.hooks
+    even_so = replace(policy, safe=False)
+    plan = plan_run((even_so,), facts(**known))
+    assert plan.policies == (even_so,) and plan.notes == ()
+
+
+@pytest.mark.parametrize("known, why", UNSAFE)
+def test_what_skips_nothing_and_published_heads_go_on_where_skipping_is_not_safe(known, why):
+    heads = Needing(needs=Requirements(modes=frozenset(Mode), decides_schedule=True))
+    region_adaptive = region()
+    plan = plan_run((ACCELERATE, region_adaptive, REUSE, heads), facts(**known))
+    assert plan.policies == (region_adaptive, heads) and plan.tokens is not None
+    assert plan.notes[0] == why and plan.notes.count(why) == 1
+    assert why not in plan_run((region_adaptive, heads), facts(**known)).notes
+
+
+@pytest.mark.parametrize(
+    "known",
+    [
+        {"sigmas": falling(7)},
+        {"sigmas": ()},
+        {"sigmas": (1.0,)},
+        {"sigmas": (*falling(9), 0.0)},
+        *({"sampler_kind": k} for k in SamplerKind if k is not SamplerKind.ADDS_NOISE),
+    ],
+)
+def test_elsewhere_they_act(known):
+    plan = plan_run((ACCELERATE, REUSE), facts(**known))
+    assert plan.policies == (ACCELERATE, REUSE) and plan.notes == ()
+
+
+def test_the_plan_knows_what_kind_of_sampler_it_is_for():
+    for kind in SamplerKind:
+        plan = plan_run((), facts(sampler_kind=kind))
+        assert plan.euler == (kind is SamplerKind.EULER)
+    known = {kind: plan_run((), facts(sampler_kind=kind)).one_evaluation for kind in SamplerKind}
+    assert [kind.name for kind in known if known[kind]] == ["EULER", "ONE_EVALUATION"]
+    assert [kind.name for kind in known if known[kind] is None] == ["ADDS_NOISE", "UNKNOWN"]
 
 
 def test_where_another_node_replaced_a_block_nothing_is_kept_of_it():

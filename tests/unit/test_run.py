@@ -22,10 +22,11 @@ class Listed(Policy):
     technique: ClassVar[str] = "listed"
     modes: tuple[Mode, ...] = ()
     seen: list = field(default_factory=list, compare=False)
+    safety: bool = False
 
     @property
     def requirements(self) -> Requirements:
-        return Requirements(modes=frozenset(Mode))
+        return Requirements(modes=frozenset(Mode), safety=self.safety)
 
     def start(self, window: Window, image: int = 0) -> Actor:
         return _ListedActor(list(self.modes), self.seen)
@@ -272,3 +273,70 @@ class TestStepCounter:
             counter.passed(i)
             steps.append(self.evaluate(counter, sigma - 0.05))
         assert steps == [i for i in range(10) for _ in range(2)]
+
+    def told_other(self, told, one_evaluation=None, again=(), calls_back=True):
+        """Evaluation at which it was known that other sigmas are told, None for never. again: sigmas
+        that are told once more, and less."""
+        counter = StepCounter(self.sigmas, one_evaluation)
+        number = 0
+        for i, sigma in enumerate(told):
+            for each in (sigma, sigma - 0.05) if i in again else (sigma,):
+                self.evaluate(counter, each)
+                if counter.told_other:
+                    return number
+                number += 1
+            if calls_back:
+                counter.passed(i)
+        return None
+
+    @pytest.mark.parametrize("one_evaluation", [None, False, True])
+    def test_the_schedules_sigmas_are_none_other(self, one_evaluation):
+        for moved in (0.0, 3e-5, -3e-5):
+            told = [s + moved * (i == 0) for i, s in enumerate(self.sigmas[:-1])]
+            assert self.told_other(told, one_evaluation) is None
+
+    @pytest.mark.parametrize("first", [0.95, 1.05, 0.0, 0.9])
+    def test_a_first_sigma_that_is_not_the_schedules_first_is_another(self, first):
+        """As RES4LYF's resample tells a zero before it begins, or Detail Daemon less than is there."""
+        assert self.told_other([first, *self.sigmas[1:-1]]) == 0
+
+    def test_later_ones_are_others_where_one_evaluation_a_step_is_known(self):
+        told = [s * 0.97 if i >= 3 else s for i, s in enumerate(self.sigmas[:-1])]
+        assert self.told_other(told, one_evaluation=True, calls_back=False) == 3
+        assert self.told_other(told, calls_back=False) is None
+        assert self.told_other(told) == 3  # seen by the callbacks
+        assert self.told_other(told, one_evaluation=False) is None
+        early = [s * 0.97 if i >= 1 else s for i, s in enumerate(self.sigmas[:-1])]
+        assert self.told_other(early) == 2 and self.told_other(early, one_evaluation=True) == 1
+
+    def test_sigmas_between_two_steps_are_none_other(self):
+        assert self.told_other(self.sigmas[:-1], again=range(10)) is None
+
+
+class TestOtherSigmas:
+    """Once a sampler tells other sigmas than the schedule's."""
+
+    sigmas = tuple(1 - i / 10 for i in range(10)) + (0.0,)
+
+    def actions(self, told, safety):
+        policy = Listed(modes=(Mode.SKIP,) * 20, safety=safety)
+        plan = RunPlan(
+            policies=(policy,),
+            windows=(Window(math.inf, 0.0),),
+            shape=(1, 2),
+            sigmas=self.sigmas,
+        )
+        run = Run(plan)
+        modes = [step(run, sigma).actions[0].mode for sigma in told]
+        return modes, run.notes
+
+    def test_a_policy_under_safety_computes_from_there_on(self):
+        told = [s * 0.97 if i >= 3 else s for i, s in enumerate(self.sigmas[:-1])]
+        modes, notes = self.actions(told, safety=True)
+        assert modes == [Mode.SKIP] * 3 + [Mode.RUN] * 7
+        assert notes == (Reason("other_sigmas"),)
+
+    def test_others_go_on(self):
+        told = [s * 0.97 for s in self.sigmas[:-1]]
+        modes, notes = self.actions(told, safety=False)
+        assert modes == [Mode.SKIP] * 10 and notes == ()

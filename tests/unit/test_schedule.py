@@ -17,7 +17,7 @@ from rapid_core.quadrature.multistep import (
 )
 from rapid_core.quadrature.spacing import best_spaced, evenly_spaced, max_evaluations
 from rapid_core.reasons import ReasonCode
-from rapid_core.techniques.step_skip.schedule import Schedule, SchedulePolicy
+from rapid_core.techniques.step_skip.schedule import SAFE_ERROR, Schedule, SchedulePolicy
 from rapid_core.types import FULL, Action, Mode, Observation, Reason, Window
 from rapid_testing.actors import marks_of, text
 from rapid_testing.runs import bending, products_of, weights_by_hand
@@ -240,3 +240,51 @@ def test_each_image_has_a_schedule_of_its_own():
     plain, _ = marks_of(policy, 24)
     marks_of(policy, 24, forced=(4, 11))
     assert marks_of(policy, 24)[0] == plain
+
+
+# Predictions that are measured too far off.
+
+OFF = Reason(ReasonCode.PREDICTIONS_OFF)
+
+
+@pytest.mark.parametrize("measured", [SAFE_ERROR * 1.01, 3.12, math.inf, math.nan])
+def test_while_predictions_are_off_everything_is_computed_and_said_once(measured):
+    """NaN from the model is such an error, too."""
+    actions, actor = marks_of(SchedulePolicy(speedup=2.0), 20, measured_error=measured)
+    assert text(actions) == "#" * 20 and actor.notes == (OFF,)
+    actions, actor = marks_of(SchedulePolicy(speedup=2.0, safe=False), 20, measured_error=measured)
+    assert text(actions).count("#") == 10 and actor.notes == ()
+
+
+@pytest.mark.parametrize("measured", [None, 0.0, SAFE_ERROR])
+def test_while_they_are_not_the_schedule_is_as_it_was(measured):
+    wanted = marks_of(SchedulePolicy(speedup=2.0, safe=False), 20)[0]
+    actions, actor = marks_of(SchedulePolicy(speedup=2.0), 20, measured_error=measured)
+    assert actions == wanted and actor.notes == ()
+
+
+@pytest.mark.parametrize("speedup", [1.5, 2.0, 3.0])
+@pytest.mark.parametrize("off", [range(4, 9), (6,), range(12)])
+def test_what_is_computed_for_safety_is_beside_the_budget(speedup, off):
+    steps = 24
+    policy = SchedulePolicy(speedup=speedup)
+    planned = text(marks_of(policy, steps)[0])
+    actor = policy.start(Window(1.0, 0.0))
+    sigmas = tuple(1 - i / steps for i in range(steps)) + (0.0,)
+    actions, history = [], ()
+    for i in range(steps):
+        seen = Observation(
+            index=i,
+            sigma=sigmas[i],
+            step=i,
+            steps=steps,
+            sigmas=sigmas,
+            computed=len(history),
+            history=history[-4:],
+            measured_error=2.0 if i in off else 0.01,
+        )
+        actions.append(actor.act(seen))
+        actor.executed(actions[-1])
+        history = (*history, sigmas[i]) if actions[-1].mode is Mode.RUN else history
+    expected = "".join("#" if i in off else mark for i, mark in enumerate(planned))
+    assert text(actions) == expected

@@ -146,6 +146,7 @@ def test_what_it_needs_and_what_a_record_says(mode):
         "prediction_order": 2,
         "mode": mode.value,
         "guard": 0.5,
+        "safe": True,
         "source": "",
     }
     assert ThresholdPolicy(threshold=0.1, source="a.safetensors").requirements.decides_schedule

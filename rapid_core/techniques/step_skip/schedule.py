@@ -38,6 +38,11 @@ CLOSENESS = {"faithful": 45.0, "balanced": 40.0, "draft": 34.0}
 # the error of one whose cost is 1.
 PRIOR_GAPS = 2
 ERROR_OF_COST = 1.5e-6
+# Above these a run computes until a prediction was measured to be good again: the error of a gap at
+# which pictures are at 28 dB of their full ones, and a measured relative L1 error.
+SAFE_GAP = error_for(28.0, corrected=False)
+SAFE_ERROR = 1.0
+TRUSTED_ERROR = 0.5
 
 SAME_SIGMAS = 1e-3  # difference of sigmas that are the same, as a share of the highest
 
@@ -111,7 +116,7 @@ class SchedulePolicy(Policy):
     end_percent: float = 1.0
     """Share of the schedule after which all evaluations are computed."""
     safe: bool = True
-    """Whether nothing is skipped where it is known to go wrong."""
+    """Whether nothing is skipped where that is known to go wrong, or was seen to."""
     prediction_order: int = 1
     """Order of the polynomial that predicts, where no weights are fitted."""
     schedule: Schedule | None = None
@@ -134,6 +139,7 @@ class SchedulePolicy(Policy):
             # Fitted weights make good in later predictions what earlier ones did wrong.
             aim=None if self._fitted else self.aim,
             decides_schedule=True,
+            safety=self.safe,
         )
 
     @property
@@ -175,6 +181,8 @@ class ScheduleActor(Actor):
         self._skipped_step: int | None = None  # of the evaluation in progress, if it was to be so
         self._unplanned_step: int | None = None  # computed although it was to be skipped
         self._paid = 0  # evaluations that are computed less instead
+        self._distrusts = False  # after a prediction that was far off
+        self._seen: float | None = None  # the latest gap's error
 
     @property
     def notes(self) -> Sequence[Reason]:
@@ -189,11 +197,29 @@ class ScheduleActor(Actor):
             self._pay(step, observation.sigmas)
         if self._overspent(observation):
             self._pay(step, observation.sigmas)
+        if self._off(observation) and not computed[step]:
+            computed[step] = True  # beside the budget: nothing is computed less instead
         if computed[step] or not observation.computed:
             self._skipped_step = None
             return FULL
         self._skipped_step = step
         return Action(Mode.SKIP, prediction_weights=self.weights(observation))
+
+    def _off(self, observation: Observation) -> bool:
+        """Whether the latest gap or the latest measured prediction was too far off, or the model
+        gives no numbers, and no prediction was good since; said once."""
+        if not self.policy.safe:
+            return False
+        gap, measured = observation.gap_error, observation.measured_error
+        bad_gap = gap is not None and gap != self._seen and not gap <= SAFE_GAP
+        self._seen = gap
+        if bad_gap or (measured is not None and not measured <= SAFE_ERROR):
+            self._distrusts = True
+            said = Reason(ReasonCode.PREDICTIONS_OFF)
+            self._notes += [said] if said not in self._notes else []
+        elif measured is not None and measured <= TRUSTED_ERROR and not observation.since_computed:
+            self._distrusts = False
+        return self._distrusts
 
     def executed(self, action: Action) -> None:
         """Remember a step that had to be computed although it was to be skipped."""
@@ -292,6 +318,8 @@ class ClosenessActor(ScheduleActor):
         self._step = observation.step
         if last is not None and last < self._step and not observation.since_computed:
             self._plan_rest(last, observation)
+        if self._off(observation):
+            return FULL
         if self.computed[observation.step] or not observation.computed:
             return FULL
         return Action(Mode.SKIP, prediction_weights=self.weights(observation))

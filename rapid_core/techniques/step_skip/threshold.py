@@ -23,6 +23,9 @@ from ...types import (
 )
 
 MAX_CONSECUTIVE = 3  # evaluations that may be skipped in a row, unless told otherwise
+# Full evaluations after a prediction that the safety check found bad: one good measurement may be by
+# chance of where it was taken, as on a part of a packed latent that turns over and over.
+TRUSTED_AFTER = 2
 COMPUTE = Action(must=Must.RUN)
 COMPUTE_ALL = Action(must=Must.ALL)
 
@@ -50,6 +53,8 @@ class ThresholdPolicy(Policy):
     guard: float = 0.5
     """Safety check: after a prediction that was measured worse than this relative L1 error the next
     evaluation is computed in full, whatever other techniques ask for; 0 for no check."""
+    safe: bool = True
+    """Whether nothing is skipped where that is known to go wrong, see `Requirements.safety`."""
     source: str = ""
     """File that the threshold is from."""
 
@@ -66,6 +71,7 @@ class ThresholdPolicy(Policy):
             prediction_order=self.prediction_order,
             aim=Aim.FULL_PICTURE if self.mode is Mode.SKIP else None,
             decides_schedule=bool(self.source),
+            safety=self.safe,
         )
 
     @override
@@ -87,6 +93,7 @@ class ThresholdActor(Actor):
         self.accumulated = 0.0
         """Weighted error estimates of the evaluations since the last that was computed."""
         self._with_this = 0.0  # and of the evaluation in progress
+        self._wary = 0  # evaluations to compute in full before predictions are trusted again
 
     def act(self, observation: Observation) -> Action:
         """Skip while the cap, the safety check and the budget of error allow it."""
@@ -94,7 +101,9 @@ class ThresholdActor(Actor):
         if observation.sigma not in self.window:
             return FULL
         measured = observation.measured_error
-        if self.policy.guard and measured is not None and measured > self.policy.guard:
+        if self.policy.guard and measured is not None and not measured <= self.policy.guard:
+            self._wary = TRUSTED_AFTER if self.policy.safe else 1
+        if self._wary:
             return COMPUTE_ALL
         if observation.since_computed >= self.policy.max_consecutive:
             return COMPUTE
@@ -105,4 +114,6 @@ class ThresholdActor(Actor):
     def executed(self, action: Action) -> None:
         """The budget starts anew where the blocks ran, and goes on where they did not, whoever
         wanted it."""
+        if action.mode is Mode.RUN:
+            self._wary = max(0, self._wary - 1)
         self.accumulated = 0.0 if action.mode is Mode.RUN else self._with_this
