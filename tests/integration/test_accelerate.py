@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from rapid_core.quadrature.lagrange import adams_bashforth
 from rapid_core.quadrature.multistep import (
     ROUGH,
     SHARE_ALWAYS,
@@ -14,8 +15,10 @@ from rapid_core.quadrature.multistep import (
     SHARE_MEASURED,
 )
 from rapid_core.quadrature.sigmas import place_in_schedule
+from rapid_core.quadrature.spacing import best_spaced
+from rapid_core.types import Aim
 from rapid_testing.runs import bending, products_of
-from rapid_testing.safety import even_so
+from rapid_testing.safety import even_so, with_settings
 from rapid_testing.sampling import empty_latent, make_conditioning, sample
 
 STEPS = 12
@@ -51,21 +54,38 @@ def test_speed_one_leaves_the_model_alone(accelerate, tiny_model):
     assert accelerate(tiny_model, 1.0) is tiny_model
 
 
-def test_under_euler_what_is_skipped_is_a_step_of_adams_bashforth(accelerate, tiny_sd3, record_of):
-    """Against the same run written down by hand: two-step weights on the run's own sigmas, of whose
-    slope as much is taken as each image's latest computed derivatives say."""
+@pytest.mark.parametrize("aim", Aim)
+def test_under_euler_a_run_is_predictor_and_corrector(
+    accelerate, tiny_sd3, record_of, pack_module, aim
+):
+    """Against the same run written down by hand: predictions by the line through the latest two
+    computed derivatives, of whose slope as much is taken as each image's run says; where a gap has
+    ended, it is estimated again by the parabola through the latest three."""
     import comfy.sample
     import comfy.samplers
 
-    patched, latent = accelerate(tiny_sd3, 2.0), empty_latent(batch=2)
+    aims = pack_module("rapid_core.types").Aim
+    patched = with_settings(accelerate(tiny_sd3, 2.0), aim=aims(aim.value))
+    latent = empty_latent(batch=2)
     found = sample(patched, steps=STEPS, cfg=2.0, latent=latent, sampler="euler")
-    runs = {0, 2, 4, 7, 9, 11}  # six of twelve
+    sigmas = comfy.samplers.calculate_sigmas(
+        tiny_sd3.get_model_object("model_sampling"), "simple", STEPS
+    )
+    runs = {i for i, on in enumerate(best_spaced(6, sigmas.tolist())) if on}
     assert {i for i, mark in enumerate(strip(record_of(patched))) if mark == "#"} == runs
+
+    def polynomial(known, start, stop):
+        """Through these points: its value at `start`, or its mean over start .. stop."""
+        ends = None if aim is Aim.FULL_PICTURE else stop
+        weights = adams_bashforth([s for s, _ in known], start, ends)
+        return sum(w * d for w, (_, d) in zip(weights, known, strict=True))
 
     def by_hand(model, x, sigmas, extra_args=None, callback=None, disable=None):
         known, share = [], None
+        gap, moved = [], torch.zeros_like(x)
         for i in range(len(sigmas) - 1):
             s, e = float(sigmas[i]), float(sigmas[i + 1])
+            shift = torch.zeros_like(x)
             if i in runs:
                 d = (x - model(x, sigmas[i] * x.new_ones(x.shape[0]), **extra_args)) / s
                 if len(known) > 1:
@@ -74,22 +94,23 @@ def test_under_euler_what_is_skipped_is_a_step_of_adams_bashforth(accelerate, ti
                     skill = (line * (d - latest).flatten(1)).sum(1) / line.square().sum(1)
                     share = (SHARE_ALWAYS + SHARE_MEASURED * skill).clamp(0, 1)
                 elif known:
-                    moved = (d - known[0][1]).flatten(1).abs().mean(1) / d.flatten(1).abs().mean(1)
-                    share = torch.where(moved > ROUGH, 0.0, SHARE_AT_FIRST)
+                    change = (d - known[0][1]).flatten(1).abs().mean(1)
+                    rough = change / d.flatten(1).abs().mean(1) > ROUGH
+                    share = torch.where(rough, 0.0, SHARE_AT_FIRST)
                 known.append((s, d))
-            elif len(known) == 1:
-                d = known[0][1]
-            else:
-                (a, before), (b, latest) = known[-2:]
-                d = latest + share.view(-1, 1, 1, 1) * (latest - before) * ((s + e) / 2 - b) / (
-                    b - a
-                )
-            x = x + (e - s) * d
+                if gap and len(known) > 1:
+                    shift = sum((q - p) * polynomial(known[-3:], p, q) for p, q in gap) - moved
+                gap, moved = [], torch.zeros_like(x)
+            if i not in runs or aim is Aim.BEST_PICTURE:
+                latest = known[-1][1]
+                d = latest
+                if len(known) > 1:
+                    d = latest + share.view(-1, 1, 1, 1) * (polynomial(known[-2:], s, e) - latest)
+                gap.append((s, e))
+                moved = moved + (e - s) * d
+            x = x + (e - s) * d + shift
         return x
 
-    sigmas = comfy.samplers.calculate_sigmas(
-        tiny_sd3.get_model_object("model_sampling"), "simple", STEPS
-    )
     wanted = comfy.sample.sample_custom(
         tiny_sd3,
         comfy.sample.prepare_noise(latent, 0),
