@@ -36,11 +36,9 @@ def advice(record: RunRecord) -> list[Reason]:
 
 
 def _of_schedule(record: RunRecord, policy: dict[str, Any], skipped: int) -> list[Reason]:
-    steps, speedup = len(record.evaluations), policy.get("speedup")
-    if speedup is None:
-        closeness = policy.get("closeness")
-        known = closeness is not None
-        return [Reason(ReasonCode.LITTLE_CLOSENESS, closeness=closeness)] if known else []
+    steps, speedup, closeness = len(record.evaluations), policy["speedup"], policy["closeness"]
+    if closeness is not None:
+        return [Reason(ReasonCode.LITTLE_CLOSENESS, closeness=closeness)]
     needed = math.ceil(10 * steps / max(1, steps - 1) - 1e-9) / 10  # on the dial's grid
     if skipped or steps < 2 or speedup >= needed:  # as it was asked for, or for another reason
         return []

@@ -52,7 +52,8 @@ def shown(page):
     maps."""
     return page.do("""() => { const root = document.querySelector(".rapid-report"); const texts = name =>
       [...root.querySelectorAll(name)].map(e => e.textContent); return {
-        text: root.textContent, headline: texts(".headline"), closeness: texts(".closeness"), totals: texts(".totals"), alerts: texts(".alert"), remarks: texts("li"),
+        text: root.textContent, headline: texts(".headline"), closeness: texts(".closeness"),
+        totals: texts(".totals"), alerts: texts(".alert"), remarks: texts("li"),
         rows: [...root.querySelectorAll(".row")].map(row => [...row.children].map(c =>
           [c.className, Number(c.dataset.share), c.title])),
         maps: [...root.querySelectorAll("img")].map(i => new URL(i.src).searchParams.get("filename")) } }""")
@@ -170,7 +171,7 @@ def test_the_node_tells_how_the_run_goes_on(graph, vue, name):
         if page.do("k => app.graph._nodes.some(n => n.comfyClass === k)", kind)
     )
     totals = record_of(page)["totals"]
-    did = f"{totals['skipped']} skipped" if totals["skipped"] else f"{totals['partial']} in part"
+    did = f"{totals['partial']} in part" if totals["partial"] else f"{totals['skipped']} skipped"
     text = f"10/10 · {did} · {totals['speedup_theoretical']:.1f}x"
     page.look_at(kind)
     line = page.page.get_by_text(text, exact=True).filter(visible=True).first
