@@ -167,7 +167,7 @@ def test_the_node_tells_how_the_run_goes_on(graph, vue, name):
     page.look_at("RAPID_Report", ".rapid-report .row")
     kind = next(
         kind
-        for kind in ("RAPID_CacheReuse", "RAPID_RegionAdaptive")
+        for kind in ("RAPID_Accelerate", "RAPID_RegionAdaptive")
         if page.do("k => app.graph._nodes.some(n => n.comfyClass === k)", kind)
     )
     totals = record_of(page)["totals"]
