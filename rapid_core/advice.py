@@ -16,6 +16,18 @@ GOAL = 1 / 3  # share of the evaluations that the advised threshold skips
 # Those that are advised, of two digits; above 0.5 pictures would suffer.
 THRESHOLDS = [d / 10**p for p in (4, 3, 2) for d in range(10, 100) if d <= 50 or p > 2]
 
+# Notes that say why already.
+SAID = {
+    code.value
+    for code in (
+        ReasonCode.FEW_STEPS,
+        ReasonCode.SAMPLER_ADDS_NOISE,
+        ReasonCode.SIGMAS_RISE,
+        ReasonCode.OTHER_SIGMAS,
+        ReasonCode.PREDICTIONS_OFF,
+    )
+}
+
 
 def advice(record: RunRecord) -> list[Reason]:
     """Why a finished run of a policy that skips saved less than a tenth; nothing where it saved
@@ -25,7 +37,8 @@ def advice(record: RunRecord) -> list[Reason]:
     skipped = totals["skipped"] + totals["reused"]
     if not record.evaluations or saved or skipped >= LITTLE * totals["evaluations"]:
         return []
-    if 2 * sum(bool(e.reasons) for e in record.evaluations) > len(record.evaluations):
+    reasons = sum(bool(e.reasons) for e in record.evaluations)
+    if 2 * reasons > len(record.evaluations) or any(note.code in SAID for note in record.notes):
         return []
     policies = [p for p in record.policies if p.get("technique") in ("schedule", "cache_reuse")]
     if len(policies) != 1:

@@ -134,6 +134,7 @@ def test_a_closeness_that_takes_nearly_all_steps_is_named():
         {"policies": ({"technique": "region_adaptive"},)},
         {"policies": (ThresholdPolicy(threshold=0.1).to_record(),) * 2},
         {"evaluations": ()},
+        {"notes": (Reason(ReasonCode.SAMPLER_ADDS_NOISE, sampler="lcm"),)},
     ],
 )
 def test_where_something_was_saved_or_nothing_can_be_known_there_is_no_advice(changes):
