@@ -41,21 +41,12 @@ def advice(record: RunRecord) -> list[Reason]:
     if 2 * reasons > len(record.evaluations) or any(note.code in SAID for note in record.notes):
         return []
     policies = [p for p in record.policies if p.get("technique") in ("schedule", "cache_reuse")]
-    if len(policies) != 1:
+    if len(policies) != 1 or policies[0]["source"]:  # a file's numbers are not the user's
         return []
-    if policies[0]["technique"] == "schedule":
-        return _of_schedule(record, policies[0], skipped)
-    return _of_threshold(record, policies[0])
-
-
-def _of_schedule(record: RunRecord, policy: dict[str, Any], skipped: int) -> list[Reason]:
-    steps, speedup, closeness = len(record.evaluations), policy["speedup"], policy["closeness"]
-    if closeness is not None:
-        return [Reason(ReasonCode.LITTLE_CLOSENESS, closeness=closeness)]
-    needed = math.ceil(10 * steps / max(1, steps - 1) - 1e-9) / 10  # on the dial's grid
-    if skipped or steps < 2 or speedup >= needed:  # as it was asked for, or for another reason
-        return []
-    return [Reason(ReasonCode.LITTLE_SPEEDUP, steps=steps, speedup=speedup, needed=needed)]
+    if policies[0]["technique"] == "cache_reuse":
+        return _of_threshold(record, policies[0])
+    closeness = policies[0]["closeness"]  # any speed-up above 1 skips what it says
+    return [] if closeness is None else [Reason(ReasonCode.LITTLE_CLOSENESS, closeness=closeness)]
 
 
 def _of_threshold(record: RunRecord, policy: dict[str, Any]) -> list[Reason]:

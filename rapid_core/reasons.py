@@ -81,7 +81,6 @@ class ReasonCode(Enum):
     ALL_TOKENS_COMPUTED = "all_tokens_computed"
     ADVISE_THRESHOLD = "advise_threshold"
     ADVISE_SHARE = "advise_share"
-    LITTLE_SPEEDUP = "little_speedup"
     LITTLE_CLOSENESS = "little_closeness"
     LITTLE_FEW = "little_few"
     LITTLE_WINDOW = "little_window"
