@@ -92,6 +92,8 @@ def _accepted(slot: Any, value: Any) -> str:
     """What an input accepts, in words; empty where it accepts the value."""
     if isinstance(slot, io.Combo.Input):
         return "" if value in slot.options else f"one of {', '.join(map(str, slot.options))}"
+    if isinstance(slot, io.Boolean.Input):
+        return "" if isinstance(value, bool) else "true or false"
     if not isinstance(slot, io.Int.Input | io.Float.Input):
         return ""
     whole = isinstance(slot, io.Int.Input)

@@ -19,9 +19,9 @@ class CacheReuse(RapidNode):
             node_id="RAPID_CacheReuse",
             display_name="RAPID Cache Reuse",
             category="RAPID",
-            description="Skips steps whose result can be predicted from earlier ones, while the "
-            "estimated error stays below a threshold, as TeaCache and EasyCache do. Works with any "
-            "sampler. Where it cannot skip, RAPID Report says why.",
+            description="For setting step skipping by hand; otherwise take RAPID Accelerate. Skips steps "
+            "whose result can be predicted from earlier ones, while the estimated error stays below a "
+            "threshold, as TeaCache and EasyCache do. Where it cannot skip, RAPID Report says why.",
             search_aliases=[
                 "teacache",
                 "easycache",
@@ -118,6 +118,14 @@ class CacheReuse(RapidNode):
                     "wrong by more than this (0.5 is 50 %), the next step is computed, too. Lower is "
                     "slower and more exact; 0 turns the check off.",
                 ),
+                io.Boolean.Input(
+                    "even_so",
+                    default=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Skip even where RAPID would rather compute everything: with samplers that add "
+                    "noise (ancestral, SDE, lcm) and in runs of 6 steps and fewer. Pictures may suffer.",
+                ),
             ],
             outputs=[
                 io.Model.Output(
@@ -148,5 +156,6 @@ class CacheReuse(RapidNode):
             prediction_order=values["forecast_order"],
             mode=Mode(values["level"]),
             guard=values["guard"],
+            safe=not values["even_so"],
         )
         return io.NodeOutput(attach(model, policy, cls.hidden))

@@ -76,8 +76,7 @@ class Report(RapidNode):
             record = record_of(model, latent["samples"])
             if record is not None:
                 return report_on(record, latent, picture)
-            patched = chain_of(model) is not None
-            reason = Reason(ReasonCode.NOT_SAMPLED if patched else ReasonCode.NOT_PATCHED)
+            reason = why_none(model)
         except Exception as error:  # the latent passes through here, and is worth more
             logging.exception("RAPID: this run could not be reported on")
             failed = f"{type(error).__name__}: {error}"
@@ -89,6 +88,14 @@ class Report(RapidNode):
             "rapid_reason": [json.dumps(to_json(reason), allow_nan=False)],
         }
         return io.NodeOutput(latent, text(reason), torch.zeros(1, 64, 64, 3), ui=shown)
+
+
+def why_none(model: Any) -> Reason:
+    """Why there is no record of a latent."""
+    chain = chain_of(model)
+    if chain is None:
+        return Reason(ReasonCode.NOT_PATCHED)
+    return Reason(ReasonCode.OTHER_LATENT if chain.log.records else ReasonCode.NOT_SAMPLED)
 
 
 def report_on(record: RunRecord, latent: dict[str, Any], picture: Any) -> io.NodeOutput:

@@ -24,6 +24,7 @@ VERSION = 2
 REMEMBERED = 8  # finished records in a log
 STRIP_MARKS = {Mode.RUN.value: "#", Mode.REUSE.value: "r", Mode.SKIP.value: "."}
 STRIPS = 8  # images whose strip is in the text
+VERDICTS = ((40.0, "good"), (32.0, "fair"))  # from so many dB to the full picture on; else "poor"
 
 # Names of version 1 and what they are in version 2.
 _OLD_EVALUATION = {
@@ -113,16 +114,22 @@ class RunRecord:
     """Frames, rows and columns of image tokens, where policies chose any."""
     full_evaluations: int | None = None
     """Evaluations of the full run over all images, where a sampler made another number."""
+    closeness: tuple[float | None, ...] = ()
+    """Predicted PSNR (dB) of each image to the full picture, None where nothing is known; empty
+    where nobody predicts it."""
 
     @property
     def totals(self) -> dict[str, Any]:
-        """Sums over evaluations and images; speed-ups are None where they are not known."""
+        """Sums over evaluations and images; what is not known is None. `seconds_full`: about what
+        the full run would have taken. `closeness`: mean over images; `verdict`: of the worst."""
         modes = Counter(mode for e in self.evaluations for mode in e.modes)
         made = sum(modes.values())
         number = made if self.full_evaluations is None else self.full_evaluations
         cost = sum(sum(e.cost) for e in self.evaluations)
         full_cost = sum(sum(e.full_cost) for e in self.evaluations)
         computed, reused = modes[Mode.RUN.value], modes[Mode.REUSE.value]
+        seconds_full = self._seconds_full()
+        known = [closeness for closeness in self.closeness if closeness is not None]
         return {
             "evaluations": number,
             "computed": computed,
@@ -132,18 +139,22 @@ class RunRecord:
             "flops": cost,
             "full_flops": full_cost,
             "speedup_theoretical": full_cost / cost if cost else None,
-            "speedup_measured": self._measured_speedup(),
+            "speedup_measured": seconds_full and round(seconds_full / self.seconds, 3),
             "seconds": round(self.seconds, 4),
+            "seconds_full": seconds_full and round(seconds_full, 4),
             "bytes": self.bytes,
+            "closeness": round(_mean(known), 1) if known else None,
+            "closeness_worst": round(min(known), 1) if known else None,
+            "verdict": verdict(min(known)) if known else None,
         }
 
-    def _measured_speedup(self) -> float | None:
-        """About how many times faster the loop was than its own full evaluations would have been;
-        None where there are fewer than two beside the first, which warms up, or all were full."""
+    def _seconds_full(self) -> float | None:
+        """About what the loop would have taken by its own full evaluations; None where there are
+        fewer than two beside the first, which warms up, or all were full."""
         full = sorted(e.seconds for e in self.evaluations[1:] if e.full and e.seconds > 0)
         if len(full) < 2 or not self.seconds or all(e.full for e in self.evaluations):
             return None
-        return round(full[len(full) // 2] * len(self.evaluations) / self.seconds, 3)
+        return full[len(full) // 2] * len(self.evaluations)
 
     def to_json(self) -> dict[str, Any]:
         """The record in its one JSON form: plain dicts, lists, numbers and strings."""
@@ -163,29 +174,34 @@ class RunRecord:
     def text(self) -> str:
         """A few lines for people."""
         totals, images = self.totals, self.shape[0]
-        per = "" if images == 1 else f" ({images} images)"
-        lines = [
-            f"RAPID: {self.sampler} on {self.family}, {self.status}, {self.seconds:.2f} s{per}",
-            f"{totals['computed']} of {totals['evaluations']} evaluations computed, "
-            f"{totals['reused']} reused, {totals['skipped']} skipped",
-        ]
+        saved = totals["seconds_full"]
+        head = f"RAPID: {shown_seconds(self.seconds)}"
+        head += "" if saved is None else f" instead of about {shown_seconds(saved)}"
+        if totals["speedup_theoretical"]:
+            head += f", theoretical speed-up {totals['speedup_theoretical']:.2f}x"
+        lines = [head]
+        if totals["verdict"]:
+            worst = totals["closeness_worst"]
+            several = sum(closeness is not None for closeness in self.closeness) > 1
+            own = f" in the mean, {worst:.0f} dB at worst" if several else ""
+            lines.append(
+                f"predicted closeness {totals['closeness']:.0f} dB{own}: {totals['verdict']}"
+            )
+        counts = [f"{totals['computed']} of {totals['evaluations']} evaluations computed"]
         if totals["partial"]:
             shares = [s for e in self.evaluations for s in e.token_share if 0 < s < 1]
-            lines.append(
-                f"{totals['partial']} of the computed ones on {_mean(shares):.0%} of the image tokens"
-            )
+            some = f"{_mean(shares):.0%} of the image tokens"
+            counts.append(f"{totals['partial']} of them on {some}")
+        counts += [f"{totals[name]} {name}" for name in ("reused", "skipped") if totals[name]]
+        lines.append(", ".join(counts))
         sparse = [d for e in self.evaluations for d in e.density if d < 1]
         if sparse:
             lines.append(
                 f"{len(sparse)} of the computed ones with attention at density {_mean(sparse):.2g}"
             )
-        if totals["speedup_theoretical"]:
-            measured = totals["speedup_measured"]
-            clock = f", measured about {measured:.2f}x" if measured else ""
-            lines.append(
-                f"theoretical speed-up {totals['speedup_theoretical']:.2f}x{clock}, "
-                f"cache {self.bytes / 2**20:.1f} MiB"
-            )
+        of = [f"{images} images"] if images > 1 else []
+        cache = f"cache {self.bytes / 2**20:.1f} MiB"
+        lines.append(", ".join([f"{self.sampler} on {self.family}", *of, self.status, cache]))
         errors = [m for e in self.evaluations for m in e.measured_error if m is not None]
         if errors:
             lines.append(f"prediction error where it was measured: mean {_mean(errors):.3f}")
@@ -224,6 +240,7 @@ def read(found: dict[str, Any]) -> RunRecord:
             "policies": tuple(run["policies"]),
             "notes": tuple(map(from_json, run.get("notes", ()))),
             "grid": None if run.get("grid") is None else tuple(run["grid"]),
+            "closeness": tuple(run.get("closeness", ())),
             "evaluations": tuple(map(_evaluation, run["evaluations"])),
         }
     )
@@ -236,6 +253,16 @@ def _evaluation(found: dict[str, Any]) -> EvaluationRecord:
     given["modes"] = tuple(_OLD_MODES.get(mode, mode) for mode in given["modes"])
     given["reasons"] = tuple(map(from_json, given.get("reasons", ())))
     return EvaluationRecord(**given)
+
+
+def verdict(closeness: float) -> str:
+    """A predicted closeness (dB to the full picture) in a word."""
+    return next((word for least, word in VERDICTS if closeness >= least), "poor")
+
+
+def shown_seconds(seconds: float) -> str:
+    """Seconds as people read them: two digits, or whole ones."""
+    return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -266,12 +293,15 @@ class RunLog:
         self.records.append(record)
 
     def find(self, fingerprint: str, other: bool = True) -> RunRecord | None:
-        """The latest run that made this latent; else, where `other` ones may be meant, the latest
-        of all; or None."""
+        """The latest run that made this latent. Else, where `other` ones may be meant, the latest of
+        all if it came to its end and nobody knows what it made; or None."""
         for record in reversed(self.records):
             if fingerprint and record.fingerprint == fingerprint:
                 return record
-        return self.records[-1] if self.records and other else None
+        latest = self.records[-1] if self.records else None
+        if latest is None or not other or latest.fingerprint or latest.status != "finished":
+            return None
+        return latest
 
 
 def fingerprint(latent: Any) -> str:

@@ -4,7 +4,7 @@ import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { readRecord } from "./record.js";
 import { forget, smaller, store, stored, storeFailure } from "./storage.js";
-import { details, element, legend, remarks, ROWS, rows, totals } from "./timeline.js";
+import { closeness, details, element, headline, legend, remarks, ROWS, rows, totals } from "./timeline.js";
 import { loadWords, reason, speak, word } from "./words.js";
 
 const NODE = "RAPID_Report";
@@ -39,7 +39,13 @@ class Panel {
       return [...alert, element("div", "text", text || word("waiting"))];
     }
     const record = readRecord(shown.record);
-    const parts = [element("div", "totals", totals(record)), element("div", "", details(record)), ...rows(record)];
+    const parts = [
+      element("div", "headline", headline(record)),
+      closeness(record),
+      element("div", "totals", totals(record)),
+      ...rows(record),
+      element("div", "", details(record)),
+    ];
     if (record.status !== "finished") {
       const status = word(`status.${record.status}`);
       parts.unshift(element("div", "alert", word("not_finished", { status })));
@@ -113,7 +119,7 @@ function parsed(texts) {
 function add(node) {
   const panel = (node.rapidPanel = new Panel());
   const widget = node.addDOMWidget("rapid_report", "rapid_report", panel.root, {
-    serialize: false, getMinHeight: () => HEIGHT,
+    serialize: false, getMinHeight: () => HEIGHT, hideOnZoom: false,
   });
   widget.serialize = false;
   node.setSize(SIZE.map((pixels, i) => Math.max(pixels, node.size[i])));

@@ -22,15 +22,36 @@ export function colour(share) {
   return `rgb(${mixed.join(", ")})`;
 }
 
+// Seconds as people read them: two digits, or whole ones.
+function seconds(number) {
+  return word("seconds", { number: number < 10 ? Number(number.toPrecision(2)) : Math.round(number) });
+}
+
+// What the run took and saved.
+export function headline(record) {
+  const { seconds_full: full, speedup_theoretical: factor } = record.totals;
+  const took = seconds(record.seconds);
+  const parts = [full ? word("took_instead", { took, full: seconds(full) }) : took];
+  if (factor) parts.push(word("speedup_theoretical", { factor: factor.toFixed(2) }));
+  return parts.join(", ");
+}
+
+// How close to the full picture it is predicted to be, with a verdict; null where nothing is known.
+export function closeness(record) {
+  const { closeness: mean, closeness_worst: least, verdict } = record.totals;
+  if (!verdict) return null;
+  const several = record.closeness.filter((one) => one !== null).length > 1;
+  const words = word(several ? "closeness_of_several" : "closeness",
+    { decibels: Math.round(mean), worst: Math.round(least), verdict: word(`verdict.${verdict}`) });
+  return element("div", `closeness ${verdict}`, words);
+}
+
 export function totals(record) {
-  const { computed, evaluations, partial, reused, skipped, ...speedups } = record.totals;
+  const { computed, evaluations, partial, reused, skipped } = record.totals;
   const parts = [word("computed_of", { computed, evaluations })];
   if (partial) parts.push(word("of_them_partial", { number: partial }));
   if (reused) parts.push(word("number_reused", { number: reused }));
-  parts.push(word("number_skipped", { number: skipped }));
-  for (const name of ["speedup_theoretical", "speedup_measured"]) {
-    if (speedups[name]) parts.push(word(name, { factor: speedups[name].toFixed(2) }));
-  }
+  if (skipped) parts.push(word("number_skipped", { number: skipped }));
   return parts.join(", ");
 }
 
@@ -38,7 +59,6 @@ export function details(record) {
   const errors = record.evaluations.flatMap((e) => e.measured_error).filter((error) => error !== null);
   const parts = [
     word("sampler_on", { sampler: record.sampler, family: family(record.family) }),
-    `${record.seconds.toFixed(2)} s`,
     word("cache", { mib: (record.bytes / 2 ** 20).toFixed(1) }),
   ];
   if (errors.length) {

@@ -51,8 +51,7 @@ def chain_of(model: Any) -> Chain | None:
 
 
 def record_of(model: Any, latent: Any) -> RunRecord | None:
-    """The record of the run that made a latent, or of the latest run of this MODEL; None where
-    there is none."""
+    """The record of the run of this MODEL that made a latent; None where there is none."""
     made = fingerprint(latent)
     chain = chain_of(model)
     record = chain.log.find(made) if chain is not None else None

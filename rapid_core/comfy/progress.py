@@ -42,7 +42,11 @@ def so_far(evaluations: Sequence[EvaluationRecord], sigmas: Sequence[float]) -> 
     partial = sum(0 < share < 1 for e in evaluations for share in e.token_share) / images
     cost = sum(sum(e.cost) for e in evaluations)
     full_cost = sum(sum(e.full_cost) for e in evaluations)
-    speed = f", {full_cost / cost:.1f}x so far" if cost else ""
-    some = f", {partial:.3g} in part" if partial else ""
-    # Short, and what matters first: the page shows two lines of a node of usual width.
-    return f"step {step} of {steps}: {skipped:.3g} not computed{speed}{some}"
+    parts = [f"{step}/{steps}"]
+    if skipped or not partial:
+        parts.append(f"{skipped:.3g} skipped")
+    if partial:
+        parts.append(f"{partial:.3g} in part")
+    if cost:
+        parts.append(f"{full_cost / cost:.1f}x")
+    return " · ".join(parts)  # short: the page shows a line of it on a node of usual width

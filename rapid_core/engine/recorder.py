@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..advice import advice
 from ..record import EvaluationRecord, RunRecord, fingerprint, pack
 from ..types import Action, Mode, Reason
 from .evaluation import Evaluation
@@ -85,20 +86,21 @@ class RunRecorder:
     def finish(self, status: str, result: Any) -> RunRecord:
         """The record of the run; what was measured last and the maps of tokens are fetched here,
         once."""
-        if status == "finished":
+        finished = status == "finished"
+        if finished:
             self.run.finish()
         plan = self.run.plan
         logs = [image.measured_log for image in self.run.images]
         self.add_notes(self.run.notes)
         if plan.residual_note is not None and any(e.sparse for e in self.evaluations):
             self.add_notes([plan.residual_note])
-        if status == "finished" and plan.advice is not None and self._saved_no_token():
+        if finished and plan.advice is not None and self._saved_no_token():
             self.add_notes([plan.advice])
         evaluations = tuple(
             replace(e, measured_error=tuple(finite(log.get(e.index)) for log in logs), tokens=maps)
             for e, maps in zip(self.evaluations, self._token_maps(), strict=True)
         )
-        return RunRecord(
+        record = RunRecord(
             sampler=plan.sampler,
             family=plan.family,
             shape=plan.shape,
@@ -112,7 +114,9 @@ class RunRecorder:
             fingerprint=fingerprint(result),
             grid=None if plan.grid is None else plan.grid.size,
             full_evaluations=self.full_evaluations,
+            closeness=tuple(map(finite, self.run.closeness())) if finished else (),
         )
+        return replace(record, notes=(*record.notes, *advice(record))) if finished else record
 
     def _saved_no_token(self) -> bool:
         """Whether every evaluation computed every token without a reason given."""

@@ -52,7 +52,8 @@ def shown(page):
     maps."""
     return page.do("""() => { const root = document.querySelector(".rapid-report"); const texts = name =>
       [...root.querySelectorAll(name)].map(e => e.textContent); return {
-        text: root.textContent, totals: texts(".totals"), alerts: texts(".alert"), remarks: texts("li"),
+        text: root.textContent, headline: texts(".headline"), closeness: texts(".closeness"),
+        totals: texts(".totals"), alerts: texts(".alert"), remarks: texts("li"),
         rows: [...root.querySelectorAll(".row")].map(row => [...row.children].map(c =>
           [c.className, Number(c.dataset.share), c.title])),
         maps: [...root.querySelectorAll("img")].map(i => new URL(i.src).searchParams.get("filename")) } }""")
@@ -67,13 +68,14 @@ def check_panel(page):
     """The panel says what the API's record says."""
     record, panel = record_of(page), shown(page)
     totals, images = record["totals"], record["shape"][0]
-    assert panel["totals"][0].startswith(
+    (headline,), (counts,) = panel["headline"], panel["totals"]
+    assert headline.endswith(f", theoretical speed-up {totals['speedup_theoretical']:.2f}x")
+    assert (" s instead of about " in headline) is (totals["seconds_full"] is not None)
+    assert counts.startswith(
         f"{totals['computed']} of {totals['evaluations']} evaluations computed"
     )
-    assert (
-        f"{totals['skipped']} skipped, theoretical speed-up {totals['speedup_theoretical']:.2f}x"
-        in panel["totals"][0]
-    )
+    for name in ("reused", "skipped"):
+        assert (f", {totals[name]} {name}" in counts) is (totals[name] > 0) is (name in counts)
     assert len(panel["rows"]) == images and all(
         len(row) == len(record["evaluations"]) for row in panel["rows"]
     )
@@ -165,12 +167,12 @@ def test_the_node_tells_how_the_run_goes_on(graph, vue, name):
     page.look_at("RAPID_Report", ".rapid-report .row")
     kind = next(
         kind
-        for kind in ("RAPID_CacheReuse", "RAPID_RegionAdaptive")
+        for kind in ("RAPID_Accelerate", "RAPID_RegionAdaptive")
         if page.do("k => app.graph._nodes.some(n => n.comfyClass === k)", kind)
     )
     totals = record_of(page)["totals"]
-    text = f"step 10 of 10: {totals['skipped']} not computed, {totals['speedup_theoretical']:.1f}x so far"
-    text += f", {totals['partial']} in part" if totals["partial"] else ""
+    did = f"{totals['partial']} in part" if totals["partial"] else f"{totals['skipped']} skipped"
+    text = f"10/10 · {did} · {totals['speedup_theoretical']:.1f}x"
     page.look_at(kind)
     line = page.page.get_by_text(text, exact=True).filter(visible=True).first
     line.wait_for()
@@ -252,6 +254,80 @@ def test_a_report_finds_its_workflow_where_the_run_ends_between_two_questions(gr
     page.look_at("RAPID_Report", ".rapid-report")
     page.do(SAY, [own, number, output])
     assert missed and shown(page)["totals"] == []
+
+
+@pytest.mark.parametrize(
+    "locale, words",
+    [
+        (
+            "en",
+            [
+                "predicted closeness 43 dB: good",
+                "predicted closeness 38 dB in the mean, 31 dB at worst: poor",
+            ],
+        ),
+        ("zh", ["预计接近程度 43 dB：好", "预计接近程度平均 38 dB，最差 31 dB：差"]),
+    ],
+)
+def test_a_predicted_closeness_is_shown_with_its_verdict(graph, locale, words):
+    page = graph(**{"Comfy.Locale": locale})
+    page.load(opened("demo_flux"))
+    page.run()
+    page.look_at("RAPID_Report", ".rapid-report .row")
+    record, output = record_of(page), page.outputs("RAPID_Report")
+    closeness = [[43.2], [None, 45.0, 31.0]]
+    verdicts = [(43.2, 43.2, "good"), (38.0, 31.0, "poor")]
+    for given, verdict, said in zip(closeness, verdicts, words, strict=True):
+        told = dict(zip(("closeness", "closeness_worst", "verdict"), verdict, strict=True))
+        changed = {**record, "closeness": given, "totals": {**record["totals"], **told}}
+        output["rapid_record"] = [json.dumps(changed)]
+        page.do(SAY, [page.latest, page.node("RAPID_Report")["id"], output])
+        assert shown(page)["closeness"] == [said]
+
+
+def test_the_panel_stays_when_the_graph_is_small(graph):
+    page = graph()
+    page.load(opened("demo_flux"))
+    page.run()
+    page.look_at("RAPID_Report", ".rapid-report .row")
+    page.do(
+        "() => { app.canvas.ds.scale = 0.4; const n = app.graph._nodes.find(n => n.comfyClass === "
+        "'RAPID_Report'); app.canvas.centerOnNode(n); app.canvas.setDirty(true, true) }"
+    )
+    page.page.wait_for_timeout(1000)  # it would go now
+    assert page.page.locator(".rapid-report .headline").is_visible()
+
+
+@pytest.mark.parametrize("vue", [False, True], ids=["litegraph", "nodes2"])
+def test_a_workflow_saved_with_fewer_inputs_keeps_its_values_and_links(graph, vue):
+    """As RAPID Accelerate was saved before it had modes: one value, and the policy's socket
+    second."""
+    page = graph(**{"Comfy.VueNodes.Enabled": vue})
+    workflow = opened("demo_policy")
+    (node,) = (node for node in workflow["nodes"] if node["type"] == "RAPID_Accelerate")
+    speedup = node["widgets_values"][0]
+    node["widgets_values"] = [speedup]
+    kept = [i for i in node["inputs"] if i["name"] in ("model", "speedup", "policy")]
+    node["inputs"] = [i for i in kept if "widget" not in i] + [i for i in kept if "widget" in i]
+    places = {one["link"]: place for place, one in enumerate(node["inputs"]) if one.get("link")}
+    for link in workflow["links"]:
+        link[4] = places.get(link[0], link[4])
+    page.load(workflow)
+    found = page.do("async () => (await app.graphToPrompt()).output")
+    (inputs,) = (n["inputs"] for n in found.values() if n["class_type"] == "RAPID_Accelerate")
+    policy = inputs.pop("policy")
+    assert found[policy[0]]["class_type"] == "RAPID_LoadPolicy"
+    assert found[inputs.pop("model")[0]]["class_type"] == "UNETLoader"
+    assert inputs == {
+        "speedup": speedup,
+        "mode": "speed",
+        "closeness": "balanced",
+        "decibels": 40,
+        "aim": "full picture",
+        "start_percent": 0,
+        "end_percent": 1,
+        "even_so": False,
+    }
 
 
 @pytest.mark.parametrize("vue", [False, True], ids=["litegraph", "nodes2"])

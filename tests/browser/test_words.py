@@ -13,7 +13,7 @@ NODES = sorted(path.stem for path in (REPOSITORY / "web" / "docs").glob("RAPID_*
 EXAMPLES = {
     "RAPID_Accelerate": "demo_policy",
     "RAPID_LoadPolicy": "demo_policy",
-    "RAPID_CacheReuse": "demo_flux",
+    "RAPID_CacheReuse": "demo_sd3",
     "RAPID_RegionAdaptive": "demo_region",
 }
 
@@ -47,7 +47,7 @@ VERSION_1 = """async (record) => {
   const shown = (given) => {
     const read = readRecord(given);
     const rows = timeline.rows(read).map((row) => row.outerHTML);
-    return [timeline.totals(read), timeline.details(read), rows];
+    return [timeline.headline(read), timeline.totals(read), timeline.details(read), rows];
   };
   const result = { before: shown(plain), after: shown(old) };
   old.evaluations[0].reasons = ["a sentence of version 1"];

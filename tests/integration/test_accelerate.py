@@ -26,8 +26,8 @@ STEPS = 12
 
 @pytest.fixture
 def accelerate(comfy_host, pack):
-    return lambda model, speedup: comfy_host.run_node(
-        "RAPID_Accelerate", model=model, speedup=speedup
+    return lambda model, speedup=2.0, **given: comfy_host.run_node(
+        "RAPID_Accelerate", model=model, speedup=speedup, **given
     )[0]
 
 
@@ -52,6 +52,52 @@ def test_the_budget_is_a_ceiling(accelerate, record_of, tiny_model, speedup, com
 
 def test_speed_one_leaves_the_model_alone(accelerate, tiny_model):
     assert accelerate(tiny_model, 1.0) is tiny_model
+
+
+def test_mode_off_leaves_the_model_alone(accelerate, tiny_model):
+    assert accelerate(tiny_model, 3.0, mode="off") is tiny_model
+    assert accelerate(tiny_model, 3.0, mode="off", policy=object()) is tiny_model
+
+
+@pytest.fixture
+def policy_of(pack_module):
+    """The policy that a node attached last."""
+    return lambda model: pack_module("rapid_core.comfy.chain").chain_of(model).policies[-1]
+
+
+def test_the_dial_is_a_speedup_or_a_closeness(accelerate, policy_of, tiny_flux):
+    policy = policy_of(accelerate(tiny_flux, 2.5))
+    assert (policy.speedup, policy.closeness) == (2.5, None)
+    assert (policy.aim.value, policy.start_percent, policy.end_percent) == (
+        "full picture",
+        0.0,
+        1.0,
+    )
+    assert policy.safe and policy.schedule is None
+    for name, decibels in {"faithful": 45, "balanced": 40, "draft": 34, "decibels": 52.5}.items():
+        given = dict(mode="quality", closeness=name, decibels=52.5)
+        policy = policy_of(accelerate(tiny_flux, 1.0, **given))  # speedup has no say
+        assert policy.closeness == decibels
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "accepted"),
+    [
+        ("speedup", 0.9, "a number from 1 to 6"),
+        ("speedup", math.nan, "a number from 1 to 6"),
+        ("speedup", "fast", "a number from 1 to 6"),
+        ("decibels", 19.0, "a number from 20 to 80"),
+        ("decibels", 81.0, "a number from 20 to 80"),
+        ("mode", "fast", "one of speed, quality, off"),
+        ("closeness", "near", "one of faithful, balanced, draft, decibels"),
+        ("aim", "mine", "one of full picture, best picture"),
+    ],
+)
+def test_what_is_not_accepted_is_refused_with_what_is(accelerate, tiny_flux, name, value, accepted):
+    said = f"RAPID Accelerate: {name} = {value!r} was given; accepted is {accepted}. The default is"
+    with pytest.raises(ValueError) as error:
+        accelerate(tiny_flux, **{name: value})
+    assert str(error.value).startswith(said)
 
 
 @pytest.mark.parametrize("aim", Aim)
@@ -232,6 +278,35 @@ def saved(pack_module, policy_folder):
 
 def load(comfy_host, name):
     return comfy_host.run_node("RAPID_LoadPolicy", policy=name)[0]
+
+
+@pytest.fixture
+def schedule_file(comfy_host, pack_module, saved):
+    """A loaded policy with a schedule of four steps, for SD3."""
+    schedule = pack_module("rapid_core.techniques.step_skip.schedule").Schedule
+    found = schedule((True, False, True, False), (1.0, 0.8, 0.5, 0.2, 0.0))
+    tensors = pack_module("rapid_core.policy_file.schedules").schedule_tensors([found])
+    return load(comfy_host, saved("schedule", tensors))
+
+
+def test_the_other_settings_are_the_policys_with_and_without_a_file(
+    comfy_host, accelerate, policy_of, tiny_sd3, saved, schedule_file
+):
+    given = dict(aim="best picture", start_percent=0.1, end_percent=0.8, even_so=True)
+    for policy in (None, schedule_file):
+        found = policy_of(accelerate(tiny_sd3, 2.0, policy=policy, **given))
+        assert found.aim.value == "best picture" and not found.safe
+        assert (found.start_percent, found.end_percent) == (0.1, 0.8)
+        assert bool(found.schedule) is (policy is not None)
+    thresholds = load(comfy_host, saved("threshold", {"thresholds": torch.tensor([0.7])}))
+    found = policy_of(accelerate(tiny_sd3, 2.0, policy=thresholds, **given))
+    assert found.percents == (0.1, 0.8) and not found.safe
+
+
+def test_a_policy_file_is_refused_in_mode_quality(accelerate, tiny_sd3, schedule_file):
+    said = "mode = 'quality' was given with a policy; .* Set mode to speed, or connect nothing"
+    with pytest.raises(ValueError, match=said):
+        accelerate(tiny_sd3, mode="quality", policy=schedule_file)
 
 
 def test_a_threshold_policy_samples_as_cache_reuse_does(

@@ -1,5 +1,6 @@
 """Cache Reuse in the real ComfyUI, on tiny random models."""
 
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -336,7 +337,7 @@ def test_the_same_technique_twice_the_later_wins(tiny_flux, cache_reuse, sample,
     sample(patched, steps=8)
     record = last_record(patched)
     assert record.totals["computed"] == 8
-    assert [(n.code, n.params) for n in record.notes] == [
+    assert [(n.code, n.params) for n in record.notes if n.code == "set_twice"] == [
         ("set_twice", {"technique": "cache_reuse"})
     ]
     assert len(patched.get_wrappers("outer_sample", "rapid")) == 1
@@ -465,6 +466,23 @@ def test_the_report_finds_the_run_of_its_latent(tiny_flux, cache_reuse, sample, 
     assert "no RAPID node" in report.execute(tiny_flux, {"samples": first}).args[1]
 
 
+def test_the_report_of_a_latent_that_its_model_did_not_make_has_no_numbers(
+    tiny_flux, cache_reuse, sample, pack_module
+):
+    """As where the report's model is taken before the last RAPID node: what it ran earlier is
+    another workflow's."""
+    report = pack_module("nodes.report").Report
+    first = cache_reuse(tiny_flux)
+    other = {"samples": sample(cache_reuse(first), steps=6)}
+    assert "has not been sampled with" in report.execute(first, other).args[1]
+    sample(first, steps=9)
+    out = report.execute(first, other)
+    assert "none of this model's last runs made this latent" in out.args[1]
+    assert not any(character.isdigit() for character in out.args[1])
+    assert out.ui["rapid_record"] == out.ui["rapid_map"] == []
+    assert json.loads(out.ui["rapid_reason"][0])["code"] == "other_latent"
+
+
 @pytest.mark.parametrize("level", ["skip", "reuse"])
 def test_a_second_look_at_a_conditioning_changes_no_history(
     tiny_sd3, cache_reuse, sample, last_record, level
@@ -564,11 +582,9 @@ def test_a_run_tells_on_its_node_how_it_goes_on(
     assert len(told) == 8  # it would take the message for a picture
     record = pack_module("rapid_core.comfy.chain").chain_of(patched).log.records[-1]
     skipped, speed = record.totals["skipped"], record.totals["speedup_theoretical"]
-    assert lines[0] == "step 1 of 8: 0 not computed, 1.0x so far"
-    assert skipped and lines[-1] == f"step 8 of 8: {skipped} not computed, {speed:.1f}x so far"
+    assert lines[0] == "1/8 · 0 skipped · 1.0x"
+    assert skipped and lines[-1] == f"8/8 · {skipped} skipped · {speed:.1f}x"
     told.clear()
     Browser.client_id = "a browser"
     sample(patched, steps=4, sampler="heun")
-    assert [text.split(":")[0] for text, *_ in told] == [
-        f"step {i} of 4" for i in (1, 2, 2, 3, 3, 4, 4)
-    ]
+    assert [text.split()[0] for text, *_ in told] == [f"{i}/4" for i in (1, 2, 2, 3, 3, 4, 4)]

@@ -145,8 +145,8 @@ def test_an_unknown_word_is_named(server):
 
 
 def test_a_setting_out_of_range_is_refused(server):
-    with pytest.raises(WorkflowError, match="reuse_threshold"):
-        server.client.run(workflow("flux", **{"accelerate.reuse_threshold": -2.0}))
+    with pytest.raises(WorkflowError, match="speedup"):
+        server.client.run(workflow("flux", **{"accelerate.speedup": 0.5}))
 
 
 def test_an_interrupted_workflow_leaves_the_next_one_right(server, tmp_path):

@@ -89,6 +89,21 @@ def test_a_loaded_policy_chooses_the_steps_of_accelerate(run, reported, demo_flu
     check_saving(record, 28)
 
 
+def test_a_threshold_that_skips_nothing_is_told_with_one_that_skips_about_a_third(
+    run, reported, demo_flux
+):
+    model, positive = demo_flux
+
+    def record(threshold):
+        (patched,) = run("RAPID_CacheReuse", model=model, reuse_threshold=threshold)
+        return reported(patched, sample(patched, steps=28, positive=positive))
+
+    (note,) = record(0.001)["notes"]
+    assert note["code"] == "little_threshold"
+    better = record(note["params"]["needed"])
+    assert 0.2 < better["totals"]["skipped"] / 28 < 0.5 and better["notes"] == []
+
+
 @pytest.fixture
 def heads(pack):
     """The name of a policy file with a step head, which lies where ComfyUI looks for such files."""

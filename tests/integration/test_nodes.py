@@ -16,7 +16,7 @@ REQUIRED = {
     "RAPID_Report": ["model", "latent"],
 }
 SHOWN = {  # what is not folded away
-    "RAPID_Accelerate": ["model", "speedup", "policy"],
+    "RAPID_Accelerate": ["model", "speedup", "mode", "closeness", "policy"],
     "RAPID_LoadPolicy": ["policy"],
     "RAPID_PolicySampler": ["policy", "speedup"],
     "RAPID_CacheReuse": ["model", "reuse_threshold"],
@@ -37,7 +37,7 @@ OLD = [
     ("RAPID_SparseAttention", "left_out", "dropped", "none"),
     ("RAPID_SparseAttention", "backend", "spargeattn", "auto"),
 ]
-WINDOWS = ["RAPID_CacheReuse", "RAPID_SparseAttention"]
+WINDOWS = ["RAPID_Accelerate", "RAPID_CacheReuse", "RAPID_SparseAttention"]
 
 
 class AModel:
@@ -177,6 +177,50 @@ def test_an_api_client_may_leave_out_all_that_has_a_default(validate, node_id):
 def test_a_policy_file_that_is_not_there_is_refused_before_anything_runs(nodes):
     said = nodes["RAPID_LoadPolicy"].validate_inputs(policy="none.safetensors")
     assert said.startswith("RAPID Load Policy: policy = 'none.safetensors' was given; there is ")
+
+
+WIDGETS = {  # saved workflows hold their values by place: new ones come at the end
+    "RAPID_Accelerate": [
+        "speedup",
+        "mode",
+        "closeness",
+        "decibels",
+        "aim",
+        "start_percent",
+        "end_percent",
+        "even_so",
+    ],
+    "RAPID_CacheReuse": [
+        "reuse_threshold",
+        "start_percent",
+        "end_percent",
+        "max_consecutive",
+        "forecast_order",
+        "level",
+        "guard",
+        "even_so",
+    ],
+}
+
+
+@pytest.mark.parametrize("node_id", WIDGETS)
+def test_the_places_of_widgets_stay(nodes, node_id):
+    slots = nodes[node_id].GET_SCHEMA().inputs
+    assert [slot.id for slot in slots if hasattr(slot, "default")] == WIDGETS[node_id]
+
+
+@pytest.mark.parametrize("wrong", ["yes", 1, 0.0])
+def test_a_switch_is_true_or_false(nodes, wrong):
+    with pytest.raises(ValueError, match=r"even_so = .* was given; accepted is true or false\."):
+        nodes["RAPID_Accelerate"].check(even_so=wrong)
+    assert nodes["RAPID_Accelerate"].check(even_so=True)["even_so"] is True
+
+
+@pytest.mark.parametrize("name", ["mode", "closeness", "aim"])
+def test_accelerates_choices_are_refused_before_anything_runs(nodes, validate, name):
+    assert validate("RAPID_Accelerate", **{name: "best"})
+    with pytest.raises(ValueError, match=f"RAPID Accelerate: {name} = 'best' was given; accepted"):
+        nodes["RAPID_Accelerate"].check(**{name: "best"})
 
 
 def test_errors_of_the_core_show_their_words_first(pack_module):

@@ -34,10 +34,10 @@ def test_a_setting_out_of_range_is_refused_with_its_limits(server, repository):
     nodes = json.loads(
         (repository / "example_workflows" / "api" / "demo_flux.json").read_text(encoding="utf-8")
     )
-    nodes["accelerate"]["inputs"]["guard"] = 99.0
-    with pytest.raises(WorkflowError, match="guard") as error:
+    nodes["accelerate"]["inputs"]["speedup"] = 99.0
+    with pytest.raises(WorkflowError, match="speedup") as error:
         server.client.run(nodes)
-    assert "99.0" in str(error.value) and "10.0" in str(error.value)
+    assert "99.0" in str(error.value) and "6.0" in str(error.value)
 
 
 def typed(command: str, url: str, folder) -> dict:

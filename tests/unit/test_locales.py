@@ -8,6 +8,7 @@ import re
 import pytest
 
 from rapid_core.reasons import ReasonCode, text
+from rapid_core.record import verdict
 from rapid_core.types import Reason
 
 PARAMETER = re.compile(r"\{(\w+)\}")
@@ -96,3 +97,4 @@ def test_every_word_of_the_page_is_in_the_table_and_every_entry_is_used(words, s
     assert len(used) > 15 and used <= set(table["report"])
     assert [k for k in table["report"] if f'"{k.removesuffix("_before")}"' not in scripts] == []
     assert set(table["status"]) == {"finished", "interrupted", "failed"}
+    assert set(table["verdict"]) == {verdict(40.0), verdict(35.0), verdict(0.0)}

@@ -67,6 +67,53 @@ def test_the_speedup_that_was_measured_is_against_the_runs_own_full_evaluations(
     assert replace(record(*timed[:3]), seconds=5.0).totals["speedup_measured"] is None
 
 
+def test_the_text_begins_with_what_was_saved():
+    seconds = [("run", 9.0), ("run", 2.0), ("skip", 0.1), ("run", 2.0), ("skip", 0.1)]
+    timed = [replace(evaluation(i, mode), seconds=s) for i, (mode, s) in enumerate(seconds)]
+    made = replace(record(*timed), seconds=5.0)
+    assert made.totals["seconds_full"] == 10.0
+    assert made.text().splitlines()[:2] == [
+        "RAPID: 5 s instead of about 10 s, theoretical speed-up 1.67x",
+        "3 of 5 evaluations computed, 2 skipped",
+    ]
+    assert record(*timed[:3]).text().startswith("RAPID: 1.5 s, theoretical speed-up 1.50x\n")
+
+
+def test_evaluations_of_which_some_tokens_were_computed_do_not_read_as_none_left_out():
+    some = replace(evaluation(1, "run"), token_share=(0.4,), cost=(4.0,))
+    text = record(evaluation(0, "run"), some).text()
+    assert "2 of 2 evaluations computed, 1 of them on 40% of the image tokens\n" in text
+    assert "skipped" not in text and "reused" not in text
+
+
+@pytest.mark.parametrize(
+    ("closeness", "words"),
+    [
+        ((43.21,), "predicted closeness 43 dB: good"),
+        ((40.0,), "predicted closeness 40 dB: good"),
+        ((None, 35.0), "predicted closeness 35 dB: fair"),
+        ((45.0, 31.0), "predicted closeness 38 dB in the mean, 31 dB at worst: poor"),
+    ],
+)
+def test_a_predicted_closeness_is_said_with_a_verdict_on_the_worst(closeness, words):
+    images = len(closeness)
+    made = replace(record(evaluation(0, *["run"] * images), images=images), closeness=closeness)
+    assert words in made.text().splitlines()
+    known = [one for one in closeness if one is not None]
+    assert made.totals["closeness_worst"] == round(min(known), 1)
+    assert made.totals["verdict"] == words.rpartition(" ")[2]
+    assert read(json.loads(json.dumps(made.to_json()))).closeness == closeness
+
+
+def test_nothing_is_said_of_a_closeness_that_nobody_knows():
+    for closeness in ((), (None,)):
+        made = replace(record(evaluation(0, "run")), closeness=closeness)
+        assert "closeness" not in made.text() and made.totals["verdict"] is None
+    old = record(evaluation(0, "run")).to_json()
+    del old["closeness"]
+    assert read(old).closeness == ()
+
+
 def test_the_json_form_survives_json():
     body = record(evaluation(0, "run"), evaluation(1, "skip")).to_json()
     again = json.loads(json.dumps(body))
@@ -93,8 +140,7 @@ def test_the_log_keeps_the_last_runs_and_finds_the_one_of_a_latent():
         log.add(record(fingerprint=str(i)))
     assert len(log.records) == REMEMBERED
     assert log.find("5").fingerprint == "5"
-    assert log.find("unknown").fingerprint == str(REMEMBERED + 2)
-    assert RunLog().find("5") is None
+    assert log.find("unknown") is None and RunLog().find("5") is None
 
 
 @given(st.integers(1, 4), st.integers(1, 3), st.data())
@@ -110,11 +156,15 @@ def test_what_has_another_batch_cannot_be_sliced():
     assert error.value.reason == Reason(ReasonCode.OTHER_ROWS, given=3, expected=4)
 
 
-def test_a_latent_without_a_fingerprint_is_that_of_no_run_in_particular():
+def test_a_run_of_which_nobody_knows_what_it_made_is_found_until_the_next_one():
+    """As one that could not be planned: it says why."""
     log = RunLog()
     log.add(record(fingerprint=""))
-    log.add(record(fingerprint="b"))
-    assert log.find("").fingerprint == "b" and log.find("", other=False) is None
+    assert log.find("b").fingerprint == "" and log.find("b", other=False) is None
+    log.add(replace(record(fingerprint=""), status="failed"))
+    assert log.find("b") is None
+    log.add(record(fingerprint="a"))
+    assert log.find("b") is None and log.find("") is None
 
 
 def test_fingerprints_are_of_parts_as_the_host_packs_them_and_of_what_it_hands_on_in_half_precision():
