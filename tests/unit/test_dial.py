@@ -5,8 +5,10 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks.dial import curve, quality, samplers
+from benchmarks.dial.bench import predicted
 from benchmarks.rivals.tuning import RIVALS, one_at_a_time
-from evaluation.suites import FullRun, Method, Suite
+from evaluation.decisions import Decision
+from evaluation.suites import FullRun, Method, Picture, Suite
 
 PLAIN = dict(steps=28, prompts=16, evaluations=28.0, computed=14.0, error=None)
 
@@ -97,3 +99,45 @@ def test_a_method_draws_its_own_reference_only_without_a_patch():
         Method("patched", "2x", lambda model: model),
     ]
     assert not any(map(suite._is_full, others))
+
+
+def picture(method, seed, computed, psnr, closeness=None):
+    decisions = [Decision("run" if i < computed else "skip") for i in range(28)]
+    return Picture(method, seed, decisions, 1.0, psnr, 40.0, 0.9, 1, 1, psnr is None, [], closeness)
+
+
+def suite_with(pictures):
+    return SimpleNamespace(kind="flux", name="dial_quality", done=lambda: pictures)
+
+
+def test_quality_says_what_share_was_as_close_as_asked_and_what_speed_alone_gives():
+    asked = [picture("quality_euler/40 dB", i, 12 + i % 2, 37.5 + i) for i in range(4)]
+    speed = [picture("speed_euler/12 computed", i, 12, 36.0 + i) for i in range(4)]
+    speed += [picture("speed_euler/13 computed", i, 13, 37.0 + i) for i in range(4)]
+    assert quality.verdict(suite_with(asked), "euler", 45) == []
+    assert quality.verdict(suite_with([*asked, *speed]), "euler", 40) == [
+        "euler, asked for 40 dB: 39.0 dB in the mean, 5th percentile 37.5, worst 37.5; "
+        "75% at 38 dB or more; 12.50 evaluations (12 to 13 a picture)",
+        "euler, speed alone at 12.50 evaluations: 5th percentile 36.5 (of 12.00, 13.00)",
+    ]
+
+
+def test_predicted_closeness_is_ranked_against_the_true_one_where_it_is_known():
+    known = [picture("a/2x", i, 14, 40.0 + i, 50.0 - i) for i in range(3)]
+    known += [picture("a/2x", 3, 28, None, 90.0), picture("b/2x", 4, 14, 30.0)]
+    # Equal pictures count as 100 dB: ranks 1 2 3 4 against 3 2 1 4, 1 - 6 * 8 / 60.
+    assert predicted(suite_with(known)) == [
+        "flux: dial_quality, predicted closeness, 4 pictures: Spearman 0.20"
+    ]
+    assert predicted(suite_with(known[:2])) == []
+
+
+def test_a_number_is_asked_for_by_the_choice_that_is_no_named_closeness():
+    options = ["Faithful (45 dB)", "Balanced (40 dB)", "Draft (34 dB)", "a number"]
+    slots = {"closeness": SimpleNamespace(options=options)}
+    asked = {"mode": "quality", "decibels": 40.0}
+    assert quality.inputs(SimpleNamespace(node_inputs=lambda: slots), 40) == {
+        **asked,
+        "closeness": "a number",
+    }
+    assert quality.inputs(SimpleNamespace(node_inputs=dict), 40) == asked
