@@ -62,6 +62,9 @@ class FullRun:
     sampler: str = "euler"
     steps: int | None = None
     """None: the suite's."""
+    alone: bool = False
+    """Whether each picture is drawn in a run of its own, since the noise that some samplers add
+    depends on the batch."""
 
 
 @dataclass(frozen=True)
@@ -221,9 +224,9 @@ class Suite:
     def latents(self, kind: str, method: Method, numbers: list[int]) -> Tensor:
         """Latents of the reference `kind`, drawn once, as `method` draws them."""
         missing = self.references.missing(kind, numbers)
-        if missing:
-            drawn = self._draw(method, self.subject.model, missing)
-            self.references.keep(kind, missing, drawn.latents)
+        for group in batches(missing, method.batch):
+            drawn = self._draw(method, self.subject.model, group)
+            self.references.keep(kind, group, drawn.latents)
         return self.references.read(kind, numbers)
 
     def _shown(self, kind: str, method: Method, numbers: list[int]) -> list[Tensor]:
@@ -233,17 +236,19 @@ class Suite:
     def _kind(self, run: FullRun) -> str:
         """The name by which references of a full run are kept: "full" that of the model's."""
         steps = run.steps or self.steps
+        alone = "_alone" if run.alone else ""
         if run.sampler == "euler" and steps == self.subject.family.steps:
-            return "full"
-        return f"full_{run.sampler}_{steps}"
+            return f"full{alone}"
+        return f"full_{run.sampler}_{steps}{alone}"
 
     def _is_full(self, method: Method) -> bool:
         """Whether a method draws its own reference."""
         patched = method.patch is not unchanged or method.each is not None or method.noise
         run = method.reference
-        same = (method.sampler, method.steps or self.steps) == (
+        same = (method.sampler, method.steps or self.steps, method.batch == 1) == (
             run.sampler,
             run.steps or self.steps,
+            run.alone,
         )
         return same and not patched
 
@@ -305,7 +310,8 @@ class Suite:
         kind = self._kind(run)
         if self._is_full(method):
             self.references.keep(kind, numbers, drawn.latents)
-        full_run = Method("full", "1.0", steps=run.steps, sampler=run.sampler)
+        batch = 1 if run.alone else BATCH
+        full_run = Method("full", "1.0", steps=run.steps, sampler=run.sampler, batch=batch)
         full = self._shown(kind, full_run, numbers)
         converged = Method("ode", "1.0", steps=self.scale.ode_steps, sampler="ipndm")
         ode = self._shown("ode", converged, numbers)

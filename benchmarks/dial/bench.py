@@ -19,7 +19,7 @@ from demo.scene_judge import SceneJudge
 from evaluation.batches import BATCH
 from evaluation.rows import PSNR_CAP, Row
 from evaluation.subjects import ALL_FAMILIES, Subject
-from evaluation.suites import QUICK, Picture, Scale, Suite
+from evaluation.suites import QUICK, FullRun, Method, Picture, Scale, Suite
 from rapid_core.types import Mode
 
 NODE = "RAPID_Accelerate"
@@ -84,9 +84,12 @@ def judge(number: int) -> SceneJudge:
     return SceneJudge(prompts(number))
 
 
-def batch_of(sampler: str) -> int:
-    """How many pictures of a sampler are drawn together."""
-    return BATCH if sampler in WITHOUT_NOISE else 1
+def on_sampler(name: str, target: str, patch: Patch, sampler: str) -> Method:
+    """A patch on a sampler, beside the sampler's own full picture."""
+    alone = sampler not in WITHOUT_NOISE
+    reference = FullRun(sampler, alone=alone)
+    batch = 1 if alone else BATCH
+    return Method(name, target, patch, sampler=sampler, reference=reference, batch=batch)
 
 
 def close(picture: Picture) -> float | None:

@@ -7,12 +7,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from benchmarks.dial.bench import Bench, batch_of, close, of_method
+from benchmarks.dial.bench import Bench, close, of_method, on_sampler
 from evaluation.files import write_text
 from evaluation.plots import Panel
 from evaluation.plots import draw as draw_panels
 from evaluation.rows import Row, Spread
-from evaluation.suites import FullRun, Method, Suite
+from evaluation.suites import Method, Suite
 from rapid_core.quadrature.spacing import max_evaluations
 
 SAMPLERS = ("euler", "dpmpp_2m", "res_multistep", "uni_pc", "er_sde")
@@ -67,14 +67,7 @@ def shared(speedups: Sequence[float], steps: int) -> dict[int, list[float]]:
 def method(bench: Bench, sampler: str, count: int, speedup: float) -> Method:
     """The node at a speed-up on a sampler."""
     patch = bench.node(speedup=speedup, aim="full picture")
-    return Method(
-        f"full_picture_{sampler}",
-        f"{count} computed",
-        patch,
-        sampler=sampler,
-        reference=FullRun(sampler),
-        batch=batch_of(sampler),
-    )
+    return on_sampler(f"full_picture_{sampler}", f"{count} computed", patch, sampler)
 
 
 def points(suite: Suite, samplers: Sequence[str], by_count: dict[int, list[float]]) -> list[Point]:

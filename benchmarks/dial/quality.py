@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from statistics import mean
 from typing import Any
 
-from benchmarks.dial.bench import Bench, batch_of, close, computed, of_method, predicted
+from benchmarks.dial.bench import Bench, close, computed, of_method, on_sampler, predicted
 from evaluation.rows import Row, Spread
-from evaluation.suites import FullRun, Method, Picture, Suite
+from evaluation.suites import Method, Picture, Suite
 
 SAMPLERS = ("euler", "dpmpp_2m")
 ASKED = (34, 40, 45)  # dB
@@ -55,21 +55,14 @@ def inputs(bench: Bench, decibels: float) -> dict[str, Any]:
 def quality(bench: Bench, sampler: str, decibels: float) -> Method:
     """The node asked for so many dB."""
     patch = bench.node(**inputs(bench, decibels))
-    return _method(f"quality_{sampler}", f"{decibels} dB", patch, sampler)
+    return on_sampler(f"quality_{sampler}", f"{decibels} dB", patch, sampler)
 
 
 def as_many(bench: Bench, suite: Suite, sampler: str, evaluations: float) -> Iterator[Method]:
     """The node's mode speed at the whole numbers of evaluations around a mean."""
     for count in around(evaluations):
         patch = bench.node(mode="speed", speedup=suite.steps / count, aim="full picture")
-        yield _method(f"speed_{sampler}", f"{count} computed", patch, sampler)
-
-
-def _method(name: str, target: str, patch: Any, sampler: str) -> Method:
-    reference = FullRun(sampler)
-    return Method(
-        name, target, patch, sampler=sampler, reference=reference, batch=batch_of(sampler)
-    )
+        yield on_sampler(f"speed_{sampler}", f"{count} computed", patch, sampler)
 
 
 def around(evaluations: float) -> list[int]:

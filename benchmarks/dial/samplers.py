@@ -61,9 +61,8 @@ def keys(rows: Sequence[dict[str, Any]]) -> set[tuple[str, str]]:
 def method(name: str, sampler: str, patch: Patch = unchanged, steps: int | None = None) -> Method:
     """A method beside the sampler's own full picture; one picture a run, since what noise some
     samplers add depends on the batch."""
-    return Method(
-        f"{name}_{sampler}", TARGET, patch, steps, sampler, reference=FullRun(sampler), batch=1
-    )
+    reference = FullRun(sampler, alone=True)
+    return Method(f"{name}_{sampler}", TARGET, patch, steps, sampler, reference, batch=1)
 
 
 def pair(sampler: str, node: Patch) -> list[Method]:

@@ -233,6 +233,7 @@ def test_the_dials_sampler_suite_compares_with_the_samplers_own_full_picture(rea
     (row,) = json.loads((tmp_path / "samplers.json").read_text())
     assert row["evaluations"] == 28 and row["computed"] == 14 and row["error"] is None
     assert row["psnr"] > 30 and row["difference"] > 0
+    assert dial_rows(tmp_path)["dial_samplers", "full_dpmpp_2m", "2x"]["equal"] == 2
     with pytest.raises(SystemExit, match="no sampler of this host: nobody"):
         dial.run(ready, quick(dial, tmp_path, *flags, "nobody"))
 

@@ -86,15 +86,18 @@ def test_full_pictures_are_kept_by_sampler_and_steps():
     assert suite_of(28)._kind(FullRun()) == suite_of(50)._kind(FullRun(steps=28)) == "full"
     assert suite_of(50)._kind(FullRun()) == "full_euler_50"
     assert suite_of(28)._kind(FullRun("deis")) == "full_deis_28"
+    assert suite_of(28)._kind(FullRun("lcm", alone=True)) == "full_lcm_28_alone"
 
 
 def test_a_method_draws_its_own_reference_only_without_a_patch():
     suite = suite_of(28)
     own = Method("full_deis", "2x", sampler="deis", reference=FullRun("deis"))
-    assert suite._is_full(own) and suite._is_full(Method("full", "1.0"))
+    alone = Method("full_lcm", "2x", sampler="lcm", reference=FullRun("lcm", alone=True), batch=1)
+    assert all(map(suite._is_full, (own, alone, Method("full", "1.0"))))
     others = [
         Method("fewer_deis", "2x", sampler="deis"),
         Method("fewer_euler", "2x", steps=14),
+        Method("full_alone", "2x", batch=1),
         Method("full_noise1", "1.0", noise=1000),
         Method("patched", "2x", lambda model: model),
     ]
