@@ -48,15 +48,16 @@ def test_settings_are_tried_one_after_another_until_nothing_changes():
         tried.append(settings)
         return -2 * abs(settings["a"] - 3) - abs(settings["b"] - settings["a"])
 
-    found = one_at_a_time(score, {"a": 0, "b": 0}, {"b": (0, 2, 3), "a": (0, 1, 3)}, 5)
+    found = one_at_a_time(score, [{"a": 0, "b": 0}], {"b": (0, 2, 3), "a": (0, 1, 3)}, 5)
     assert found == {"a": 3, "b": 3}
     assert len(tried) == len({tuple(s.items()) for s in tried})  # none twice
-    assert one_at_a_time(score, {"a": 9, "b": 9}, {"a": (3,)}, 0) == {"a": 9, "b": 9}
+    assert one_at_a_time(score, [{"a": 9, "b": 9}, found], {"a": (3,)}, 0) == {"a": 9, "b": 9}
 
 
 @pytest.mark.parametrize("name", RIVALS)
 def test_every_setting_that_is_tried_makes_a_policy_of_as_many_evaluations(name):
     rival = RIVALS[name]
+    assert rival.gentle.keys() == rival.published.keys() == rival.tried.keys()
     for setting, values in rival.tried.items():
         for value in values:
             for count in (5, 14, 23):
