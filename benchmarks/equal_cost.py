@@ -102,10 +102,13 @@ def threshold_at(
     return high
 
 
-def fewer_steps(target: str, evaluations: float) -> list[Method]:
-    """Fewer steps of every sampler, at so many evaluations; rounded up."""
+def fewer_steps(
+    target: str, evaluations: float, samplers: dict[str, int] = SAMPLERS
+) -> list[Method]:
+    """Fewer steps of every sampler, at so many evaluations; rounded up. samplers: evaluations a
+    step by name."""
     methods = []
-    for sampler, a_step in SAMPLERS.items():
+    for sampler, a_step in samplers.items():
         steps = max(2, math.ceil(evaluations / a_step))
         methods.append(Method(f"fewer_{sampler}", target, steps=steps, sampler=sampler))
     return methods

@@ -24,6 +24,15 @@ METHODS = {
     "schedule_full-3-plan": "these schedules without heads",
     "rapid3": "RAPID3's heads",
     "rapid3_shuffled": "RAPID3's heads, decisions of other pictures",
+    "with_policy": "**RAPID Accelerate, best picture, searched schedule**",
+    "best_picture": "**RAPID Accelerate, best picture**",
+    "full_picture": "**RAPID Accelerate, full picture**",
+    "as_it_comes": "RAPID Accelerate as it comes",
+    "spectrum": "Spectrum",
+    "taylorseer": "TaylorSeer",
+    "hicache": "HiCache",
+    "teacache": "TeaCache",
+    "static_mask": "evaluations searched at random",
     "easycache": "EasyCache",
     "lazycache": "LazyCache",
     "random": "as many evaluations, at random steps",
@@ -45,11 +54,19 @@ METHODS = {
     "fewer_dpmpp_2m": "fewer steps of dpmpp_2m",
     "fewer_res_multistep": "fewer steps of res_multistep",
     "fewer_uni_pc": "fewer steps of uni_pc",
+    "fewer_deis": "fewer steps of deis",
+    "fewer_ipndm": "fewer steps of ipndm",
     "fewer_heun": "fewer steps of heun",
     "region_error_dpmpp_2m": "RAPID Region Adaptive, per-token error, on dpmpp_2m",
     "cache_reuse_dpmpp_2m": "RAPID Cache Reuse, on dpmpp_2m",
 }
+SPEEDUPS = ("1.2x", "1.5x", "2x", "2.5x", "3x", "4x", "5x")
+DIAL = {"1.0": "-", **{speedup: speedup for speedup in SPEEDUPS}}
+FEW = {"1.0": "-", "2x": "2x", "1 skipped": "1 skipped", "2 skipped": "2 skipped"}
 TARGETS = {
+    "dial_speed": DIAL,
+    "dial_speed_50": DIAL,
+    **{f"dial_few_{steps}": FEW for steps in (4, 6, 8, 12)},
     "region": {
         "1.0": "-",
         "0.5": "1/2 of the tokens",

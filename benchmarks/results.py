@@ -92,11 +92,13 @@ QUALITY = [
 ]
 
 
-def quality(name: str, of: str, costs: tuple[str, ...] = ()) -> str:
-    """A file's rows of the model `of`. costs: files of the same rows, costed as other models."""
+def quality(name: str, of: str, costs: tuple[str, ...] = (), suite: str = "") -> str:
+    """A file's rows of the model `of`. costs: files of the same rows, costed as other models; suite:
+    of the rows, where the file has several."""
     columns = [Column("target", target), *QUALITY]
     columns[4:4] = [cost_as(cost) for cost in costs]
-    return table(columns, in_order(row for row in load(name) if row["model"] == of))
+    rows = (row for row in load(name) if row["model"] == of and suite in ("", row["suite"]))
+    return table(columns, in_order(rows))
 
 
 def cost_as(name: str) -> Column:
@@ -121,6 +123,32 @@ def differences(suite: str, of: str) -> str:
     ]
     rows = [r for r in load("differences") if (r["suite"], r["model"]) == (suite, of)]
     return table(columns, in_order(rows))
+
+
+# Samplers.
+def samplers(of: str) -> str:
+    """Every sampler of the host with RAPID Accelerate as it comes, on the model `of`."""
+
+    def how_many(row: Row) -> str:
+        if row["error"] is not None:
+            return "-"
+        return f"{number(row['computed'])} of {number(row['evaluations'])}"
+
+    def near(row: Row) -> str:
+        return "equal" if row["equal"] == row["prompts"] else number(row["psnr"])
+
+    columns = [
+        text("sampler", "sampler"),
+        Column("computed", how_many),
+        Column("to its own full picture", lambda row: "-" if row["error"] else near(row)),
+        figure("worst", "psnr_worst"),
+        Column(
+            "beside as few steps, dB",
+            lambda row: interval(row.get("difference"), row.get("difference_ci"), sign=True),
+        ),
+        Column("what the report says", lambda row: row["error"] or row["reason"] or "-"),
+    ]
+    return table(columns, (row for row in load("samplers") if row["model"] == of))
 
 
 # The demo.
@@ -327,6 +355,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "policy_sd3": lambda: quality("policy_sd3", "sd3"),
     "policy_differences_flux": lambda: differences("policy", "flux"),
     "policy_differences_sd3": lambda: differences("policy", "sd3"),
+    "samplers_flux": lambda: samplers("flux"),
+    "samplers_sd3": lambda: samplers("sd3"),
     "region_sd3": lambda: quality("region_sd3", "sd3"),
     "region_flux": lambda: quality("region_flux", "flux"),
     "region_lumina": lambda: quality("region_lumina", "lumina"),

@@ -12,7 +12,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from statistics import mean
@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from evaluation import fid
 from evaluation.batches import BATCH, batches
-from evaluation.decisions import Decision, decisions
+from evaluation.decisions import Decision, closeness, decisions, reasons
 from evaluation.files import replaced, write_text
 from evaluation.judges import PictureJudge
 from evaluation.references import References
@@ -32,7 +32,6 @@ from evaluation.rows import Row, Spread, averaged, interval, psnr, ssim
 from evaluation.subjects import Subject
 from rapid_core.types import Mode
 
-FULL = "full/1.0"  # key of the method that is the reference of the others
 VERSION = 2  # of the log
 CostOf = Callable[[list[Decision]], float]
 
@@ -57,6 +56,18 @@ def unchanged(model: Any) -> Any:
 
 
 @dataclass(frozen=True)
+class FullRun:
+    """A run with every evaluation computed, whose pictures those of others are compared with."""
+
+    sampler: str = "euler"
+    steps: int | None = None
+    """None: the suite's."""
+    alone: bool = False
+    """Whether each picture is drawn in a run of its own, since the noise that some samplers add
+    depends on the batch."""
+
+
+@dataclass(frozen=True)
 class Method:
     """How pictures are drawn."""
 
@@ -66,8 +77,10 @@ class Method:
     patch: Callable[[Any], Any] = unchanged
     """Patch of the model."""
     steps: int | None = None
-    """None: the model's."""
+    """None: the suite's."""
     sampler: str = "euler"
+    reference: FullRun = FullRun()
+    """Compared with where it is of the same sampler: other samplers have other full pictures."""
     each: Callable[[Any, list[int]], Any] | None = None
     """In place of `patch`: of the model and the numbers of pictures drawn together."""
     batch: int = BATCH
@@ -109,6 +122,10 @@ class Picture:
     named: int
     equal: bool
     """Whether it equals the full picture."""
+    reasons: list[str] = field(default_factory=list)
+    """What the run's record says of it, in words."""
+    closeness: float | None = None
+    """PSNR in dB to the full picture as the run itself predicts it; None where it does not."""
 
     @classmethod
     def read(cls, line: str) -> Picture:
@@ -130,10 +147,16 @@ class Drawn:
 
 
 class Suite:
-    """Draws what is missing and reads what is there."""
+    """Draws what is missing and reads what is there. steps: None for the model's."""
 
     def __init__(
-        self, name: str, subject: Subject, judge: PictureJudge, out: Path, scale: Scale = Scale()
+        self,
+        name: str,
+        subject: Subject,
+        judge: PictureJudge,
+        out: Path,
+        scale: Scale = Scale(),
+        steps: int | None = None,
     ):
         self.name = name
         self.subject = subject
@@ -141,7 +164,7 @@ class Suite:
         self.out = out
         self.scale = scale
         self.kind = subject.family.kind
-        self.steps = subject.family.steps
+        self.steps = steps or subject.family.steps
         self.prompts = judge.prompts
         self.references = References(out / "references", self.kind)
         (out / "features").mkdir(parents=True, exist_ok=True)
@@ -198,19 +221,36 @@ class Suite:
             self._read = (size, {(p.method, p.seed): p for p in pictures})
         return list(self._read[1].values())
 
-    def latents(self, kind: str, numbers: list[int]) -> Tensor:
-        """Reference latents, drawn once: "full" or "ode"."""
+    def latents(self, kind: str, method: Method, numbers: list[int]) -> Tensor:
+        """Latents of the reference `kind`, drawn once, as `method` draws them."""
         missing = self.references.missing(kind, numbers)
-        if missing:
-            full = Method("full", "1.0")
-            ode = Method("ode", "1.0", steps=self.scale.ode_steps, sampler="ipndm")
-            drawn = self._draw(full if kind == "full" else ode, self.subject.model, missing)
-            self.references.keep(kind, missing, drawn.latents)
+        for group in batches(missing, method.batch):
+            drawn = self._draw(method, self.subject.model, group)
+            self.references.keep(kind, group, drawn.latents)
         return self.references.read(kind, numbers)
 
-    def _shown(self, kind: str, numbers: list[int]) -> list[Tensor]:
-        self.latents(kind, numbers)  # drawn where they are missing
+    def _shown(self, kind: str, method: Method, numbers: list[int]) -> list[Tensor]:
+        self.latents(kind, method, numbers)  # drawn where they are missing
         return [self.references.picture(kind, n, self.subject.picture) for n in numbers]
+
+    def _kind(self, run: FullRun) -> str:
+        """The name by which references of a full run are kept: "full" that of the model's."""
+        steps = run.steps or self.steps
+        alone = "_alone" if run.alone else ""
+        if run.sampler == "euler" and steps == self.subject.family.steps:
+            return f"full{alone}"
+        return f"full_{run.sampler}_{steps}{alone}"
+
+    def _is_full(self, method: Method) -> bool:
+        """Whether a method draws its own reference."""
+        patched = method.patch is not unchanged or method.each is not None or method.noise
+        run = method.reference
+        same = (method.sampler, method.steps or self.steps, method.batch == 1) == (
+            run.sampler,
+            run.steps or self.steps,
+            run.alone,
+        )
+        return same and not patched
 
     def _draw(self, method: Method, model: Any, numbers: list[int]) -> Drawn:
         """Pictures of these prompts in one run."""
@@ -266,10 +306,15 @@ class Suite:
 
     def _figures(self, method: Method, model: Any, numbers: list[int]) -> list[Picture]:
         drawn = self._draw(method, model, numbers)
-        if method.key == FULL:
-            self.references.keep("full", numbers, drawn.latents)
-        full = self._shown("full", numbers)
-        ode = self._shown("ode", numbers)
+        run = method.reference
+        kind = self._kind(run)
+        if self._is_full(method):
+            self.references.keep(kind, numbers, drawn.latents)
+        batch = 1 if run.alone else BATCH
+        full_run = Method("full", "1.0", steps=run.steps, sampler=run.sampler, batch=batch)
+        full = self._shown(kind, full_run, numbers)
+        converged = Method("ode", "1.0", steps=self.scale.ode_steps, sampler="ipndm")
+        ode = self._shown("ode", converged, numbers)
         pictures = []
         for row, n in enumerate(numbers):
             picture = self.subject.picture(drawn.latents[row][None])
@@ -277,7 +322,7 @@ class Suite:
             features = self.judge.features(picture).half()
             replaced(self._features_file(method.key, n), partial(torch.save, features))
             equal = torch.equal(picture, full[row])
-            comparable = method.sampler == "euler" and not method.noise and not equal
+            comparable = method.sampler == run.sampler and not method.noise and not equal
             pictures.append(
                 Picture(
                     method=method.key,
@@ -290,6 +335,8 @@ class Suite:
                     right=right,
                     named=named,
                     equal=equal,
+                    reasons=reasons(model),
+                    closeness=closeness(model, row),
                 )
             )
         return pictures

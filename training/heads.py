@@ -9,12 +9,12 @@ from statistics import mean
 
 from tqdm import tqdm
 
+from evaluation.plots import Panel
 from rapid_core.calibration.search import latent_psnr
 from rapid_core.policy_file.format import PolicyFile
 from rapid_core.reasons import text
 from rapid_core.techniques.sparse_attention.policy import SparsePolicy
 from rapid_core.types import Sparsity
-from training.card import Panel
 from training.grpo import Trainer
 from training.host import attach, last_record
 from training.job import Job, Result

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evaluation.plots import Panel
 from rapid_core.policy_file.format import PolicyFile, write
-from training.card import Panel, write_card
+from training.card import write_card
 from training.clock import measured_speedups
 from training.config import TrainConfig
 from training.graph import Graph

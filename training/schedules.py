@@ -12,6 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from evaluation.plots import Panel
 from rapid_core.calibration.gram import mean_gram
 from rapid_core.calibration.search import (
     Score,
@@ -28,7 +29,6 @@ from rapid_core.policy_file.schedules import nearest_schedule, schedule_tensors
 from rapid_core.quadrature.gram import Gram
 from rapid_core.quadrature.spacing import max_evaluations
 from rapid_core.techniques.step_skip.schedule import Schedule, SchedulePolicy
-from training.card import Panel
 from training.graph import Graph
 from training.host import attach, family_of, size_of
 from training.job import Job, Result

@@ -13,10 +13,10 @@ from statistics import mean
 import torch
 from tqdm import tqdm
 
+from evaluation.plots import Panel
 from rapid_core.calibration.search import latent_psnr
 from rapid_core.policy_file.format import PolicyFile
 from rapid_core.techniques.step_skip.threshold import ThresholdPolicy
-from training.card import Panel
 from training.graph import Graph
 from training.host import attach, cost_share, family_of, last_record
 from training.job import Job, Result

@@ -3,11 +3,13 @@
 import json
 import math
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from benchmarks import attention, equal_cost, policy, region, sparse
+from benchmarks import attention, dial, equal_cost, policy, region, sparse
+from benchmarks.dial import samplers as dial_samplers
 from demo import measure
 from demo.prompts import prompts
 from demo.scene_judge import SceneJudge
@@ -183,3 +185,71 @@ def test_the_policy_suite_compares_policies_at_the_cost_of_a_speed_up(ready, tmp
         "flux: default_schedule/2x - fewer_euler/2x, psnr_ode" in text
         and "flux: random" not in text
     )
+
+
+def dial_rows(out):
+    """Rows of the dial's suites by method and target."""
+    rows = json.loads((out / "dial.json").read_text())["rows"]
+    return {(r["suite"], r["method"], r["target"]): r for r in rows}
+
+
+def test_the_dials_speed_suite_has_rivals_at_as_many_evaluations(ready, tmp_path):
+    rivals = ("taylorseer", "hicache", "spectrum", "teacache", "static_mask", "fewer_deis")
+    flags = ("--suites", "speed", "--speedups", "2", "--methods", "full_picture", *rivals)
+    text = dial.run(ready, quick(dial, tmp_path, *flags))
+    rows = dial_rows(tmp_path)
+    for name in ("full_picture", *rivals):
+        assert rows["dial_speed", name, "2x"]["computed"] == 14
+    assert rows["dial_speed", "teacache", "2x"]["reused"] == 14
+    assert rows["dial_speed", "fewer_deis", "2x"]["psnr"] is None
+    assert "flux: full_picture/2x - spectrum/2x, psnr: " in text
+    state = json.loads((tmp_path / "dial_speed-flux.json").read_text())
+    assert state["spectrum/14"]["degree"] == 4 and len(state["teacache/changes"]) == 28
+    log = (tmp_path / "dial_speed-flux.jsonl").read_text()
+    assert dial.run(ready, quick(dial, tmp_path, *flags)) == text
+    assert (tmp_path / "dial_speed-flux.jsonl").read_text() == log
+
+
+def test_the_dials_other_suites_add_to_its_files(ready, tmp_path):
+    text = dial.run(ready, quick(dial, tmp_path, "--suites", "few", "curve", "quality"))
+    rows = dial_rows(tmp_path)
+    assert rows["dial_few_8", "full_picture", "1 skipped"]["computed"] == 7
+    assert rows["dial_few_8", "fewer_euler", "1 skipped"]["psnr"] > 20
+    assert rows["dial_few_8", "full", "1.0"]["equal"] == 2
+    assert rows["dial_curve", "full_picture_dpmpp_2m", "18 computed"]["psnr"] > 30
+    curve = json.loads((tmp_path / "curve-flux.json").read_text())
+    assert [p["computed"] for p in curve["points"] if p["sampler"] == "euler"] == [18, 7]
+    assert (tmp_path / "curve-flux.png").stat().st_size > 1000
+    assert [line for line in text.splitlines() if line.startswith("# ")] == [
+        "# curve-flux",
+        "# few-flux",
+        "# quality-flux",
+    ]
+
+
+def test_the_dials_sampler_suite_compares_with_the_samplers_own_full_picture(ready, tmp_path):
+    flags = ("--suites", "samplers", "--samplers", "dpmpp_2m")
+    dial.run(ready, quick(dial, tmp_path, *flags))
+    (row,) = json.loads((tmp_path / "samplers.json").read_text())
+    assert row["evaluations"] == 28 and row["computed"] == 14 and row["error"] is None
+    assert row["psnr"] > 30 and row["difference"] > 0
+    assert dial_rows(tmp_path)["dial_samplers", "full_dpmpp_2m", "2x"]["equal"] == 2
+    with pytest.raises(SystemExit, match="no sampler of this host: nobody"):
+        dial.run(ready, quick(dial, tmp_path, *flags, "nobody"))
+
+
+def test_a_sampler_that_fails_beside_the_node_is_said_to(ready):
+    suite = SimpleNamespace(
+        subject=Subject(ready, FAMILIES["flux"]),
+        prompts=["a red circle"],
+        scale=SimpleNamespace(size=64),
+        steps=2,
+    )
+
+    def broken(model):
+        raise TypeError("no such model")
+
+    with torch.inference_mode():
+        error = dial_samplers.error_of(suite, "euler", broken)
+        assert error == "with the node: TypeError: no such model"
+        assert dial_samplers.error_of(suite, "euler", lambda model: model) is None

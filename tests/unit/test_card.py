@@ -6,8 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
+from evaluation.plots import Panel
 from rapid_core.policy_file.format import write
-from training.card import Panel, write_card
+from training.card import write_card
 
 PANELS = [
     Panel(

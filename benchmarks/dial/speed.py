@@ -1,0 +1,58 @@
+"""Suite speed: the node beside everything else at the same number of evaluations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks import policy
+from benchmarks.dial.bench import Bench, predicted
+from benchmarks.equal_cost import SAMPLERS, fewer_steps
+from benchmarks.rivals.tuning import NAMES, Development
+from evaluation.rows import Row
+from evaluation.suites import Method, Suite, picked
+from rapid_core.policy_file.format import read
+from rapid_core.quadrature.spacing import max_evaluations
+
+OURS = ("full_picture", "best_picture", "with_policy")
+WITH_POLICY = (2.0, 3.0, 4.0)  # speed-ups that the shipped files were searched for
+FEWER = {**SAMPLERS, "deis": 1, "ipndm": 1}
+
+
+def draw(bench: Bench, kind: str, steps: int) -> tuple[list[Row], list[str]]:
+    """The suite on a model: its rows, and verdicts."""
+    args = bench.args
+    suite = bench.suite("dial_speed", kind, 200, steps)
+    suite.run(picked(list(methods(bench, suite)), args.methods), args.share)
+    targets = [f"{speedup:g}x" for speedup in args.speedups]
+    return bench.rows(suite), [*suite.verdicts(OURS, targets), *predicted(suite)]
+
+
+def methods(bench: Bench, suite: Suite) -> Iterator[Method]:
+    """Everything that is compared; what has settings is tuned only where it is asked for."""
+    names = bench.args.methods
+    development = Development(suite, bench.effort)
+    caches = [c for c in policy.CACHES if not names or c in names or f"{c}_unguarded" in names]
+    rivals = [name for name in NAMES if not names or name in names]
+    file = policy.SHIPPED / f"demo-{suite.kind}-solution.safetensors"
+    yield Method("full", "1.0")
+    for speedup in bench.args.speedups:
+        target = f"{speedup:g}x"
+        count = max_evaluations(speedup, suite.steps)
+        yield from ours(bench, speedup, file)
+        for cache in caches:
+            found = policy.at_cost(bench.comfy, suite, cache, speedup, bench.effort.prompts)
+            if found is not None:
+                yield found
+        yield from development.methods(rivals, target, count)
+        yield from fewer_steps(target, count, FEWER)
+
+
+def ours(bench: Bench, speedup: float, file: Path) -> Iterator[Method]:
+    """The node with both aims, and with a policy file where there is one."""
+    target = f"{speedup:g}x"
+    yield Method("full_picture", target, bench.node(speedup=speedup, aim="full picture"))
+    yield Method("best_picture", target, bench.node(speedup=speedup, aim="best picture"))
+    if speedup in WITH_POLICY and file.is_file():
+        given = {"policy": read(file), "aim": "best picture"}
+        yield Method("with_policy", target, bench.node(speedup=speedup, **given))
