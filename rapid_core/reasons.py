@@ -31,6 +31,7 @@ class ReasonCode(Enum):
     RECORD_FAILED = "record_failed"
     SIGMAS_RISE = "sigmas_rise"
     FEW_STEPS = "few_steps"
+    SHORT_RUN = "short_run"
     SAMPLER_ADDS_NOISE = "sampler_adds_noise"
     OTHER_SIGMAS = "other_sigmas"
     PREDICTIONS_OFF = "predictions_off"

@@ -58,8 +58,9 @@ KINDS = {
     "uni_pc_bh2": SamplerKind.ONE_EVALUATION,
 }
 ALWAYS_NOISY = frozenset(("lcm", "lcm_upscale", "ddpm"))
-# They take `s_noise` and a source of noise, and have their step's eta fixed at 0.
-NEVER_NOISY = frozenset(("res_multistep", "res_multistep_cfg_pp"))
+# They take `s_noise` and a source of noise. The first two have their step's eta fixed at 0. The third
+# does add noise, and can be predicted all the same (docs/lab.md).
+MAY_SKIP = frozenset(("res_multistep", "res_multistep_cfg_pp", "er_sde"))
 SHOWN = {
     "unipc": "uni_pc",
     "unipc_bh2": "uni_pc_bh2",
@@ -99,7 +100,7 @@ def _adds_noise(name: str, options: dict[str, Any], sigmas: Sequence[float]) -> 
     """Whether a sampler adds noise between its steps."""
     if name in ALWAYS_NOISY or _number(options, "s_churn") > 0:
         return True
-    if name in NEVER_NOISY or options.get("s_noise") == 0:
+    if name in MAY_SKIP or options.get("s_noise") == 0:
         return False
     if "eta" in options:
         return _number(options, "eta") > 0

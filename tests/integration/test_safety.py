@@ -52,7 +52,7 @@ KINDS = {
     "res_multistep_ancestral_cfg_pp": NOISE,
     "gradient_estimation": ONE,
     "gradient_estimation_cfg_pp": ONE,
-    "er_sde": NOISE,
+    "er_sde": ONE,  # adds noise, and can be predicted
     "seeds_2": NOISE,
     "seeds_3": NOISE,
     "sa_solver": NOISE,

@@ -1,11 +1,16 @@
 """A policy by itself, on a schedule of equal steps."""
 
+from dataclasses import replace
+
 from rapid_core.types import FULL, Mode, Observation, Window
 
 
-def marks_of(policy, steps, euler=True, forced=(), blind=False, **known):
+def marks_of(policy, steps, euler=True, forced=(), blind=False, safe=False, **known):
     """Run the actor on a schedule of equal steps; forced: evaluations that are computed whatever
-    the answer; blind: whether sigmas are not told; known: of the image."""
+    the answer; blind: whether sigmas are not told; safe: whether the policy stays as it is where it
+    asks for safety; known: of the image."""
+    if hasattr(policy, "safe") and not safe:
+        policy = replace(policy, safe=False)
     sigmas = tuple(1 - i / steps for i in range(steps)) + (0.0,)
     actor, history, out, since = policy.start(Window(1.0, 0.0)), (), [], 0
     for i in range(steps):

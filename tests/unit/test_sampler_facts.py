@@ -44,7 +44,7 @@ DRAWS = dict(eta=1.0, s_noise=1.0, noise_sampler=None)
         (named("euler_ancestral", **DRAWS), {"s_noise": 0.0}, ONE),  # below the next sigma
         (named("dpmpp_2m_sde", **DRAWS), {"eta": 0}, ONE),
         (named("seeds_2", **DRAWS), {"eta": 0.0}, SEVERAL),
-        (named("er_sde", s_noise=1.0, noise_sampler=None), {}, NOISE),
+        (named("er_sde", s_noise=1.0, noise_sampler=None), {}, ONE),
         (named("er_sde", s_noise=1.0, noise_sampler=None), {"s_noise": 0}, ONE),
         (named("res_multistep", s_noise=1.0, noise_sampler=None), {}, ONE),
         (named("lcm", s_noise=1.0, noise_sampler=None), {"s_noise": 0.0}, NOISE),

@@ -129,7 +129,7 @@ def test_a_step_of_two_evaluations_is_paid_for_once():
 
 
 def test_a_step_that_others_had_skipped_is_not_paid_for():
-    actor = SchedulePolicy(speedup=2.0).start(Window(1.0, 0.0))
+    actor = SchedulePolicy(speedup=2.0, safe=False).start(Window(1.0, 0.0))
     sigmas = tuple(1 - i / 8 for i in range(9))
     answers = []
     for i in range(8):
@@ -250,8 +250,10 @@ OFF = Reason(ReasonCode.PREDICTIONS_OFF)
 @pytest.mark.parametrize("measured", [SAFE_ERROR * 1.01, 3.12, math.inf, math.nan])
 def test_while_predictions_are_off_everything_is_computed_and_said_once(measured):
     """NaN from the model is such an error, too."""
-    actions, actor = marks_of(SchedulePolicy(speedup=2.0), 20, measured_error=measured)
-    assert text(actions) == "#" * 20 and actor.notes == (OFF,)
+    actions, actor = marks_of(SchedulePolicy(speedup=2.0), 20, safe=True, measured_error=measured)
+    marks = text(actions)
+    assert set(marks[marks.find(".") + 3 :]) == {"#"} and actor.notes == (OFF,)
+    assert marks.count(".") <= (2 if math.isfinite(measured) else 0)
     actions, actor = marks_of(SchedulePolicy(speedup=2.0, safe=False), 20, measured_error=measured)
     assert text(actions).count("#") == 10 and actor.notes == ()
 
@@ -259,7 +261,7 @@ def test_while_predictions_are_off_everything_is_computed_and_said_once(measured
 @pytest.mark.parametrize("measured", [None, 0.0, SAFE_ERROR])
 def test_while_they_are_not_the_schedule_is_as_it_was(measured):
     wanted = marks_of(SchedulePolicy(speedup=2.0, safe=False), 20)[0]
-    actions, actor = marks_of(SchedulePolicy(speedup=2.0), 20, measured_error=measured)
+    actions, actor = marks_of(SchedulePolicy(speedup=2.0), 20, safe=True, measured_error=measured)
     assert actions == wanted and actor.notes == ()
 
 
@@ -281,10 +283,18 @@ def test_what_is_computed_for_safety_is_beside_the_budget(speedup, off):
             sigmas=sigmas,
             computed=len(history),
             history=history[-4:],
-            measured_error=2.0 if i in off else 0.01,
+            measured_error=math.inf if i in off else 0.01,
         )
         actions.append(actor.act(seen))
         actor.executed(actions[-1])
         history = (*history, sigmas[i]) if actions[-1].mode is Mode.RUN else history
     expected = "".join("#" if i in off else mark for i, mark in enumerate(planned))
     assert text(actions) == expected
+
+
+@pytest.mark.parametrize("steps, computed", [(7, 6), (8, 6), (10, 8), (11, 5), (12, 6)])
+def test_of_short_runs_a_quarter_is_skipped_at_most(steps, computed):
+    actions, actor = marks_of(SchedulePolicy(speedup=2.0), steps, safe=True)
+    assert text(actions).count("#") == computed
+    said = [Reason(ReasonCode.SHORT_RUN, steps=steps, skipped=steps // 4)] if steps < 11 else []
+    assert [*actor.notes] == said

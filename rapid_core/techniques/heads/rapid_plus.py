@@ -55,6 +55,7 @@ class RapidPlusPolicy(Rapid3Policy):
         """The schedule by itself."""
         return SchedulePolicy(
             speedup=self.speedup,
+            safe=False,  # heads go to their budget
             prediction_order=self.prediction_order,
             schedule=self.schedule,
             source=self.source,
