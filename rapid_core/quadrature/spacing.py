@@ -21,6 +21,7 @@ POWER = 4.8
 NOISY_WEIGHT = 5.9
 CLEAN_FLOOR = 0.02
 NOISY_FLOOR = 0.11
+HIGHEST_OF_OTHERS = 14.6  # sigma of pure noise in models that are no flows (SD 1.5, SDXL)
 LONGEST = 12  # steps of a gap that are looked at, more where a budget needs longer ones
 
 
@@ -48,6 +49,15 @@ def difficulty(sigma: float, highest: float = 1.0) -> float:
     its share of noise is."""
     noise = sigma / (1 + sigma) if highest > 1 + 1e-6 else min(sigma, 1.0)
     return NOISY_WEIGHT * math.log(1 - noise + NOISY_FLOOR) - math.log(noise + CLEAN_FLOOR)
+
+
+def steps_of_whole(sigmas: Sequence[float]) -> float:
+    """Steps that a run from pure noise to the picture would have, made of steps as long as those of
+    a run on `sigmas` (N + 1,), which may be a part of one (image to image, one of two experts)."""
+    highest = HIGHEST_OF_OTHERS if sigmas[0] > 1 + 1e-6 else 1.0
+    whole = difficulty(0.0, highest) - difficulty(highest, highest)
+    own = difficulty(sigmas[-1], highest) - difficulty(sigmas[0], highest)
+    return (len(sigmas) - 1) * max(1.0, whole / own) if own > 0 else math.inf
 
 
 def gap_cost(start: float, stop: float, highest: float = 1.0) -> float:

@@ -1,6 +1,7 @@
 """Which steps of a run are computed: the best path through the costs of gaps."""
 
 import itertools
+import math
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,7 @@ from rapid_core.quadrature.spacing import (
     evenly_spaced,
     gap_cost,
     spacing_of,
+    steps_of_whole,
 )
 
 SHIFTED = tuple(3 * t / (1 + 2 * t) for t in (1 - i / 12 for i in range(13)))
@@ -78,3 +80,12 @@ def test_long_runs_are_settled_quickly():
     steps = 400
     computed = best_spaced(100, [1 - i / steps for i in range(steps + 1)])
     assert sum(computed) == 100
+
+
+def test_a_part_of_a_run_counts_as_many_steps_as_the_whole_would_have():
+    whole = [3 * t / (1 + 2 * t) for t in (1 - i / 20 for i in range(21))]
+    assert steps_of_whole(whole) == pytest.approx(20)
+    noisy, clean = steps_of_whole(whole[:11]), steps_of_whole(whole[10:])
+    assert noisy > 10 and clean > 10 and 1 / (10 / noisy + 10 / clean) == pytest.approx(1)
+    assert steps_of_whole([14.6 * (1 - i / 8) for i in range(9)]) == pytest.approx(8, abs=0.5)
+    assert steps_of_whole([0.5, 0.5]) == math.inf

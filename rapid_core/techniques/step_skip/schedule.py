@@ -16,7 +16,14 @@ from typing_extensions import override
 from ...quadrature.closeness import MARGIN, error_for
 from ...quadrature.gram import TERMS, Gram, GramFit
 from ...quadrature.multistep import MAX_TERMS, prediction_weights
-from ...quadrature.spacing import FEW, Spacing, best_spaced, max_evaluations, spacing_of
+from ...quadrature.spacing import (
+    FEW,
+    Spacing,
+    best_spaced,
+    max_evaluations,
+    spacing_of,
+    steps_of_whole,
+)
 from ...reasons import ReasonCode
 from ...types import (
     FULL,
@@ -43,7 +50,7 @@ ERROR_OF_COST = 1.5e-6
 SAFE_GAP = error_for(28.0, corrected=False)
 SAFE_ERROR = 1.0
 TRUSTED_ERROR = 0.5
-# In runs of up to so many steps a quarter of them is skipped at most (docs/lab.md).
+# Of runs with steps as long as those of so many a quarter is skipped at most (docs/lab.md).
 SHORT_RUN = 10
 
 SAME_SIGMAS = 1e-3  # difference of sigmas that are the same, as a share of the highest
@@ -262,7 +269,8 @@ class ScheduleActor(Actor):
         schedule = policy.schedule
         steps = observation.steps
         count = max_evaluations(policy.speedup, steps)
-        if policy.safe and steps <= SHORT_RUN and count < steps - steps // 4:
+        short = steps_of_whole(observation.sigmas) <= SHORT_RUN
+        if policy.safe and short and count < steps - steps // 4:
             count = steps - steps // 4
             self._note(ReasonCode.SHORT_RUN, steps=steps, skipped=steps // 4)
         if steps > 1 and count < 2:
