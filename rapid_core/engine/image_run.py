@@ -178,9 +178,7 @@ class ImageRun:
         action = evaluation.actions[self.number]
         sigma = evaluation.sigmas[self.number]
         points = self.guided.points
-        where = None
-        if self.token_stats is not None and action.tokens is not None:
-            where = self.token_stats.grid.mask(action.tokens)
+        where = self._ran(action)
         fresh = self.guided.last_sigma != sigma
         if len(points) > self.plan.prediction_order and fresh:
             guess = self.guided.predict(sigma, self.plan.prediction_order, self.plan.reach)
@@ -208,20 +206,31 @@ class ImageRun:
         if step is None:
             corrector.reset()
             return None
+        points = self.guided.points
         if action.mode is Mode.SKIP:
-            corrector.estimated(step, derivative)
-        if not action.all_tokens:
+            corrector.estimated(step, derivative, points)
+        if action.mode is not Mode.RUN:
             return None
-        shift = corrector.shift(self.guided.points)
+        ran = self._ran(action)
+        shift = corrector.shift(points, ran)
         if shift is not None:
             size = shift.square().mean() / denoised.float().square().mean().clamp_min(SMALLEST)
             self._shifts.append((evaluation.index, size))
         own = derivative
         if corrector.applies and corrector.aim is Aim.BEST_PICTURE:
-            own = self._mean_over(step)
-            corrector.estimated(step, own)
+            own = derivative if ran is not None else self._mean_over(step)
+            corrector.estimated(step, own, points)
+        elif ran is not None:
+            corrector.estimated(step, own, points, ~ran)
         given = corrector.given(step, own, shift)
         return None if given is derivative else given
+
+    def _ran(self, action: Action) -> Tensor | None:
+        """Mask of the latent where an action computes tokens, (1, H, W) or (1, T, H, W); None for
+        all of it."""
+        if self.token_stats is None or action.tokens is None:
+            return None
+        return self.token_stats.grid.mask(action.tokens)
 
     def _step(self, evaluation: Evaluation) -> Step | None:
         """Sigmas of the step that an evaluation begins; None where it is a second look at a step, or

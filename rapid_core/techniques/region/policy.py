@@ -21,6 +21,7 @@ from ...types import (
     FULL,
     Action,
     Actor,
+    Aim,
     KVKind,
     Mode,
     Must,
@@ -94,6 +95,8 @@ class RegionPolicy(Policy):
     inactive: str = "predict"
     """What tokens that are not computed do, one of INACTIVE: "last value"; "predict", along a line;
     "interpolate", along a line and as their computed neighbours differed from theirs."""
+    aim: Aim | None = Aim.FULL_PICTURE
+    """What a token's gap is corrected towards when it is computed again; None for no correction."""
     reach: float = 4.0
     """How far a token's prediction may go, in distances of the two evaluations it is made from."""
     kv: KVKind = KVKind.PREDICT
@@ -127,6 +130,7 @@ class RegionPolicy(Policy):
                 interpolate=self.inactive == "interpolate",
                 attention_mass=self.metric == "attention" and not by_error,
             ),
+            aim=self.aim,
             no_savings_advice=Reason(advice),
         )
 
@@ -142,6 +146,7 @@ class RegionPolicy(Policy):
         return {
             "technique": self.technique,
             **settings,
+            "aim": None if self.aim is None else self.aim.value,
             "kv_cache": self.kv.value,
             "mask": self.focus is not None,
         }
