@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..quadrature.lagrange import adams_bashforth
-from ..quadrature.multistep import ROUGH, SHARE_ALWAYS, SHARE_AT_FIRST, SHARE_MEASURED, Step
+from ..quadrature.multistep import (
+    CORRECTOR_TERMS,
+    ROUGH,
+    SHARE_ALWAYS,
+    SHARE_AT_FIRST,
+    SHARE_MEASURED,
+    Step,
+)
 from ..quadrature.sigmas import snap_to_schedule
 from ..types import Action, Aim, Mode, Observation, TokenState
 from .corrector import Corrector
@@ -50,7 +57,8 @@ class ImageRun:
         self.token_stats = token_stats
         self.part = part
         # One point more than a prediction needs: the error estimate compares it with the next order.
-        self.guided = History(max(plan.prediction_order + 2, plan.history))
+        terms = 0 if plan.aim is None else CORRECTOR_TERMS
+        self.guided = History(max(plan.prediction_order + 2, plan.history, terms))
         self.conds: dict[CondKey, History] = {}  # derivatives of conditionings
         self.residuals: dict[tuple, History] = {}  # of the blocks, by (cond, shape, device)
         self.last_latent: Tensor | None = None  # when the model was last computed
@@ -165,12 +173,10 @@ class ImageRun:
             **known,
         )
 
-    def token_state(self, over_threshold: int | None) -> TokenState | None:
+    def token_state(self, over_and_near: Sequence[int]) -> TokenState | None:
         """See `TokenStats.state`."""
         return (
-            None
-            if self.token_stats is None
-            else self.token_stats.state(self.guided, over_threshold)
+            None if self.token_stats is None else self.token_stats.state(self.guided, over_and_near)
         )
 
     def remember(self, evaluation: Evaluation, latent: Tensor, derivative: Tensor) -> None:
@@ -214,7 +220,9 @@ class ImageRun:
         ran = self._ran(action)
         shift = corrector.shift(points, ran)
         if shift is not None:
-            size = shift.square().mean() / denoised.float().square().mean().clamp_min(SMALLEST)
+            # What a mask keeps is put back by the host, whatever it is given.
+            sampled = shift if self.part is None else shift * (self.part.to(shift.device) > 0)
+            size = sampled.square().mean() / denoised.float().square().mean().clamp_min(SMALLEST)
             self._shifts.append((evaluation.index, size))
         own = derivative
         if corrector.applies and corrector.aim is Aim.BEST_PICTURE:

@@ -48,7 +48,10 @@ from .priority import (
 
 INACTIVE = ("last value", "predict", "interpolate")
 MAX_AGE = 4  # evaluations after which a token is computed whatever its error estimate promises
-MAX_WAIT = 2  # evaluations that fewer than a block of tokens may wait for others
+MAX_WAIT = 2  # evaluations that few tokens may wait for others
+# Of the tokens that may be computed, fewer are few. An evaluation in which most tokens are predicted
+# is less exact for the others, too, through their keys and values: tokens are computed together.
+FEW = 0.3
 # Evaluations after which, by error estimates, all tokens are computed where an inpaint mask keeps
 # some: nothing else comes back to those.
 MAX_MASKED_AGE = 8
@@ -212,24 +215,27 @@ class RegionActor(Actor):
         return Action(Mode.RUN, tokens.sort().values)
 
     def _by_error(self, observation: Observation, state: TokenState) -> Action:
-        """All tokens whose error or age is over its limit, rounded up to whole blocks; fewer than a
-        block wait, but not for long."""
+        """All tokens whose error or age is over its limit, and with them those that are near it,
+        rounded up to whole blocks; few wait, but not for long."""
         over = state.over_threshold
-        if over is None or state.error is None:
+        near = state.near_threshold
+        if over is None or near is None or state.error is None:
             return FULL
-        many = over > self.policy.keep_ratio * state.selectable
+        many = near > self.policy.keep_ratio * state.selectable
+        block = block_size(state.number)
+        few = over < max(block, FEW * state.selectable)
+        waits = over == 0 or (few and observation.since_computed < MAX_WAIT)
         if state.selectable < state.number:  # what a mask keeps is never over its limit
             if observation.since_full >= MAX_MASKED_AGE:
                 return COMPUTE_ALL
-        elif many:
+        elif many and not waits:
             return FULL
-        block = block_size(state.number)
-        if over == 0 or (over < block and observation.since_computed < MAX_WAIT):
+        if waits:
             return SKIP
         if many:
             count = state.selectable
         else:
-            count = min(math.ceil(over / block) * block, state.selectable)
+            count = min(math.ceil(near / block) * block, state.selectable)
         if count >= state.number:
             return FULL
         order = torch.where(state.age >= MAX_AGE, FIRST + state.error, state.error)
