@@ -226,6 +226,8 @@ class TokenState:
     up since it was computed, relative to the mean derivative; doubled by focus."""
     over_threshold: int | None = None
     """Tokens whose error or age calls for their computation; None where it is not known."""
+    near_threshold: int | None = None
+    """Those and the tokens whose error is half of the threshold or more."""
 
     @property
     def number(self) -> int:

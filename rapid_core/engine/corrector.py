@@ -2,16 +2,24 @@
 
 At the evaluation that ends a gap the sampler is given, with the derivative it asks for, what the gap
 has moved the latent wrongly: x then is where it would have been (see `quadrature.multistep`). The
-size of that shift is an estimate of the local error, free of charge (Milne's device)."""
+size of that shift is an estimate of the local error, free of charge (Milne's device).
+
+Where tokens are chosen each has gaps of its own. What is known of a gap then is a number a token
+in place of one for all."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from ..quadrature.multistep import CORRECTOR_TERMS, Step, correction_weights
+from ..quadrature.multistep import (
+    CORRECTOR_TERMS,
+    Moments,
+    Step,
+    correction_weights,
+    gap_moments,
+)
 from ..types import Aim
 from .history import Point
 
@@ -25,8 +33,9 @@ class Corrector:
     def __init__(self, aim: Aim, applies: bool):
         self.aim = aim
         self.applies = applies
-        self.gap: list[Step] = []
-        """Steps whose derivative was estimated."""
+        self.moments: Moments | None = None
+        """Of the steps whose derivative was estimated, see `gap_moments`: numbers, or tensors that
+        broadcast against the latent where tokens have gaps of their own; None for no such step."""
         self.moved: Tensor | None = None
         """(C, ...) how far they have moved the latent: the sum of their lengths times derivatives."""
         self.owed: Tensor | None = None
@@ -34,32 +43,62 @@ class Corrector:
 
     def reset(self) -> None:
         """Forget the gap: its far end will not be a computed evaluation of its own."""
-        self.gap = []
+        self.moments = None
         self.moved = None
         self.owed = None
 
-    def estimated(self, step: Step, derivative: Tensor) -> None:
-        """A step was made along an estimated derivative (C, ...)."""
+    def estimated(
+        self,
+        step: Step,
+        derivative: Tensor,
+        points: Sequence[Point],
+        where: Tensor | None = None,
+    ) -> None:
+        """A step was made along an estimated derivative (C, ...). points: those that are computed;
+        where: mask that broadcasts against the latent, of the tokens that have it estimated."""
+        if not points:
+            return
         start, stop = step
         way = (stop - start) * derivative.float()
-        self.moved = way if self.moved is None else self.moved + way
-        self.gap.append(step)
+        moments = gap_moments(step, points[-1].sigma, self.aim)
+        if where is not None:
+            way = way.masked_fill(~where, 0.0)
+            moments = tuple(where * moment for moment in moments)
+        if self.moments is not None and self.moved is not None:
+            way = self.moved + way
+            moments = tuple(a + b for a, b in zip(self.moments, moments, strict=True))
+        self.moved = way
+        self.moments = moments
 
-    def shift(self, points: Sequence[Point]) -> Tensor | None:
+    def shift(self, points: Sequence[Point], where: Tensor | None = None) -> Tensor | None:
         """How far the latent is from where it should be, (C, ...) float32, as the computed
         derivatives `points` have it, the present one the latest; the gap ends here. None where
-        there was none."""
-        gap, moved = self.gap, self.moved
-        self.gap = []
-        self.moved = None
-        used = points[-CORRECTOR_TERMS:]
-        sigmas = [p.sigma for p in used if not isinstance(p.sigma, Tensor)]
-        if moved is None or len(sigmas) < max(2, len(used)):
+        there was none. where: mask of the tokens that were computed; the gaps of others go on."""
+        moments, moved = self.moments, self.moved
+        if moments is None or moved is None:
             return None
+        self._end(where)
+        used = points[-CORRECTOR_TERMS:]
+        if len(used) < 2:
+            return None
+        nodes = [p.sigma - used[-2].sigma for p in used]
         shift = -moved
-        for weight, point in zip(correction_weights(sigmas, gap, self.aim), used, strict=True):
-            shift = torch.add(shift, point.value.float(), alpha=weight)
+        for weight, point in zip(correction_weights(nodes, moments), used, strict=True):
+            shift = shift + weight * point.value.float()
+        if where is not None or any(isinstance(node, Tensor) for node in nodes):
+            # Two of a token's points may be at one sigma; and others are told nothing.
+            told = shift.isfinite() if where is None else shift.isfinite() & where
+            shift = shift.masked_fill(~told, 0.0)
         return shift
+
+    def _end(self, where: Tensor | None) -> None:
+        """The gaps of these tokens are over, of all for None."""
+        if where is None or self.moments is None or self.moved is None:
+            self.moments = None
+            self.moved = None
+            return
+        self.moments = tuple(~where * moment for moment in self.moments)
+        self.moved = self.moved.masked_fill(where, 0.0)
 
     def given(self, step: Step, derivative: Tensor, shift: Tensor | None) -> Tensor:
         """The derivative (C, ...) that takes the sampler over `step` and by `shift`."""

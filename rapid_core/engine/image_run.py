@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..quadrature.lagrange import adams_bashforth
-from ..quadrature.multistep import ROUGH, SHARE_ALWAYS, SHARE_AT_FIRST, SHARE_MEASURED, Step
+from ..quadrature.multistep import (
+    CORRECTOR_TERMS,
+    ROUGH,
+    SHARE_ALWAYS,
+    SHARE_AT_FIRST,
+    SHARE_MEASURED,
+    Step,
+)
 from ..quadrature.sigmas import snap_to_schedule
 from ..types import Action, Aim, Mode, Observation, TokenState
 from .corrector import Corrector
@@ -50,7 +57,8 @@ class ImageRun:
         self.token_stats = token_stats
         self.part = part
         # One point more than a prediction needs: the error estimate compares it with the next order.
-        self.guided = History(max(plan.prediction_order + 2, plan.history))
+        terms = 0 if plan.aim is None else CORRECTOR_TERMS
+        self.guided = History(max(plan.prediction_order + 2, plan.history, terms))
         self.conds: dict[CondKey, History] = {}  # derivatives of conditionings
         self.residuals: dict[tuple, History] = {}  # of the blocks, by (cond, shape, device)
         self.last_latent: Tensor | None = None  # when the model was last computed
@@ -165,12 +173,10 @@ class ImageRun:
             **known,
         )
 
-    def token_state(self, over_threshold: int | None) -> TokenState | None:
+    def token_state(self, over_and_near: Sequence[int]) -> TokenState | None:
         """See `TokenStats.state`."""
         return (
-            None
-            if self.token_stats is None
-            else self.token_stats.state(self.guided, over_threshold)
+            None if self.token_stats is None else self.token_stats.state(self.guided, over_and_near)
         )
 
     def remember(self, evaluation: Evaluation, latent: Tensor, derivative: Tensor) -> None:
@@ -178,9 +184,7 @@ class ImageRun:
         action = evaluation.actions[self.number]
         sigma = evaluation.sigmas[self.number]
         points = self.guided.points
-        where = None
-        if self.token_stats is not None and action.tokens is not None:
-            where = self.token_stats.grid.mask(action.tokens)
+        where = self._ran(action)
         fresh = self.guided.last_sigma != sigma
         if len(points) > self.plan.prediction_order and fresh:
             guess = self.guided.predict(sigma, self.plan.prediction_order, self.plan.reach)
@@ -208,20 +212,33 @@ class ImageRun:
         if step is None:
             corrector.reset()
             return None
+        points = self.guided.points
         if action.mode is Mode.SKIP:
-            corrector.estimated(step, derivative)
-        if not action.all_tokens:
+            corrector.estimated(step, derivative, points)
+        if action.mode is not Mode.RUN:
             return None
-        shift = corrector.shift(self.guided.points)
+        ran = self._ran(action)
+        shift = corrector.shift(points, ran)
         if shift is not None:
-            size = shift.square().mean() / denoised.float().square().mean().clamp_min(SMALLEST)
+            # What a mask keeps is put back by the host, whatever it is given.
+            sampled = shift if self.part is None else shift * (self.part.to(shift.device) > 0)
+            size = sampled.square().mean() / denoised.float().square().mean().clamp_min(SMALLEST)
             self._shifts.append((evaluation.index, size))
         own = derivative
         if corrector.applies and corrector.aim is Aim.BEST_PICTURE:
-            own = self._mean_over(step)
-            corrector.estimated(step, own)
+            own = derivative if ran is not None else self._mean_over(step)
+            corrector.estimated(step, own, points)
+        elif ran is not None:
+            corrector.estimated(step, own, points, ~ran)
         given = corrector.given(step, own, shift)
         return None if given is derivative else given
+
+    def _ran(self, action: Action) -> Tensor | None:
+        """Mask of the latent where an action computes tokens, (1, H, W) or (1, T, H, W); None for
+        all of it."""
+        if self.token_stats is None or action.tokens is None:
+            return None
+        return self.token_stats.grid.mask(action.tokens)
 
     def _step(self, evaluation: Evaluation) -> Step | None:
         """Sigmas of the step that an evaluation begins; None where it is a second look at a step, or

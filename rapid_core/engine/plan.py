@@ -19,6 +19,7 @@ from ..types import (
     Mode,
     Policy,
     Reason,
+    Requirements,
     SamplerKind,
     Sparsity,
     TokenRequirements,
@@ -189,7 +190,7 @@ def plan_run(policies: Sequence[Policy], facts: HostFacts) -> RunPlan:
         modes=frozenset().union(*(need.modes for need in needs)),
         prediction_order=max((need.prediction_order for need in needs), default=0),
         history=max((need.history for need in needs), default=0),
-        aim=next((need.aim for need in reversed(needs) if need.aim is not None), None),
+        aim=_aim(needs),
         parts=facts.parts,
         hooks=any(need.blocks for need in needs) and no_hooks is None,
         reach=chosen.requirements.reach if chosen.requirements else None,
@@ -222,6 +223,13 @@ def unsafe(facts: HostFacts) -> Reason | None:
     if facts.sampler_kind is SamplerKind.ADDS_NOISE:
         return Reason(ReasonCode.SAMPLER_ADDS_NOISE, sampler=facts.sampler)
     return None
+
+
+def _aim(needs: Sequence[Requirements]) -> Aim | None:
+    """What gaps are corrected towards: as the policy with the schedule has it, which may make them
+    good by itself; or else the last that wants it."""
+    last = next((need.aim for need in reversed(needs) if need.aim is not None), None)
+    return next((need.aim for need in needs if need.decides_schedule), last)
 
 
 def _advice(policies: Sequence[Policy]) -> Reason | None:

@@ -138,11 +138,11 @@ class Run:
 
     def _scalars(self, image: ImageRun, latent: Tensor, told: Sequence[Tensor]) -> list[Tensor]:
         """What the host has to know of an image before it decides, 0-d float32: sigma, two error
-        estimates, what was measured, and tokens over the threshold where a policy asks."""
+        estimates, what was measured, and tokens at the threshold where a policy asks."""
         sigma = told[image.number]
         scalars = [sigma.float(), *image.unfetched_errors(latent, sigma), *image.unfetched()]
         over = self._over_threshold(image, latent, sigma)
-        return scalars if over is None else [*scalars, over]
+        return scalars if over is None else [*scalars, *over]
 
     def _logits(
         self, image: ImageRun, latent: Tensor, sigma: Tensor, error: Tensor
@@ -167,10 +167,10 @@ class Run:
         measured = len(image.unfetched())
         image.fetched(rest[:measured])
         rest = rest[measured:]
-        over = None
+        over: list[int] = []
         if self._asks_tokens(image):
-            over = None if rest[0] < 0 else int(rest[0])
-            rest = rest[1:]
+            over = [] if rest[0] < 0 else [int(number) for number in rest[:2]]
+            rest = rest[2:]
         estimate = math.inf
         if image.computed:
             estimate = again if image.guided.last_sigma == sigma else fresh
@@ -192,7 +192,7 @@ class Run:
         return image.token_stats is not None and bool(image.token_stats.error_threshold)
 
     def _over_threshold(self, image: ImageRun, latent: Tensor, sigma: Tensor) -> Tensor | None:
-        """Number of tokens over the threshold, 0-d; None where no policy asks for it."""
+        """Numbers of tokens over the threshold and near it, (2,); None where no policy asks."""
         if not self._asks_tokens(image):
             return None
         assert image.token_stats is not None

@@ -12,6 +12,8 @@ from ..token_grid import TokenGrid
 from ..types import Action, TokenState
 from .history import SMALLEST, History, Point, token_error_estimates
 
+NEAR = 0.5  # of the threshold: tokens that far may be computed along with those that reach it
+
 
 class TokenStats:
     """Tokens of one image.
@@ -52,12 +54,12 @@ class TokenStats:
     ) -> Tensor:
         """Add up what the tokens' predictions at `sigma` will be wrong by, times `step_weight`.
         latent_change (C, ...): what a second look at the sigma of the latest computation changes, as
-        far as it is known. Returns the number of tokens over the threshold, a 0-d float32 tensor; -1
-        where it cannot be told yet."""
+        far as it is known. Returns how many tokens are over the threshold, and how many near it or
+        over, (2,) float32; -1 where it cannot be told yet."""
         errors = token_error_estimates(points, sigma, order, reach)
         self._error_now = None
         if errors is None or self.error is None or self.age is None:
-            return sigma.new_full((), -1.0, dtype=torch.float32)
+            return sigma.new_full((2,), -1.0, dtype=torch.float32)
         if latent_change is not None:
             scale = points[-1].value.float().abs().mean().clamp_min(SMALLEST)
             again = torch.as_tensor(points[-1].sigma == sigma)
@@ -66,8 +68,9 @@ class TokenStats:
         self._masks_to(self.age.device)
         focused = self._focused_error()
         assert focused is not None
-        over = (focused >= self.error_threshold) | (self.age >= self.max_age)
-        return (over if self.may_run is None else over & self.may_run).sum().float()
+        limits = focused.new_tensor((self.error_threshold, NEAR * self.error_threshold))
+        over = (focused >= limits[:, None]) | (self.age >= self.max_age)
+        return (over if self.may_run is None else over & self.may_run).sum(1).float()
 
     def _focused_error(self) -> Tensor | None:
         """Error with this evaluation; a mask doubles it, so that white tokens reach the threshold
@@ -81,8 +84,8 @@ class TokenStats:
         self.may_run = None if self.may_run is None else self.may_run.to(device)
         self.focus = None if self.focus is None else self.focus.to(device)
 
-    def state(self, guided: History, over_threshold: int | None = None) -> TokenState | None:
-        """What a policy sees; None before the first computation."""
+    def state(self, guided: History, over_and_near: Sequence[int] = ()) -> TokenState | None:
+        """What a policy sees; None before the first computation. over_and_near: see `accumulate`."""
         points = guided.points
         if not points or self.age is None or self.change is None:
             return None
@@ -97,7 +100,7 @@ class TokenStats:
             self.may_run,
             self.focus,
             self._focused_error(),
-            over_threshold,
+            *over_and_near,
         )
 
     def computed(self, action: Action, derivative: Tensor, before: Tensor | None) -> None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..types import Aim, Observation, PredictionWeights
-from .lagrange import adams_bashforth
+from .lagrange import Sigma, adams_bashforth
 
 MAX_TERMS = 4  # computed derivatives that a prediction may be the sum of
 CORRECTOR_TERMS = 3  # of a correction, the new one among them: a parabola
@@ -34,6 +34,7 @@ SHARE_AT_FIRST = 0.75
 ROUGH = 0.3
 
 Step = tuple[float, float]  # sigmas of its beginning and end
+Moments = tuple[Sigma, ...]
 
 
 def slope_share(observation: Observation) -> float:
@@ -59,12 +60,33 @@ def prediction_weights(observation: Observation, order: int) -> PredictionWeight
     return tuple(zip(sigmas, [*older, 1.0 - sum(older)], strict=True))
 
 
-def correction_weights(sigmas: Sequence[float], gap: Sequence[Step], aim: Aim) -> tuple[float, ...]:
-    """Weights of the derivatives computed at `sigmas`, both sides of a gap among them, for the sum
-    of its steps' (stop - start) * d: how far the gap has moved the latent."""
-    total = [0.0] * len(sigmas)
-    for start, stop in gap:
-        end = stop if aim is Aim.BEST_PICTURE else None
-        for i, weight in enumerate(adams_bashforth(sigmas, start, end)):
-            total[i] += (stop - start) * weight
-    return tuple(total)
+def gap_moments(step: Step, origin: Sigma, aim: Aim) -> Moments:
+    """What one step of a gap adds to its moments, the sums over its steps of (stop - start) *
+    (sigma - origin)**p, p = 0 .. 2: all that a correction has to know of a gap. sigma: the one that
+    d stands for, or the mean of the powers over the step. origin: the node before the gap; one a
+    token where tokens have gaps of their own. From there, since powers of sigma itself would leave
+    little of float32 to a short gap."""
+    start, stop = step
+    length = stop - start
+    a = start - origin
+    if aim is Aim.FULL_PICTURE:
+        return length, length * a, length * a * a
+    b = stop - origin
+    return length, length * (a + b) / 2, length * (a * a + a * b + b * b) / 3
+
+
+def correction_weights(nodes: Sequence[Sigma], moments: Moments) -> list[Sigma]:
+    """Weights of the derivatives computed at `nodes`, sigmas from the origin of `moments` on and no
+    more than CORRECTOR_TERMS, for the sum of a gap's (stop - start) * d: how far it has moved the
+    latent. A Lagrange polynomial's coefficients times the moments."""
+    weights = []
+    for j, at in enumerate(nodes):
+        powers: list[Sigma] = [1.0]  # of the polynomial, the lowest first
+        scale: Sigma = 1.0
+        for other in (node for m, node in enumerate(nodes) if m != j):
+            raised, lowered = [0.0, *powers], [*powers, 0.0]
+            powers = [up - other * down for up, down in zip(raised, lowered, strict=True)]
+            scale = scale * (at - other)
+        total = sum(c * moment for c, moment in zip(powers, moments, strict=False))
+        weights.append(total / scale)
+    return weights

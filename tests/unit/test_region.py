@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rapid_core.engine.token_stats import NEAR
 from rapid_core.reasons import ReasonCode
 from rapid_core.techniques.region.policy import (
     INACTIVE,
@@ -178,14 +179,16 @@ def run_by_error(threshold, ratio, seed, may_run=None):
     for step in range(60):
         run.error = run.error + scale * torch.rand(NUMBER, generator=generator)
         over = (run.error >= threshold) | (run.age >= MAX_AGE)
-        over = int((over if may_run is None else over & may_run).sum())
+        near = over | (run.error >= NEAR * threshold)
+        allowed = torch.ones(NUMBER, dtype=torch.bool) if may_run is None else may_run
         state = tokens(
             None,
             run.age,
             selectable=selectable,
             may_run=may_run,
             error=run.error,
-            over_threshold=over,
+            over_threshold=int((over & allowed).sum()),
+            near_threshold=int((near & allowed).sum()),
         )
         action = act(policy, state, step, 100, **run.known)
         run.executed(action)
@@ -195,8 +198,8 @@ def run_by_error(threshold, ratio, seed, may_run=None):
 @settings(max_examples=25)
 @given(st.floats(0.001, 3.0), st.floats(0.1, 0.9), st.integers(0, 1000))
 def test_tokens_with_errors_of_their_own_are_never_late(threshold, ratio, seed):
-    """Every token over the threshold is computed at once; fewer than a block wait two evaluations
-    at most."""
+    """Every token over the threshold is computed with the others; few wait two evaluations at
+    most."""
     for action, state, run in run_by_error(threshold, ratio, seed):
         assert run.age.max() <= MAX_AGE + MAX_WAIT
         if action.tokens is not None:
@@ -217,14 +220,15 @@ def test_tokens_that_a_mask_keeps_are_not_forgotten(threshold, ratio, selectable
 def test_few_tokens_over_the_threshold_wait_and_many_are_all():
     error = torch.arange(NUMBER) / NUMBER
 
-    def answer(over, since):
-        state = tokens(error=error, over_threshold=over)
+    def answer(over, near, since):
+        state = tokens(error=error, over_threshold=over, near_threshold=near)
         return act(BY_ERROR, state, since_computed=since)
 
-    assert answer(0, 0).mode is answer(3, 1).mode is Mode.SKIP
-    assert answer(3, 2).tokens.tolist() == [60, 61, 62, 63]
-    assert answer(5, 0).tokens.tolist() == list(range(56, 64))
-    assert answer(33, 0).full and answer(None, 0).full
+    assert answer(0, 40, 2).mode is answer(19, 40, 1).mode is Mode.SKIP
+    assert answer(3, 3, 2).tokens.tolist() == [60, 61, 62, 63]
+    assert answer(3, 5, 2).tokens.tolist() == list(range(56, 64))
+    assert answer(20, 22, 0).tokens.tolist() == list(range(40, 64))
+    assert answer(20, 33, 0).full and answer(None, None, 0).full
 
 
 def test_warm_up_and_tail_are_shares_of_the_steps():
@@ -332,13 +336,16 @@ def test_frames_share_what_a_mask_leaves_to_choose():
 def test_where_less_than_a_block_may_change_nothing_else_is_computed():
     may_run, error = torch.arange(NUMBER) < 3, torch.ones(NUMBER)
     for policy in (RegionPolicy(keep_ratio=0.5), replace(BY_ERROR, keep_ratio=1.0)):
-        state = tokens(may_run=may_run, selectable=3, error=error, over_threshold=2)
+        state = tokens(
+            may_run=may_run, selectable=3, error=error, over_threshold=2, near_threshold=2
+        )
         assert chosen(policy, state, since_computed=MAX_WAIT) == [0, 1, 2]
         nothing = tokens(
             may_run=torch.zeros(NUMBER, dtype=torch.bool),
             selectable=0,
             error=error,
             over_threshold=0,
+            near_threshold=0,
         )
         assert act(policy, nothing, since_computed=MAX_WAIT).mode is Mode.SKIP
 
@@ -349,6 +356,7 @@ def test_where_a_mask_leaves_few_tokens_and_many_have_errors_only_these_are_comp
         selectable=10,
         error=torch.ones(NUMBER),
         over_threshold=10,
+        near_threshold=10,
     )
     assert chosen(BY_ERROR, state, since_full=1) == list(range(10))
     assert act(BY_ERROR, state, since_full=MAX_MASKED_AGE).full
@@ -396,7 +404,7 @@ def test_a_mask_covers_the_pixels_of_its_tokens():
 def test_others_may_not_undercut_what_is_about_whole_evaluations():
     """Warm-up, tail, refresh, resets and the check of drift; not that many tokens have errors, or
     that nothing is known yet."""
-    state = tokens(error=torch.ones(NUMBER), over_threshold=60)
+    state = tokens(error=torch.ones(NUMBER), over_threshold=60, near_threshold=60)
     plain = RegionPolicy(keep_ratio=0.5, warm_up=0.2, tail=0.1)
     checked = replace(plain, refresh_interval=0, resets=(0.5,), drift_threshold=0.2)
     safe = [

@@ -21,6 +21,7 @@ from ...types import (
     FULL,
     Action,
     Actor,
+    Aim,
     KVKind,
     Mode,
     Must,
@@ -47,7 +48,10 @@ from .priority import (
 
 INACTIVE = ("last value", "predict", "interpolate")
 MAX_AGE = 4  # evaluations after which a token is computed whatever its error estimate promises
-MAX_WAIT = 2  # evaluations that fewer than a block of tokens may wait for others
+MAX_WAIT = 2  # evaluations that few tokens may wait for others
+# Of the tokens that may be computed, fewer are few. An evaluation in which most tokens are predicted
+# is less exact for the others, too, through their keys and values: tokens are computed together.
+FEW = 0.3
 # Evaluations after which, by error estimates, all tokens are computed where an inpaint mask keeps
 # some: nothing else comes back to those.
 MAX_MASKED_AGE = 8
@@ -94,6 +98,8 @@ class RegionPolicy(Policy):
     inactive: str = "predict"
     """What tokens that are not computed do, one of INACTIVE: "last value"; "predict", along a line;
     "interpolate", along a line and as their computed neighbours differed from theirs."""
+    aim: Aim | None = Aim.FULL_PICTURE
+    """What a token's gap is corrected towards when it is computed again; None for no correction."""
     reach: float = 4.0
     """How far a token's prediction may go, in distances of the two evaluations it is made from."""
     kv: KVKind = KVKind.PREDICT
@@ -127,6 +133,7 @@ class RegionPolicy(Policy):
                 interpolate=self.inactive == "interpolate",
                 attention_mass=self.metric == "attention" and not by_error,
             ),
+            aim=self.aim,
             no_savings_advice=Reason(advice),
         )
 
@@ -142,6 +149,7 @@ class RegionPolicy(Policy):
         return {
             "technique": self.technique,
             **settings,
+            "aim": None if self.aim is None else self.aim.value,
             "kv_cache": self.kv.value,
             "mask": self.focus is not None,
         }
@@ -207,24 +215,27 @@ class RegionActor(Actor):
         return Action(Mode.RUN, tokens.sort().values)
 
     def _by_error(self, observation: Observation, state: TokenState) -> Action:
-        """All tokens whose error or age is over its limit, rounded up to whole blocks; fewer than a
-        block wait, but not for long."""
+        """All tokens whose error or age is over its limit, and with them those that are near it,
+        rounded up to whole blocks; few wait, but not for long."""
         over = state.over_threshold
-        if over is None or state.error is None:
+        near = state.near_threshold
+        if over is None or near is None or state.error is None:
             return FULL
-        many = over > self.policy.keep_ratio * state.selectable
+        many = near > self.policy.keep_ratio * state.selectable
+        block = block_size(state.number)
+        few = over < max(block, FEW * state.selectable)
+        waits = over == 0 or (few and observation.since_computed < MAX_WAIT)
         if state.selectable < state.number:  # what a mask keeps is never over its limit
             if observation.since_full >= MAX_MASKED_AGE:
                 return COMPUTE_ALL
-        elif many:
+        elif many and not waits:
             return FULL
-        block = block_size(state.number)
-        if over == 0 or (over < block and observation.since_computed < MAX_WAIT):
+        if waits:
             return SKIP
         if many:
             count = state.selectable
         else:
-            count = min(math.ceil(over / block) * block, state.selectable)
+            count = min(math.ceil(near / block) * block, state.selectable)
         if count >= state.number:
             return FULL
         order = torch.where(state.age >= MAX_AGE, FIRST + state.error, state.error)

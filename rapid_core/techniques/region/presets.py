@@ -58,6 +58,7 @@ def paper(
         starvation=0.1,
         slope=slope,
         inactive="last value",
+        aim=None,
         kv=KVKind.LAST_VALUE,
         memory_limit=memory_limit,
         focus=focus,
