@@ -84,8 +84,9 @@ def threshold_for(record: RunRecord, policy: dict[str, Any], share: float = GOAL
     wanted = share * sum(len(e.modes) for e in record.evaluations)
     costs = [
         [
-            None if e.error_estimate[image] is None else weights[e.step] * e.error_estimate[image]
+            None if error is None else weights[e.step] * error
             for e in record.evaluations
+            for error in (e.error_estimate[image],)
         ]
         for image in range(len(record.evaluations[0].modes))
     ]

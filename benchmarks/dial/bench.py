@@ -9,6 +9,7 @@ from functools import cache
 from statistics import mean
 from typing import Any
 
+import numpy as np
 from scipy.stats import spearmanr
 
 from benchmarks.equal_cost import own_cost
@@ -113,10 +114,11 @@ def of_method(suite: Suite) -> dict[str, list[Picture]]:
 def predicted(suite: Suite) -> list[str]:
     """Whether the closeness that runs predict ranks a suite's pictures as the true one does."""
     known = [(p.closeness, close(p)) for p in suite.done()]
-    pairs = [pair for pair in known if None not in pair]
+    pairs = [(told, true) for told, true in known if told is not None and true is not None]
     if len(pairs) < 3:
         return []
-    rank = float(spearmanr(*zip(*pairs, strict=True)).statistic)
+    told, true = np.array(pairs).T
+    rank = float(spearmanr(told, true)[0])  # pyright: ignore
     return [
         f"{suite.kind}: {suite.name}, predicted closeness, {len(pairs)} pictures: Spearman {rank:.2f}"
     ]

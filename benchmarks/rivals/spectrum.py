@@ -30,7 +30,7 @@ class SpectrumPolicy(WeightedPolicy):
         fitted = chebyshev_weights(
             self._mapped(nodes), self._mapped([step]), self.degree, self.ridge
         )
-        return self.share * fitted + (1 - self.share) * line_weights(nodes, step)
+        return [*(self.share * fitted + (1 - self.share) * line_weights(nodes, step))]
 
     def _mapped(self, steps: Sequence[int]) -> np.ndarray:
         return 2 * np.asarray(steps) / max(1, len(self.computed) - 1) - 1

@@ -39,7 +39,8 @@ class TaylorPolicy(WeightedPolicy):
         """F + sum of d_i k^i / i!, k steps after the last node."""
         d = differences(nodes, self.order)
         k = step - nodes[-1]
-        return sum(self._term(i, k) / math.factorial(i) * row for i, row in enumerate(d))
+        terms = [self._term(i, k) / math.factorial(i) for i in range(len(d))]
+        return [*(np.array(terms) @ np.array(d))]
 
     def _term(self, i: int, k: int) -> float:
         return float(k**i)
