@@ -16,6 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from rapid_core.calibration.gaps import LONGEST
 from rapid_core.engine.sparse import NAMES
 from rapid_core.policy_file.format import MAX_SPEEDUP
 from rapid_core.policy_file.heads import PLUS
@@ -89,17 +90,20 @@ class TrainConfig:
     calibration: int = setting(
         16, decides=(*SEARCHED, "threshold"), fixes=("schedule", "threshold")
     )
-    """prompts that schedules or thresholds are searched on"""
+    """prompts that gaps are measured on, or thresholds searched on"""
     held_out: int = setting(16, decides=KINDS, fixes=("schedule", "threshold"))
     """prompts that the result is measured on: of heads the file's last, else those after
     --calibration"""
-    plans: int = setting(120, decides=SEARCHED)
-    """schedules that are tried for each speed-up"""
-    start: Path | None = setting(None, decides=SEARCHED, metavar="FILE")
-    """schedule file that a search or rapid+ begins with (default: even spacing; rapid+ searches
-    first)"""
-    oracle: int = setting(4, decides=SEARCHED)
-    """held-out prompts that schedules are searched for one by one"""
+    longest_gap: int = setting(LONGEST, decides=SEARCHED)
+    """steps of the longest gap that is measured; what longer ones cost follows from it"""
+    plans: int = setting(0, decides=SEARCHED)
+    """schedules that are tried for each speed-up by drawing calibration prompts, beginning with the
+    best one by what gaps cost (default: that one is taken)"""
+    start: Path | None = setting(None, decides=(PLUS,), metavar="FILE")
+    """schedule file that rapid+ begins with (default: it searches one first)"""
+    oracle: int = setting(0)
+    """of older commands, and without effect: schedules are no longer searched for single
+    pictures"""
     target: str = setting("full", decides=KINDS, fixes=KINDS, choices=("full", "solution", "dense"))
     """what pictures are to be near: the full run's, or the solution of the model's ODE, as the full
     run is itself (dense: an older word for full)"""
@@ -187,7 +191,7 @@ class TrainConfig:
         words = ["--workflow", self.workflow.name]
         for f in _fields("decides", self.kind):
             value = getattr(self, f.name)
-            search_only = f.name in ("calibration", "plans", "oracle")
+            search_only = f.name in ("calibration", "longest_gap", "plans")
             if value in (None, ()) or (search_only and self.kind == PLUS and not self.searches):
                 continue
             values = value if isinstance(value, tuple) else (value,)
@@ -216,8 +220,8 @@ class TrainConfig:
             self,
             calibration=2,
             held_out=2,
-            plans=4,
-            oracle=1,
+            longest_gap=2,
+            plans=min(self.plans, 4),
             iterations=2,
             prompts_per_update=1,
             group=4,
@@ -238,7 +242,7 @@ class TrainConfig:
         for name in (
             "calibration",
             "held_out",
-            "plans",
+            "longest_gap",
             "iterations",
             "prompts_per_update",
             "width",
@@ -255,11 +259,13 @@ class TrainConfig:
         except ValueError as error:
             raise ValueError(f"--reward: {error}") from None
         positive = self.lr > 0 and self.patience > 0
-        if self.group < 2 or not 0 < self.discount < 1 or not positive or self.oracle < 0:
+        if self.group < 2 or not 0 < self.discount < 1 or not positive or self.plans < 0:
             raise ValueError(
                 "--group must be 2 or more, --discount between 0 and 1, --lr and --patience above 0, "
-                "--oracle 0 or more"
+                "--plans 0 or more"
             )
+        if self.kind == "schedule" and self.start is not None:
+            raise ValueError("--start is what rapid+ begins with; a search of schedules needs none")
 
     def _check_heads(self) -> None:
         foreign = "step" if self.kind == PLUS else "pace"

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from evaluation.files import replaced
-from rapid_core.calibration.gram import inner_products, refine
+from rapid_core.quadrature.sigmas import refine
 from training.graph import Graph
 from training.processes import all_gather, rank, shard
 
@@ -37,18 +37,15 @@ class Reference:
     sampler: str
     refined: int
     """Into how many equal ones each of the N steps was cut."""
-    products: Tensor
-    """(N * refined, N * refined) inner products of the guided derivatives of all evaluations, see
-    `calibration.gram.inner_products`."""
 
 
 class Recorder:
-    """A patch of a model that keeps the guided derivative of every evaluation, (x - denoised) /
-    sigma, and cuts every step into `parts` equal ones."""
+    """A patch of a model that notes sampler and sigmas, counts evaluations, and cuts every step into
+    `parts` equal ones."""
 
     def __init__(self, parts: int = 1) -> None:
         self.parts = parts
-        self.derivatives: list[Tensor] = []
+        self.evaluations = 0
         self.sigmas: tuple[float, ...] = ()
         self.sampler = ""
 
@@ -76,13 +73,9 @@ class Recorder:
         self.sigmas = tuple(sigmas.tolist())
         return executor(noise, latent, sampler, refine(sigmas, self.parts), *args, **named)
 
-    def _predict_noise(
-        self, executor: Any, x: Tensor, timestep: Tensor, *args: Any, **named: Any
-    ) -> Tensor:
-        denoised = executor(x, timestep, *args, **named)
-        derivative = (x - denoised) / timestep.flatten()[0]
-        self.derivatives.append(derivative[0].float().cpu().flatten())
-        return denoised
+    def _predict_noise(self, executor: Any, *args: Any, **named: Any) -> Tensor:
+        self.evaluations += 1
+        return executor(*args, **named)
 
 
 def file_name(prompt: str, seed: int, parts: int = 1) -> str:
@@ -101,7 +94,7 @@ def reference(
     recorder = Recorder(parts)
     latent = graph.sample(prompt, seed, patch=recorder)
     steps = len(recorder.sigmas) - 1
-    if euler and (recorder.sampler != "euler" or len(recorder.derivatives) != steps * parts):
+    if euler and (recorder.sampler != "euler" or recorder.evaluations != steps * parts):
         raise ValueError(
             "the sampler euler is needed (thresholds with --target full work with all); this "
             f"workflow samples with {recorder.sampler}"
@@ -113,7 +106,6 @@ def reference(
         recorder.sigmas,
         recorder.sampler,
         parts,
-        inner_products(recorder.derivatives),
     )
     replaced(path, lambda part: torch.save(vars(drawn), part))
     return drawn

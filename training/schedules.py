@@ -1,10 +1,10 @@
-"""Kind `schedule`: full references, and a schedule for every speed-up, measured on prompts that it
-was not searched on."""
+"""Kind `schedule`: what gaps cost on the workflow's model, the best schedule for every speed-up by
+these costs, and what it is worth on prompts that nothing was measured on."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -13,22 +13,15 @@ from typing import Any
 from tqdm import tqdm
 
 from evaluation.plots import Panel
-from rapid_core.calibration.gram import mean_gram
-from rapid_core.calibration.search import (
-    Score,
-    best_marks,
-    default_schedule,
-    fill_up,
-    key_of,
-    latent_psnr,
-    search,
-)
+from rapid_core.calibration.gaps import Gap
+from rapid_core.calibration.search import default_schedule, key_of, latent_psnr, search
 from rapid_core.policy_file.format import PolicyFile, read
 from rapid_core.policy_file.policies import check_family, check_model
-from rapid_core.policy_file.schedules import nearest_schedule, schedule_tensors
-from rapid_core.quadrature.gram import Gram
-from rapid_core.quadrature.spacing import max_evaluations
+from rapid_core.policy_file.schedules import schedule_tensors
+from rapid_core.quadrature.spacing import Spacing, max_evaluations
 from rapid_core.techniques.step_skip.schedule import Schedule, SchedulePolicy
+from rapid_core.types import Aim
+from training.gaps import measured_costs
 from training.graph import Graph
 from training.host import attach, family_of, size_of
 from training.job import Job, Result
@@ -37,40 +30,33 @@ from training.references import Reference
 from training.scalars import TensorBoardLog
 from training.state import JsonCache
 
+AIMS = {"full": Aim.FULL_PICTURE, "solution": Aim.BEST_PICTURE}  # by target
+
 
 class Rollouts:
-    """Scores of schedules: PSNR of each reference's latent under a schedule, kept in a file. alone:
-    by this process, not by each its shard."""
+    """Scores of schedules: PSNR of each reference's latent under a schedule, kept in a file."""
 
-    def __init__(
-        self,
-        graph: Graph,
-        references: Sequence[Reference],
-        speedup: float,
-        path: Path,
-        alone: bool = False,
-    ):
+    def __init__(self, graph: Graph, references: Sequence[Reference], aim: Aim, path: Path):
         self.graph = graph
         self.references = references
-        self.speedup = speedup
-        self.alone = alone
-        self.cache = JsonCache(path, alone)
+        self.aim = aim
+        self.cache = JsonCache(path)
 
     def __call__(self, schedule: Schedule) -> list[float]:
-        return self.cache.get(key_of(schedule), lambda: self._scores(schedule))
+        return self.cache.get(key_of(schedule.computed), lambda: self._scores(schedule))
 
     def _scores(self, schedule: Schedule) -> list[float]:
-        model = attach(self.graph.model, policy_of(self.speedup, schedule))
+        model = attach(self.graph.model, policy_of(schedule, self.aim))
         scores = [
             latent_psnr(self.graph.sample(r.prompt, r.seed, model).cpu(), r.latent)
-            for r in (self.references if self.alone else shard(self.references))
+            for r in shard(self.references)
         ]
-        return scores if self.alone else all_gather(scores)
+        return all_gather(scores)
 
 
-def policy_of(speedup: float, schedule: Schedule) -> SchedulePolicy:
-    """A schedule that the search tries, as a policy."""
-    return SchedulePolicy(speedup=speedup, schedule=schedule, source="search")
+def policy_of(schedule: Schedule, aim: Aim) -> SchedulePolicy:
+    """A schedule as a policy that computes its steps and no others."""
+    return SchedulePolicy(schedule=schedule, aim=aim, source="search", safe=False)
 
 
 @dataclass(frozen=True)
@@ -80,61 +66,54 @@ class Searched:
     speedup: float
     schedule: Schedule
     psnr: list[float]
-    psnr_even: list[float]
-    """With even spacing and fitted weights."""
     psnr_default: list[float]
-    """With even spacing and Adams-Bashforth's weights: without a policy file."""
+    """Of the steps that are computed without a policy file."""
     course: list[float]
-    """The best mean on calibration prompts after each schedule that was tried."""
-    headroom: tuple[float, float] | None
-    """Mean PSNR of the schedule on a few held-out prompts, and of schedules that were searched for
-    each of these alone; None where that was not measured."""
+    """The best mean on calibration prompts after each schedule that was tried; empty where none
+    was."""
 
 
 def train_schedules(job: Job) -> tuple[PolicyFile, str]:
-    """Search schedules and write them; returns the file and its card's table."""
+    """Find schedules and write them; returns the file and its card's table."""
     config = job.config
     family_of(job.graph.model)  # raises before anything is drawn
     number = config.calibration + config.held_out
     job.open_state(job.prompts[:number])
-    drawn = job.references(0, number)
-    calibration = drawn[: config.calibration]
-    held_out = drawn[config.calibration :]
-    sigmas = calibration[0].sigmas
-    gram = mean_gram([r.products for r in calibration], len(sigmas) - 1)
-    starts = {
-        speedup: Schedule(schedule.computed, sigmas, gram)
-        for speedup, schedule in starting_schedules(job, sigmas).items()
-    }
+    held_out = job.references(config.calibration, number)
+    sigmas = held_out[0].sigmas
+    costs = measured_costs(job, job.prompts[: config.calibration], sigmas)
+    spacing = Spacing(sigmas, costs)
+    calibration = job.references(0, config.calibration) if config.plans else []
     board = TensorBoardLog(job.state / "tensorboard")
     results = [
-        search_one(job, speedup, calibration, held_out, gram, board, starts.get(speedup))
+        search_one(job, speedup, spacing, calibration, held_out, board)
         for speedup in config.speedups
     ]
     board.close()
+    aim = AIMS[config.target]
     text = table(results, len(held_out))
     if config.refined > 1:
         full = Schedule((True,) * (len(sigmas) - 1), sigmas)
-        psnr = mean(Rollouts(job.graph, held_out, 1.0, job.state / "held_out-full.json")(full))
+        path = job.state / "held_out-full.json"
+        psnr = mean(Rollouts(job.graph, held_out, aim, path)(full))
         text += f"\n\nThe full run itself, with every evaluation computed, is at {psnr:.2f} dB."
     file = job.finish(
         Result(
             kind="schedule",
-            metadata=metadata(config.target_in_words, results),
+            metadata=metadata(job, results),
             tensors=schedule_tensors([r.schedule for r in results]),
             policies={
-                f"{r.speedup:g} {key_of(r.schedule)}": policy_of(r.speedup, r.schedule)
+                f"{r.speedup:g} {key_of(r.schedule.computed)}": policy_of(r.schedule, aim)
                 for r in results
             },
             clock_prompt=held_out[0].prompt,
             clock_seed=held_out[0].seed,
             clock_file="clock.json",
-            about="Which evaluations are computed, and the weights with which they fill the gaps "
-            f"(`#` computed, `.` predicted). PSNR of latents to {config.target_in_words}, on prompts "
-            "that schedules were not searched on:",
+            about="Which evaluations are computed (`#`) and which are predicted and corrected "
+            f"(`.`). PSNR of latents to {config.target_in_words}, on prompts that schedules were not "
+            "searched on:",
             table=text,
-            panels=panels(results),
-            remarks=headroom_text(results),
+            panels=panels(results, costs),
         )
     )
     return file, text
@@ -150,152 +129,90 @@ def read_schedules(path: Path, graph: Graph) -> PolicyFile:
     return file
 
 
-def starting_schedules(job: Job, sigmas: Sequence[float]) -> dict[float, Schedule]:
-    """Schedules of an earlier search to begin with, by speed-up: where it had none for it, the
-    nearest one thinned or filled up. Raises ValueError for those of another workflow."""
-    if job.config.start is None:
-        return {}
-    file = read_schedules(job.config.start, job.graph)
-    starts = {}
-    for speedup in job.config.speedups:
-        nearest = nearest_schedule(file, speedup)
-        count = max_evaluations(speedup, len(sigmas) - 1)
-        if not nearest.fits(sigmas):
-            raise ValueError(
-                f"{file.name} (--start) was searched on other sigmas than this workflow's"
-            )
-        marks = fill_up(nearest.computed_on(count, sigmas), count)
-        starts[speedup] = Schedule(marks, nearest.sigmas)
-    return starts
-
-
 def search_one(
     job: Job,
     speedup: float,
-    calibration: list[Reference],
-    held_out: list[Reference],
-    gram: Gram,
+    spacing: Spacing,
+    calibration: Sequence[Reference],
+    held_out: Sequence[Reference],
     board: TensorBoardLog,
-    start: Schedule | None = None,
 ) -> Searched:
-    """The best schedule of one speed-up, and what it is worth. start: where the search begins; even
-    spacing for None."""
+    """The best schedule of one speed-up, and what it is worth."""
     config = job.config
-    graph = job.graph
-    sigmas = calibration[0].sigmas
+    aim = AIMS[config.target]
+    sigmas = held_out[0].sigmas
     name = f"{speedup:g}"
-    score = Rollouts(graph, calibration, speedup, job.state / f"schedules-{name}.json")
-    with tqdm(
-        total=config.plans, desc=f"schedules at {name}x", unit="schedule", disable=rank() > 0
-    ) as bar:
+    schedule = Schedule(spacing.best(max_evaluations(speedup, spacing.steps)), sigmas)
+    course: list[float] = []
+    if config.plans:
+        score = Rollouts(job.graph, calibration, aim, job.state / f"schedules-{name}.json")
+        with tqdm(
+            total=config.plans, desc=f"schedules at {name}x", unit="schedule", disable=rank() > 0
+        ) as bar:
 
-        def report(tried: int, best: float) -> None:
-            bar.update(tried - bar.n)
-            bar.set_postfix(psnr=f"{best:.2f}")
-            board.add(tried, {f"schedules/best_psnr_{name}x": best})
+            def report(tried: int, best: float) -> None:
+                bar.update(tried - bar.n)
+                bar.set_postfix(psnr=f"{best:.2f}")
+                board.add(tried, {f"schedules/best_psnr_{name}x": best})
+                course.append(best)
 
-        search(score, sigmas, gram, speedup, config.plans, config.seed, start, report)
-    schedule = Schedule(best_marks(score.cache.values), sigmas, gram)
-
-    def score_alone(reference: Reference) -> Rollouts:
-        path = job.state / f"oracle-{name}-{reference.seed}.json"
-        return Rollouts(graph, [reference], speedup, path, alone=True)
-
-    headroom = None
-    if held_out[: config.oracle]:
-        some = held_out[: config.oracle]
-        headroom = oracle(score_alone, some, schedule, gram, speedup, max(2, config.plans // 3))
-        if rank() == 0:
-            print(
-                f"{name}x: schedules for each image alone {headroom[1]:.2f} dB, one for all "
-                f"{headroom[0]:.2f} dB"
-            )
-    measure = Rollouts(graph, held_out, speedup, job.state / f"held_out-{name}.json")
+            schedule, _ = search(score, schedule, config.plans, config.seed, report)
+    measure = Rollouts(job.graph, held_out, aim, job.state / f"held_out-{name}.json")
     default = default_schedule(sigmas, speedup)
-    even = Schedule(default.computed, sigmas, gram)
-    bar = tqdm(
-        (schedule, even, default), desc=f"held out at {name}x", unit="schedule", disable=rank() > 0
-    )
-    psnr, psnr_even, psnr_default = (measure(one) for one in bar)
+    bar = tqdm((schedule, default), desc=f"held out at {name}x", disable=rank() > 0)
+    psnr, psnr_default = (measure(one) for one in bar)
     ends = {"psnr": mean(psnr), "psnr_default": mean(psnr_default)}
-    if headroom:
-        ends["headroom"] = headroom[1] - headroom[0]
     board.add(0, {f"held_out/{key}_{name}x": value for key, value in ends.items()})
-    course = list(itertools.accumulate(map(mean, score.cache.values.values()), max))
-    return Searched(speedup, schedule, psnr, psnr_even, psnr_default, course, headroom)
+    return Searched(speedup, schedule, psnr, psnr_default, course)
 
 
-def oracle(
-    score_of: Callable[[Reference], Score],
-    references: Sequence[Reference],
-    schedule: Schedule,
-    gram: Gram,
-    speedup: float,
-    max_tried: int,
-) -> tuple[float, float]:
-    """Mean score of one schedule for all, and of schedules that are searched for each image by
-    itself: what looking at the image can give at most, as far as the search goes."""
-    own = []
-    for reference in shard(references):
-        score = score_of(reference)
-        before = score(schedule)[0]
-        _, after = search(score, schedule.sigmas, gram, speedup, max_tried, start=schedule)
-        own.append((before, after[0]))
-    before, after = zip(*all_gather(own), strict=True)
-    return mean(before), mean(after)
-
-
-def metadata(target: str, results: Sequence[Searched]) -> dict[str, Any]:
+def metadata(job: Job, results: Sequence[Searched]) -> dict[str, Any]:
     """What the file says of itself, beside what all policies do."""
+    config = job.config
+    reward = f"costs of gaps on {config.calibration} prompts"
+    if config.plans:
+        reward += f", then PSNR of the latent to {config.target_in_words}"
     return {
         "budgets": [r.speedup for r in results],
-        "reward": f"PSNR of the latent to {target}",
+        "reward": reward,
         "measured_psnr": [round(mean(r.psnr), 2) for r in results],
         "measured_psnr_default": [round(mean(r.psnr_default), 2) for r in results],
-        "measured_headroom": [
-            None if r.headroom is None else round(r.headroom[1] - r.headroom[0], 2) for r in results
-        ],
     }
 
 
 def table(results: Sequence[Searched], prompts: int) -> str:
     """PSNR of latents on held-out prompts as Markdown."""
     head = (
-        f"| speed-up | computed | searched schedule, dB ({prompts} prompts) | even, fitted weights | "
-        "even, Adams-Bashforth | worst: searched | worst: even, Adams-Bashforth | schedule |"
+        f"| speed-up | computed | schedule of this file, dB ({prompts} prompts) | "
+        "without a policy file | worst: this file | worst: without | schedule |"
     )
-    lines = [head, "|" + "---|" * 8]
+    lines = [head, "|" + "---|" * 7]
     for r in results:
         computed = r.schedule.computed
         lines.append(
             f"| {r.speedup:g} | {sum(computed)} of {len(computed)} | {mean(r.psnr):.2f} | "
-            f"{mean(r.psnr_even):.2f} | {mean(r.psnr_default):.2f} | {min(r.psnr):.2f} | "
-            f"{min(r.psnr_default):.2f} | `{key_of(r.schedule)}` |"
+            f"{mean(r.psnr_default):.2f} | {min(r.psnr):.2f} | {min(r.psnr_default):.2f} | "
+            f"`{key_of(computed)}` |"
         )
     return "\n".join(lines)
 
 
-def panels(results: Sequence[Searched]) -> list[Panel]:
-    """Plots of the card: the search, and what came of it."""
+def panels(results: Sequence[Searched], costs: Mapping[Gap, float]) -> list[Panel]:
+    """Plots of the card: what gaps cost, the search where there was one, and what came of it."""
+    by_length: dict[str, list[tuple[int, float]]] = {}
+    for before, after in sorted(costs):
+        decibels = -10 * math.log10(costs[before, after])
+        by_length.setdefault(f"{after - before - 1} skipped", []).append((before, decibels))
+    gaps = {name: tuple(zip(*points, strict=True)) for name, points in sorted(by_length.items())}
+    made = [Panel("one gap in a full run", "last step before it", "closeness, dB", gaps)]
+    course = {f"{r.speedup:g}x": (range(1, len(r.course) + 1), r.course) for r in results}
+    if any(r.course for r in results):
+        made.append(
+            Panel("best schedule so far", "schedules tried", "PSNR, dB (calibration)", course)
+        )
     speedups = [r.speedup for r in results]
-    course = {f"{r.speedup:g}x": (list(range(1, len(r.course) + 1)), r.course) for r in results}
     held_out = {
-        "searched": (speedups, [mean(r.psnr) for r in results]),
-        "even, fitted weights": (speedups, [mean(r.psnr_even) for r in results]),
-        "even, Adams-Bashforth": (speedups, [mean(r.psnr_default) for r in results]),
+        "this file": (speedups, [mean(r.psnr) for r in results]),
+        "without a policy file": (speedups, [mean(r.psnr_default) for r in results]),
     }
-    return [
-        Panel("best schedule so far", "schedules tried", "PSNR, dB (calibration)", course),
-        Panel("held-out prompts", "speed-up", "PSNR, dB", held_out),
-    ]
-
-
-def headroom_text(results: Sequence[Searched]) -> str:
-    """What the oracle came to, as Markdown."""
-    lines = [
-        f"- {r.speedup:g}x: {r.headroom[1] - r.headroom[0]:+.2f} dB" for r in results if r.headroom
-    ]
-    return (
-        "What schedules searched for each image alone gained on top, an estimate of what looking at "
-        "the image can give:\n\n" + ("\n".join(lines) or "- not measured")
-    )
+    return [*made, Panel("held-out prompts", "speed-up", "PSNR, dB", held_out)]

@@ -12,7 +12,7 @@ from typing import Any
 from evaluation.files import write_text
 from training.processes import broadcast_from_rank0, rank
 
-VERSION = 2  # of what such a folder holds
+VERSION = 3  # of what such a folder holds
 
 
 def open_state(

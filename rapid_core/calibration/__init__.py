@@ -1,2 +1,2 @@
-"""What is learned of a model before it is used: which steps to compute (`search`), and how its
-derivatives go together over a run (`gram`)."""
+"""What is learned of a model before it is used: what gaps cost (`gaps`), and which steps to compute
+(`search`)."""

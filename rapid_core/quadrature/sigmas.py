@@ -7,6 +7,9 @@ import itertools
 import math
 from collections.abc import Sequence
 
+import torch
+from torch import Tensor
+
 ROUNDING = 1e-6  # relative difference of sigmas that are one
 
 
@@ -46,3 +49,12 @@ def step_weights(sigmas: Sequence[float]) -> tuple[float, ...]:
     if mean == 0:
         return (1.0,) * max(1, len(lengths))
     return tuple(min(2.0, max(0.75, math.sqrt(n / mean))) for n in lengths)
+
+
+def refine(sigmas: Tensor, parts: int) -> Tensor:
+    """Sigmas (N * parts + 1,) with each of N steps cut into equal parts."""
+    if parts == 1:
+        return sigmas
+    places = torch.arange(parts, device=sigmas.device) / parts
+    inner = sigmas[:-1, None] + (sigmas[1:] - sigmas[:-1])[:, None] * places
+    return torch.cat((inner.flatten(), sigmas[-1:]))

@@ -1,15 +1,16 @@
 """Which evaluations of a run are computed, where nothing else decides it.
 
 A gap is what lies between two computed evaluations. What skipping it costs grows with a power of
-its length, measured not in sigma but by `difficulty`; and costs of gaps add up, since each is a
-small push of its own. So the steps to compute are the shortest path through a table of gaps."""
+its length, measured not in sigma but by `difficulty`, or was measured on the model itself
+(`calibration.gaps`); and costs of gaps add up, since each is a small push of its own. So the steps
+to compute are the shortest path through a table of gaps."""
 
 from __future__ import annotations
 
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 FEW = 3  # evaluations of a run, too few to have one at its very end
 
@@ -67,11 +68,21 @@ def gap_cost(start: float, stop: float, highest: float = 1.0) -> float:
 
 
 class Spacing:
-    """The best steps to compute on the sigmas of a run (N + 1,), for every number of them."""
+    """The best steps to compute on the falling sigmas of a run (N + 1,), for every number of them.
 
-    def __init__(self, sigmas: Sequence[float]):
+    measured: what gaps cost by the two computed steps they lie between, in any one unit; the formula
+    for None. Of each step the shortest gaps are there, up to some length; longer ones go on with the
+    formula's power."""
+
+    def __init__(
+        self, sigmas: Sequence[float], measured: Mapping[tuple[int, int], float] | None = None
+    ):
         self.steps = len(sigmas) - 1
         self._at = [difficulty(sigma, sigmas[0]) for sigma in sigmas]
+        self._measured = measured
+        self._longest: dict[int, int] = {}  # the end of the longest gap that was measured, by step
+        for step, following in measured or ():
+            self._longest[step] = max(following, self._longest.get(step, 0))
         # By number of evaluations still to be computed, at [i] from the computed step i on: the
         # least cost of the rest, and the step that is computed next.
         last = self.steps - 1
@@ -83,7 +94,21 @@ class Spacing:
         """Of the gap between two computed steps; none where there is nothing between."""
         if following == step + 1:
             return 0.0
-        return abs(self._at[following] - self._at[step]) ** POWER
+        if self._measured is None:
+            return self._length(step, following) ** POWER
+        known = min(following, self._longest[step])
+        farther = self._length(step, following) / self._length(step, known)
+        return self._measured[step, known] * farther**POWER
+
+    def _length(self, step: int, following: int) -> float:
+        return abs(self._at[following] - self._at[step])
+
+    def best(self, count: int) -> tuple[bool, ...]:
+        """`count` steps, the first among them, where skipping the others costs least."""
+        count = min(max(count, 1), self.steps)
+        if count < 2 or (count <= FEW and 2 * count < self.steps):
+            return evenly_spaced(count, self.steps, few=True)
+        return True, *self.after(0, count - 1)
 
     def rest(self, step: int, left: int) -> float:
         """Least cost of what follows a computed step, with `left` more evaluations, the last step's
@@ -135,10 +160,6 @@ def falling(sigmas: Sequence[float]) -> bool:
 
 def best_spaced(count: int, sigmas: Sequence[float]) -> tuple[bool, ...]:
     """`count` steps of a run on `sigmas` (N + 1,), where skipping the others costs least."""
-    steps = len(sigmas) - 1
-    count = min(max(count, 1), steps)
-    if count <= FEW and 2 * count < steps:
-        return evenly_spaced(count, steps, few=True)
-    if count < 2 or not falling(sigmas):
-        return evenly_spaced(count, steps)
-    return True, *spacing_of(tuple(sigmas)).after(0, count - 1)
+    if not falling(sigmas):
+        return evenly_spaced(count, len(sigmas) - 1, few=True)
+    return spacing_of(tuple(sigmas)).best(count)

@@ -14,10 +14,14 @@ import pytest
 import torch
 
 from devkit.base_folder import REPOSITORY, make_base_folder, remove_base_folder
+from rapid_core.calibration.gaps import latent_error, mean_costs
+from rapid_core.calibration.search import key_of
 from rapid_core.policy_file.format import read, write
 from rapid_core.policy_file.schedules import schedules_of
-from rapid_core.techniques.step_skip.schedule import SchedulePolicy
+from rapid_core.quadrature.spacing import Spacing
+from rapid_core.techniques.step_skip.schedule import Schedule, SchedulePolicy
 from rapid_testing.trainings import HEADS, PROMPTS, config_of, job_of, without_seconds
+from training.gaps import Deviations
 from training.graph import Graph, WorkflowError
 from training.grpo import GroupBatch, Trainer, log_probability
 from training.heads import method_of, train_heads
@@ -243,12 +247,12 @@ def test_a_state_folder_belongs_to_one_workflow_and_its_settings(graph, host, do
 
 def test_a_reference_is_drawn_once_and_near_the_solution_when_refined(graph, tmp_path):
     dense = reference(graph, PROMPTS[0], 3, tmp_path)
-    assert torch.equal(dense.latent, graph.sample(PROMPTS[0], 3)) and dense.products.shape == (6, 6)
+    assert torch.equal(dense.latent, graph.sample(PROMPTS[0], 3)) and len(dense.sigmas) == 7
     fine, finer = (reference(graph, PROMPTS[0], 3, tmp_path, refine) for refine in (4, 8))
     assert (fine.latent - finer.latent).norm() < 0.5 * (dense.latent - finer.latent).norm()
     files = sorted(path.stat().st_mtime_ns for path in tmp_path.iterdir())
     again = reference(graph, PROMPTS[0], 3, tmp_path)
-    assert torch.equal(again.products, dense.products)
+    assert torch.equal(again.latent, dense.latent)
     assert files == sorted(path.stat().st_mtime_ns for path in tmp_path.iterdir())
 
 
@@ -264,13 +268,13 @@ class Killed(BaseException):
 
 
 def train(graph, folder, **changes):
-    flags = "--kind schedule --calibration 2 --held-out 2 --speedups 2 --plans 4 --oracle 1"
+    flags = "--kind schedule --calibration 2 --held-out 2 --speedups 2 --plans 4"
     job = job_of(graph, folder, flags)
     return train_schedules(replace(job, config=replace(job.config, **changes)))
 
 
 LEARN = (
-    "--calibration 2 --held-out 1 --speedups 1.5 2 --plans 3 --oracle 0 --mode average --group 3 "
+    "--calibration 2 --held-out 1 --speedups 1.5 2 --plans 3 --longest-gap 2 --mode average --group 3 "
     "--lr 0.01 --features judge --advantages values --discriminator-warm-up 3 --discount 0.9 "
     "--sparse-backend gather --width 16 --iterations 3 --omega 0"
 )
@@ -544,17 +548,44 @@ def test_heads_that_learned_nothing_are_the_schedule_that_they_begin_with(graph,
     assert torch.equal(trainer.draw(target, 2.0, heads=trainer.fresh)[0], alone.cpu())
 
 
-def test_a_search_begins_where_an_earlier_one_ended(graph, done, tmp_path):
+def test_a_run_with_a_gap_computes_only_what_follows_it(graph, monkeypatch, tmp_path):
+    """What comes before is answered from the full run, and the same latent comes out."""
+    network = graph.model.model.diffusion_model
+    forward, calls = network.forward, []
+
+    def counted(*args, **named):
+        calls.append(1)
+        return forward(*args, **named)
+
+    sigmas = reference(graph, PROMPTS[0], 3, tmp_path).sigmas
+    monkeypatch.setattr(network, "forward", counted)
+    measured = Deviations(graph, PROMPTS[0], 3, sigmas, tmp_path / "gaps.json")
+    found = measured((2, 4))
+    assert len(calls) == 6 + 2 and 0 < found < 1
+    assert measured((2, 4)) == found and len(calls) == 8
+    measured((0, 2))
+    assert len(calls) == 8 + 4
+    again = Deviations(graph, PROMPTS[0], 3, sigmas, tmp_path / "gaps.json")
+    assert again((2, 4)) == found and len(calls) == 12
+    policy = SchedulePolicy(
+        schedule=Schedule((True, True, True, False, True, True), sigmas), safe=False
+    )
+    plain = graph.sample(PROMPTS[0], 3, attach(graph.model, policy))
+    assert latent_error(plain, graph.sample(PROMPTS[0], 3)) == pytest.approx(found, rel=1e-3)
+
+
+def test_without_plans_the_path_through_the_table_is_taken(graph, done, tmp_path):
+    """And a search begins with it."""
     file, _ = done(tmp_path, train)
-    marks = torch.tensor([1, 0, 0, 1, 1, 0], dtype=torch.uint8)
-    other = rewritten(file, tmp_path / "other.safetensors", {"plan.0.computed": marks})
-    again, _ = train(graph, tmp_path / "again", plans=1, start=other)
-    assert torch.equal(again.tensors["plan.0.computed"], marks)
-    # At a speed-up that it has no plan for, the nearest one is thinned or filled up.
-    fewer, _ = train(graph, tmp_path / "fewer", plans=1, start=other, speedups=(3.0,))
-    more, _ = train(graph, tmp_path / "more", plans=1, start=other, speedups=(1.5,))
-    assert fewer.tensors["plan.0.computed"].tolist() == [1, 0, 0, 0, 1, 0]
-    assert more.tensors["plan.0.computed"].tolist() == [1, 1, 0, 1, 1, 0]
+    path, text = train(graph, tmp_path / "path", plans=0)
+    costs = [json.loads(one.read_text()) for one in sorted((tmp_path / "policy/gaps").iterdir())]
+    tables = [{tuple(map(int, k.split(","))): v for k, v in one.items()} for one in costs]
+    (schedule,) = schedules_of(path)
+    assert len(tables) == 2 and schedule.gram is None
+    assert schedule.computed == Spacing(schedule.sigmas, mean_costs(tables)).best(3)
+    tried = json.loads((tmp_path / "policy" / "schedules-2.json").read_text())
+    assert next(iter(tried)) == key_of(schedule.computed) and len(tried) <= 4
+    assert "without a policy file" in text and not any("gram" in name for name in file.tensors)
 
 
 def test_a_schedule_that_does_not_go_with_the_training_is_refused(graph, host, done, tmp_path):
@@ -594,10 +625,12 @@ def test_state_of_another_training_is_not_gone_on_with(graph, done, tmp_path):
 
 
 def test_schedules_differ_by_what_their_weights_are_fitted_to_as_well(graph, done, tmp_path):
+    """Of older files; those that are written now have none."""
     file, _ = done(tmp_path, train)
     file = read(ladder_of(file, tmp_path / "ladder.safetensors"))
-    scaled = {name: value * 2 for name, value in file.tensors.items() if "gram" in name}
-    other = read(rewritten(file, tmp_path / "other.safetensors", scaled))
+    gram = torch.eye(6, dtype=torch.float64)
+    fitted = {"gram.products": gram, "gram.means": gram}
+    other = read(rewritten(file, tmp_path / "other.safetensors", fitted))
     config = config_of(f"{HEADS.replace('1.5 2', '2')} --start {file.path}")
     digests = [RapidPlus(config, one).digest for one in (file, read(file.path), other)]
     assert digests[0] == digests[1] != digests[2] and schedules_of(file) == schedules_of(other)

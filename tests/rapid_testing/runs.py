@@ -6,7 +6,7 @@ from rapid_core.quadrature.gram import TERMS, GramFit
 
 
 def products_of(derivatives):
-    """Gram matrix of derivatives, as `training.references.Recorder` has it."""
+    """Gram matrix of derivatives, as files of fitted weights have it."""
     products = derivatives.double() @ derivatives.double().T
     return products / products.trace()
 

@@ -28,9 +28,9 @@ CORE = ("nodes_flux.py", "nodes_sd3.py")
 BEGIN = "the trainings begin"
 HEADS = (
     "--kind rapid+ --iterations 3 --prompts-per-update 3 --group 3 --width 16 --held-out 1 "
-    "--speedups 1.5 2 --lr 0.01 --calibration 2 --plans 3 --oracle 0"
+    "--speedups 1.5 2 --lr 0.01 --calibration 2 --plans 3 --longest-gap 2"
 )
-SCHEDULES = "--kind schedule --speedups 2 --calibration 3 --held-out 1 --oracle 1 --plans 4"
+SCHEDULES = "--kind schedule --speedups 2 --calibration 3 --held-out 1 --plans 4"
 
 
 def without_seconds(written: dict | str) -> dict | str:

@@ -1,5 +1,7 @@
-"""The search of schedules, and Gram matrices of runs."""
+"""What gaps cost, the path through their table, and the search that may follow."""
 
+import itertools
+import math
 import random
 
 import pytest
@@ -7,23 +9,101 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rapid_core.calibration.gram import inner_products, mean_gram, refine
-from rapid_core.calibration.search import (
-    best_marks,
-    default_schedule,
-    fill_up,
-    key_of,
-    latent_psnr,
-    neighbours,
-    search,
-)
-from rapid_core.quadrature.gram import Gram
-from rapid_core.quadrature.spacing import evenly_spaced
+from rapid_core.calibration.gaps import gaps_of, latent_error, mean_costs, with_gap
+from rapid_core.calibration.search import default_schedule, key_of, latent_psnr, neighbours, search
+from rapid_core.quadrature.sigmas import refine
+from rapid_core.quadrature.spacing import POWER, Spacing, best_spaced, difficulty, evenly_spaced
 from rapid_core.techniques.step_skip.schedule import Schedule
 
 STEPS = 12
 SIGMAS = tuple(1 - i / STEPS for i in range(STEPS)) + (0.0,)
-GRAM = Gram.of(torch.eye(STEPS, dtype=torch.float64), STEPS)
+EVEN = Schedule(evenly_spaced(4, STEPS), SIGMAS)
+
+
+def costs(seed, longest):
+    """A table of positive costs without any order."""
+    chance = random.Random(seed)
+    return {gap: chance.uniform(0.1, 10.0) for gap in gaps_of(STEPS, longest)}
+
+
+def total(computed, table):
+    """What the gaps of a run cost together; inf with one that is not in the table."""
+    steps = [i for i, on in enumerate(computed) if on]
+    gaps = [(a, b) for a, b in itertools.pairwise(steps) if b > a + 1]
+    return sum(table.get(gap, math.inf) for gap in gaps)
+
+
+@pytest.mark.parametrize("count", range(5, STEPS + 1))
+@pytest.mark.parametrize("seed", range(3))
+def test_no_other_choice_of_as_many_steps_costs_less_by_the_table(count, seed):
+    table = costs(seed, STEPS)
+    best = Spacing(SIGMAS, table).best(count)
+    assert sum(best) == count and best[0] and best[-1]
+    others = (
+        tuple(i in (0, *some, STEPS - 1) for i in range(STEPS))
+        for some in itertools.combinations(range(1, STEPS - 1), count - 2)
+    )
+    assert total(best, table) == pytest.approx(min(total(other, table) for other in others))
+
+
+def test_gaps_are_all_those_whose_far_end_is_computed():
+    gaps = gaps_of(6, 3)
+    assert len(gaps) == len(set(gaps)) == 4 + 3 + 2
+    for gap in gaps:
+        computed = with_gap(gap, 6)
+        assert computed[0] and computed[-1] and 1 <= computed.count(False) <= 3
+        assert computed[gap[0]] and computed[gap[1]]
+    assert gaps_of(2) == [] and gaps_of(3) == [(0, 2)]
+
+
+def test_gaps_longer_than_the_table_go_on_with_the_formulas_power():
+    spacing = Spacing(SIGMAS, costs(0, 2))
+    measured = costs(0, 2)[3, 6]
+    assert spacing.cost(3, 6) == measured and spacing.cost(3, 4) == 0.0
+    at = [difficulty(sigma) for sigma in SIGMAS]
+    ratio = (at[9] - at[3]) / (at[6] - at[3])
+    assert spacing.cost(3, 9) == pytest.approx(measured * ratio**POWER)
+    # And with the whole formula as a table nothing changes.
+    plain = Spacing(SIGMAS)
+    table = {gap: 7.0 * plain.cost(*gap) for gap in gaps_of(STEPS, 2)}
+    for count in range(2, STEPS + 1):
+        assert Spacing(SIGMAS, table).best(count) == plain.best(count)
+
+
+def test_a_gap_within_another_costs_less_in_the_mean_over_pictures():
+    """Costs that grow with a gap's length still do, place by place, when pictures are taken
+    together, whatever any one of them is worth."""
+    plain = Spacing(SIGMAS)
+    tables = [
+        {gap: scale * plain.cost(*gap) for gap in gaps_of(STEPS)} for scale in (1e-3, 1.0, 50.0)
+    ]
+    mean = mean_costs(tables)
+    assert mean.keys() == tables[0].keys()
+    for (a, b), (c, d) in itertools.product(mean, mean):
+        if a <= c and d <= b and (a, b) != (c, d) and STEPS - 1 not in (b, d):
+            assert mean[c, d] < mean[a, b]
+
+
+def test_tables_are_geometric_means_smoothed_over_places_but_the_last():
+    flat = [dict.fromkeys(gaps_of(STEPS), cost) for cost in (1e-6, 1e-2)]
+    assert all(cost == pytest.approx(1e-4, rel=1e-3) for cost in mean_costs(flat).values())
+    spike = dict.fromkeys(gaps_of(STEPS), 1e-4)
+    spike[4, 6] = 1.0
+    spike[STEPS - 3, STEPS - 1] = 1.0
+    mean = mean_costs([spike])
+    assert 1e-4 < mean[3, 5] < mean[4, 6] < 1.0
+    assert mean[STEPS - 3, STEPS - 1] == pytest.approx(1.0)
+    assert mean[STEPS - 4, STEPS - 2] == pytest.approx(1e-4, rel=1e-3)
+    with pytest.raises(ValueError, match="not finite"):
+        mean_costs([{**spike, (4, 6): math.nan}])
+    with pytest.raises(ValueError, match="different gaps"):
+        mean_costs([spike, {(4, 6): 1.0}])
+
+
+def test_errors_of_latents_are_shares_of_their_mean_square():
+    latent = torch.full((1, 4, 2, 2), 3.0)
+    assert latent_error(latent, latent) == 0.0
+    assert latent_error(latent.half() * 1.5, latent) == pytest.approx(0.25)
 
 
 def test_refined_sigmas_keep_the_schedule():
@@ -31,33 +111,6 @@ def test_refined_sigmas_keep_the_schedule():
     assert len(sigmas) == 4 * STEPS + 1 and torch.allclose(sigmas[::4], torch.tensor(SIGMAS))
     assert torch.allclose(sigmas.diff(), torch.full((4 * STEPS,), -1 / STEPS / 4), atol=1e-6)
     assert torch.equal(refine(torch.tensor(SIGMAS), 1), torch.tensor(SIGMAS))
-
-
-def test_runs_count_alike_whatever_their_size():
-    derivatives = [torch.randn(3, 4, 4) for _ in range(2 * STEPS)]
-    products = inner_products(derivatives)
-    assert products.dtype == torch.float64 and float(products.trace()) == pytest.approx(1.0)
-    large = inner_products([100 * derivative for derivative in derivatives])
-    assert torch.allclose(products, large, atol=1e-6)
-    other = inner_products([torch.randn(3, 4, 4) for _ in range(2 * STEPS)])
-    gram = mean_gram([products, other], STEPS)
-    assert torch.allclose(gram.products, ((products + other) / 2)[::2, ::2]) and gram.within
-
-
-@given(st.integers(1, STEPS), st.integers(1, STEPS))
-def test_a_schedule_is_filled_up_in_its_longest_gaps(has, count):
-    marks = evenly_spaced(has, STEPS)
-    filled = fill_up(marks, count)
-    assert sum(filled) == max(has, count)
-    assert all(new for new, old in zip(filled, marks, strict=True) if old)
-    assert fill_up((True, False, False, False, True, False), 3) == (
-        True,
-        False,
-        True,
-        False,
-        True,
-        False,
-    )
 
 
 @given(st.integers(0, 10**6), st.integers(2, STEPS))
@@ -80,19 +133,17 @@ def distance_to(best):
 
 def test_the_search_climbs_to_the_schedule_that_scores_best():
     best = (0, 1, 5, 9)
-    schedule, scores = search(distance_to(best), SIGMAS, GRAM, 3.0, max_tried=200)
+    schedule, scores = search(distance_to(best), EVEN, max_tried=200)
     assert tuple(i for i, on in enumerate(schedule.computed) if on) == best and scores == [0]
-    few, _ = search(distance_to(best), SIGMAS, GRAM, 3.0, max_tried=1)
-    assert few.computed == evenly_spaced(4, STEPS)
+    few, _ = search(distance_to(best), EVEN, max_tried=1)
+    assert few == EVEN
 
 
 def test_the_search_says_how_far_it_is_and_tries_no_more_than_it_may():
     said = []
     search(
         distance_to((0, 1, 5, 9)),
-        SIGMAS,
-        GRAM,
-        3.0,
+        EVEN,
         max_tried=7,
         report=lambda tried, best: said.append((tried, best)),
     )
@@ -106,8 +157,6 @@ def test_figures_and_names_of_schedules():
     assert latent_psnr(reference, reference) == 100.0
     for bad in (float("nan"), float("inf")):
         assert latent_psnr(torch.full_like(reference, bad), reference) == -100.0
-    marks, kind = key_of(default_schedule(SIGMAS, 2.0)).split()
-    assert marks.count("#") == 6 and len(marks) == STEPS and kind == "adams-bashforth"
-    fitted = Schedule(evenly_spaced(3, STEPS), SIGMAS, GRAM)
-    scores = {key_of(fitted): [1.0, 2.0], "#" * STEPS: [0.0], f"{marks} {kind}": [9.0]}
-    assert best_marks(scores) == fitted.computed
+    default = default_schedule(SIGMAS, 2.0)
+    assert default.computed == best_spaced(6, SIGMAS) and default.gram is None
+    assert key_of((True, False, True)) == "#.#"

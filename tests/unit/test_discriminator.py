@@ -128,7 +128,7 @@ class Shown:
 
 
 def reference(prompt, seed):
-    return Reference(prompt, 0, sharp(1, seed), (1.0, 0.0), "euler", 1, torch.zeros(1, 1))
+    return Reference(prompt, 0, sharp(1, seed), (1.0, 0.0), "euler", 1)
 
 
 def scored(folder, omega):

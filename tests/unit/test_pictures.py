@@ -136,20 +136,20 @@ def test_a_workflow_that_decodes_nothing_is_refused_with_what_to_do(changes):
 def test_a_references_picture_is_decoded_once_and_kept_on_disk(tmp_path):
     executor = ToyExecutor()
     pictures = Pictures(graph_of(workflow(), executor), tmp_path)
-    wanted = Reference("p", 0, torch.rand(1, 3, 4, 4), (1.0, 0.0), "euler", 1, torch.zeros(1, 1))
+    wanted = Reference("p", 0, torch.rand(1, 3, 4, 4), (1.0, 0.0), "euler", 1)
     first = pictures.of_reference(wanted)
     again = Pictures(graph_of(workflow(), executor), tmp_path).of_reference(wanted)
     assert torch.equal(first, again) and executor.ran.count("Decode") == 1
     assert torch.equal(
         first, pictures.of(wanted.latent)
     )  # rounded alike, so that rounding tells nobody anything
-    other = Reference("q", 0, torch.rand(1, 3, 4, 4), (1.0, 0.0), "euler", 1, torch.zeros(1, 1))
+    other = Reference("q", 0, torch.rand(1, 3, 4, 4), (1.0, 0.0), "euler", 1)
     assert not torch.equal(pictures.of_reference(other), first)
 
 
 def test_nothing_is_decoded_before_it_is_asked_for_and_then_once(tmp_path):
     executor = ToyExecutor()
-    wanted = Reference("p", 0, torch.rand(1, 3, 4, 4), (1.0, 0.0), "euler", 1, torch.zeros(1, 1))
+    wanted = Reference("p", 0, torch.rand(1, 3, 4, 4), (1.0, 0.0), "euler", 1)
     drawn = Drawn(
         torch.rand(3, 3, 4, 4), wanted, Pictures(graph_of(workflow(), executor), tmp_path)
     )

@@ -50,7 +50,7 @@ class Shown:
 
 
 def drawn(folder, latents, wanted, prompt=SCENE):
-    reference = Reference(prompt, 0, wanted, (1.0, 0.0), "euler", 1, torch.zeros(1, 1))
+    reference = Reference(prompt, 0, wanted, (1.0, 0.0), "euler", 1)
     return Drawn(latents, reference, Pictures(Shown(), folder))
 
 
@@ -298,7 +298,7 @@ def test_frames_of_a_video_count_alike(tmp_path):
     wanted = picture().unsqueeze(2).repeat(1, 1, 2, 1, 1)
     latents = wanted.repeat(2, 1, 1, 1, 1)
     latents[1, :, 1] += 0.1 * torch.randn(3, 64, 64, generator=torch.Generator().manual_seed(0))
-    reference = Reference(SCENE, 0, wanted, (1.0, 0.0), "euler", 1, torch.zeros(1, 1))
+    reference = Reference(SCENE, 0, wanted, (1.0, 0.0), "euler", 1)
     video = Similarity()(Drawn(latents, reference, Pictures(Frames(), tmp_path)))
     still = Similarity()(drawn(tmp_path / "still", latents[1:, :, 1], picture()))
     assert video == pytest.approx([1.0, (1 + still[0]) / 2], abs=1e-4)

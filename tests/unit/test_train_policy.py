@@ -15,8 +15,8 @@ BASE = ["--workflow", "a.json", "--prompts", "p.txt", "--out", "name"]
 # Command lines in cards, docs and scripts have these: none may go.
 FLAGS = """
     --workflow --prompts --out --policies --state --comfyui --host-arguments --sampler --text --kind
-    --speedups --calibration --held-out --plans --start --oracle --target --heads --sparse-backend
-    --mode --advantages --train-prompts --iterations --prompts-per-update --group --lr --reward
+    --speedups --calibration --held-out --longest-gap --plans --start --oracle --target --heads
+    --sparse-backend --mode --advantages --train-prompts --iterations --prompts-per-update --group --lr --reward
     --omega --discriminator-warm-up --features --discount --width --seed --patience --licence
     --quick
 """.split()
@@ -56,6 +56,9 @@ def test_prompts_that_are_not_there_or_no_text_are_named(tmp_path):
         ("--speedups 2 2", "give rising numbers above 1"),
         ("--speedups 1", "give rising numbers above 1"),
         ("--calibration 0", "--calibration 0: give 1 or more"),
+        ("--longest-gap 0", "--longest-gap 0: give 1 or more"),
+        ("--plans -1", "--plans 0 or more"),
+        ("--start a.safetensors", "--start is what rapid. begins with"),
         ("--kind rapid3 --heads pace", "rapid3 has step, cache and sparse"),
         ("--kind rapid+ --heads cache", "name pace, too"),
         (

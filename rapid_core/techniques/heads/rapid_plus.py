@@ -8,7 +8,7 @@ heads that say nothing are the schedule."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -23,6 +23,7 @@ from ...types import (
     Observation,
     PredictionWeights,
     Reason,
+    Requirements,
     Window,
 )
 from ..step_skip.schedule import Schedule, SchedulePolicy
@@ -60,6 +61,11 @@ class RapidPlusPolicy(Rapid3Policy):
             schedule=self.schedule,
             source=self.source,
         )
+
+    @property
+    def requirements(self) -> Requirements:
+        """As the published heads', with the corrector where the schedule has it."""
+        return replace(super().requirements, aim=self.schedule_policy.requirements.aim)
 
     def start(self, window: Window, image: int = 0) -> RapidPlusActor:
         return RapidPlusActor(self, self._run_heads(image), window, image)
