@@ -98,7 +98,7 @@ class TrainConfig:
     """steps of the longest gap that is measured; what longer ones cost follows from it"""
     plans: int = setting(0, decides=SEARCHED)
     """schedules that are tried for each speed-up by drawing calibration prompts, beginning with the
-    best one by what gaps cost (default: that one is taken)"""
+    best one by what gaps cost (default: none, and that one is taken)"""
     start: Path | None = setting(None, decides=(PLUS,), metavar="FILE")
     """schedule file that rapid+ begins with (default: it searches one first)"""
     oracle: int = setting(0)

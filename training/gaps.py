@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from rapid_core.calibration.gaps import Gap, gaps_of, latent_error, mean_costs, with_gap
+from rapid_core.calibration.gaps import Gap, costs_of, gaps_of, latent_error, with_gap
 from rapid_core.techniques.step_skip.schedule import Schedule, SchedulePolicy
 from training.graph import Graph
 from training.host import attach
@@ -103,4 +103,4 @@ def measured_costs(job: Job, prompts: Sequence[str], sigmas: Sequence[float]) ->
                 found.append(deviation(gap))
                 bar.update()
             own.append(found)
-    return mean_costs(dict(zip(gaps, found, strict=True)) for found in all_gather(own))
+    return costs_of((dict(zip(gaps, found, strict=True)) for found in all_gather(own)), sigmas)

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rapid_core.calibration.gaps import gaps_of, latent_error, mean_costs, with_gap
+from rapid_core.calibration.gaps import costs_of, gaps_of, latent_error, with_gap
 from rapid_core.calibration.search import default_schedule, key_of, latent_psnr, neighbours, search
 from rapid_core.quadrature.sigmas import refine
 from rapid_core.quadrature.spacing import POWER, Spacing, best_spaced, difficulty, evenly_spaced
@@ -70,34 +70,35 @@ def test_gaps_longer_than_the_table_go_on_with_the_formulas_power():
         assert Spacing(SIGMAS, table).best(count) == plain.best(count)
 
 
-def test_a_gap_within_another_costs_less_in_the_mean_over_pictures():
-    """Costs that grow with a gap's length still do, place by place, when pictures are taken
-    together, whatever any one of them is worth."""
+def test_a_gap_within_another_costs_less_whatever_a_picture_is_worth():
+    """Costs that grow with a gap's length still do when pictures are taken together."""
     plain = Spacing(SIGMAS)
     tables = [
         {gap: scale * plain.cost(*gap) for gap in gaps_of(STEPS)} for scale in (1e-3, 1.0, 50.0)
     ]
-    mean = mean_costs(tables)
-    assert mean.keys() == tables[0].keys()
-    for (a, b), (c, d) in itertools.product(mean, mean):
-        if a <= c and d <= b and (a, b) != (c, d) and STEPS - 1 not in (b, d):
-            assert mean[c, d] < mean[a, b]
+    costs = costs_of(tables, SIGMAS)
+    assert costs.keys() == tables[0].keys()
+    for (a, b), (c, d) in itertools.product(costs, costs):
+        if a <= c and d <= b and (a, b) != (c, d):
+            assert costs[c, d] < costs[a, b]
+    for count in range(2, STEPS + 1):
+        assert Spacing(SIGMAS, costs).best(count) == plain.best(count)
 
 
-def test_tables_are_geometric_means_smoothed_over_places_but_the_last():
-    flat = [dict.fromkeys(gaps_of(STEPS), cost) for cost in (1e-6, 1e-2)]
-    assert all(cost == pytest.approx(1e-4, rel=1e-3) for cost in mean_costs(flat).values())
-    spike = dict.fromkeys(gaps_of(STEPS), 1e-4)
-    spike[4, 6] = 1.0
-    spike[STEPS - 3, STEPS - 1] = 1.0
-    mean = mean_costs([spike])
-    assert 1e-4 < mean[3, 5] < mean[4, 6] < 1.0
-    assert mean[STEPS - 3, STEPS - 1] == pytest.approx(1.0)
-    assert mean[STEPS - 4, STEPS - 2] == pytest.approx(1e-4, rel=1e-3)
+def test_half_of_what_is_measured_beside_the_formula_counts_and_places_lend_to_each_other():
+    plain = Spacing(SIGMAS)
+    tables = [{gap: scale * plain.cost(*gap) for gap in gaps_of(STEPS)} for scale in (1e2, 1e4)]
+    whole = costs_of(tables, SIGMAS)
+    assert all(cost == pytest.approx(1e3**0.5 * plain.cost(*gap)) for gap, cost in whole.items())
+    for table in tables:
+        table[4, 6] *= 1e4
+    beside = {gap: cost / whole[gap] for gap, cost in costs_of(tables, SIGMAS).items()}
+    assert 1 < beside[2, 4] < beside[3, 5] < beside[4, 6] < 1e2 and beside[5, 7] > beside[6, 8]
+    assert beside[1, 3] == beside[7, 9] == beside[4, 7] == 1.0
     with pytest.raises(ValueError, match="not finite"):
-        mean_costs([{**spike, (4, 6): math.nan}])
+        costs_of([{**tables[0], (4, 6): math.nan}], SIGMAS)
     with pytest.raises(ValueError, match="different gaps"):
-        mean_costs([spike, {(4, 6): 1.0}])
+        costs_of([tables[0], {(4, 6): 1.0}], SIGMAS)
 
 
 def test_errors_of_latents_are_shares_of_their_mean_square():
