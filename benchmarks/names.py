@@ -13,6 +13,7 @@ METHODS = {
     "full_noise2": "full, other noise (2)",
     "full_noise3": "full, other noise (3)",
     "full_dpmpp_2m": "full, dpmpp_2m",
+    "schedule_gaps": "**RAPID Accelerate, schedule by measured gaps**",
     "schedule_solution": "**RAPID Accelerate, searched schedule**",
     "schedule_dense": "RAPID Accelerate, schedule searched towards the full picture",
     "default_schedule": "**RAPID Accelerate, no policy file**",

@@ -2,7 +2,7 @@
 at equal cost.
 
     python3 dev.py bench policy [--models flux sd3] [--prompts 200] [--speedups 2 3 4] [--policies DIR]
-                                [--methods schedule_solution cache_reuse ...] [--out DIR] [--cost-of flux-dev] [--quick]
+                                [--methods schedule_gaps cache_reuse ...] [--out DIR] [--cost-of flux-dev] [--quick]
 
 Every policy file demo-<model>-<name> of the folder is a method: "schedule_<name>" of a schedule,
 "<name>" of heads. Of heads there is "<name>_shuffled", too: each picture is drawn with the

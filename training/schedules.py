@@ -204,10 +204,10 @@ def panels(results: Sequence[Searched], costs: Mapping[Gap, float]) -> list[Pane
     """Plots of the card: what gaps cost, the search where there was one, and what came of it."""
     by_length: dict[str, list[tuple[int, float]]] = {}
     for before, after in sorted(costs):
-        decibels = -10 * math.log10(costs[before, after])
+        decibels = 10 * math.log10(costs[before, after])
         by_length.setdefault(f"{after - before - 1} skipped", []).append((before, decibels))
     gaps = {name: tuple(zip(*points, strict=True)) for name, points in sorted(by_length.items())}
-    made = [Panel("one gap in a full run", "last step before it", "closeness, dB", gaps)]
+    made = [Panel("one gap in a full run", "last step before it", "cost, dB (no unit)", gaps)]
     course = {f"{r.speedup:g}x": (range(1, len(r.course) + 1), r.course) for r in results}
     if any(r.course for r in results):
         made.append(

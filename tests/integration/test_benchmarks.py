@@ -141,7 +141,7 @@ def heads_file(path, hidden):
 
 
 def test_the_policy_suite_compares_policies_at_the_cost_of_a_speed_up(ready, tmp_path):
-    shutil.copy(policy.SHIPPED / "demo-flux-solution.safetensors", tmp_path)
+    shutil.copy(policy.SHIPPED / "demo-flux-gaps.safetensors", tmp_path)
     hidden = Subject(ready, FAMILIES["flux"]).model.model.diffusion_model.hidden_size
     heads_file(tmp_path / "demo-flux-some-heads.safetensors", hidden)
     methods = (
@@ -149,7 +149,7 @@ def test_the_policy_suite_compares_policies_at_the_cost_of_a_speed_up(ready, tmp
         "cache_reuse",
         "easycache",
         "fewer_euler",
-        "schedule_solution",
+        "schedule_gaps",
         "random",
         "some_heads",
         "some_heads_shuffled",
@@ -172,7 +172,7 @@ def test_the_policy_suite_compares_policies_at_the_cost_of_a_speed_up(ready, tmp
         rows["random", "2x"]["computed"] == 14
         and rows["random", "2x"]["psnr"] < rows["default_schedule", "2x"]["psnr"]
     )
-    assert rows["schedule_solution", "2x"]["computed"] == 14 and rows["easycache", "2x"]["cost"] < 1
+    assert rows["schedule_gaps", "2x"]["computed"] == 14 and rows["easycache", "2x"]["cost"] < 1
     assert rows["full_noise1", "1.0"]["psnr"] is rows["full_noise1", "1.0"]["psnr_ode"] is None
     assert rows["full_noise1", "1.0"]["fid"] != rows["full", "1.0"]["fid"]
     assert "flux: some_heads/2x computes by objects in the scene: " in text

@@ -47,7 +47,7 @@ def test_the_accelerate_example_follows_its_policy(server, tmp_path):
     record = json.loads(outputs["report"]["rapid_record"][0])
     assert record["totals"]["computed"] == 9
     assert record["totals"]["speedup_theoretical"] == pytest.approx(28 / 9, rel=1e-3)
-    assert record["policies"][0]["source"] == "demo-flux-solution.safetensors"
+    assert record["policies"][0]["source"] == "demo-flux-gaps.safetensors"
     assert not record["notes"]
     with pytest.raises(WorkflowError, match="sd3"):
         server.client.run(
@@ -68,7 +68,7 @@ def test_the_policy_example_follows_its_schedule_and_says_what_it_is(server, tmp
     assert picture.stat().st_size > 1000
     record = json.loads(outputs["report"]["rapid_record"][0])
     assert record["totals"]["computed"] == 7 and not record["notes"]
-    assert record["policies"][0]["source"] == "demo-flux-solution.safetensors"
+    assert record["policies"][0]["source"] == "demo-flux-gaps.safetensors"
     assert "base_model: flux.safetensors" in outputs["about"]["text"][0]
 
 

@@ -81,7 +81,7 @@ def test_a_node_that_patches_a_model_saves_and_says_so(run, reported, tiny_flux,
 
 def test_a_loaded_policy_chooses_the_steps_of_accelerate(run, reported, demo_flux):
     model, positive = demo_flux
-    policy, *_ = run("RAPID_LoadPolicy", policy="demo-flux-solution.safetensors")
+    policy, *_ = run("RAPID_LoadPolicy", policy="demo-flux-gaps.safetensors")
     (model,) = run("RAPID_Accelerate", model=model, speedup=2.0, policy=policy)
     latent = sample(model, steps=28, positive=positive)
     record = reported(model, latent)
