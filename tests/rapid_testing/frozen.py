@@ -338,7 +338,12 @@ def _demo(frozen: Frozen) -> Iterator[tuple[str, Callable]]:
             ),
         )
     files = {
-        "demo flux": ("demo-flux-gaps", "demo-flux-solution", "demo-flux-pace-1", "demo-flux-rapid3"),
+        "demo flux": (
+            "demo-flux-gaps",
+            "demo-flux-solution",
+            "demo-flux-pace-1",
+            "demo-flux-rapid3",
+        ),
         "demo sd3": ("demo-sd3-gaps", "demo-sd3-solution", "demo-sd3-plus"),
     }
     for kind, names in files.items():

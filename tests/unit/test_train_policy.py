@@ -8,6 +8,7 @@ from dataclasses import FrozenInstanceError, fields
 import pytest
 
 from training.config import TrainConfig, field_docs, parse, parser
+from training.schedules import clearly_better
 from training.state import open_state
 from training.train_policy import host_flags, read_prompts
 
@@ -150,3 +151,10 @@ def test_flags_that_comfyui_obeys_only_as_a_server_are_refused():
         SystemExit, match="--cuda-device would do nothing here.*CUDA_VISIBLE_DEVICES"
     ):
         host_flags("--cuda-device 1")
+
+
+def test_a_schedule_is_better_than_another_where_that_is_no_chance():
+    assert clearly_better([51.0, 42.0, 46.1], [50.0, 41.0, 45.0])
+    assert not clearly_better([55.0, 41.0, 45.0], [50.0, 41.0, 45.0])
+    assert not clearly_better([50.0, 41.0], [50.0, 41.0])
+    assert not clearly_better([50.0], [40.0])
