@@ -211,11 +211,11 @@ def table(results: Sequence[Searched], prompts: int) -> str:
 
 def panels(results: Sequence[Searched], costs: Mapping[Gap, float]) -> list[Panel]:
     """Plots of the card: what gaps cost, the search where there was one, and what came of it."""
-    by_length: dict[str, list[tuple[int, float]]] = {}
-    for before, after in sorted(costs):
-        decibels = 10 * math.log10(costs[before, after])
-        by_length.setdefault(f"{after - before - 1} skipped", []).append((before, decibels))
-    gaps = {name: tuple(zip(*points, strict=True)) for name, points in sorted(by_length.items())}
+    gaps: dict[str, tuple[list[float], list[float]]] = {}
+    for before, after in sorted(costs, key=lambda gap: (gap[1] - gap[0], gap)):
+        places, decibels = gaps.setdefault(f"{after - before - 1} skipped", ([], []))
+        places.append(before)
+        decibels.append(10 * math.log10(costs[before, after]))
     made = [Panel("one gap in a full run", "last step before it", "cost, dB (no unit)", gaps)]
     course = {f"{r.speedup:g}x": (range(1, len(r.course) + 1), r.course) for r in results}
     if any(r.course for r in results):
