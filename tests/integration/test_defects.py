@@ -291,7 +291,7 @@ def test_what_is_skipped_needs_no_call_and_tiles_are_no_reason(
     tiny_sd3, patched, watched, record_of
 ):
     model, calls = watched(tiny_sd3, halves)
-    model = patched(model, "accelerate 2")
+    model = even_so(patched(model, "accelerate 2"))
     sample(model, steps=STEPS, latent=empty_latent(height=16, width=32))
     assert len(calls) == 2 * record_of(model).totals["computed"] == STEPS
     assert not reasons_of(record_of(model))

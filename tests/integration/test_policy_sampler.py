@@ -658,4 +658,4 @@ def test_it_is_a_sampler_for_both_custom_sampler_nodes(
     _, text, _ = run("RAPID_Report", model=tiny_sd3, latent=simple[0])
     made = [len(sigmas_computed(report(tiny_sd3), i)) for i in range(2)]
     assert f"{made[0]}, {made[1]} evaluations instead of {STEPS}" in text
-    assert "rapid_policy on sd3, finished" in text
+    assert "rapid_policy on sd3, 2 images, finished" in text

@@ -149,6 +149,8 @@ def test_samplers_of_the_hosts_nodes_are_told_by_their_settings(
 ):
     comfy_host.load_core_nodes("nodes_custom_sampler.py")
     comfy_host.load_core_nodes("nodes_advanced_samplers.py")
+    if node not in comfy_host.nodes.NODE_CLASS_MAPPINGS:
+        pytest.skip(f"{node} came with a later ComfyUI than {comfy_host.version}")
     (sampler,) = comfy_host.run_node(node, **settings)
     assert facts.sampler_kind(sampler, (1.0, 0.5, 0.0)).name == kind
 
@@ -375,7 +377,8 @@ def test_a_zero_before_the_schedule_has_everything_computed(accelerate, tiny_sd3
     def sample_resample(model, x, sigmas, extra_args=None, callback=None, disable=None):
         for i in range(1, len(sigmas) - 2):
             denoised = model(x, sigmas[i] * x.new_ones(len(x)), **extra_args)
-            callback({"x": x, "i": i, "sigma": sigmas[i], "denoised": denoised})
+            if callback is not None:
+                callback({"x": x, "i": i, "sigma": sigmas[i], "denoised": denoised})
             x = x + (x - denoised) / sigmas[i] * (sigmas[i + 1] - sigmas[i])
         return x
 
@@ -398,7 +401,7 @@ def test_sigmas_that_are_told_twice_are_the_schedules(accelerate, tiny_sd3, reco
         for i in range(len(sigmas) - 1):
             for _ in range(2):
                 denoised = model(x, sigmas[i] * x.new_ones(len(x)), **extra_args)
-            if calls_back:
+            if calls_back and callback is not None:
                 callback({"x": x, "i": i, "sigma": sigmas[i], "denoised": denoised})
             x = x + (x - denoised) / sigmas[i] * (sigmas[i + 1] - sigmas[i])
         return x
