@@ -202,7 +202,7 @@ class RunRecord:
         of = [f"{images} images"] if images > 1 else []
         cache = f"cache {self.bytes / 2**20:.1f} MiB"
         lines.append(", ".join([f"{self.sampler} on {self.family}", *of, self.status, cache]))
-        errors = [m for e in self.evaluations for m in e.measured_error if m is not None]
+        errors = self._measured_errors()
         if errors:
             lines.append(f"prediction error where it was measured: mean {_mean(errors):.3f}")
         lines += [self.strip(image) for image in range(min(images, STRIPS))]
@@ -212,6 +212,16 @@ class RunRecord:
             for reason, n in reasons.items()
         ]
         return "\n".join([*lines, *map(text, self.notes)])
+
+    def _measured_errors(self) -> list[float]:
+        """How far predictions were off where that was measured. It is measured for a straight line,
+        so it says nothing of a run that only a schedule decides, which predicts otherwise, and of
+        one that predicted nothing."""
+        totals = self.totals
+        predicted = any(totals[name] for name in ("reused", "skipped", "partial"))
+        if not predicted or all(p.get("technique") == "schedule" for p in self.policies):
+            return []
+        return [m for e in self.evaluations for m in e.measured_error if m is not None]
 
     def strip(self, image: int) -> str:
         """One character an evaluation: # computed, + on some tokens, r reused, . skipped."""
@@ -262,7 +272,7 @@ def verdict(closeness: float) -> str:
 
 def shown_seconds(seconds: float) -> str:
     """Seconds as people read them: two digits, or whole ones."""
-    return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds:#.2g} s" if seconds < 9.95 else f"{seconds:.0f} s"
 
 
 def _mean(values: Sequence[float]) -> float:

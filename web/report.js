@@ -40,7 +40,7 @@ class Panel {
     }
     const record = readRecord(shown.record);
     const parts = [
-      element("div", "headline", headline(record)),
+      headline(record),
       closeness(record),
       element("div", "totals", totals(record)),
       ...rows(record),

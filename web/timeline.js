@@ -24,16 +24,19 @@ export function colour(share) {
 
 // Seconds as people read them: two digits, or whole ones.
 function seconds(number) {
-  return word("seconds", { number: number < 10 ? Number(number.toPrecision(2)) : Math.round(number) });
+  return word("seconds", { number: number < 9.95 ? number.toPrecision(2) : String(Math.round(number)) });
 }
 
-// What the run took and saved.
+// What the run took and saved; a line ends between the two where it is too narrow.
 export function headline(record) {
   const { seconds_full: full, speedup_theoretical: factor } = record.totals;
   const took = seconds(record.seconds);
   const parts = [full ? word("took_instead", { took, full: seconds(full) }) : took];
   if (factor) parts.push(word("speedup_theoretical", { factor: factor.toFixed(2) }));
-  return parts.join(", ");
+  const made = element("div", "headline");
+  parts.forEach((part, i) => made.append(element("span", "", i < parts.length - 1 ? `${part},` : part), " "));
+  made.lastChild.remove();
+  return made;
 }
 
 // How close to the full picture it is predicted to be, with a verdict; null where nothing is known.
@@ -55,8 +58,15 @@ export function totals(record) {
   return parts.join(", ");
 }
 
+// How far predictions were off where that was measured. It is measured for a straight line, so it says nothing of a run
+// that only a schedule decides, which predicts otherwise, and of one that predicted nothing.
+function measuredErrors({ totals: { reused, skipped, partial }, policies, evaluations }) {
+  if (!(reused || skipped || partial) || policies.every((policy) => policy.technique === "schedule")) return [];
+  return evaluations.flatMap((e) => e.measured_error).filter((error) => error !== null);
+}
+
 export function details(record) {
-  const errors = record.evaluations.flatMap((e) => e.measured_error).filter((error) => error !== null);
+  const errors = measuredErrors(record);
   const parts = [
     word("sampler_on", { sampler: record.sampler, family: family(record.family) }),
     word("cache", { mib: (record.bytes / 2 ** 20).toFixed(1) }),

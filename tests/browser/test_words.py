@@ -47,7 +47,7 @@ VERSION_1 = """async (record) => {
   const shown = (given) => {
     const read = readRecord(given);
     const rows = timeline.rows(read).map((row) => row.outerHTML);
-    return [timeline.headline(read), timeline.totals(read), timeline.details(read), rows];
+    return [timeline.headline(read).outerHTML, timeline.totals(read), timeline.details(read), rows];
   };
   const result = { before: shown(plain), after: shown(old) };
   old.evaluations[0].reasons = ["a sentence of version 1"];

@@ -73,10 +73,26 @@ def test_the_text_begins_with_what_was_saved():
     made = replace(record(*timed), seconds=5.0)
     assert made.totals["seconds_full"] == 10.0
     assert made.text().splitlines()[:2] == [
-        "RAPID: 5 s instead of about 10 s, theoretical speed-up 1.67x",
+        "RAPID: 5.0 s instead of about 10 s, theoretical speed-up 1.67x",
         "3 of 5 evaluations computed, 2 skipped",
     ]
     assert record(*timed[:3]).text().startswith("RAPID: 1.5 s, theoretical speed-up 1.50x\n")
+
+
+def test_an_error_of_predictions_is_said_only_where_such_were_used():
+    """It is measured for a straight line, as cache reuse predicts; a schedule predicts otherwise."""
+    said = "prediction error where it was measured: mean 0.100"
+    some, none = [evaluation(0, "run"), evaluation(1, "skip")], [evaluation(0, "run")]
+    schedule = ({"technique": "schedule"},)
+    assert said in record(*some).text()
+    assert said not in record(*none).text()
+    assert said not in replace(record(*some), policies=schedule).text()
+    assert said in replace(record(*some), policies=(*schedule, {"technique": "rapid3"})).text()
+
+
+def test_seconds_have_two_digits_or_are_whole():
+    shown = [replace(record(), seconds=s).text().splitlines()[0] for s in (0.05, 1.0, 9.97, 12.4)]
+    assert shown == ["RAPID: 0.050 s", "RAPID: 1.0 s", "RAPID: 10 s", "RAPID: 12 s"]
 
 
 def test_evaluations_of_which_some_tokens_were_computed_do_not_read_as_none_left_out():
