@@ -10,6 +10,8 @@ import { loadWords, reason, speak, word } from "./words.js";
 const NODE = "RAPID_Report";
 const HEIGHT = 190; // pixels of the panel at least
 const SIZE = [380, 560]; // of a new node
+const LEFT_OUT = [2, 4]; // modes of nodes that are muted or bypassed
+const LINE = "$$node-text-preview"; // the page's widget of how a node's run goes on
 const LATEST = 8; // runs whose workflows are remembered: events of one run come close together
 
 class Panel {
@@ -198,6 +200,18 @@ async function tellAll(run, node) {
   }
 }
 
+// A run begins: nodes that have no part in it do not go on saying how the run before went.
+function quiet() {
+  for (const node of nodesOf(root())) {
+    if (!node.comfyClass?.startsWith("RAPID_") || !LEFT_OUT.includes(node.mode)) continue;
+    const place = (node.widgets ?? []).findIndex((widget) => widget.name === LINE);
+    if (place < 0) continue;
+    node.widgets[place].onRemove?.();
+    node.widgets.splice(place, 1);
+    node.setDirtyCanvas(true, true);
+  }
+}
+
 // The workflows that runs are of, by run: asked for when something has to be shown. A run that nothing was found of, as
 // where a busy server did not answer, is asked for again the next time.
 const workflows = new Map();
@@ -235,6 +249,7 @@ app.registerExtension({
     document.head.append(style);
     forget();
     await loadWords();
+    api.addEventListener("execution_start", quiet);
     api.addEventListener("executed", ({ detail }) => receive(detail));
     api.addEventListener("execution_error", ({ detail }) => tellAll(detail.prompt_id, detail.node_type));
     api.addEventListener("execution_interrupted", ({ detail }) => tellAll(detail.prompt_id, null));

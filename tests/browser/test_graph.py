@@ -183,6 +183,21 @@ def test_the_node_tells_how_the_run_goes_on(graph, vue, name):
 
 
 @pytest.mark.parametrize("vue", [False, True], ids=["litegraph", "nodes2"])
+def test_a_bypassed_node_does_not_tell_of_the_run_before(graph, vue):
+    page = graph(**{"Comfy.VueNodes.Enabled": vue})
+    page.load(example("demo_flux", sample={"seed": 21 + vue}))
+    page.run()
+    page.look_at("RAPID_Accelerate")
+    line = page.page.get_by_text("10/10 · ").filter(visible=True)
+    line.first.wait_for()
+    page.do("() => { app.graph._nodes.find(n => n.comfyClass === 'RAPID_Accelerate').mode = 4 }")
+    page.run()
+    page.page.wait_for_function("() => !document.body.innerText.includes('10/10 · ')")
+    page.look_at("RAPID_Report", ".rapid-report")
+    assert "so it was computed in full" in shown(page)["text"]
+
+
+@pytest.mark.parametrize("vue", [False, True], ids=["litegraph", "nodes2"])
 def test_a_reload_keeps_the_workflow_and_its_report(graph, vue):
     page = graph(**{"Comfy.VueNodes.Enabled": vue})
     page.load(opened("demo_region", 256))
