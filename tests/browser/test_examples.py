@@ -17,7 +17,7 @@ WORDS = {
         "the steps is computed."
     ),
     "demo_flux": (
-        "RAPID Accelerate on the FLUX-like demo model: half of the steps is computed. Nothing has "
+        "RAPID Accelerate on the FLUX-like demo model: half of the steps are computed. Nothing has "
         "to be downloaded."
     ),
     "demo_policy": (
@@ -29,29 +29,29 @@ WORDS = {
         " picture were computed how often."
     ),
     "demo_sd3": "RAPID Cache Reuse on the SD3-like demo model. Nothing has to be downloaded.",
-    "flux1_dev": "FLUX.1-dev with RAPID Accelerate: half of the steps is computed.",
+    "flux1_dev": "FLUX.1-dev with RAPID Accelerate: half of the steps are computed.",
     "flux1_kontext": (
-        "Editing with FLUX.1 Kontext and RAPID Accelerate: half of the steps is computed."
+        "Editing with FLUX.1 Kontext and RAPID Accelerate: half of the steps are computed."
     ),
-    "lumina2": "Lumina Image 2 with RAPID Accelerate: half of the steps is computed.",
+    "lumina2": "Lumina Image 2 with RAPID Accelerate: half of the steps are computed.",
     "policy_flux1": (
         "FLUX.1-dev with a schedule that you searched on your own workflow. The help of "
         "RAPID Load Policy says how."
     ),
-    "qwen_image": "Qwen-Image with RAPID Accelerate: half of the steps is computed.",
+    "qwen_image": "Qwen-Image with RAPID Accelerate: half of the steps are computed.",
     "qwen_image_edit": (
-        "Editing with Qwen-Image-Edit and RAPID Accelerate: half of the steps is computed."
+        "Editing with Qwen-Image-Edit and RAPID Accelerate: half of the steps are computed."
     ),
     "sd3.5_large": (
-        "Stable Diffusion 3.5 Large with RAPID Accelerate: half of the steps is computed."
+        "Stable Diffusion 3.5 Large with RAPID Accelerate: half of the steps are computed."
     ),
     "wan2.2_t2v": (
         "Wan 2.2 text to video with RAPID Accelerate, one node and one report for each of "
-        "its two models: half of the steps is computed.\n\n"
+        "its two models: half of the steps are computed.\n\n"
         "Each model starts its predictions anew. If details suffer, set `speedup` to 1.5 on"
         " both."
     ),
-    "z_image": "Z-Image with RAPID Accelerate: half of the steps is computed.",
+    "z_image": "Z-Image with RAPID Accelerate: half of the steps are computed.",
 }
 SIZE = (600, 344)  # pixels of a thumbnail
 LIMIT = 400_000  # bytes of all thumbnails, which travel with the pack
@@ -67,6 +67,7 @@ MAKE = """async ([graph, text, id]) => {
   const rest = app.graph._nodes.filter(n => n !== note).sort((a, b) => a.id - b.id);
   for (const node of rest) {
     if (node.type === "SaveImage") node.size = [320, 360]; // its picture
+    if (node.type === "VAEDecode") node.size[0] = Math.max(180, node.size[0]); // its title
     if (/^RAPID_(Accelerate|CacheReuse|RegionAdaptive)$/.test(node.type)) node.size[1] += 60; // how the run goes on
   }
   const TITLE = 30, GAP = 40;
