@@ -19,6 +19,7 @@ from ..quadrature.multistep import (
     Step,
 )
 from ..quadrature.sigmas import snap_to_schedule
+from ..quadrature.spacing import difficulty
 from ..types import Action, Aim, Mode, Observation, TokenState
 from .corrector import Corrector
 from .evaluation import Evaluation
@@ -73,6 +74,7 @@ class ImageRun:
         self.corrector = None if plan.aim is None else Corrector(plan.aim, plan.euler)
         self.gap_error: float | None = None
         self.gap_errors: dict[int, float] = {}  # by evaluation that ended a gap
+        self.gap_lengths: dict[int, float] = {}  # the same gaps', see `spacing.difficulty`
         # Scalars that are still on the device; `Run.begin` fetches those of all images together:
         # errors by evaluation, and the latest change and skill.
         self._errors: list[tuple[int, Tensor]] = []
@@ -224,6 +226,7 @@ class ImageRun:
             sampled = shift if self.part is None else shift * (self.part.to(shift.device) > 0)
             size = sampled.square().mean() / denoised.float().square().mean().clamp_min(SMALLEST)
             self._shifts.append((evaluation.index, size))
+            self.gap_lengths[evaluation.index] = self._gap_length(step)
         own = derivative
         if corrector.applies and corrector.aim is Aim.BEST_PICTURE:
             own = derivative if ran is not None else self._mean_over(step)
@@ -232,6 +235,13 @@ class ImageRun:
             corrector.estimated(step, own, points, ~ran)
         given = corrector.given(step, own, shift)
         return None if given is derivative else given
+
+    def _gap_length(self, end: Step) -> float:
+        """Of the gap that ended at the beginning of a step, see `spacing.difficulty`."""
+        sigmas = self.plan.sigmas
+        begin = max(0, self._last_step - self.since_computed - 1)
+        ends = (difficulty(sigma, sigmas[0]) for sigma in (end[0], sigmas[begin]))
+        return next(ends) - next(ends)
 
     def _ran(self, action: Action) -> Tensor | None:
         """Mask of the latent where an action computes tokens, (1, H, W) or (1, T, H, W); None for

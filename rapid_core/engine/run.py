@@ -234,11 +234,17 @@ class Run:
         return given
 
     def closeness(self) -> list[float | None]:
-        """Predicted PSNR in dB of each image to its full picture; None where nothing is known."""
-        if self.plan.aim is not Aim.FULL_PICTURE:
+        """Predicted PSNR in dB of each image to its full picture; None where nothing is known, as
+        where tokens have gaps of their own."""
+        if self.plan.aim is not Aim.FULL_PICTURE or self.plan.tokens is not None:
             return [None] * self.plan.batch
-        corrected = self.plan.euler
-        return [closeness(image.gap_errors.values(), corrected) for image in self.images]
+        return [
+            closeness(
+                [(error, image.gap_lengths[i]) for i, error in image.gap_errors.items()],
+                self.plan.euler,
+            )
+            for image in self.images
+        ]
 
     def finish(self) -> None:
         """Fetch what was measured last; called once when the run has ended."""

@@ -2,9 +2,7 @@
 
 import math
 
-import pytest
-
-from rapid_core.quadrature.closeness import MARGIN, closeness, error_for
+from rapid_core.quadrature.closeness import HIGHEST, MARGIN, closeness, error_for
 from rapid_core.quadrature.spacing import gap_cost
 from rapid_core.techniques.step_skip.schedule import ERROR_OF_COST, SchedulePolicy
 from rapid_core.types import Mode, Observation, Window
@@ -49,12 +47,13 @@ def settings_window(settings):
     return [SIGMAS[round(share * STEPS)] for share in places]
 
 
-def test_errors_and_closenesses_are_two_words_for_one_thing():
-    for corrected in (True, False):
-        assert closeness([error_for(41.0, corrected)], corrected) == pytest.approx(41.0)
-    assert closeness([1e-4], True) > closeness([1e-4], False)
-    assert closeness([1e-4, 1e-4], True) < closeness([1e-4], True)
-    assert closeness([], True) is None and closeness([math.nan], True) is None
+def test_closeness_falls_with_errors_and_with_the_lengths_of_gaps():
+    assert closeness([(1e-4, 1.0)], True) > closeness([(1e-4, 1.0)], False)
+    assert closeness([(1e-4, 1.0)] * 2, True) < closeness([(1e-4, 1.0)], True)
+    assert closeness([(1e-4, 2.0)], True) < closeness([(1e-4, 1.0)], True)
+    assert closeness([(1e-30, 1.0)], True) == HIGHEST
+    assert closeness([], True) is None and closeness([(math.nan, 1.0)], True) is None
+    assert error_for(30.0, True) > error_for(40.0, True) > error_for(40.0, False)
 
 
 def test_the_closer_a_picture_has_to_be_the_more_is_computed():
