@@ -41,12 +41,12 @@ def without_seconds(written: dict | str) -> dict | str:
     return "".join(line for line in lines if not line.startswith("- measured_speedup"))
 
 
-def small_graph() -> Graph:
-    """The FLUX-like demo's example with 6 steps and 128 px; packs have to be loaded."""
+def small_graph(steps: int = 6) -> Graph:
+    """The FLUX-like demo's example with few steps and 128 px; packs have to be loaded."""
     path = REPOSITORY / "example_workflows" / "api" / "demo_flux.json"
     nodes = json.loads(path.read_text(encoding="utf-8"))
     nodes["latent"]["inputs"].update(width=128, height=128)
-    nodes["sample"]["inputs"].update(steps=6)
+    nodes["sample"]["inputs"].update(steps=steps)
     return Graph(nodes)
 
 
