@@ -171,6 +171,9 @@ class Requirements:
     """Order of the polynomial that predicts; 0 keeps the last value."""
     history: int = 0
     """Computed derivatives that the weights of its actions refer to; 0 where it gives none."""
+    error_estimates: bool = True
+    """Whether it looks at the error estimated before an evaluation, which costs some small operations
+    on the device in each."""
     tokens: TokenRequirements | None = None
     attention: Sparsity | None = None
     attention_density: float = 0.5

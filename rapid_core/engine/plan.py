@@ -101,6 +101,8 @@ class RunPlan:
     """Computed derivatives that are kept for the weights of policies."""
     aim: Aim | None = None
     """What gaps are corrected towards; None for no correction."""
+    error_estimates: bool = True
+    """Whether a policy looks at errors estimated before evaluations."""
     reach: float | None = None
     """See `TokenRequirements.reach`; None for no limit."""
     parts: tuple[slice, ...] = ()
@@ -189,6 +191,7 @@ def plan_run(policies: Sequence[Policy], facts: HostFacts) -> RunPlan:
         family=family,
         modes=frozenset().union(*(need.modes for need in needs)),
         prediction_order=max((need.prediction_order for need in needs), default=0),
+        error_estimates=any(need.error_estimates for need in needs),
         history=max((need.history for need in needs), default=0),
         aim=_aim(needs),
         parts=facts.parts,

@@ -101,7 +101,7 @@ class Run:
         told = [timestep[i % len(timestep)] for i in range(self.plan.batch)]
         scalars = [self._scalars(image, x[image.number], told) for image in self.images]
         logits = [
-            self._logits(image, x[image.number], told[image.number], some[1])
+            self._logits(image, x[image.number], told[image.number], some)
             for image, some in zip(self.images, scalars, strict=True)
         ]
         flat = torch.stack([scalar for some in scalars for scalar in some])
@@ -138,23 +138,26 @@ class Run:
 
     def _scalars(self, image: ImageRun, latent: Tensor, told: Sequence[Tensor]) -> list[Tensor]:
         """What the host has to know of an image before it decides, 0-d float32: sigma, two error
-        estimates, what was measured, and tokens at the threshold where a policy asks."""
+        estimates where a policy looks at them, what was measured, and tokens at the threshold where
+        a policy asks."""
         sigma = told[image.number]
-        scalars = [sigma.float(), *image.unfetched_errors(latent, sigma), *image.unfetched()]
+        errors = image.unfetched_errors(latent, sigma) if self.plan.error_estimates else ()
+        scalars = [sigma.float(), *errors, *image.unfetched()]
         over = self._over_threshold(image, latent, sigma)
         return scalars if over is None else [*scalars, *over]
 
     def _logits(
-        self, image: ImageRun, latent: Tensor, sigma: Tensor, error: Tensor
+        self, image: ImageRun, latent: Tensor, sigma: Tensor, scalars: Sequence[Tensor]
     ) -> Tensor | None:
-        """What the heads of an image's policies say, (n,); None where there are none. error: the
-        estimate for a fresh sigma."""
+        """What the heads of an image's policies say, (n,); None where there are none. scalars: see
+        `_scalars`."""
         if not image.actor.wants_logits or image.number in self.ended:
             return None
         seen = None
         if self.tap is not None:
             points = image.guided.points
             derivative = points[-1].value if points else None
+            error = scalars[1] if self.plan.error_estimates else None
             seen = self.tap.head_input(image.number, latent, image.last_latent, derivative, error)
         return image.actor.logits(seen, sigma)
 
@@ -163,7 +166,10 @@ class Run:
     ) -> tuple[float, Action]:
         """The error estimate and the action of an image. numbers: those of `_scalars` after sigma,
         and of `_logits`."""
-        fresh, again, *rest = numbers
+        fresh = again = math.inf
+        rest = numbers
+        if self.plan.error_estimates:
+            fresh, again, *rest = numbers
         measured = len(image.unfetched())
         image.fetched(rest[:measured])
         rest = rest[measured:]

@@ -145,6 +145,7 @@ class SchedulePolicy(Policy):
             modes=frozenset((Mode.SKIP, Mode.RUN)),
             prediction_order=self.prediction_order,
             history=MAX_TERMS,
+            error_estimates=False,
             # Fitted weights make good in later predictions what earlier ones did wrong.
             aim=None if self._fitted else self.aim,
             decides_schedule=True,
