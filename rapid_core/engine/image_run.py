@@ -12,11 +12,8 @@ from torch import Tensor
 from ..quadrature.lagrange import adams_bashforth
 from ..quadrature.multistep import (
     CORRECTOR_TERMS,
-    ROUGH,
-    SHARE_ALWAYS,
-    SHARE_AT_FIRST,
-    SHARE_MEASURED,
     Step,
+    slope_share_on_device,
 )
 from ..quadrature.sigmas import snap_to_schedule
 from ..quadrature.spacing import difficulty
@@ -207,10 +204,10 @@ class ImageRun:
         that ends here is made good; None for no other. Called for every evaluation, after
         `remember`. denoised (C, ...): of the evaluation."""
         corrector = self.corrector
-        step = self._step(evaluation)
-        action = evaluation.actions[self.number]
         if corrector is None:
             return None
+        step = self._step(evaluation)
+        action = evaluation.actions[self.number]
         if step is None:
             corrector.reset()
             return None
@@ -273,10 +270,7 @@ class ImageRun:
         sigmas = [p.sigma for p in points if not isinstance(p.sigma, Tensor)]
         if len(sigmas) < 2 or self._trend is None:
             return latest
-        change, skill = self._trend  # still on the device
-        at_first = torch.where(change > ROUGH, 0.0, SHARE_AT_FIRST)
-        share = torch.where(skill.isnan(), at_first, SHARE_ALWAYS + SHARE_MEASURED * skill)
-        older = adams_bashforth(sigmas, *step)[0] * share.clamp(0, 1)
+        older = adams_bashforth(sigmas, *step)[0] * slope_share_on_device(*self._trend)
         return torch.lerp(latest, points[0].value.float(), older.float())
 
     def executed(self, action: Action) -> None:

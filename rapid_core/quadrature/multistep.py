@@ -16,6 +16,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+from torch import Tensor
+
 from ..types import Aim, Observation, PredictionWeights
 from .lagrange import Sigma, adams_bashforth
 
@@ -44,6 +47,13 @@ def slope_share(observation: Observation) -> float:
         return min(1.0, max(0.0, share))
     rough = observation.change is not None and observation.change > ROUGH
     return 0.0 if rough else SHARE_AT_FIRST
+
+
+def slope_share_on_device(change: Tensor, skill: Tensor) -> Tensor:
+    """The same as 0-d tensors, of an evaluation that the host does not know yet. change: relative L1;
+    skill: nan before there is one."""
+    at_first = torch.where(change > ROUGH, 0.0, SHARE_AT_FIRST)
+    return torch.where(skill.isnan(), at_first, SHARE_ALWAYS + SHARE_MEASURED * skill).clamp(0, 1)
 
 
 def prediction_weights(observation: Observation, order: int) -> PredictionWeights | None:
