@@ -94,3 +94,20 @@ def test_outside_of_the_window_everything_is_computed():
     computed = run(30.0, start_percent=0.25, end_percent=0.75)
     assert {*range(7)} <= {*computed} and {*range(22, 28)} <= {*computed}
     assert len(computed) < STEPS
+
+
+def test_steps_of_no_length_make_no_trouble():
+    policy = SchedulePolicy(closeness=30.0, safe=False)
+    sigmas = (1.0, *(0.9,) * 10, 0.5, 0.0)
+    actor = policy.start(Window(2.0, -1.0))
+    computed = 0
+    since = 0
+    for i, sigma in enumerate(sigmas[:-1]):
+        known = dict(step=i, steps=len(sigmas) - 1, sigmas=sigmas, computed=computed)
+        action = actor.act(
+            Observation(i, sigma, since_computed=since, gap_error=1e-6, euler=True, **known)
+        )
+        actor.executed(action)
+        ran = action.mode is Mode.RUN
+        computed, since = computed + ran, 0 if ran else since + 1
+    assert computed > 1

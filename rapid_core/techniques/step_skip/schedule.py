@@ -386,7 +386,7 @@ class ClosenessActor(ScheduleActor):
         self._gap = None
         if not math.isfinite(error):
             self._logs = [math.inf]
-        elif error > 0:
+        elif error > 0 and cost > 0:
             self._logs.append(math.log(error / cost))
 
 
