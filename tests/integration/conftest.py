@@ -192,3 +192,11 @@ def reason(pack_module):
     codes = pack_module("rapid_core.reasons").ReasonCode
     make = pack_module("rapid_core.types").Reason
     return lambda code, **params: make(codes[code], **params)
+
+
+@pytest.fixture
+def accelerate(comfy_host, pack):
+    """accelerate(model, speedup): the model with RAPID Accelerate on it."""
+    return lambda model, speedup=2.0, **given: comfy_host.run_node(
+        "RAPID_Accelerate", model=model, speedup=speedup, **given
+    )[0]

@@ -24,13 +24,6 @@ from rapid_testing.sampling import empty_latent, make_conditioning, sample
 STEPS = 12
 
 
-@pytest.fixture
-def accelerate(comfy_host, pack):
-    return lambda model, speedup=2.0, **given: comfy_host.run_node(
-        "RAPID_Accelerate", model=model, speedup=speedup, **given
-    )[0]
-
-
 def strip(record, image=0):
     return record.strip(image)
 

@@ -26,13 +26,6 @@ REGION = dict(
 )
 
 
-@pytest.fixture
-def accelerate(comfy_host, pack):
-    return lambda model, speedup=2.0: comfy_host.run_node(
-        "RAPID_Accelerate", model=model, speedup=speedup
-    )[0]
-
-
 def custom(model, function, sigmas, latent=None):
     """A run of a sampler function of one's own."""
     import comfy.sample

@@ -69,13 +69,6 @@ def facts(pack_module):
 
 
 @pytest.fixture
-def accelerate(comfy_host, pack):
-    return lambda model, speedup=2.0: comfy_host.run_node(
-        "RAPID_Accelerate", model=model, speedup=speedup
-    )[0]
-
-
-@pytest.fixture
 def cache_reuse(pack_module):
     node = pack_module("nodes.cache_reuse").CacheReuse
 
