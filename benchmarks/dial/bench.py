@@ -41,7 +41,7 @@ class Bench:
     @property
     def scale(self) -> Scale:
         """Of the pictures."""
-        return QUICK if self.args.quick else Scale()
+        return QUICK if self.args.quick else Scale(self.args.size)
 
     @property
     def effort(self) -> Effort:

@@ -3,13 +3,13 @@
     python3 dev.py bench dial [--suites speed samplers few curve quality] [--models flux sd3]
                               [--steps 28 50] [--speedups 1.2 1.5 2 2.5 3 4 5] [--prompts N]
                               [--methods full_picture spectrum ...] [--samplers euler lcm ...]
-                              [--out DIR] [--share 1/2] [--quick]
+                              [--size PIXELS] [--out DIR] [--share 1/2] [--quick]
 
 speed     the node with both aims ("full_picture", "best_picture") and with the shipped policy file
-          ("with_policy"), at the number of evaluations of each speed-up beside RAPID Cache Reuse,
-          published methods as policies of this engine (`benchmarks.rivals`), the host's caches and
-          fewer steps of other samplers. What has settings has those that are best on development
-          prompts.
+          ("full_picture_policy", ...), at the number of evaluations of each speed-up beside RAPID
+          Cache Reuse, published methods as policies of this engine (`benchmarks.rivals`), the host's
+          caches and fewer steps of other samplers. What has settings has those that are best on
+          development prompts.
 samplers  every sampler of the host with the node as it comes: skips or full, how close, and beside
           as many evaluations of the same sampler; `<out>/samplers.json` is for docs/results.
 few       4, 6, 8 and 12 steps: what one and two skipped evaluations cost beside fewer steps.
@@ -108,6 +108,7 @@ def parser() -> argparse.ArgumentParser:
     )
     flags.add_argument("--methods", nargs="+", help="draw these only, beside the full run")
     flags.add_argument("--samplers", nargs="+", help="of suites samplers, curve and quality")
+    flags.add_argument("--size", type=int, default=256, help="of the pictures, in pixels")
     flags.add_argument("--out", type=Path, default=Path("bench_output"))
     add_share(flags)
     flags.add_argument(

@@ -14,8 +14,9 @@ from evaluation.suites import Method, Suite, picked
 from rapid_core.policy_file.format import read
 from rapid_core.quadrature.spacing import max_evaluations
 
-OURS = ("full_picture", "best_picture", "with_policy")
-WITH_POLICY = (2.0, 3.0, 4.0)  # speed-ups that the shipped files were searched for
+AIMS = {"full": "full picture", "best": "best picture"}
+OURS = tuple(f"{aim}_picture{end}" for aim in AIMS for end in ("", "_policy"))
+WITH_POLICY = (2.0, 3.0, 4.0)  # where the plans of the shipped files are other ones
 FEWER = {**SAMPLERS, "deis": 1, "ipndm": 1}
 
 
@@ -34,7 +35,7 @@ def methods(bench: Bench, suite: Suite) -> Iterator[Method]:
     development = Development(suite, bench.effort)
     caches = [c for c in policy.CACHES if not names or c in names or f"{c}_unguarded" in names]
     rivals = [name for name in NAMES if not names or name in names]
-    file = policy.SHIPPED / f"demo-{suite.kind}-solution.safetensors"
+    file = policy.SHIPPED / f"demo-{suite.kind}-gaps.safetensors"
     yield Method("full", "1.0")
     for speedup in bench.args.speedups:
         target = f"{speedup:g}x"
@@ -51,8 +52,9 @@ def methods(bench: Bench, suite: Suite) -> Iterator[Method]:
 def ours(bench: Bench, speedup: float, file: Path) -> Iterator[Method]:
     """The node with both aims, and with a policy file where there is one."""
     target = f"{speedup:g}x"
-    yield Method("full_picture", target, bench.node(speedup=speedup, aim="full picture"))
-    yield Method("best_picture", target, bench.node(speedup=speedup, aim="best picture"))
-    if speedup in WITH_POLICY and file.is_file():
-        given = {"policy": read(file), "aim": "best picture"}
-        yield Method("with_policy", target, bench.node(speedup=speedup, **given))
+    for name, aim in AIMS.items():
+        patch = bench.node(speedup=speedup, aim=aim)
+        yield Method(f"{name}_picture", target, patch)
+        if speedup in WITH_POLICY and file.is_file():
+            patch = bench.node(speedup=speedup, aim=aim, policy=read(file))
+            yield Method(f"{name}_picture_policy", target, patch)
