@@ -29,6 +29,7 @@ METHODS = {
     "full_picture_policy": "**RAPID Accelerate, full picture, with a policy file**",
     "best_picture": "**RAPID Accelerate, best picture**",
     "best_picture_policy": "**RAPID Accelerate, best picture, with a policy file**",
+    "accelerate": "**RAPID Accelerate**, `speedup` 2",
     "as_it_comes": "RAPID Accelerate as it comes",
     "spectrum": "Spectrum",
     "taylorseer": "TaylorSeer",

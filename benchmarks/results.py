@@ -153,7 +153,7 @@ def samplers(of: str) -> str:
 
 # The demo.
 def demo() -> str:
-    """RAPID Cache Reuse beside ComfyUI's own caches."""
+    """RAPID Accelerate and Cache Reuse beside ComfyUI's own caches."""
     columns = [
         Column("model", model),
         Column("method", method),

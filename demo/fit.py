@@ -1,4 +1,4 @@
-"""Fit the demo's thresholds once: each method computes about half of 28 evaluations on 16
+"""Fit the thresholds of the demo's caches once: each computes about half of 28 evaluations on 16
 development prompts.
 
     RAPID_HOST_TREE=... python -m demo.fit --base DIR

@@ -1,5 +1,5 @@
-"""The demo: the example workflows through ComfyUI's API, in full and accelerated, then the table from
-one run.
+"""The demo: the example workflows through ComfyUI's API, in full and with RAPID Accelerate as it
+comes, then the table from one run.
 
 Called by `python3 dev.py demo`; writes pictures, `comparison.png` and `report.json` into --out.
 """
@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw
 
-from demo.measure import Measurement, thresholds
+from demo.measure import Measurement
 from demo.prompts import prompts
 from demo.scene_judge import SceneJudge
 from devkit.base_folder import REPOSITORY
@@ -28,14 +28,15 @@ from evaluation.subjects import FAMILIES
 
 WORKFLOWS = REPOSITORY / "example_workflows" / "api"
 CAPTION = 50  # pixels above each pair
+MODES = {"full": "off", "rapid": "speed"}  # of the node, by names of pictures
 
 
-def graph_for(kind: str, prompt: str, seed: int, threshold: float, prefix: str) -> dict:
-    """The example workflow of a demo model with this prompt; threshold 0 computes all in full."""
+def graph_for(kind: str, prompt: str, seed: int, mode: str, prefix: str) -> dict:
+    """The example workflow of a demo model with this prompt; mode "off" computes all in full."""
     graph = copy.deepcopy(json.loads((WORKFLOWS / f"demo_{kind}.json").read_text(encoding="utf-8")))
     graph["positive"]["inputs"]["text"] = prompt
     graph["sample"]["inputs"]["seed"] = seed
-    graph["accelerate"]["inputs"]["reuse_threshold"] = threshold
+    graph["accelerate"]["inputs"]["mode"] = mode
     graph["save"]["inputs"]["filename_prefix"] = prefix
     return graph
 
@@ -45,12 +46,12 @@ def draw(client: Client, kind: str, texts: list[str], out: Path) -> list[tuple[s
     rows = []
     for seed, text in enumerate(texts):
         paths = []
-        for name, threshold in (("full", 0.0), ("rapid", thresholds(kind)["cache_reuse"])):
+        for name, mode in MODES.items():
             start = time.perf_counter()
-            outputs = client.run(graph_for(kind, text, seed, threshold, f"{kind}_{seed}_{name}"))
+            outputs = client.run(graph_for(kind, text, seed, mode, f"{kind}_{seed}_{name}"))
             paths.append(client.save_images(outputs, out / "pictures")[0])
             report = outputs.get("report", {}).get("text", [""])[0]
-            summary = "".join(report.splitlines()[1:2])
+            summary = ", ".join(report.splitlines()[1:3])
             print(f"{kind} {name}: {time.perf_counter() - start:.1f} s  {summary}")
         rows.append((text, *paths))
     return rows

@@ -28,7 +28,10 @@ WORDS = {
         "RAPID Region Adaptive on the SD3-like demo model. The map shows which parts of the"
         " picture were computed how often."
     ),
-    "demo_sd3": "RAPID Cache Reuse on the SD3-like demo model. Nothing has to be downloaded.",
+    "demo_sd3": (
+        "RAPID Accelerate on the SD3-like demo model: half of the steps are computed. Nothing has "
+        "to be downloaded."
+    ),
     "flux1_dev": "FLUX.1-dev with RAPID Accelerate: half of the steps are computed.",
     "flux1_kontext": (
         "Editing with FLUX.1 Kontext and RAPID Accelerate: half of the steps are computed."

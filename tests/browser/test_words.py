@@ -13,7 +13,6 @@ NODES = sorted(path.stem for path in (REPOSITORY / "web" / "docs").glob("RAPID_*
 EXAMPLES = {
     "RAPID_Accelerate": "demo_policy",
     "RAPID_LoadPolicy": "demo_policy",
-    "RAPID_CacheReuse": "demo_sd3",
     "RAPID_RegionAdaptive": "demo_region",
 }
 

@@ -8,6 +8,7 @@ import numpy
 import pytest
 from PIL import Image
 
+from demo.run import MODES, graph_for
 from devkit.base_folder import REPOSITORY
 from devkit.client import WorkflowError
 
@@ -37,6 +38,20 @@ def test_the_example_draws_a_picture_and_reports(server, kind, tmp_path):
     assert totals["computed"] + totals["skipped"] == totals["evaluations"] == 28
     assert totals["skipped"] > 5 and totals["speedup_theoretical"] > 1.2
     assert f"{totals['computed']} of 28 evaluations computed" in outputs["report"]["text"][0]
+
+
+@pytest.mark.parametrize("kind", ["flux", "sd3"])
+def test_the_demo_draws_a_full_picture_and_one_of_half_of_the_steps(server, kind, tmp_path):
+    drawn = {}
+    for name, mode in MODES.items():
+        graph = graph_for(kind, "flat red background, big blue plain circle center", 0, mode, name)
+        graph["latent"]["inputs"].update(width=128, height=128)
+        outputs = server.client.run(graph)
+        server.client.save_images(outputs, tmp_path)
+        drawn[name] = outputs["report"]
+    assert not drawn["full"].get("rapid_record")
+    totals = json.loads(drawn["rapid"]["rapid_record"][0])["totals"]
+    assert (totals["computed"], totals["evaluations"]) == (14, 28)
 
 
 def test_the_accelerate_example_follows_its_policy(server, tmp_path):
