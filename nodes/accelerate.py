@@ -30,7 +30,7 @@ class Accelerate(RapidNode):
             category="RAPID",
             description="Faster sampling with one dial. At 2 it computes half of the steps and predicts "
             "the others from them. Works with any DiT model. Best with euler, dpmpp_2m and res_multistep; "
-            "with samplers that add noise it computes everything and says so.",
+            "with samplers that add noise, but for er_sde, it computes everything and says so.",
             search_aliases=[
                 "speed up",
                 "faster",
@@ -120,7 +120,8 @@ class Accelerate(RapidNode):
                     default=False,
                     **rarely,
                     tooltip="Skip even where RAPID would rather compute everything: with samplers that add "
-                    "noise (ancestral, SDE, lcm) and in runs of 6 steps and fewer. Pictures may suffer.",
+                    "noise (ancestral, SDE but for er_sde, lcm) and in runs of 6 steps and fewer. Pictures "
+                    "may suffer.",
                 ),
                 Policy.Input(
                     "policy",
