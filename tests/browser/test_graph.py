@@ -22,6 +22,10 @@ SAY = """async ([run, node, output]) => { const { api } = await import("/scripts
   await new Promise(then => setTimeout(then, 500)) }"""
 RENUMBER = """number => { const n = app.graph._nodes.find(n => n.comfyClass === "RAPID_Report"); n.id = number;
   app.graph._nodes_by_id[number] = n }"""
+GREYED = """kind => app.graph._nodes.find(n => n.comfyClass === kind).widgets.filter(w => w.disabled)
+  .map(w => w.name)"""
+CHOOSE = """([kind, name, value]) => { const n = app.graph._nodes.find(n => n.comfyClass === kind);
+  const w = n.widgets.find(w => w.name === name); w.value = value; w.callback?.(value) }"""
 MODES = {"run": "computed", "skip": "skipped", "reuse": "blocks reused"}
 
 
@@ -343,6 +347,31 @@ def test_a_workflow_saved_with_fewer_inputs_keeps_its_values_and_links(graph, vu
         "end_percent": 1,
         "even_so": False,
     }
+
+
+@pytest.mark.parametrize("vue", [False, True], ids=["litegraph", "nodes2"])
+def test_inputs_without_effect_are_greyed(graph, vue):
+    page = graph(**{"Comfy.VueNodes.Enabled": vue})
+    page.load(opened("demo_flux"))
+    kind = "RAPID_Accelerate"
+    rest = ["aim", "start_percent", "end_percent", "even_so"]
+    assert page.do(GREYED, kind) == ["closeness", "decibels"]
+    for name, value, greyed in (
+        ("mode", "quality", ["speedup", "decibels"]),
+        ("closeness", "decibels", ["speedup"]),
+        ("mode", "off", ["speedup", "closeness", "decibels", *rest]),
+        ("mode", "quality", ["speedup"]),
+    ):
+        page.do(CHOOSE, [kind, name, value])
+        assert (value, page.do(GREYED, kind)) == (value, greyed)
+    (inputs,) = (
+        node["inputs"]
+        for node in page.do("async () => (await app.graphToPrompt()).output").values()
+        if node["class_type"] == kind
+    )
+    assert (inputs["speedup"], inputs["mode"], inputs["decibels"]) == (2, "quality", 40)
+    page.load(page.do("() => app.graph.serialize()"))
+    assert page.do(GREYED, kind) == ["speedup"]
 
 
 @pytest.mark.parametrize("vue", [False, True], ids=["litegraph", "nodes2"])
