@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from rapid_core.calibration.gaps import Gap, costs_of, gaps_of, latent_error, with_gap
+from rapid_core.calibration.gaps import costs_of, latent_error, with_gap
+from rapid_core.quadrature.gap_costs import Gap, gaps_of
 from rapid_core.techniques.step_skip.schedule import Schedule, SchedulePolicy
 from training.graph import Graph
 from training.host import attach

@@ -13,11 +13,11 @@ from typing import Any
 from tqdm import tqdm
 
 from evaluation.plots import Panel
-from rapid_core.calibration.gaps import Gap
 from rapid_core.calibration.search import default_schedule, key_of, latent_psnr, search
 from rapid_core.policy_file.format import PolicyFile, read
 from rapid_core.policy_file.policies import check_family, check_model
 from rapid_core.policy_file.schedules import schedule_tensors
+from rapid_core.quadrature.gap_costs import Gap
 from rapid_core.quadrature.spacing import Spacing, max_evaluations
 from rapid_core.techniques.step_skip.schedule import Schedule, SchedulePolicy
 from rapid_core.types import Aim

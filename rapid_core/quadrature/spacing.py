@@ -103,6 +103,11 @@ class Spacing:
     def _length(self, step: int, following: int) -> float:
         return abs(self._at[following] - self._at[step])
 
+    def total(self, computed: Sequence[bool]) -> float:
+        """Of all gaps between computed steps, the last of which ends the run."""
+        chosen = [step for step, on in enumerate(computed) if on]
+        return sum(self.cost(*gap) for gap in itertools.pairwise(chosen))
+
     def best(self, count: int) -> tuple[bool, ...]:
         """`count` steps, the first among them, where skipping the others costs least."""
         count = min(max(count, 1), self.steps)

@@ -9,8 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rapid_core.calibration.gaps import costs_of, gaps_of, latent_error, with_gap
+from rapid_core.calibration.gaps import costs_of, latent_error, with_gap
 from rapid_core.calibration.search import default_schedule, key_of, latent_psnr, neighbours, search
+from rapid_core.quadrature.gap_costs import gaps_of
 from rapid_core.quadrature.sigmas import refine
 from rapid_core.quadrature.spacing import POWER, Spacing, best_spaced, difficulty, evenly_spaced
 from rapid_core.techniques.step_skip.schedule import Schedule
