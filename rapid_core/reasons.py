@@ -29,6 +29,7 @@ class ReasonCode(Enum):
     NOT_ONE_TENSOR = "not_one_tensor"
     NOT_PLANNED = "not_planned"
     RECORD_FAILED = "record_failed"
+    NOT_LEARNED = "not_learned"
     SIGMAS_RISE = "sigmas_rise"
     FEW_STEPS = "few_steps"
     SHORT_RUN = "short_run"
