@@ -8,6 +8,7 @@ what is accepted."""
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from ..architectures import FAMILIES
 
 FORMAT = "rapid-policy"
 VERSION = "1"
-KINDS = ("schedule", "threshold", "heads")
+KINDS = ("schedule", "threshold", "heads", "gaps")
 MAX_SPEEDUP = 6.0  # that RAPID Accelerate offers
 MAX_BUDGET = 20  # speed-up that a file may be made for
 MAX_BYTES = 64 * 2**20  # heads of real models are 3 to 16 MiB
@@ -43,7 +44,7 @@ class PolicyFile:
     kind: str
     """One of KINDS."""
     architecture: str
-    """Family of the models that it is for."""
+    """Family of the models that it is for; of kind "gaps" a model's class, where it is of none."""
     budgets: tuple[float, ...]
     """Speed-ups that it was made for, rising."""
     metadata: Mapping[str, str]
@@ -160,7 +161,8 @@ def _checked(file: PolicyFile) -> PolicyFile:
     for field in REQUIRED:
         if not file.metadata.get(field):
             raise file.field_error(field, "is missing from the metadata")
-    if file.architecture not in FAMILIES:
+    # What gaps cost is seen on models of any family.
+    if file.architecture not in FAMILIES and file.kind != "gaps":
         raise file.refusal("architecture", file.architecture, f"one of {', '.join(FAMILIES)}")
     budgets = file.json("budgets")
     speedups = isinstance(budgets, list) and all(is_number(b, 1, MAX_BUDGET) for b in budgets)
@@ -174,20 +176,21 @@ def write(
     path: Path, kind: str, metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> PolicyFile:
     """Write a policy file and read it back. metadata: strings as they are, everything else as JSON.
-    Raises PolicyError for what could not be read again; a file that was there before is then left
-    as it is."""
+    Raises PolicyError for what could not be read again, OSError or SafetensorError where nothing can
+    be written; a file that was there before is then left as it is."""
     texts = {
         name: value if isinstance(value, str) else json.dumps(value)
         for name, value in metadata.items()
     }
     body = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    save_file(body, part, {"format": FORMAT, "version": VERSION, "kind": kind, **texts})
+    part = path.with_name(f"{path.stem}.{uuid.uuid4().hex}.part")  # others may write it, too
     try:
+        save_file(body, part, {"format": FORMAT, "version": VERSION, "kind": kind, **texts})
         file = read(part)
+        part.replace(path)
     except PolicyError as error:
-        part.unlink()
         raise PolicyError(str(error).replace(part.name, path.name)) from None
-    part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
     return replace(file, path=path)

@@ -7,6 +7,7 @@ from typing import Any
 from ..architectures import describe
 from ..types import Policy
 from .format import PolicyError, PolicyFile
+from .gaps import gap_policy
 from .heads import KIND, MAX_SIZE, heads_policy, structure_of
 from .schedules import schedule_policy
 from .thresholds import threshold_policy
@@ -14,11 +15,14 @@ from .thresholds import threshold_policy
 
 def policy_of(file: PolicyFile, speedup: float) -> Policy:
     """The file's policy at a speed-up. Between the budgets it was made for, the nearest schedule is
-    moved, thresholds are interpolated; to heads it is a ceiling. Raises PolicyError."""
+    moved, thresholds are interpolated; to heads it is a ceiling, and what gaps cost serves any.
+    Raises PolicyError."""
     if file.kind == "schedule":
         return schedule_policy(file, speedup)
     if file.kind == "threshold":
         return threshold_policy(file, speedup)
+    if file.kind == "gaps":
+        return gap_policy(file, speedup)
     return heads_policy(file, speedup)
 
 

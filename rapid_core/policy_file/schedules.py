@@ -44,7 +44,7 @@ def schedule_tensors(schedules: Sequence[Schedule]) -> dict[str, Tensor]:
 
 def schedules_of(file: PolicyFile) -> list[Schedule]:
     """The schedules of a file, one a budget. Raises PolicyError."""
-    sigmas = _sigmas(file)
+    sigmas = sigmas_of(file)
     steps = len(sigmas) - 1
     gram = _gram(file, steps)
     schedules = []
@@ -62,7 +62,8 @@ def schedules_of(file: PolicyFile) -> list[Schedule]:
     return schedules
 
 
-def _sigmas(file: PolicyFile) -> tuple[float, ...]:
+def sigmas_of(file: PolicyFile) -> tuple[float, ...]:
+    """The falling sigmas (N + 1,) that a file was made on. Raises PolicyError."""
     tensor = file.tensor("sigmas", (None,), torch.float32)
     if not 2 < len(tensor) <= MAX_STEPS + 1:
         raise file.field_error(
