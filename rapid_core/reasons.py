@@ -107,6 +107,8 @@ class ReasonCode(Enum):
     GATHER_IS_FOR_CPUS = "gather_is_for_cpus"
     XFORMERS_NEEDS_CUDA = "xformers_needs_cuda"
     XFORMERS_MISSING = "xformers_missing"
+    LEARNED_NOT_KEPT = "learned_not_kept"
+    LEARNED_FILE_DAMAGED = "learned_file_damaged"
     SAID = "said"
 
 

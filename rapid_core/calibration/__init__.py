@@ -1,2 +1,2 @@
-"""What is learned of a model before it is used: what gaps cost (`gaps`), and which steps to compute
-(`search`)."""
+"""What is learned of a model before it is used: what gaps cost (`gaps`), which steps to compute
+(`search`), and what its pictures have shown (`library`)."""
