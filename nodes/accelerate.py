@@ -123,6 +123,14 @@ class Accelerate(RapidNode):
                     "noise (ancestral, SDE but for er_sde, lcm) and in runs of 6 steps and fewer. Pictures "
                     "may suffer.",
                 ),
+                io.Boolean.Input(
+                    "learn",
+                    default=False,
+                    **rarely,
+                    tooltip="For mode speed. The first picture of a model is computed in full, and shows "
+                    "which of its steps matter; later ones go by it. Kept in models/rapid_policies/learned. "
+                    "A policy stands in for it.",
+                ),
                 Policy.Input(
                     "policy",
                     optional=True,
@@ -155,7 +163,8 @@ class Accelerate(RapidNode):
                 "to compute at a speedup. Set mode to speed, or connect nothing to policy."
             )
         if policy is None:
-            technique: Technique = SchedulePolicy(**dial_of(values))
+            learn = values["learn"] and values["mode"] == SPEED
+            technique: Technique = SchedulePolicy(**dial_of(values), learn=learn)
         else:
             with words_first():
                 check_base(policy, model.model)

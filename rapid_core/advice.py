@@ -25,6 +25,7 @@ SAID = {
         ReasonCode.SIGMAS_RISE,
         ReasonCode.OTHER_SIGMAS,
         ReasonCode.PREDICTIONS_OFF,
+        ReasonCode.LEARNS_NOW,
     )
 }
 

@@ -186,6 +186,8 @@ class Requirements:
     """Whether its actors have heads that look at latents."""
     decides_schedule: bool = False
     """Whether it settles which evaluations are computed; there is one such policy on a model."""
+    watch: bool = False
+    """Whether its run, which is computed in full, is to show what gaps cost (`engine.watcher`)."""
     safety: bool = False
     """Whether it may skip only where that is known to be safe, see `plan.unsafe`."""
     no_savings_advice: Reason | None = None

@@ -6,8 +6,8 @@ const ACCELERATE = "RAPID_Accelerate";
 const DECIDING = ["mode", "closeness"];
 const WITHOUT_EFFECT = {
   speed: ["closeness", "decibels"],
-  quality: ["speedup"],
-  off: ["speedup", "closeness", "decibels", "aim", "start_percent", "end_percent", "even_so"],
+  quality: ["speedup", "learn"],
+  off: ["speedup", "closeness", "decibels", "aim", "start_percent", "end_percent", "even_so", "learn"],
 };
 
 // Names of inputs that have no effect. What is linked is undefined, and known only when it runs.

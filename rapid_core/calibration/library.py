@@ -28,7 +28,7 @@ from ..policy_file.schedules import sigmas_of
 from ..quadrature.gap_costs import Gap, GapCosts
 from ..reasons import ReasonCode
 from ..types import Reason
-from .model_key import ModelKey
+from .model_key import NEAREST_FIRST, ModelKey
 
 MAX_PICTURES = 8  # of a key; older ones make room
 ENDING = ".safetensors"
@@ -36,8 +36,6 @@ DAMAGED = ".damaged"
 STALE = 5.0  # seconds; a lock this old is nobody's: writing takes milliseconds
 PATIENCE = 10.0  # seconds that a lock is waited for, more than it takes one to become stale
 POLL = 0.02  # seconds
-# Fields in which what was learned may be of another key: what matters less comes first.
-NEAREST = ("sigmas", "guidance", "size", "sampler", "references", "patches")
 
 Table = Mapping[Gap, float]
 """Errors of the gaps of one watched picture, shares of the latent's mean square."""
@@ -254,7 +252,7 @@ def _learned(key: ModelKey, pictures: Pictures, differs: tuple[str, ...] = ()) -
 
 def _distance(differs: Sequence[str]) -> tuple[int, list[int]]:
     """How far a key is from another: by how many fields, and then by those that matter most."""
-    return len(differs), sorted(map(NEAREST.index, differs), reverse=True)
+    return len(differs), sorted(map(NEAREST_FIRST.index, differs), reverse=True)
 
 
 def _newest(pictures: Pictures, new: Pictures) -> Pictures:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from comfy.patcher_extension import CallbacksMP, WrappersMP
@@ -19,6 +19,7 @@ from ..types import Mode, Policy, Reason
 from .bind import BoundRun
 from .blocks import LayerHook, layer_patches
 from .facts import host_facts
+from .learning import Lesson, lesson_for
 from .sampler_facts import sampler_name
 
 KEY = "rapid"
@@ -152,7 +153,7 @@ def outer_sample(
     if prepared is None:
         return executor(*given, callback, *args, **named)
     check_channels(guider.model_patcher.model, noise)
-    bound, options = prepared
+    bound, options, lesson = prepared
 
     def passed(step: int, *rest: Any) -> Any:
         bound.run.counter.passed(step)
@@ -164,6 +165,7 @@ def outer_sample(
         guider.model_options = options
         result = executor(*given, passed, *args, **named)
         status = "finished"
+        bound.recorder.add_notes(lesson.end(bound.run))
         return result
     except BaseException as error:
         status = ended_by(error)
@@ -181,14 +183,16 @@ def prepare(
     sigmas: Tensor,
     mask: Tensor | None,
     named: dict[str, Any],
-) -> tuple[BoundRun, dict] | None:
-    """The run of a chain and the model_options with its wrappers in them; None, with a record that
-    says why, where a model is not as this version knows it: then all is computed in full."""
+) -> tuple[BoundRun, dict, Lesson] | None:
+    """The run of a chain, the model_options with its wrappers in them, and what it learns; None, with
+    a record that says why, where a model is not as this version knows it: then all is computed in full."""
     try:
         shapes = named.get("latent_shapes")
         facts = host_facts(guider, noise, sampler, sigmas, shapes, chain.notes)
-        bound = BoundRun(plan_run(chain.policies, facts), guider, mask, chain.node)
-        return bound, bound.install(guider.model_options)
+        lesson = lesson_for(chain.policies, guider, facts)
+        facts = replace(facts, notes=(*facts.notes, *lesson.notes))
+        bound = BoundRun(plan_run(lesson.policies, facts), guider, mask, chain.node)
+        return bound, bound.install(guider.model_options), lesson
     except Exception as error:
         logging.exception("RAPID: this run is computed in full")
         failed = Reason(ReasonCode.NOT_PLANNED, error=f"{type(error).__name__}: {error}")

@@ -32,6 +32,7 @@ from .history import (
 from .merge import CompositeActor
 from .plan import RunPlan
 from .token_stats import TokenStats
+from .watcher import Watcher
 
 CondKey = tuple  # of a list of conditionings: see `comfy.conditions.cond_key`
 
@@ -68,6 +69,7 @@ class ImageRun:
         self.change: float | None = None
         self.extrapolation_skill: float | None = None
         self.measured_log: dict[int, float] = {}  # by evaluation
+        self.watcher = Watcher(plan.sigmas, part) if plan.watch else None
         self.corrector = None if plan.aim is None else Corrector(plan.aim, plan.euler)
         self.gap_error: float | None = None
         self.gap_errors: dict[int, float] = {}  # by evaluation that ended a gap
@@ -197,6 +199,13 @@ class ImageRun:
         self.guided.add(sigma, derivative, where)
         self.last_latent = latent
 
+    def watch(self, evaluation: Evaluation, derivative: Tensor, denoised: Tensor) -> None:
+        """Let the watcher see an evaluation that computed all of the image, (C, ...)."""
+        step = evaluation.steps[self.number]
+        at = self.plan.sigmas[step : step + 1] == (evaluation.sigmas[self.number],)
+        if self.watcher is not None and at and evaluation.actions[self.number].full:
+            self.watcher.add(step, derivative, denoised)
+
     def correct(
         self, evaluation: Evaluation, derivative: Tensor, denoised: Tensor
     ) -> Tensor | None:
@@ -302,4 +311,5 @@ class ImageRun:
         histories = [self.guided, *self.conds.values(), *self.residuals.values()]
         latent = self.last_latent
         own = 0 if latent is None else latent.numel() * latent.element_size()
+        own += 0 if self.watcher is None else self.watcher.bytes
         return own + sum(history.bytes for history in histories)

@@ -101,6 +101,8 @@ class RunPlan:
     """Computed derivatives that are kept for the weights of policies."""
     aim: Aim | None = None
     """What gaps are corrected towards; None for no correction."""
+    watch: bool = False
+    """Whether images are watched (`watcher`)."""
     error_estimates: bool = True
     """Whether a policy looks at errors estimated before evaluations."""
     reach: float | None = None
@@ -194,6 +196,7 @@ def plan_run(policies: Sequence[Policy], facts: HostFacts) -> RunPlan:
         error_estimates=any(need.error_estimates for need in needs),
         history=max((need.history for need in needs), default=0),
         aim=_aim(needs),
+        watch=any(need.watch for need in needs),
         parts=facts.parts,
         hooks=any(need.blocks for need in needs) and no_hooks is None,
         reach=chosen.requirements.reach if chosen.requirements else None,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..quadrature.closeness import closeness
+from ..quadrature.gap_costs import Gap
 from ..quadrature.sigmas import step_weights
 from ..reasons import ReasonCode
 from ..types import Action, Aim, Mode, Reason
@@ -232,6 +233,7 @@ class Run:
                 derivative = (x[i] - denoised[i]) / sigma
                 if ran:
                     image.remember(evaluation, x[i].clone(), derivative)
+                    image.watch(evaluation, derivative, denoised[i])
                 corrected = image.correct(evaluation, derivative, denoised[i])
                 if corrected is not None:
                     given = denoised.clone() if given is denoised else given
@@ -251,6 +253,11 @@ class Run:
             )
             for image in self.images
         ]
+
+    def gap_errors(self) -> list[dict[Gap, float]]:
+        """What each watched image shows of gaps, see `Watcher.errors`; of those that show it."""
+        tables = [image.watcher.errors() for image in self.images if image.watcher is not None]
+        return [table for table in tables if table is not None]
 
     def finish(self) -> None:
         """Fetch what was measured last; called once when the run has ended."""

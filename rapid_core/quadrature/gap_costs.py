@@ -48,30 +48,35 @@ def gaps_of(steps: int, longest: int = LONGEST) -> list[Gap]:
     ]
 
 
-def error_weights(gap: Gap, sigmas: Sequence[float]) -> np.ndarray:
-    """(N,) weights of a full run's derivatives for how far a gap of it would move the latent wrongly:
-    the corrector's, of the gap's ends and the step before it, less what was computed."""
+def error_weights(gap: Gap, sigmas: Sequence[float]) -> tuple[int, np.ndarray]:
+    """Weights of a full run's derivatives for how far a gap of it would move the latent wrongly: the
+    corrector's, of the gap's ends and the step before it, less what was computed. The number of the
+    first derivative that has one, and (n,) its weight and those of the following."""
     before, after = gap
     nodes = [i for i in (before - 1, before, after) if i >= 0]
+    first = nodes[0]
     origin = sigmas[nodes[-2]]
     steps = [(sigmas[i], sigmas[i + 1]) for i in range(before + 1, after)]
     moments = [gap_moments(step, origin, Aim.FULL_PICTURE) for step in steps]
     whole = tuple(sum(powers) for powers in zip(*moments, strict=True))
-    weights = np.zeros(len(sigmas) - 1)
-    weights[nodes] = correction_weights([sigmas[i] - origin for i in nodes], whole)
+    weights = np.zeros(after + 1 - first)
+    weights[[i - first for i in nodes]] = correction_weights(
+        [sigmas[i] - origin for i in nodes], whole
+    )
     for i, (start, stop) in enumerate(steps, before + 1):
-        weights[i] -= stop - start
-    return weights
+        weights[i - first] -= stop - start
+    return first, weights
 
 
 def errors_of(products: np.ndarray, sigmas: Sequence[float]) -> dict[Gap, float]:
     """The error of every gap of a full run, a mean square. products (N, N) float64: mean products of
     its derivatives with each other, over the latent; sigmas (N + 1,), falling."""
-    return {
-        gap: max(0.0, float(weights @ products @ weights))
-        for gap in gaps_of(len(sigmas) - 1)
-        for weights in [error_weights(gap, sigmas)]
-    }
+    errors = {}
+    for gap in gaps_of(len(sigmas) - 1):
+        first, weights = error_weights(gap, sigmas)
+        part = slice(first, first + len(weights))
+        errors[gap] = max(0.0, float(weights @ products[part, part] @ weights))
+    return errors
 
 
 @dataclass(frozen=True, eq=False)

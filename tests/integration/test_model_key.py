@@ -6,9 +6,9 @@ import time
 import pytest
 import torch
 
+from rapid_testing.loras import LAYER, hooked, lora_file, with_lora
 from rapid_testing.sampling import empty_latent, make_conditioning, sample
 
-LAYER = "double_blocks.0.img_attn.proj"  # of the tiny FLUX: 128 x 128
 STEPS = 8
 
 
@@ -47,33 +47,6 @@ def flux(load_tiny):
 def key(look, flux):
     """Of that model as it is."""
     return look(flux)
-
-
-def lora_file(seed, layer=LAYER, rank=4):
-    """What is in a file of a LoRA for one layer."""
-    generator = torch.Generator().manual_seed(seed)
-    up, down = torch.randn(2, 128, rank, generator=generator).unbind()
-    name = f"diffusion_model.{layer}"
-    return {f"{name}.lora_up.weight": up, f"{name}.lora_down.weight": down.T.contiguous()}
-
-
-def with_lora(model, seed=0, strength=1.0, layer=LAYER):
-    """A model as LoraLoaderModelOnly gives it."""
-    import comfy.sd
-
-    return comfy.sd.load_lora_for_models(model, None, lora_file(seed, layer), strength, 0.0)[0]
-
-
-def hooked(seed=0, strength=1.0, keyframes=()):
-    """A positive conditioning with a LoRA hook; keyframes: (strength, start)."""
-    import comfy.hooks
-
-    group = comfy.hooks.create_hook_lora(lora_file(seed), strength, 0.0)
-    frames = comfy.hooks.HookKeyframeGroup()
-    for factor, start in keyframes:
-        frames.add(comfy.hooks.HookKeyframe(factor, start))
-    group.set_keyframes_on_hooks(frames)
-    return make_conditioning(0, hooks=group)
 
 
 def weight(model, layer=LAYER):

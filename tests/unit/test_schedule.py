@@ -191,6 +191,7 @@ def test_a_record_has_the_settings_that_count_and_no_matrices(monkeypatch):
         "safe": True,
         "prediction_order": 1,
         "source": "a.safetensors",
+        "learn": False,
     }
     assert policy.percents == (0.0, 1.0)
 

@@ -14,6 +14,7 @@ import torch
 from typing_extensions import override
 
 from ...quadrature.closeness import MARGIN, error_for
+from ...quadrature.gap_costs import GapCosts
 from ...quadrature.gram import TERMS, Gram, GramFit
 from ...quadrature.multistep import MAX_TERMS, prediction_weights
 from ...quadrature.spacing import (
@@ -132,6 +133,13 @@ class SchedulePolicy(Policy):
     """A searched schedule; None for the spacing of `quadrature.spacing`."""
     source: str = ""
     """File that the schedule is from."""
+    learn: bool = False
+    """Whether it goes by what pictures of the model have shown (`comfy.learning`), as far as any
+    have."""
+    costs: GapCosts | None = field(default=None, repr=False)
+    """What gaps cost on this model; None for the formula of `quadrature.spacing`."""
+    watch: bool = False
+    """Whether everything is computed, so that the run shows what gaps cost."""
 
     @property
     def percents(self) -> tuple[float, float]:
@@ -147,8 +155,9 @@ class SchedulePolicy(Policy):
             history=MAX_TERMS,
             error_estimates=False,
             # Fitted weights make good in later predictions what earlier ones did wrong.
-            aim=None if self._fitted else self.aim,
+            aim=None if self._fitted or self.watch else self.aim,
             decides_schedule=True,
+            watch=self.watch,
             safety=self.safe,
         )
 
@@ -159,7 +168,7 @@ class SchedulePolicy(Policy):
     @override
     def start(self, window: Window, image: int = 0) -> ScheduleActor:
         """An actor for one image."""
-        if self.closeness is not None:
+        if self.closeness is not None and not self.watch:
             return ClosenessActor(self, window)
         return ScheduleActor(self, window)
 
@@ -175,6 +184,7 @@ class SchedulePolicy(Policy):
             "safe": self.safe,
             "prediction_order": self.prediction_order,
             "source": self.source,
+            "learn": self.learn,
         }
 
 
@@ -269,6 +279,8 @@ class ScheduleActor(Actor):
         policy = self.policy
         schedule = policy.schedule
         steps = observation.steps
+        if policy.watch:
+            return (True,) * steps
         count = max_evaluations(policy.speedup, steps)
         short = steps_of_whole(observation.sigmas) <= SHORT_RUN
         if policy.safe and short and count < steps - steps // 4:
@@ -293,11 +305,16 @@ class ScheduleActor(Actor):
         inside = [i for i, sigma in enumerate(sigmas[:-1]) if sigma in self.window]
         steps = len(sigmas) - 1
         if len(inside) == steps or not inside:
-            return best_spaced(count, sigmas) if inside else (True,) * steps
+            return self._best(count, sigmas) if inside else (True,) * steps
         first, last = inside[0], inside[-1]
         few = max(2, count - steps + len(inside))
-        within = best_spaced(few, sigmas[first : last + 2])
+        within = self._best(few, sigmas[first : last + 2])
         return (*(True,) * first, *within, *(True,) * (steps - 1 - last))
+
+    def _best(self, count: int, sigmas: Sequence[float]) -> tuple[bool, ...]:
+        """The best `count` steps by what is known of the model."""
+        costs = self.policy.costs
+        return best_spaced(count, sigmas) if costs is None else costs.best(count, sigmas)
 
     def weights(self, observation: Observation) -> PredictionWeights | None:
         """Prediction weights for a step that is skipped: fitted ones where the schedule's sigmas

@@ -1,0 +1,98 @@
+"""What runs of a model have shown, for later runs of it: looked up before a run, kept after it."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+
+from ..calibration.library import Library
+from ..calibration.model_key import ModelKey
+from ..engine.plan import HostFacts, unsafe
+from ..engine.run import Run
+from ..reasons import ReasonCode
+from ..techniques.step_skip.schedule import SchedulePolicy
+from ..types import Policy, Reason
+from .model_key import key_of
+
+FOLDER = "rapid_policies"  # in the host's models folder
+LEARNED = "learned"  # in it
+
+# Names of keys whose runs were watched and showed nothing (a sampler with sigmas of its own, sigmas that
+# stand still): they are not watched again, or they would be computed in full for ever.
+_SHOW_NOTHING: set[str] = set()
+
+
+@functools.cache
+def library_in(folder: Path) -> Library:
+    """What was learned, one library a folder for as long as the host runs."""
+    return Library(folder)
+
+
+def library() -> Library:
+    """That of the host's models folder."""
+    return library_in(Path(folder_paths.models_dir) / FOLDER / LEARNED)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a run knows of its model, and where what it shows is kept."""
+
+    policies: tuple[Policy, ...]
+    notes: tuple[Reason, ...] = ()
+    key: ModelKey | None = None
+    """Where the run is watched."""
+
+    def end(self, run: Run) -> list[Reason]:
+        """Keep what a run has shown that went to its end. What to say about it; what fails here costs
+        no picture."""
+        if self.key is None:
+            return []
+        try:
+            tables = run.gap_errors()
+            if not tables:
+                _SHOW_NOTHING.add(self.key.name)
+                return [Reason(ReasonCode.NOTHING_LEARNED)]
+            failed = library().add(self.key, tables)
+            return [] if failed is None else [failed]
+        except Exception as error:
+            logging.exception("RAPID: what this run has shown could not be kept")
+            _SHOW_NOTHING.add(self.key.name)
+            why = f"{type(error).__name__}: {error}"
+            return [Reason(ReasonCode.LEARNED_NOT_KEPT, error=why)]
+
+
+def lesson_for(policies: Sequence[Policy], guider: Any, facts: HostFacts) -> Lesson:
+    """The policies of a run with what is known of its model in those that learn. Where nothing is
+    known, they compute everything and the run is watched; where that cannot be found out, or a run
+    would show nothing, they are as they were."""
+    learns = [p for p in policies if isinstance(p, SchedulePolicy) and p.learn]
+    if not learns or unsafe(facts) is not None:
+        return Lesson(tuple(policies))
+    key = key_of(guider, facts)
+    if isinstance(key, Reason):
+        return Lesson(tuple(policies), (key,))
+    try:
+        known = library().find(key)
+        notes = tuple(library().notes())
+    except Exception as error:
+        logging.exception("RAPID: what was learned could not be read")
+        why = f"{type(error).__name__}: {error}"
+        return Lesson(tuple(policies), (Reason(ReasonCode.NOT_LEARNED, why=why),))
+    if known is None and (len(policies) > 1 or key.name in _SHOW_NOTHING):
+        return Lesson(tuple(policies), (*notes, Reason(ReasonCode.NOTHING_LEARNED)))
+    if known is None:
+        watching = tuple(replace(p, watch=True) if p in learns else p for p in policies)
+        return Lesson(watching, (*notes, Reason(ReasonCode.LEARNS_NOW)), key)
+    pictures = len(known.tables)
+    said = Reason(ReasonCode.LEARNED, pictures=pictures)
+    if known.differs:
+        differs = ", ".join(known.differs)
+        said = Reason(ReasonCode.LEARNED_NEARBY, pictures=pictures, differs=differs)
+    knowing = tuple(replace(p, costs=known.costs) if p in learns else p for p in policies)
+    return Lesson(knowing, (*notes, said))

@@ -1,0 +1,183 @@
+"""RAPID Accelerate with `learn` on, in the real ComfyUI: the first picture in full, the next by it."""
+
+import pytest
+import torch
+
+from rapid_testing.loras import hooked, with_lora
+from rapid_testing.sampling import empty_latent, sample
+
+STEPS = 12
+ALL = "#" * STEPS
+
+
+@pytest.fixture
+def learning(pack_module):
+    """The module that looks up and keeps."""
+    return pack_module("rapid_core.comfy.learning")
+
+
+@pytest.fixture
+def folder(learning, tmp_path, monkeypatch):
+    """Where this test's files are kept."""
+    library = learning.Library(tmp_path / "learned")
+    monkeypatch.setattr(learning, "library", lambda: library)
+    monkeypatch.setattr(learning, "_SHOW_NOTHING", set())
+    return tmp_path / "learned"
+
+
+@pytest.fixture
+def learn(accelerate, record_of):
+    """learn(model, **sampling): the latent, the strip and the codes of the notes of one run."""
+
+    def learn(model, speedup=2.0, given=None, **sampling):
+        patched = accelerate(model, speedup, learn=True, **(given or {}))
+        latent = sample(patched, **{"steps": STEPS, "cfg": 2.5, **sampling})
+        record = record_of(patched)
+        return latent, record.strip(0), {note.code: note.params for note in record.notes}
+
+    return learn
+
+
+def test_the_first_picture_is_full_and_the_next_goes_by_it(learn, folder, tiny_model):
+    full = sample(tiny_model, steps=STEPS, cfg=2.5)
+    latent, strip, notes = learn(tiny_model)
+    assert torch.equal(latent, full) and strip == ALL
+    assert "learns_now" in notes and len(list(folder.glob("*.safetensors"))) == 1
+    for _ in range(2):
+        latent, strip, notes = learn(tiny_model, seed=3)
+        assert strip.count("#") == STEPS // 2 and strip[0] == "#"
+        assert notes["learned"] == {"pictures": 1} and "learns_now" not in notes
+    assert [path.suffix for path in folder.iterdir()] == [".safetensors"]
+
+
+def test_what_was_learned_outlives_the_server(learn, learning, folder, tiny_flux, monkeypatch):
+    learn(tiny_flux)
+    again = learning.Library(folder)
+    monkeypatch.setattr(learning, "library", lambda: again)
+    assert learn(tiny_flux)[2]["learned"] == {"pictures": 1}
+
+
+def test_off_is_off(accelerate, record_of, folder, tiny_flux):
+    patched = accelerate(tiny_flux, 2.0)
+    sample(patched, steps=STEPS)
+    assert not folder.exists()
+    assert not {note.code for note in record_of(patched).notes} & {"learned", "learns_now"}
+
+
+def test_it_is_about_speed_alone_and_a_policy_comes_first(learn, folder, tiny_flux):
+    _, strip, notes = learn(tiny_flux, given={"mode": "quality"})
+    assert "learns_now" not in notes and "." in strip and not folder.exists()
+
+
+def test_every_picture_of_a_batch_teaches(learn, folder, tiny_flux):
+    learn(tiny_flux, latent=empty_latent(4))
+    assert learn(tiny_flux)[2]["learned"] == {"pictures": 4}
+
+
+@pytest.mark.parametrize(
+    ("change", "differs"),
+    [
+        (dict(cfg=4.0), "guidance"),
+        (dict(scheduler="beta"), "sigmas"),
+        (dict(sampler="dpmpp_2m"), "sampler"),
+    ],
+)
+def test_what_is_near_is_gone_by_and_said(learn, folder, tiny_flux, change, differs):
+    learn(tiny_flux)
+    _, strip, notes = learn(tiny_flux, **change)
+    assert strip.count("#") == STEPS // 2
+    assert notes["learned_nearby"] == {"pictures": 1, "differs": differs}
+
+
+def test_a_lora_between_two_pictures_is_another_model_nearby(learn, folder, tiny_flux):
+    learn(tiny_flux)
+    with_one = with_lora(tiny_flux)
+    assert learn(with_one)[2]["learned_nearby"]["differs"] == "patches"
+    assert learn(tiny_flux)[2]["learned"] == {"pictures": 1}
+    assert learn(tiny_flux, positive=hooked())[2]["learned_nearby"]["differs"] == "patches"
+
+
+def test_two_models_in_one_graph_have_their_own(learn, folder, tiny_flux, tiny_sd3, load_tiny):
+    other = load_tiny("flux", seed=11)
+    for model in (tiny_flux, tiny_sd3, other):
+        assert learn(model)[1] == ALL
+    for model in (other, tiny_flux, tiny_sd3):
+        assert learn(model)[2]["learned"] == {"pictures": 1}
+    assert len(list(folder.glob("*.safetensors"))) == 3
+
+
+def test_an_interrupted_picture_teaches_nothing(learn, accelerate, folder, tiny_flux):
+    import comfy.model_management
+
+    def stop(step, *_):
+        if step == 4:
+            raise comfy.model_management.InterruptProcessingException()
+
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        sample(accelerate(tiny_flux, 2.0, learn=True), steps=STEPS, cfg=2.5, callback=stop)
+    assert not folder.exists()
+    assert learn(tiny_flux)[1] == ALL and learn(tiny_flux)[1] != ALL
+
+
+def test_nothing_is_watched_where_nothing_may_be_skipped(learn, folder, tiny_flux):
+    for change in (dict(sampler="euler_ancestral"), dict(steps=4)):
+        notes = learn(tiny_flux, **change)[2]
+        assert "learns_now" not in notes and not folder.exists()
+
+
+def test_a_run_that_shows_nothing_is_watched_once(learn, folder, tiny_flux):
+    """dpm_fast has sigmas of its own; or every picture would be drawn in full."""
+    _, strip, notes = learn(tiny_flux, sampler="dpm_fast")
+    assert "." not in strip and "nothing_learned" in notes
+    _, strip, notes = learn(tiny_flux, sampler="dpm_fast")
+    assert "learns_now" not in notes and "nothing_learned" in notes
+    assert not folder.exists()
+
+
+def test_numbers_that_are_none_teach_nothing(learn, folder, tiny_flux):
+    broken = tiny_flux.clone()
+    broken.set_model_unet_function_wrapper(
+        lambda apply, arguments: (
+            apply(arguments["input"], arguments["timestep"], **arguments["c"]) * torch.nan
+        )
+    )
+    assert "nothing_learned" in learn(broken)[2] and not folder.exists()
+
+
+def test_beside_other_nodes_nothing_is_watched(
+    learn, record_of, accelerate, comfy_host, folder, tiny_flux
+):
+    region = comfy_host.run_node("RAPID_RegionAdaptive", model=tiny_flux)[0]
+    _, strip, notes = learn(region)
+    assert "nothing_learned" in notes and strip != ALL and not folder.exists()
+    learn(tiny_flux)
+    assert learn(region)[2]["learned"] == {"pictures": 1}
+
+
+def test_a_folder_that_cannot_be_written_is_said_and_it_is_known_for_now(learn, folder, tiny_flux):
+    folder.write_text("a file where the folder should be")
+    _, strip, notes = learn(tiny_flux)
+    assert strip == ALL and "learned_not_kept" in notes
+    _, strip, notes = learn(tiny_flux)
+    assert strip != ALL and notes["learned"] == {"pictures": 1}
+
+
+def test_a_damaged_file_is_set_aside_named_and_learned_anew(learn, folder, tiny_flux):
+    learn(tiny_flux)
+    (path,) = folder.iterdir()
+    path.write_bytes(path.read_bytes()[:-40])
+    _, strip, notes = learn(tiny_flux)
+    assert strip == ALL and notes["learned_file_damaged"]["file"] == path.name
+    assert learn(tiny_flux)[2]["learned"] == {"pictures": 1}
+
+
+def test_what_fails_in_learning_costs_neither_picture_nor_skips(
+    learn, learning, folder, tiny_flux, monkeypatch
+):
+    class Broken:
+        def find(self, key):
+            raise RuntimeError("no library")
+
+    monkeypatch.setattr(learning, "library", Broken)
+    _, strip, notes = learn(tiny_flux)
+    assert strip.count("#") == STEPS // 2 and "no library" in notes["not_learned"]["why"]
