@@ -140,8 +140,9 @@ def _replaced_modules(patcher: Any) -> dict[str, Module]:
 
 def _values(tensor: Tensor) -> bytes:
     """Some values from the middle of a tensor of any kind, on any device. Numbers are taken as
-    bfloat16 has them, which is what a file's weights have in common at any dtype that they are kept
-    at; packed ones (GGUF, 4 bits) as they are."""
+    bfloat16 has them, so that a file gives the same whether the host keeps it as it is, in float32 or
+    in bfloat16; rounded to fewer bits than that, they are others. Packed ones (GGUF) are taken as
+    they are."""
     tensor = getattr(tensor, "_qdata", tensor)  # of the host's quantized tensors
     row = tensor.detach().as_subclass(Tensor)
     if not row.numel():
@@ -187,9 +188,6 @@ def _hooks(conds: Mapping[str, Sequence[dict]]) -> list:
         for place, cond in enumerate(listed)
         for hook in getattr(cond.get("hooks"), "hooks", ())
     ]
-    # One hook is often in several conditionings.
-    weights = {id(hook): getattr(hook, "weights", None) for _, _, hook in hooks}
-    contents = {id(each): _content(each) for each in weights.values()}
     return [
         [
             name,
@@ -200,7 +198,7 @@ def _hooks(conds: Mapping[str, Sequence[dict]]) -> list:
                 (k.strength, k.start_percent, k.guarantee_steps)
                 for k in hook.hook_keyframe.keyframes
             ],
-            contents[id(weights[id(hook)])],
+            _once(hook.hook_ref, getattr(hook, "weights", None)),
         ]
         for name, place, hook in hooks
     ]
@@ -232,13 +230,25 @@ def _injected(injection: Any) -> Any:
     return getattr(seen.get("self"), "adapters", function)
 
 
+# By what has them: an adapter, or the reference that all clones of a hook share. A LoRA has a thousand
+# tensors.
+_CONTENTS: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
+
+
+def _once(owner: Any, value: Any) -> str:
+    """Fingerprint of the content of a value that is the same for as long as its owner lives."""
+    if owner not in _CONTENTS:
+        _CONTENTS[owner] = _fingerprint(_content(value))
+    return _CONTENTS[owner]
+
+
 def _content(value: Any) -> Any:
     """A part of a patch as JSON has it, the same in every process: tensors by shape and some values,
     functions by name."""
     if isinstance(value, Tensor):
         return [list(value.shape), _values(value).hex()]
     if isinstance(value, WeightAdapterBase):
-        return [value.name, _content(value.weights)]
+        return _once(value, [value.name, value.weights])
     if isinstance(value, Module):
         return [type(value).__name__, _content(dict(value.named_parameters()))]
     if isinstance(value, Mapping):
