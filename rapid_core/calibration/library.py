@@ -311,7 +311,7 @@ def _key(file: PolicyFile) -> ModelKey:
         key = ModelKey.from_json(file.json("key"))
     except PolicyError:
         raise
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:  # of integers of hundreds of digits
         raise file.field_error("key", f"is none ({error})") from None
     if key.name != file.path.stem:
         raise file.field_error("key", f"belongs to the name {key.name}; is this another's file?")

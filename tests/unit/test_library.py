@@ -405,6 +405,12 @@ def of_another_key(path):
     rewritten(path, key=json.dumps(replace(KEY, size="1x8x8").to_json()))
 
 
+def of_a_huge_key(path):
+    """That Python reads and cannot make a float of."""
+    key = {**KEY.to_json(), "sigmas": [10**400, 1e300, 0.0]}
+    rewritten(path, key=json.dumps(key))
+
+
 def of_other_sigmas(path):
     rewritten(path, {"sigmas": torch.linspace(1, 0, STEPS + 1) ** 2})
 
@@ -432,6 +438,7 @@ BAD = {
     "no key": (lambda path: rewritten(path, key=None), "key is missing from the metadata"),
     "text key": (lambda path: rewritten(path, key="Flux"), "key = 'Flux' is not JSON"),
     "bad key": (lambda path: rewritten(path, key="{}"), "key is none ("),
+    "huge key": (of_a_huge_key, "key is none ("),
     "sigmas": (of_other_sigmas, "key has other sigmas than the file"),
     "steps": (
         lambda path: rewritten(path, {"sigmas": torch.tensor([1.0, 0.5, 0.0])}),
