@@ -406,19 +406,39 @@ class Suite:
             for seed in sorted(values[one].keys() & values[other].keys())
         ]
 
-    def verdicts(self, owns: Sequence[str], targets: Iterable[str]) -> list[str]:
-        """Paired differences of our methods to all others at the same target, with their 95 %
-        intervals."""
-        lines = []
+    def paired(self, owns: Sequence[str], targets: Iterable[str]) -> list[dict[str, Any]]:
+        """Paired differences in dB of our methods to all others at the same target, with their 95 %
+        intervals; rows as docs/results has them."""
+        goals = {"full": "psnr", "converged": "psnr_ode"}
         there = {p.method for p in self.done()}
-        for target, own, figure in itertools.product(targets, owns, ("psnr", "psnr_ode")):
+        rows = []
+        for target, own, (goal, figure) in itertools.product(targets, owns, goals.items()):
             key = f"{own}/{target}"
             for other in sorted(m for m in there if m.endswith(f"/{target}") and m != key):
                 differences = self.differences(key, other, figure)
                 span = interval(differences)
-                if span:
-                    lines.append(
-                        f"{self.kind}: {key} - {other}, {figure}: {mean(differences):+.2f} dB "
-                        f"({span[0]:+.2f} .. {span[1]:+.2f})"
-                    )
-        return lines
+                if span is None:
+                    continue
+                rows.append(
+                    {
+                        "suite": self.name,
+                        "model": self.kind,
+                        "target": target,
+                        "method": own,
+                        "against": other.split("/")[0],
+                        "to": goal,
+                        "prompts": len(differences),
+                        "difference": round(mean(differences), 2),
+                        "ci": [round(end, 2) for end in span],
+                    }
+                )
+        return rows
+
+    def verdicts(self, owns: Sequence[str], targets: Iterable[str]) -> list[str]:
+        """`paired` in words."""
+        return [
+            f"{row['model']}: {row['method']}/{row['target']} - {row['against']}, to the "
+            f"{row['to']} picture: {row['difference']:+.2f} dB "
+            f"({row['ci'][0]:+.2f} .. {row['ci'][1]:+.2f})"
+            for row in self.paired(owns, targets)
+        ]

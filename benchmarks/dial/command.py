@@ -18,8 +18,9 @@ curve     every speed-up from 1.1 to 6, to the sampler's own full picture; a plo
 quality   the node's mode "quality": whether pictures are as close as was asked, what that takes, and
           whether the closeness that runs predict ranks pictures as the true one.
 
-`<out>/dial.json` has the rows of all suites, `<out>/dial.md` tables and verdicts. What was drawn
-before is kept and goes on where it stopped.
+`<out>/dial.json` has the rows of all suites, `<out>/dial.md` tables and verdicts,
+`<out>/differences-dial_speed-<model>.json` the paired differences. What was drawn before is kept and
+goes on where it stopped.
 """
 
 from __future__ import annotations

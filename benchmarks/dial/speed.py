@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from benchmarks import policy
 from benchmarks.dial.bench import Bench, predicted
 from benchmarks.equal_cost import SAMPLERS, fewer_steps
 from benchmarks.rivals.tuning import NAMES, Development
+from evaluation.files import write_text
 from evaluation.rows import Row
 from evaluation.suites import Method, Suite, picked
 from rapid_core.policy_file.format import read
@@ -26,6 +28,9 @@ def draw(bench: Bench, kind: str, steps: int) -> tuple[list[Row], list[str]]:
     suite = bench.suite("dial_speed", kind, 200, steps)
     suite.run(picked(list(methods(bench, suite)), args.methods), args.share)
     targets = [f"{speedup:g}x" for speedup in args.speedups]
+    differences = {"rows": suite.paired(OURS, targets)}
+    path = args.out / f"differences-{suite.name}-{kind}.json"
+    write_text(path, json.dumps(differences, indent=1) + "\n")
     return bench.rows(suite), [*suite.verdicts(OURS, targets), *predicted(suite)]
 
 
