@@ -1,7 +1,8 @@
-"""Seconds of region-adaptive sampling on models that are compute-bound: random weights, 4,096 image
-tokens.
+"""Seconds of region-adaptive sampling and of RAPID Accelerate on models that are compute-bound: random
+weights, 4,096 image tokens.
 
-    python3 dev.py bench clock [--models flux sd3 lumina] [--shares 0.5 0.25 0.125 0.1875] [--pixels 1024]
+    python3 dev.py bench clock [--models flux sd3 lumina] [--shares 0.5 0.25 0.125 0.1875] [--speedups 2 3]
+                               [--pixels 1024]
 
 Measured beside theoretical speed-up (FLOPs of the full run over those spent); one warm-up call, the
 sampling loop timed whole, a full run before and after each other run, whose mean it is compared with. 6
@@ -107,8 +108,22 @@ def timed(model: Any, steps: int, pixels: int) -> float:
     return time.perf_counter() - start
 
 
+def by_share(comfy: Any, model: Any, share: float, kv_cache: str) -> Any:
+    """The model with Region Adaptive at a share of the tokens."""
+    inputs = {**NODE, **SIX_FULL, "kv_cache": kv_cache}
+    return comfy.run_node("RAPID_RegionAdaptive", model=model, keep_ratio=share, **inputs)[0]
+
+
+def by_speedup(comfy: Any, model: Any, speedup: float, _kv_cache: str) -> Any:
+    """The model with RAPID Accelerate at a speed-up."""
+    return comfy.run_node("RAPID_Accelerate", model=model, speedup=speedup)[0]
+
+
+PATCHES = {"share": by_share, "speedup": by_speedup}
+
+
 def measure(comfy: Any, kind: str, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Seconds, measured and theoretical speed-up at each share of tokens."""
+    """Seconds, measured and theoretical speed-up at each share of tokens and each speed-up."""
     from evaluation.random_models import FamilyModel  # the host is importable only now
 
     model = FamilyModel(*WIDE[kind]).build()
@@ -116,19 +131,22 @@ def measure(comfy: Any, kind: str, args: argparse.Namespace) -> list[dict[str, A
     timed(model, 1, args.pixels)
     before = timed(model, steps, args.pixels)
     rows = []
-    for share in args.shares:
-        inputs = {**NODE, **SIX_FULL, "kv_cache": args.kv_cache}
-        patched = comfy.run_node("RAPID_RegionAdaptive", model=model, keep_ratio=share, **inputs)[0]
+    for name, value in [
+        *(("share", share) for share in args.shares),
+        *(("speedup", speedup) for speedup in args.speedups),
+    ]:
+        patched = PATCHES[name](comfy, model, value, args.kv_cache)
         seconds = timed(patched, steps, args.pixels)
         after = timed(model, steps, args.pixels)
         record = patched.model_options["transformer_options"]["rapid"].log.records[-1]
-        assert record.totals["partial"] == steps - FULL_EVALUATIONS, record.text()
+        if name == "share":
+            assert record.totals["partial"] == steps - FULL_EVALUATIONS, record.text()
         measured = (before + after) / 2 / seconds
         theoretical = record.totals["speedup_theoretical"]
         rows.append(
             dict(
                 model=kind,
-                share=share,
+                **{name: value},
                 steps=steps,
                 kv_cache=args.kv_cache,
                 seconds=seconds,
@@ -149,7 +167,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--models", nargs="+", choices=sorted(WIDE), default=sorted(WIDE))
-    parser.add_argument("--shares", nargs="+", type=float, default=SHARES)
+    parser.add_argument("--shares", nargs="*", type=float, default=SHARES)
+    parser.add_argument("--speedups", nargs="*", type=float, default=())
     parser.add_argument("--pixels", type=int, default=1024)
     parser.add_argument("--kv-cache", default="predict")
     parser.add_argument("--out", type=Path, default=Path("bench_output"))
