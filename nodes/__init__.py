@@ -2,6 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
+from ..rapid_core.comfy.routes import add_routes
 from .accelerate import Accelerate
 from .cache_reuse import CacheReuse
 from .load_policy import LoadPolicy, add_folders
@@ -32,4 +33,5 @@ class RapidExtension(ComfyExtension):
 async def comfy_entrypoint() -> RapidExtension:
     """ComfyUI's V3 entry point."""
     add_folders()
+    add_routes()
     return RapidExtension()

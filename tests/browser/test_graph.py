@@ -346,6 +346,7 @@ def test_a_workflow_saved_with_fewer_inputs_keeps_its_values_and_links(graph, vu
         "start_percent": 0,
         "end_percent": 1,
         "even_so": False,
+        "learn": False,
     }
 
 
@@ -354,13 +355,13 @@ def test_inputs_without_effect_are_greyed(graph, vue):
     page = graph(**{"Comfy.VueNodes.Enabled": vue})
     page.load(opened("demo_flux"))
     kind = "RAPID_Accelerate"
-    rest = ["aim", "start_percent", "end_percent", "even_so"]
+    rest = ["aim", "start_percent", "end_percent", "even_so", "learn"]
     assert page.do(GREYED, kind) == ["closeness", "decibels"]
     for name, value, greyed in (
-        ("mode", "quality", ["speedup", "decibels"]),
-        ("closeness", "decibels", ["speedup"]),
+        ("mode", "quality", ["speedup", "decibels", "learn"]),
+        ("closeness", "decibels", ["speedup", "learn"]),
         ("mode", "off", ["speedup", "closeness", "decibels", *rest]),
-        ("mode", "quality", ["speedup"]),
+        ("mode", "quality", ["speedup", "learn"]),
     ):
         page.do(CHOOSE, [kind, name, value])
         assert (value, page.do(GREYED, kind)) == (value, greyed)
@@ -371,7 +372,7 @@ def test_inputs_without_effect_are_greyed(graph, vue):
     )
     assert (inputs["speedup"], inputs["mode"], inputs["decibels"]) == (2, "quality", 40)
     page.load(page.do("() => app.graph.serialize()"))
-    assert page.do(GREYED, kind) == ["speedup"]
+    assert page.do(GREYED, kind) == ["speedup", "learn"]
 
 
 @pytest.mark.parametrize("vue", [False, True], ids=["litegraph", "nodes2"])
