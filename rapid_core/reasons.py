@@ -40,6 +40,7 @@ class ReasonCode(Enum):
     LEARNED = "learned"
     LEARNED_NEARBY = "learned_nearby"
     NOTHING_LEARNED = "nothing_learned"
+    POLICY_FOUND = "policy_found"
     AR_VIDEO = "ar_video"
     FOREIGN_COND_BATCH = "foreign_cond_batch"
     CONTEXT_WINDOWS = "context_windows"
@@ -113,6 +114,7 @@ class ReasonCode(Enum):
     XFORMERS_MISSING = "xformers_missing"
     LEARNED_NOT_KEPT = "learned_not_kept"
     LEARNED_FILE_DAMAGED = "learned_file_damaged"
+    POLICY_FILE_DAMAGED = "policy_file_damaged"
     SAID = "said"
 
 

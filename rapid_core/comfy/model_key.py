@@ -52,6 +52,15 @@ def key_of(guider: Any, facts: HostFacts) -> ModelKey | Reason:
         return Reason(ReasonCode.NOT_LEARNED, why=f"{type(error).__name__}: {error}")
 
 
+def weights_of(patcher: Any) -> str | None:
+    """Fingerprint of a model's weights without patches, 16 hex digits; None where they cannot be
+    looked at. Raises nothing."""
+    try:
+        return _weights(patcher)
+    except Exception:
+        return None
+
+
 def _sides(facts: HostFacts) -> Sequence[int]:
     """Sides of a latent without batch and channels; numbers in each part of a packed one."""
     return [part.stop - part.start for part in facts.parts] or facts.shape[2:]

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,24 @@ def is_number(value: Any, low: float, high: float) -> bool:
 
 def read(path: Path) -> PolicyFile:
     """A policy file, with what all kinds have in common checked. Raises PolicyError."""
+    with _opened(path) as (file, metadata):
+        # Copies: on Windows a file that is still mapped cannot be replaced.
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    kind = metadata.get("kind", "")
+    architecture = metadata.get("architecture", "")
+    return _checked(PolicyFile(path, kind, architecture, (), metadata, tensors))
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a policy file says of itself; of that only the format is checked. Raises PolicyError."""
+    with _opened(path) as (_, metadata):
+        return metadata
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
+    """An open policy file and its metadata. Raises PolicyError, also for what goes wrong while it is
+    read."""
     try:
         size = path.stat().st_size
     except OSError as error:
@@ -137,15 +156,11 @@ def read(path: Path) -> PolicyFile:
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
             _check_format(path, metadata)
-            # Copies: on Windows a file that is still mapped cannot be replaced.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            yield file, metadata
     except (SafetensorError, OSError) as error:
         raise PolicyError(
             f"policy {path.name}: not a whole safetensors file ({error}); fetch it again"
         ) from None
-    kind = metadata.get("kind", "")
-    architecture = metadata.get("architecture", "")
-    return _checked(PolicyFile(path, kind, architecture, (), metadata, tensors))
 
 
 def _check_format(path: Path, metadata: Mapping[str, str]) -> None:
