@@ -6,16 +6,18 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..rapid_core.comfy.chain import attach
-from ..rapid_core.policy_file.format import MAX_SPEEDUP
+from ..rapid_core.policy_file.format import MAX_SPEEDUP, PolicyFile, read
 from ..rapid_core.policy_file.policies import check_base, policy_of
 from ..rapid_core.techniques.step_skip.schedule import CLOSENESS, SchedulePolicy
-from ..rapid_core.types import Aim
+from ..rapid_core.types import Aim, Reason
 from ..rapid_core.types import Policy as Technique
 from .base import RapidNode, words_first
-from .load_policy import Policy
+from .found_policy import found_policy, stamp
+from .load_policy import Policy, names, path_of, stamp_of
 
 SPEED, QUALITY, OFF = "speed", "quality", "off"
 DECIBELS = "decibels"
+AUTO, NONE = "auto", "none"  # of policy_file, beside names of files
 
 
 class Accelerate(RapidNode):
@@ -131,11 +133,20 @@ class Accelerate(RapidNode):
                     "which of its steps matter; later ones go by it. Kept in models/rapid_policies/learned. "
                     "A policy stands in for it.",
                 ),
+                io.Combo.Input(
+                    "policy_file",
+                    options=[AUTO, NONE, *names()],
+                    default=AUTO,
+                    **rarely,
+                    tooltip="For mode speed. auto: where a file in models/rapid_policies was made for this "
+                    "very model, the steps are chosen by it, and the report names it. none: by no file. Or "
+                    "the name of one. What is connected to policy comes first.",
+                ),
                 Policy.Input(
                     "policy",
                     optional=True,
                     tooltip="For mode speed. From RAPID Load Policy, made for this model: which steps are "
-                    "computed and how the others are predicted. Without one, RAPID chooses them.",
+                    "computed and how the others are predicted. Without one, policy_file says.",
                 ),
             ],
             outputs=[
@@ -149,27 +160,64 @@ class Accelerate(RapidNode):
         )
 
     @classmethod
-    def validate_inputs(cls, start_percent: Any = 0.0, end_percent: Any = 1.0) -> bool | str:
+    def validate_inputs(
+        cls, start_percent: Any = 0.0, end_percent: Any = 1.0, policy_file: Any = AUTO
+    ) -> bool | str:
+        try:
+            if is_name(policy_file):
+                path_of(str(policy_file), "RAPID Accelerate: policy_file")
+        except ValueError as error:
+            return str(error)
         return cls.refusal(start_percent=start_percent, end_percent=end_percent)
 
     @classmethod
-    def execute(cls, model: Any, policy: Any = None, **given: Any) -> io.NodeOutput:
+    def fingerprint_inputs(cls, policy_file: Any = AUTO, mode: Any = SPEED, **_: Any) -> Any:
+        """Changes with the files that may be gone by, so that the host runs the node again."""
+        if policy_file == AUTO and mode == SPEED:
+            return stamp()
+        return stamp_of(str(policy_file)) if is_name(policy_file) else policy_file
+
+    @classmethod
+    def execute(
+        cls, model: Any, policy: Any = None, policy_file: Any = AUTO, **given: Any
+    ) -> io.NodeOutput:
         values = cls.check(**given)
         if values["mode"] == OFF or (values["mode"] == SPEED and values["speedup"] == 1.0):
             return io.NodeOutput(model)
-        if policy is not None and values["mode"] == QUALITY:
-            raise ValueError(
-                "RAPID Accelerate: mode = 'quality' was given with a policy; a policy file says what "
-                "to compute at a speedup. Set mode to speed, or connect nothing to policy."
-            )
-        if policy is None:
+        with words_first():
+            file = chosen_file(policy, policy_file, values["mode"])
+            technique: Technique | None = None
+            said: list[Reason] = []
+            if file is not None:
+                check_base(file, model.model)
+                technique = policy_of(file, values["speedup"])
+            elif policy_file == AUTO and values["mode"] == SPEED:
+                technique, said = found_policy(model, values["speedup"])
+        if technique is None:
             learn = values["learn"] and values["mode"] == SPEED
-            technique: Technique = SchedulePolicy(**dial_of(values), learn=learn)
-        else:
-            with words_first():
-                check_base(policy, model.model)
-                technique = policy_of(policy, values["speedup"])
-        return io.NodeOutput(attach(model, with_window(technique, values), cls.hidden))
+            technique = SchedulePolicy(**dial_of(values), learn=learn)
+        return io.NodeOutput(attach(model, with_window(technique, values), cls.hidden, said))
+
+
+def is_name(policy_file: Any) -> bool:
+    """Whether it names a file; None stands for a value that comes over a link and is not known
+    yet."""
+    return policy_file not in (None, AUTO, NONE)
+
+
+def chosen_file(policy: PolicyFile | None, policy_file: Any, mode: str) -> PolicyFile | None:
+    """What is connected, or else the file that is named. Raises ValueError."""
+    named = is_name(policy_file)
+    if mode == QUALITY and (policy is not None or named):
+        given = "a policy" if policy is not None else f"policy_file = {policy_file!r}"
+        instead = "connect nothing to policy" if policy is not None else "policy_file to auto"
+        raise ValueError(
+            f"RAPID Accelerate: mode = 'quality' was given with {given}; a policy file says what "
+            f"to compute at a speedup. Set mode to speed, or {instead}."
+        )
+    if policy is None and named:
+        return read(path_of(str(policy_file), "RAPID Accelerate: policy_file"))
+    return policy
 
 
 def dial_of(values: dict[str, Any]) -> dict[str, float]:

@@ -6,11 +6,11 @@ from typing import Any
 import folder_paths
 from comfy_api.latest import io
 
+from ..rapid_core.comfy.learning import FOLDER, LEARNED
 from ..rapid_core.policy_file.format import read
 from ..rapid_core.policy_file.policies import policy_of
 from .base import RapidNode, words_first
 
-FOLDER = "rapid_policies"
 SHIPPED = Path(__file__).parent.parent / "policies"
 NONE = "(no policy files)"
 Policy = io.Custom("RAPID_POLICY")
@@ -23,24 +23,34 @@ def add_folders() -> None:
     folder_paths.folder_names_and_paths[FOLDER][1].add(".safetensors")
 
 
-def path_of(name: str) -> Path:
-    """Where a policy of this name lies. Raises ValueError."""
+def path_of(name: str, given: str = "RAPID Load Policy: policy") -> Path:
+    """Where a policy of this name lies. given: the input that has the name. Raises ValueError."""
     path = folder_paths.get_full_path(FOLDER, name)
     if path is None:
-        there = ", ".join(folder_paths.get_filename_list(FOLDER)) or "nothing"
         raise ValueError(
-            f"RAPID Load Policy: policy = {name!r} was given; there is {there}. Put policy files into "
-            f"models/{FOLDER} and refresh the page's node definitions (R)."
+            f"{given} = {name!r} was given; there is {', '.join(names()) or 'nothing'}. Put policy "
+            f"files into models/{FOLDER} and refresh the page's node definitions (R)."
         )
     return Path(path)
 
 
 def names() -> list[str]:
-    """All policies; the user's own before those of the demo models, which fit no others."""
-    return sorted(
-        folder_paths.get_filename_list(FOLDER),
-        key=lambda name: SHIPPED in Path(folder_paths.get_full_path(FOLDER, name) or "").parents,
-    )
+    """All policies but what RAPID Accelerate learned; the user's own before those of the demo
+    models, which fit no others."""
+    try:
+        found = folder_paths.get_filename_list(FOLDER)
+    except FileNotFoundError:  # the host remembers a folder that was deleted
+        folder_paths.filename_list_cache.pop(FOLDER, None)
+        found = folder_paths.get_filename_list(FOLDER)
+    shipped = {path.name for path in SHIPPED.glob("*.safetensors")}
+    made = (name for name in found if Path(name).parts[0] != LEARNED)
+    return sorted(made, key=lambda name: name in shipped)
+
+
+def stamp_of(name: str) -> tuple[str, int]:
+    """Another one when the policy of this name was changed."""
+    path = folder_paths.get_full_path(FOLDER, name)
+    return name, Path(path).stat().st_mtime_ns if path else 0
 
 
 class LoadPolicy(RapidNode):
@@ -97,8 +107,7 @@ class LoadPolicy(RapidNode):
     @classmethod
     def fingerprint_inputs(cls, policy: Any) -> tuple:
         """Changes when the file does, so that the host reads it again."""
-        path = folder_paths.get_full_path(FOLDER, policy)
-        return policy, Path(path).stat().st_mtime_ns if path else 0
+        return stamp_of(policy)
 
     @classmethod
     def execute(cls, policy: str) -> io.NodeOutput:

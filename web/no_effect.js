@@ -3,16 +3,19 @@
 import { app } from "../../scripts/app.js";
 
 const ACCELERATE = "RAPID_Accelerate";
-const DECIDING = ["mode", "closeness"];
+const DECIDING = ["mode", "closeness", "policy_file"];
 const WITHOUT_EFFECT = {
   speed: ["closeness", "decibels"],
-  quality: ["speedup", "learn"],
-  off: ["speedup", "closeness", "decibels", "aim", "start_percent", "end_percent", "even_so", "learn"],
+  quality: ["speedup", "learn", "policy_file"],
+  off: ["speedup", "closeness", "decibels", "aim", "start_percent", "end_percent", "even_so", "learn", "policy_file"],
 };
+const NO_FILE = ["auto", "none", undefined];
 
 // Names of inputs that have no effect. What is linked is undefined, and known only when it runs.
-function withoutEffect({ mode, closeness }) {
-  const names = WITHOUT_EFFECT[mode] ?? [];
+// A file that is named in mode quality is refused, and can be changed.
+function withoutEffect({ mode, closeness, policy_file }) {
+  const refused = mode === "quality" && !NO_FILE.includes(policy_file);
+  const names = (WITHOUT_EFFECT[mode] ?? []).filter((name) => !(refused && name === "policy_file"));
   const preset = mode === "quality" && closeness !== undefined && closeness !== "decibels";
   return preset ? [...names, "decibels"] : names;
 }

@@ -4,7 +4,7 @@ patcher."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -61,10 +61,10 @@ def record_of(model: Any, latent: Any) -> RunRecord | None:
     return SAMPLER_LOG.find(made, other=False) or record
 
 
-def attach(model: Any, policy: Policy, hidden: Any = None) -> Any:
+def attach(model: Any, policy: Policy, hidden: Any = None, said: Sequence[Reason] = ()) -> Any:
     """A clone of `model` with `policy` added; a policy of the same technique is replaced and the
     report says so. Those that decide which evaluations are computed are one technique. hidden: of
-    the node, as ComfyUI gives it."""
+    the node, as ComfyUI gives it; said: what else the report says."""
     clone = model.clone()
     before = chain_of(clone)
     policies = before.policies if before else ()
@@ -72,8 +72,10 @@ def attach(model: Any, policy: Policy, hidden: Any = None) -> Any:
     others = tuple(p for p in policies if not _replaces(policy, p))
     for gone in policies:
         if _replaces(policy, gone):
+            notes = tuple(note for note in notes if note.code != ReasonCode.POLICY_FOUND.value)
             notes = (*notes, _replaced(gone.technique, policy.technique))
             break
+    notes = (*notes, *said)
     options = clone.model_options.setdefault("transformer_options", {})
     options[KEY] = Chain((*others, policy), notes=notes, node=node_of(hidden))
     needs = policy.requirements
