@@ -50,8 +50,8 @@ RIVALS = ("fewer_", "full_noise", *CACHES)  # what names of methods that are not
 
 
 def accelerate(comfy: Any, speedup: float, file: Path | None = None) -> Callable[[Any], Any]:
-    """The node's patch, with a policy file or without."""
-    policy = {} if file is None else {"policy": read(file)}
+    """The node's patch, with a policy file or without any: it would find those of demo models."""
+    policy = {"policy_file": "none"} if file is None else {"policy": read(file)}
 
     def patch(model: Any) -> Any:
         return comfy.run_node("RAPID_Accelerate", model=model, speedup=speedup, **policy)[0]

@@ -73,7 +73,8 @@ class Measurement:
         self.prompts = judge.prompts
         fitted = thresholds(kind)
         base = self.subject.model
-        (accelerated,) = comfy.run_node("RAPID_Accelerate", model=base, speedup=SPEEDUP)
+        given = {"speedup": SPEEDUP, "policy_file": "none"}
+        (accelerated,) = comfy.run_node("RAPID_Accelerate", model=base, **given)
         self.models = {"full": base, "accelerate": accelerated}
         for cache in CACHES:
             self.models[cache] = patcher(comfy, cache, fitted[cache])(base)

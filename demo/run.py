@@ -32,11 +32,12 @@ MODES = {"full": "off", "rapid": "speed"}  # of the node, by names of pictures
 
 
 def graph_for(kind: str, prompt: str, seed: int, mode: str, prefix: str) -> dict:
-    """The example workflow of a demo model with this prompt; mode "off" computes all in full."""
+    """The example workflow of a demo model with this prompt and without a policy file; mode "off"
+    computes all in full."""
     graph = copy.deepcopy(json.loads((WORKFLOWS / f"demo_{kind}.json").read_text(encoding="utf-8")))
     graph["positive"]["inputs"]["text"] = prompt
     graph["sample"]["inputs"]["seed"] = seed
-    graph["accelerate"]["inputs"]["mode"] = mode
+    graph["accelerate"]["inputs"].update(mode=mode, policy_file="none")
     graph["save"]["inputs"]["filename_prefix"] = prefix
     return graph
 

@@ -69,8 +69,10 @@ class Bench:
         return {slot.id: slot for slot in node.GET_SCHEMA().inputs}
 
     def node(self, **inputs: Any) -> Patch:
-        """The node's patch, by those of these inputs that it has."""
+        """The node's patch, by those of these inputs that it has; with no policy file but that of
+        these inputs."""
         known = self.node_inputs()
+        inputs = {"policy_file": "none", **inputs}
         given = {name: value for name, value in inputs.items() if name in known}
 
         def patch(model: Any) -> Any:

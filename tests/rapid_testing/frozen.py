@@ -30,8 +30,8 @@ torch.set_num_threads(1)
 # Settings by name: node, and what differs from its defaults. "guard" is off on random weights, whose predictions are
 # bad; otherwise next to nothing would be skipped.
 NODES: dict[str, tuple[str, dict[str, Any]]] = {
-    "accelerate 2": ("RAPID_Accelerate", {"speedup": 2.0}),
-    "accelerate 3": ("RAPID_Accelerate", {"speedup": 3.0}),
+    "accelerate 2": ("RAPID_Accelerate", {"speedup": 2.0, "policy_file": "none"}),
+    "accelerate 3": ("RAPID_Accelerate", {"speedup": 3.0, "policy_file": "none"}),
     "skip": ("RAPID_CacheReuse", {"reuse_threshold": 2.0, "guard": 0.0}),
     "skip order 2": (
         "RAPID_CacheReuse",
