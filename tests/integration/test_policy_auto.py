@@ -1,0 +1,301 @@
+"""RAPID Accelerate's `policy_file` in the real ComfyUI: found by the weights, named, or none."""
+
+import importlib
+import os
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from rapid_testing.loras import with_lora
+from rapid_testing.sampling import sample
+
+STEPS = 12
+SIGMAS = tuple(1 - i / STEPS for i in range(STEPS)) + (0.0,)
+PLANS = {"early": "######......", "late": "#......#####", "even": "#.#.#.#.#.#."}
+
+
+@pytest.fixture
+def folder(comfy_host, pack):
+    """models/rapid_policies, empty before and after."""
+    import folder_paths
+
+    path = Path(folder_paths.get_folder_paths("rapid_policies")[0])
+    path.mkdir(parents=True, exist_ok=True)
+
+    def clear():
+        for file in path.rglob("*.safetensors"):
+            file.unlink()
+
+    clear()
+    yield path
+    clear()
+
+
+@pytest.fixture
+def weights_of(pack_module):
+    return pack_module("rapid_core.comfy.model_key").weights_of
+
+
+@pytest.fixture
+def saved(pack_module, folder):
+    """saved(name, plan, age, **metadata): a schedule file for tiny FLUX models."""
+    schedules = pack_module("rapid_core.policy_file.schedules")
+    schedule = pack_module("rapid_core.techniques.step_skip.schedule").Schedule
+    write = pack_module("rapid_core.policy_file.format").write
+
+    def save(name="ours.safetensors", plan="early", age=0.0, **more):
+        metadata = dict(
+            architecture="flux",
+            base_model="tiny",
+            budgets=[2.0],
+            reward="psnr",
+            licence="Apache-2.0",
+            training_command="-",
+        )
+        computed = tuple(sign == "#" for sign in PLANS[plan])
+        tensors = schedules.schedule_tensors([schedule(computed, SIGMAS)])
+        path = write(folder / name, "schedule", {**metadata, **more}, tensors).path
+        then = time.time() - age
+        os.utime(path, (then, then))
+        return path
+
+    return save
+
+
+@pytest.fixture
+def headers(pack_module, monkeypatch):
+    """Nothing is known of any file, and nothing was told."""
+    module = pack_module("nodes.found_policy")
+    monkeypatch.setattr(module, "HEADERS", module.Headers())
+    return module
+
+
+@pytest.fixture
+def policy_of(pack_module, accelerate):
+    """policy_of(model, **given): the policy that RAPID Accelerate puts on a model, and the codes and
+    values of what it says."""
+    chain_of = pack_module("rapid_core.comfy.chain").chain_of
+
+    def policy_of(model, **given):
+        chain = chain_of(accelerate(model, **given))
+        return chain.policies[-1], {note.code: note.params for note in chain.notes}
+
+    return policy_of
+
+
+def test_without_a_file_of_the_model_nothing_changes(
+    accelerate, policy_of, saved, headers, tiny_flux, record_of
+):
+    saved(weights="0" * 16)
+    saved("silent.safetensors")
+    plain, said = policy_of(tiny_flux)
+    assert plain == policy_of(tiny_flux, policy_file="none")[0] and not said
+    found, none = accelerate(tiny_flux), accelerate(tiny_flux, policy_file="none")
+    assert torch.equal(sample(found, steps=STEPS), sample(none, steps=STEPS))
+    assert not record_of(found).notes
+
+
+def test_the_file_of_the_model_is_found_and_named(
+    accelerate, policy_of, saved, headers, tiny_flux, record_of, weights_of
+):
+    saved(weights=weights_of(tiny_flux))
+    policy, said = policy_of(tiny_flux)
+    assert policy.source == "ours.safetensors"
+    assert said == {"policy_found": {"file": "ours.safetensors"}}
+    patched = accelerate(tiny_flux)
+    sample(patched, steps=STEPS)
+    record = record_of(patched)
+    assert record.policies[0]["source"] == "ours.safetensors"
+    assert "goes by ours.safetensors, a policy file" in record.text()
+    assert policy_of(tiny_flux, policy_file="none")[0].source == ""
+
+
+def test_it_is_the_model_whatever_is_patched_into_it_but_no_other(
+    policy_of, saved, headers, load_tiny, weights_of, comfy_host
+):
+    ours, other = load_tiny("flux", seed=7), load_tiny("flux", seed=8)
+    weights = weights_of(ours)
+    assert weights == weights_of(load_tiny("flux", seed=7)) != weights_of(other)
+    saved(weights=weights)
+    sample(with_lora(ours), steps=2)
+    assert policy_of(with_lora(ours))[0].source == "ours.safetensors"
+    assert policy_of(ours)[0].source == "ours.safetensors"
+    assert policy_of(other)[0].source == ""
+
+
+def test_of_several_the_newest_is_taken(policy_of, saved, headers, tiny_flux, weights_of):
+    weights = weights_of(tiny_flux)
+    saved("a.safetensors", age=20, weights=weights)
+    saved("b.safetensors", age=10, weights=weights)
+    saved("c.safetensors", age=0, weights="0" * 16)
+    assert policy_of(tiny_flux)[0].source == "b.safetensors"
+    os.utime(saved("a.safetensors", weights=weights))
+    assert policy_of(tiny_flux)[0].source == "a.safetensors"
+
+
+def test_what_was_learned_is_no_policy_file_of_the_folder(
+    policy_of, saved, headers, folder, tiny_flux, weights_of, pack_module
+):
+    path = saved(weights=weights_of(tiny_flux))
+    (folder / "learned").mkdir(exist_ok=True)
+    path.rename(folder / "learned" / path.name)
+    assert policy_of(tiny_flux)[0].source == ""
+    names = pack_module("nodes.load_policy").names()
+    assert names and not [name for name in names if "learned" in name]
+
+
+def test_a_damaged_file_is_passed_over_and_told_once(
+    policy_of, saved, headers, folder, tiny_flux, weights_of
+):
+    weights = weights_of(tiny_flux)
+    saved("good.safetensors", age=10, weights=weights)
+    (folder / "cut.safetensors").write_bytes(b"no file")
+    saved("wrong.safetensors", weights=weights, budgets=[3.0])  # its plan computes half
+    policy, said = policy_of(tiny_flux)
+    assert policy.source == "good.safetensors"
+    assert set(said) == {"policy_found", "policy_file_damaged"}
+    assert set(policy_of(tiny_flux)[1]) == {"policy_found"}
+
+
+def test_a_file_of_another_family_or_a_folder_that_is_gone_raises_nothing(
+    policy_of, saved, headers, folder, tiny_flux, weights_of, monkeypatch
+):
+    saved(weights=weights_of(tiny_flux), architecture="sd3")
+    policy, said = policy_of(tiny_flux)
+    assert policy.source == "" and set(said) == {"policy_file_damaged"}
+
+    def fail():
+        raise PermissionError("no")
+
+    monkeypatch.setattr(headers, "names", fail)
+    assert policy_of(tiny_flux)[0].source == ""
+
+
+def test_a_folder_that_was_deleted_leaves_the_list_as_it_is_without_it(folder, saved, pack_module):
+    names = pack_module("nodes.load_policy").names
+    saved()
+    assert "ours.safetensors" in names()
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.unlink()
+    for path in sorted(folder.rglob("*"), reverse=True):
+        path.rmdir()
+    folder.rmdir()
+    assert "ours.safetensors" not in names()
+
+
+def test_a_model_whose_weights_cannot_be_looked_at_has_no_file(
+    policy_of, saved, headers, tiny_flux, weights_of
+):
+    saved(weights=weights_of(tiny_flux))
+    assert weights_of(object()) is None
+
+
+def test_a_named_file_is_gone_by_and_checked(policy_of, saved, headers, tiny_flux, tiny_sd3):
+    saved()
+    policy, said = policy_of(tiny_flux, policy_file="ours.safetensors")
+    assert policy.source == "ours.safetensors" and not said
+    with pytest.raises(ValueError, match="ours.safetensors: architecture = 'flux'.*this model is"):
+        policy_of(tiny_sd3, policy_file="ours.safetensors")
+    saved("wrong.safetensors", budgets=[3.0])
+    with pytest.raises(ValueError, match="wrong.safetensors: plan.0.computed computes 6 of 12"):
+        policy_of(tiny_flux, policy_file="wrong.safetensors")
+    with pytest.raises(ValueError, match="RAPID Accelerate: policy_file = 'no.safetensors' was"):
+        policy_of(tiny_flux, policy_file="no.safetensors")
+
+
+def test_the_socket_comes_first_and_all_files_before_what_is_learned(
+    comfy_host, policy_of, saved, headers, tiny_flux, weights_of
+):
+    saved(weights=weights_of(tiny_flux), plan="early")
+    saved("other.safetensors", plan="late")
+    (policy, _) = comfy_host.run_node("RAPID_LoadPolicy", policy="other.safetensors")
+    for file in ("auto", "none", "ours.safetensors"):
+        taken, said = policy_of(tiny_flux, policy=policy, policy_file=file)
+        assert taken.source == "other.safetensors" and not said
+    assert not policy_of(tiny_flux, learn=True)[0].learn
+    assert policy_of(tiny_flux, learn=True, policy_file="none")[0].learn
+
+
+def test_in_quality_and_off_no_file_is_looked_for(
+    accelerate, policy_of, saved, headers, tiny_flux, weights_of, monkeypatch
+):
+    saved(weights=weights_of(tiny_flux))
+    monkeypatch.setattr(headers, "names", lambda: pytest.fail("looked for"))
+    assert policy_of(tiny_flux, mode="quality")[0].source == ""
+    for given in ({"mode": "off"}, {"speedup": 1.0}):
+        for file in ("auto", "ours.safetensors"):
+            assert accelerate(tiny_flux, policy_file=file, **given) is tiny_flux
+    with pytest.raises(ValueError, match="policy_file = 'ours.safetensors'; .* policy_file to auto"):
+        accelerate(tiny_flux, mode="quality", policy_file="ours.safetensors")
+
+
+def test_the_other_settings_count_for_a_file_that_was_found(
+    policy_of, saved, headers, tiny_flux, weights_of
+):
+    saved(weights=weights_of(tiny_flux))
+    policy, _ = policy_of(tiny_flux, aim="best picture", even_so=True, speedup=3.0)
+    assert policy.aim.value == "best picture" and not policy.safe and policy.speedup == 3.0
+
+
+def test_a_later_node_takes_back_what_an_earlier_one_found(
+    accelerate, policy_of, saved, headers, tiny_flux, weights_of
+):
+    saved(weights=weights_of(tiny_flux))
+    policy, said = policy_of(accelerate(tiny_flux), policy_file="none")
+    assert policy.source == "" and set(said) == {"set_twice"}
+
+
+def test_the_node_runs_again_when_a_file_of_some_model_comes_or_changes(
+    comfy_host, saved, headers, tiny_flux, weights_of
+):
+    node = comfy_host.nodes.NODE_CLASS_MAPPINGS["RAPID_Accelerate"]
+    before = node.fingerprint_inputs()
+    saved("silent.safetensors")
+    assert node.fingerprint_inputs() == before
+    path = saved(weights=weights_of(tiny_flux), age=10)
+    came = node.fingerprint_inputs()
+    assert came != before == node.fingerprint_inputs(policy_file="auto", mode="speed") or came
+    os.utime(path)
+    assert node.fingerprint_inputs() != came
+    path.unlink()
+    assert node.fingerprint_inputs() == before
+    for given in ({"policy_file": "none"}, {"mode": "quality"}, {"mode": "off"}):
+        assert node.fingerprint_inputs(**given) == given.get("policy_file", "auto")
+
+
+def test_a_name_that_is_not_there_is_refused_before_anything_runs(comfy_host, saved):
+    node = comfy_host.nodes.NODE_CLASS_MAPPINGS["RAPID_Accelerate"]
+    saved()
+    for value in ("auto", "none", "ours.safetensors", None):
+        assert node.validate_inputs(policy_file=value) is True
+    said = node.validate_inputs(policy_file="no.safetensors")
+    assert said.startswith("RAPID Accelerate: policy_file = 'no.safetensors' was given; there is ")
+    (slot,) = (slot for slot in node.GET_SCHEMA().inputs if slot.id == "policy_file")
+    assert slot.options[:3] == ["auto", "none", "ours.safetensors"]
+
+
+@pytest.mark.parametrize("kind", ["flux", "sd3"])
+def test_the_demo_models_find_their_own(comfy_host, demo_pack, policy_of, folder, headers, kind):
+    (model,) = comfy_host.run_node(
+        "UNETLoader", unet_name=f"{kind}.safetensors", weight_dtype="default"
+    )
+    assert policy_of(model)[0].source == f"demo-{kind}-gaps.safetensors"
+    assert policy_of(model, policy_file="none")[0].source == ""
+
+
+def test_two_hundred_files_are_looked_at_in_no_time(
+    saved, folder, headers, tiny_flux, weights_of, pack_module
+):
+    data = saved("0.safetensors", weights="0" * 16).read_bytes()
+    for i in range(1, 200):
+        (folder / f"{i}.safetensors").write_bytes(data)
+    seconds = []
+    for _ in range(6):
+        start = time.perf_counter()
+        assert headers.found_policy(tiny_flux, 2.0) == (None, [])
+        seconds.append(time.perf_counter() - start)
+    print([f"{1000 * s:.1f} ms" for s in seconds])
+    assert seconds[0] < 0.5 and min(seconds[1:]) < 0.05  # an idle machine takes a tenth of that
