@@ -1,7 +1,6 @@
 """The policy file that was made for a model, found by the fingerprint of the model's weights."""
 
 import logging
-from pathlib import Path
 from typing import Any
 
 import folder_paths
@@ -40,12 +39,12 @@ def found_policy(model: Any, speedup: float) -> tuple[Policy | None, list[Reason
     return policy, [*said, *HEADERS.notes()]
 
 
-def stamp() -> tuple[tuple[str, int], ...]:
+def stamp() -> tuple[tuple[str, int, int], ...]:
     """Another one when a file that may be found was added, changed or removed."""
-    return tuple((str(header.path), header.modified) for header in _headers())
+    return tuple((str(header.path), *header.stamp) for header in _headers())
 
 
 def _headers() -> list[Header]:
     """Those of all files that say for which weights they were made, the newest first."""
     found = (folder_paths.get_full_path(FOLDER, name) for name in names())
-    return HEADERS.marked(Path(path) for path in found if path)
+    return HEADERS.marked(path for path in found if path)

@@ -3,6 +3,7 @@ weights. Of a file only the metadata is read, and again when it has changed."""
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,9 +21,8 @@ class Header:
     """What is known of a file without its tensors."""
 
     path: Path
-    modified: int
-    """Nanoseconds since 1970."""
-    size: int
+    stamp: tuple[int, int]
+    """When it was changed, in nanoseconds since 1970, and its bytes."""
     weights: str
     """Fingerprint of the weights that it was made for; empty where it does not say."""
 
@@ -31,16 +31,16 @@ class Headers:
     """Headers of policy files, as they were when last looked at. May be used by several threads."""
 
     def __init__(self) -> None:
-        self._headers: dict[Path, Header] = {}
+        self._headers: dict[str, Header] = {}
         self._told: set[tuple[Path, str]] = set()
         self._notes: list[Reason] = []
         self._lock = threading.RLock()
 
-    def marked(self, paths: Iterable[Path]) -> list[Header]:
+    def marked(self, paths: Iterable[str]) -> list[Header]:
         """Of these files those that say for which weights they were made, the newest first."""
         with self._lock:
             found = [header for path in paths if (header := self._look(path)) and header.weights]
-        return sorted(found, key=lambda header: (-header.modified, str(header.path)))
+        return sorted(found, key=lambda header: -header.stamp[0])
 
     def damaged(self, path: Path, error: Exception) -> None:
         """Have it told that a file cannot be used; of the same error once."""
@@ -58,22 +58,21 @@ class Headers:
             self._notes = []
         return notes
 
-    def _look(self, path: Path) -> Header | None:
+    def _look(self, name: str) -> Header | None:
         """A file's header, read unless the file is as it was; None where it cannot be read."""
-        before = self._headers.get(path)
+        before = self._headers.get(name)
         try:
-            found = path.stat()
+            found = os.stat(name)  # of hundreds of files: a Path would take twice the time
         except OSError:  # gone by now
             return None
-        if before is not None and (before.modified, before.size) == (
-            found.st_mtime_ns,
-            found.st_size,
-        ):
+        stamp = found.st_mtime_ns, found.st_size
+        if before is not None and before.stamp == stamp:
             return before
+        path = Path(name)
         try:
             weights = read_metadata(path).get(WEIGHTS, "")
         except PolicyError as error:
             self.damaged(path, error)
             return None
-        self._headers[path] = Header(path, found.st_mtime_ns, found.st_size, weights)
-        return self._headers[path]
+        self._headers[name] = Header(path, stamp, weights)
+        return self._headers[name]

@@ -189,6 +189,8 @@ WIDGETS = {  # saved workflows hold their values by place: new ones come at the 
         "start_percent",
         "end_percent",
         "even_so",
+        "learn",
+        "policy_file",
     ],
     "RAPID_CacheReuse": [
         "reuse_threshold",
