@@ -183,6 +183,15 @@ def size_of(model: Any) -> dict[str, Any]:
     return {"architecture": architecture.family, "hidden": width}
 
 
+def weights_of(model: Any) -> dict[str, str]:
+    """What a policy's file says of the weights that it was made for, by which it is found; nothing
+    where they cannot be looked at."""
+    from rapid_core.comfy.model_key import weights_of as fingerprint
+
+    weights = fingerprint(model)
+    return {} if weights is None else {"weights": weights}
+
+
 def attach(model: Any, policy: Any) -> Any:
     """A clone of a model with a policy; the host has to be started before this is imported."""
     from rapid_core.comfy.chain import attach as attach_policy

@@ -16,7 +16,7 @@ from training.card import write_card
 from training.clock import measured_speedups
 from training.config import TrainConfig
 from training.graph import Graph
-from training.host import size_of
+from training.host import size_of, weights_of
 from training.processes import broadcast_from_rank0, rank
 from training.references import Reference, references
 from training.state import open_state
@@ -70,6 +70,7 @@ class Job:
         )
         metadata = {
             **size_of(self.graph.model),
+            **weights_of(self.graph.model),
             "base_model": self.graph.model_name,
             "licence": config.licence,
             "training_command": config.command,

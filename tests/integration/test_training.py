@@ -323,6 +323,8 @@ def discriminator(folder):
 def test_killed_at_any_moment_it_comes_to_the_same_end(graph, done, tmp_path, monkeypatch, train):
     whole, table = done(tmp_path / "whole", train)
     assert whole.metadata["architecture"] == "flux" and "dB" in table
+    shipped = read(REPOSITORY / "policies" / "demo-flux-gaps.safetensors")
+    assert whole.metadata["weights"] == shipped.metadata["weights"]
     sample, left = Graph.sample, [0]
 
     def mortal(self, *args, **named):
