@@ -19,13 +19,15 @@ MOST = 4 * 2**20  # bytes of the archive
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
     """A running server whose only copy of this pack came out of the archive. Beside it are the
-    demo's nodes and models, which are not in the archive, since something has to be drawn with."""
+    demo's nodes, models and policies, which are not in the archive, since something has to be drawn
+    with."""
     base = make_base_folder(tmp_path_factory.mktemp("installed"))
     folder = base / "custom_nodes" / "rapid"
     folder.unlink()  # the link to the repository
     archive = pack(REPOSITORY, base / "node.zip")
     assert archive.stat().st_size < MOST
     zipfile.ZipFile(archive).extractall(folder)
+    shutil.copytree(REPOSITORY / "policies", base / "models" / "rapid_policies")
     extra = (
         ("--enable-manager",)
         if importlib.util.find_spec("comfyui_manager") and shutil.which("git")

@@ -11,7 +11,7 @@ from rapid_testing.archive import shipped_files, tracked_files
 
 SHIPPED = {
     *("__init__.py", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md"),
-    *("nodes", "rapid_core", "web", "locales", "example_workflows", "policies"),
+    *("nodes", "rapid_core", "web", "locales", "example_workflows"),
 }
 # The registry's scanner is textual; so is this.
 FORBIDDEN = re.compile(
@@ -43,6 +43,17 @@ def test_nothing_of_tests_or_demo_is_shipped(shipped):
     strangers = {"tests", "demo", "devkit", "benchmarks", ".github", ".ci"}
     assert [
         path for path in shipped if strangers & set(path.parts) or path.name.startswith("test_")
+    ] == []
+
+
+def test_nothing_that_is_shipped_points_to_policies_of_the_demo_models(shipped, repository):
+    texts = [path for path in shipped if path.suffix in {".md", ".py", ".js", ".json"}]
+    files = [path.name for path in (repository / "policies").iterdir()]
+    assert len(texts) > 100 and len(files) >= 2
+    assert [
+        path
+        for path in texts
+        if any(name in (repository / path).read_text(encoding="utf-8") for name in files)
     ] == []
 
 
