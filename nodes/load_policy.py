@@ -64,7 +64,7 @@ class LoadPolicy(RapidNode):
             category="RAPID",
             description="Loads a policy file for RAPID Accelerate: a searched schedule, fitted thresholds "
             "or trained heads for one model, made by RAPID's training script. Policy files belong in "
-            "models/rapid_policies.",
+            "models/rapid_policies. RAPID Accelerate finds newer ones by itself.",
             search_aliases=[
                 "rapid3",
                 "tpdm",
@@ -78,8 +78,8 @@ class LoadPolicy(RapidNode):
                 io.Combo.Input(
                     "policy",
                     options=names() or [NONE],
-                    tooltip="A .safetensors file in models/rapid_policies, or one that came with the pack "
-                    "for its demo models. It must be made for the model you sample with.",
+                    tooltip="A .safetensors file in models/rapid_policies. It must be made for the model "
+                    "you sample with.",
                 ),
             ],
             outputs=[
