@@ -347,6 +347,7 @@ def test_a_workflow_saved_with_fewer_inputs_keeps_its_values_and_links(graph, vu
         "end_percent": 1,
         "even_so": False,
         "learn": False,
+        "policy_file": "auto",
     }
 
 
@@ -355,13 +356,14 @@ def test_inputs_without_effect_are_greyed(graph, vue):
     page = graph(**{"Comfy.VueNodes.Enabled": vue})
     page.load(opened("demo_flux"))
     kind = "RAPID_Accelerate"
-    rest = ["aim", "start_percent", "end_percent", "even_so", "learn"]
+    rest = ["aim", "start_percent", "end_percent", "even_so", "learn", "policy_file"]
     assert page.do(GREYED, kind) == ["closeness", "decibels"]
     for name, value, greyed in (
-        ("mode", "quality", ["speedup", "decibels", "learn"]),
-        ("closeness", "decibels", ["speedup", "learn"]),
+        ("mode", "quality", ["speedup", "decibels", "learn", "policy_file"]),
+        ("closeness", "decibels", ["speedup", "learn", "policy_file"]),
         ("mode", "off", ["speedup", "closeness", "decibels", *rest]),
-        ("mode", "quality", ["speedup", "learn"]),
+        ("mode", "quality", ["speedup", "learn", "policy_file"]),
+        ("policy_file", "demo-flux-gaps.safetensors", ["speedup", "learn"]),  # refused there
     ):
         page.do(CHOOSE, [kind, name, value])
         assert (value, page.do(GREYED, kind)) == (value, greyed)
