@@ -299,3 +299,12 @@ def test_of_short_runs_a_quarter_is_skipped_at_most(steps, computed):
     assert text(actions).count("#") == computed
     said = [Reason(ReasonCode.SHORT_RUN, steps=steps, skipped=steps // 4)] if steps < 11 else []
     assert [*actor.notes] == said
+
+
+def test_a_schedule_of_a_longer_run_does_not_skip_more_of_a_short_one():
+    plan = Schedule(evenly_spaced(14, 28), tuple(1 - i / 28 for i in range(29)))
+    policy = SchedulePolicy(speedup=2.0, schedule=plan, source="a.safetensors")
+    actions, actor = marks_of(policy, 8, safe=True)
+    assert text(actions).count("#") == 6
+    assert [note.code for note in actor.notes] == ["schedule_too_short", "short_run"]
+    assert text(marks_of(policy, 8, safe=False)[0]).count("#") == 4

@@ -282,8 +282,11 @@ class ScheduleActor(Actor):
         if policy.watch:
             return (True,) * steps
         count = max_evaluations(policy.speedup, steps)
-        short = steps_of_whole(observation.sigmas) <= SHORT_RUN
-        if policy.safe and short and count < steps - steps // 4:
+        short = policy.safe and steps_of_whole(observation.sigmas) <= SHORT_RUN
+        if short and schedule is not None and not schedule.fits(observation.sigmas):
+            self._note(ReasonCode.SCHEDULE_TOO_SHORT, file=policy.source)
+            schedule = None  # moved here it would skip what it skips of a longer run
+        if short and count < steps - steps // 4:
             count = steps - steps // 4
             self._note(ReasonCode.SHORT_RUN, steps=steps, skipped=steps // 4)
         if steps > 1 and count < 2:
