@@ -145,6 +145,17 @@ def test_what_was_learned_is_no_policy_file_of_the_folder(
     assert names and not [name for name in names if "learned" in name]
 
 
+def test_load_policy_lists_nothing_learned_but_takes_it(comfy_host, saved, folder):
+    path = saved()
+    (folder / "learned").mkdir(exist_ok=True)
+    path.rename(folder / "learned" / path.name)
+    node = comfy_host.nodes.NODE_CLASS_MAPPINGS["RAPID_LoadPolicy"]
+    name = os.path.join("learned", path.name)
+    (slot,) = node.GET_SCHEMA().inputs
+    assert name not in slot.options and node.validate_inputs(policy=name) is True
+    assert comfy_host.run_node("RAPID_LoadPolicy", policy=name)[0].name == path.name
+
+
 def test_a_damaged_file_is_passed_over_and_told_once(
     policy_of, saved, headers, folder, tiny_flux, weights_of
 ):
