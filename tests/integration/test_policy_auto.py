@@ -2,11 +2,15 @@
 
 import os
 import time
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks.dial.bench import Bench
+from benchmarks.policy import accelerate as accelerated
+from demo.run import graph_for
 from rapid_testing.loras import with_lora
 from rapid_testing.sampling import sample
 
@@ -297,6 +301,19 @@ def test_the_demo_models_find_their_own(comfy_host, demo_pack, policy_of, folder
     )
     assert policy_of(model)[0].source == f"demo-{kind}-gaps.safetensors"
     assert policy_of(model, policy_file="none")[0].source == ""
+
+
+def test_benchmarks_of_no_policy_file_find_none(comfy_host, demo_pack, pack_module, headers):
+    (model,) = comfy_host.run_node(
+        "UNETLoader", unet_name="flux.safetensors", weight_dtype="default"
+    )
+    bench = Bench(comfy_host, Namespace())
+    chain_of = pack_module("rapid_core.comfy.chain").chain_of
+    for patch in (bench.node(), bench.node(speedup=3.0), accelerated(comfy_host, 2.0)):
+        chain = chain_of(patch(model))
+        assert chain.policies[0].source == "" and not chain.notes
+    inputs = graph_for("flux", "flat red background", 0, "speed", "-")["accelerate"]["inputs"]
+    assert inputs["policy_file"] == "none"
 
 
 def test_two_hundred_files_are_looked_at_in_no_time(
