@@ -18,8 +18,9 @@ HEADERS = Headers()
 
 
 def found_policy(model: Any, speedup: float) -> tuple[Policy | None, list[Reason]]:
-    """The policy of the newest file that was made for this very model, None without one, and what
-    the report says: which file it is, and which others cannot be used. Raises nothing."""
+    """The policy of the newest file that was made for this very model and speed-ups as low, None
+    without one, and what the report says: which file it is, and which others cannot be used.
+    Raises nothing."""
     policy, said = None, []
     try:
         headers = _headers()
@@ -28,6 +29,8 @@ def found_policy(model: Any, speedup: float) -> tuple[Policy | None, list[Reason
             try:
                 file = read(path)
                 check_base(file, model.model)
+                if speedup < file.budgets[0]:
+                    continue  # it would compute as little as it does there
                 policy = policy_of(file, speedup)
             except Exception as error:
                 HEADERS.damaged(path, error)

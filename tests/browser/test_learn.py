@@ -14,7 +14,7 @@ def workflow():
     nodes = examples.api("demo_flux")
     nodes["latent"]["inputs"].update(width=128, height=128)
     nodes["sample"]["inputs"].update(steps=12)
-    nodes["accelerate"]["inputs"].update(learn=True)
+    nodes["accelerate"]["inputs"].update(learn=True, policy_file="none")
     return nodes
 
 

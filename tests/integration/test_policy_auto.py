@@ -329,3 +329,13 @@ def test_two_hundred_files_are_looked_at_in_no_time(
         seconds.append(time.perf_counter() - start)
     print([f"{1000 * s:.1f} ms" for s in seconds])
     assert seconds[0] < 0.5 and min(seconds[1:]) < 0.05  # an idle machine takes a tenth of that
+
+
+def test_a_file_for_higher_speedups_is_not_gone_by(
+    saved, policy_of, headers, tiny_flux, weights_of
+):
+    """It would compute as little as at its lowest."""
+    saved(weights=weights_of(tiny_flux))
+    for speedup, found in ((1.9, False), (2.0, True), (3.0, True)):
+        policy, codes = policy_of(tiny_flux, speedup=speedup)[:2]
+        assert bool(policy.source) == found == ("policy_found" in codes)
