@@ -77,6 +77,7 @@ def tables(comfy: Comfy, suite: Suite) -> tuple[list[float], list[dict[Gap, floa
         seeds = [FIRST_SEED + i for i in range(LESSONS)]
         subject.sample_many(model, texts, seeds, suite.scale.size, suite.steps)
         (entry,) = (entry for entry in kept.entries() if entry.name not in before)
+        assert entry.key is not None
         learned = kept.find(entry.key)
         assert learned is not None
         return [[(*gap, error) for gap, error in t.items()] for t in learned.tables]
@@ -126,8 +127,8 @@ def verdicts(suite: Suite, args: argparse.Namespace) -> Iterator[str]:
                     )
 
 
-def main() -> None:
-    """What `dev.py bench learn` runs."""
+def parser() -> argparse.ArgumentParser:
+    """The command's flags."""
     flags = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -139,8 +140,14 @@ def main() -> None:
     flags.add_argument("--out", type=Path, default=Path("bench_output"))
     add_share(flags)
     flags.add_argument("--quick", action="store_true", help="two small pictures: whether it runs")
-    flags.add_argument("--base", type=Path, required=True)
-    args = flags.parse_args()
+    return flags
+
+
+def main() -> None:
+    """What `dev.py bench learn` runs."""
+    command = parser()
+    command.add_argument("--base", type=Path, required=True)
+    args = command.parse_args()
     print(run(load_everything(args.base), args))
 
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import attention, dial, equal_cost, policy, region, sparse
+from benchmarks import attention, dial, equal_cost, learn, policy, region, sparse
 from benchmarks.dial import samplers as dial_samplers
 from demo import measure
 from demo.prompts import prompts
@@ -236,6 +236,18 @@ def test_the_dials_sampler_suite_compares_with_the_samplers_own_full_picture(rea
     assert dial_rows(tmp_path)["dial_samplers", "full_dpmpp_2m", "2x"]["equal"] == 2
     with pytest.raises(SystemExit, match="no sampler of this host: nobody"):
         dial.run(ready, quick(dial, tmp_path, *flags, "nobody"))
+
+
+def test_the_learn_bench_draws_by_what_full_pictures_have_shown(ready, tmp_path):
+    text = learn.run(ready, quick(learn, tmp_path, "--speedups", "3", "--pictures", "0", "1", "8"))
+    rows = {
+        (r["method"], r["target"]): r
+        for r in json.loads((tmp_path / "learn.json").read_text())["rows"]
+    }
+    for name in ("learned_0", "learned_1", "again_1", "learned_8"):
+        assert rows[name, "3x full"]["computed"] == rows[name, "3x best"]["computed"] == 9
+    assert rows["learned_0", "3x full"]["psnr"] > rows["learned_0", "3x best"]["psnr"]
+    assert "flux, 3x full picture, learned_8: " in text
 
 
 def test_a_sampler_that_fails_beside_the_node_is_said_to(ready):
