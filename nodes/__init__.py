@@ -5,6 +5,7 @@ from comfy_api.latest import ComfyExtension, io
 from ..rapid_core.comfy.routes import add_routes
 from .accelerate import Accelerate
 from .cache_reuse import CacheReuse
+from .calibrate import Calibrate
 from .load_policy import LoadPolicy, add_folders
 from .policy_sampler import PolicySampler
 from .region_adaptive import RegionAdaptive
@@ -14,6 +15,7 @@ from .sparse_attention import SparseAttention
 NODES: list[type[io.ComfyNode]] = [
     Accelerate,
     LoadPolicy,
+    Calibrate,
     PolicySampler,
     CacheReuse,
     RegionAdaptive,

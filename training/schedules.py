@@ -7,13 +7,19 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 from tqdm import tqdm
 
 from evaluation.plots import Panel
-from rapid_core.calibration.search import default_schedule, key_of, latent_psnr, search
+from rapid_core.calibration.search import (
+    clearly_better,
+    default_schedule,
+    key_of,
+    latent_psnr,
+    search,
+)
 from rapid_core.policy_file.format import PolicyFile, read
 from rapid_core.policy_file.policies import check_family, check_model
 from rapid_core.policy_file.schedules import schedule_tensors
@@ -167,15 +173,6 @@ def search_one(
     ends = {"psnr": mean(psnr), "psnr_default": mean(psnr_default)}
     board.add(0, {f"held_out/{key}_{name}x": value for key, value in ends.items()})
     return Searched(speedup, schedule, psnr, psnr_default, course)
-
-
-def clearly_better(scores: Sequence[float], others: Sequence[float]) -> bool:
-    """Whether scores of the same prompts are higher in the mean by more than two standard errors of
-    their differences."""
-    gains = [a - b for a, b in zip(scores, others, strict=True)]
-    if len(gains) < 2:
-        return False
-    return mean(gains) > 2 * stdev(gains) / math.sqrt(len(gains))
 
 
 def metadata(job: Job, results: Sequence[Searched]) -> dict[str, Any]:

@@ -1,2 +1,2 @@
 """What is learned of a model before it is used: what gaps cost (`gaps`), which steps to compute
-(`search`), and what its pictures have shown (`library`)."""
+(`search`, `plans`), and what its pictures have shown (`library`)."""

@@ -10,7 +10,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from statistics import mean
+from statistics import mean, stdev
 
 from torch import Tensor
 
@@ -32,6 +32,15 @@ def latent_psnr(latents: Tensor, reference: Tensor) -> float:
     peak = reference.float().max() - reference.float().min()
     psnr = float(20 * peak.log10() - 10 * error.clamp_min(1e-20).log10())
     return max(-100.0, min(100.0, psnr)) if math.isfinite(psnr) else -100.0
+
+
+def clearly_better(scores: Sequence[float], others: Sequence[float]) -> bool:
+    """Whether scores of the same prompts are higher in the mean by more than two standard errors of
+    their differences."""
+    gains = [a - b for a, b in zip(scores, others, strict=True)]
+    if len(gains) < 2:
+        return False
+    return mean(gains) > 2 * stdev(gains) / math.sqrt(len(gains))
 
 
 def key_of(computed: Sequence[bool]) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..architectures import describe
 from ..engine.plan import plan_run
+from ..engine.run import Run
 from ..reasons import ReasonCode
 from ..record import RunLog, RunRecord, fingerprint
 from ..types import Mode, Policy, Reason
@@ -34,6 +35,8 @@ class Chain:
     notes: tuple[Reason, ...] = ()
     node: str = ""
     """Execution id of the node where runs tell how they go on; empty for none."""
+    shown: Callable[[Run], None] | None = None
+    """Is given every run that has come to its end, before it is dropped."""
 
 
 # Runs of RAPID Policy Sampler on models without a chain: a sampler has no clone to put a log on.
@@ -168,6 +171,8 @@ def outer_sample(
         result = executor(*given, passed, *args, **named)
         status = "finished"
         bound.recorder.add_notes(lesson.end(bound.run))
+        if chain.shown is not None:
+            chain.shown(bound.run)
         return result
     except BaseException as error:
         status = ended_by(error)

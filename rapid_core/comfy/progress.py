@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..record import EvaluationRecord
@@ -18,15 +18,19 @@ def running_server() -> Any:
 
 
 def tell(node: str, evaluations: Sequence[EvaluationRecord], sigmas: Sequence[float]) -> None:
-    """Show on a node, by its execution id, how its run goes on, where a browser runs this workflow;
-    see `so_far`. Other clients would take the binary message for a preview; they announce no
-    features."""
+    """Show on a node, by its execution id, how its run goes on; see `so_far` and `say`."""
+    say(node, lambda: so_far(evaluations, sigmas))
+
+
+def say(node: str, line: Callable[[], str]) -> None:
+    """Show a line on a node, by its execution id, where a browser runs this workflow. Other clients
+    would take the binary message for a preview; they announce no features."""
     server = running_server()
     sockets = getattr(server, "sockets_metadata", {})
     features = sockets.get(getattr(server, "client_id", None), {}).get("feature_flags")
     if node and features:
         try:
-            server.send_progress_text(so_far(evaluations, sigmas), node, server.client_id)
+            server.send_progress_text(line(), node, server.client_id)
         except Exception as error:  # a line on a node is not worth a run
             logging.warning("RAPID: no progress is shown on the node (%s)", error)
 

@@ -109,14 +109,15 @@ class GapCosts:
         smoothed = {gap: _smoothed(logs, gap) for gap in logs}
         return cls(tuple(sigmas), smoothed, len(tables))
 
-    def on(self, sigmas: Sequence[float]) -> dict[Gap, float]:
+    def on(self, sigmas: Sequence[float], share: float = SHARE) -> dict[Gap, float]:
         """What gaps cost in a run on `sigmas` (N + 1,), falling; in no unit. On another schedule than
-        this one a gap is looked up where it lies in this one's steps."""
+        this one a gap is looked up where it lies in this one's steps. share: of what was seen, 0 for
+        the formula alone and 1 for the whole."""
         formula = Spacing(sigmas)
         places = self._places(sigmas)
         longest = max((after - before - 1 for before, after in self.logs), default=0)
         return {
-            gap: formula.cost(*gap) * math.exp(SHARE * self._log(*(places[i] for i in gap)))
+            gap: formula.cost(*gap) * math.exp(share * self._log(*(places[i] for i in gap)))
             for gap in gaps_of(len(sigmas) - 1, longest)
         }
 

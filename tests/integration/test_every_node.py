@@ -9,7 +9,7 @@ import torch
 
 from devkit.base_folder import REPOSITORY
 from rapid_testing.frozen import NODES
-from rapid_testing.sampling import empty_latent, sample
+from rapid_testing.sampling import empty_latent, make_conditioning, sample
 
 pytestmark = pytest.mark.quick
 STEPS = 10
@@ -137,8 +137,32 @@ def test_the_policy_sampler_takes_fewer_steps(run, reported, demo_flux, heads):
     assert 0 < record["totals"]["computed"] <= 14
 
 
+def test_a_calibration_makes_a_file_that_accelerate_goes_by(run, reported, tiny_flux):
+    import comfy.samplers
+    import folder_paths
+
+    sampling = tiny_flux.get_model_object("model_sampling")
+    policy, about, plot = run(
+        "RAPID_Calibrate",
+        model=tiny_flux,
+        cfg=1.0,
+        positive=make_conditioning(0),
+        negative=make_conditioning(1),
+        sampler=comfy.samplers.sampler_object("euler"),
+        sigmas=comfy.samplers.calculate_sigmas(sampling, "simple", STEPS),
+        latent_image={"samples": empty_latent()},
+        name="every-node",
+        effort="few",
+    )
+    file = Path(folder_paths.models_dir, "rapid_policies", policy.name)
+    assert file.is_file() and about.startswith(file.name) and plot.ndim == 4
+    file.unlink()
+    (model,) = run("RAPID_Accelerate", model=tiny_flux, speedup=2.0, policy=policy)
+    check_saving(reported(model, sample(model, steps=STEPS)), STEPS)
+
+
 def test_all_nodes_are_run_here(comfy_host, pack):
     nodes = {NODES[name][0] for name in ("accelerate 2", "skip", "region", "sparse")}
-    others = {"RAPID_LoadPolicy", "RAPID_PolicySampler", "RAPID_Report"}
+    others = {"RAPID_LoadPolicy", "RAPID_Calibrate", "RAPID_PolicySampler", "RAPID_Report"}
     offered = {name for name in comfy_host.pack_nodes() if name.startswith("RAPID_")}
     assert offered == nodes | others

@@ -9,6 +9,7 @@ import pytest
 REQUIRED = {
     "RAPID_Accelerate": ["model"],
     "RAPID_LoadPolicy": ["policy"],
+    "RAPID_Calibrate": ["model", "positive", "negative", "sampler", "sigmas", "latent_image"],
     "RAPID_PolicySampler": ["policy"],
     "RAPID_CacheReuse": ["model"],
     "RAPID_RegionAdaptive": ["model"],
@@ -18,6 +19,18 @@ REQUIRED = {
 SHOWN = {  # what is not folded away
     "RAPID_Accelerate": ["model", "speedup", "mode", "closeness", "policy"],
     "RAPID_LoadPolicy": ["policy"],
+    "RAPID_Calibrate": [
+        "model",
+        "noise_seed",
+        "cfg",
+        "positive",
+        "negative",
+        "sampler",
+        "sigmas",
+        "latent_image",
+        "name",
+        "effort",
+    ],
     "RAPID_PolicySampler": ["policy", "speedup"],
     "RAPID_CacheReuse": ["model", "reuse_threshold"],
     "RAPID_RegionAdaptive": ["model", "keep_ratio", "preset", "error_threshold", "mask"],
@@ -168,7 +181,9 @@ def test_values_that_come_over_links_are_checked_when_they_are_known(nodes, node
     assert node.validate_inputs(end_percent=1.5) is not True
 
 
-@pytest.mark.parametrize("node_id", sorted(set(REQUIRED) - {"RAPID_LoadPolicy", "RAPID_Report"}))
+@pytest.mark.parametrize(
+    "node_id", sorted(set(REQUIRED) - {"RAPID_LoadPolicy", "RAPID_Calibrate", "RAPID_Report"})
+)
 def test_an_api_client_may_leave_out_all_that_has_a_default(validate, node_id):
     if "model" in REQUIRED[node_id]:
         assert validate(node_id) == []

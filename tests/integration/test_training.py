@@ -15,7 +15,7 @@ import torch
 
 from devkit.base_folder import REPOSITORY, make_base_folder, remove_base_folder
 from rapid_core.calibration.gaps import costs_of, latent_error
-from rapid_core.calibration.search import key_of
+from rapid_core.calibration.search import clearly_better, key_of
 from rapid_core.policy_file.format import read, write
 from rapid_core.policy_file.schedules import schedules_of
 from rapid_core.quadrature.spacing import Spacing, best_spaced
@@ -28,7 +28,7 @@ from training.heads import method_of, train_heads
 from training.host import attach
 from training.methods import PRICE, RapidPlus
 from training.references import reference
-from training.schedules import clearly_better, train_schedules
+from training.schedules import train_schedules
 from training.scorer import scorer_for
 
 

@@ -7,8 +7,8 @@ from dataclasses import FrozenInstanceError, fields
 
 import pytest
 
+from rapid_core.calibration.search import clearly_better
 from training.config import TrainConfig, field_docs, parse, parser
-from training.schedules import clearly_better
 from training.state import open_state
 from training.train_policy import host_flags, read_prompts
 

@@ -1,0 +1,138 @@
+"""Calibrate: the best policy file for one model and workflow, made in ComfyUI."""
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..rapid_core.calibration.plans import EFFORTS
+from ..rapid_core.calibration.plot import draw
+from ..rapid_core.comfy.calibrate import Workflow, about, calibrate, checked_name
+from ..rapid_core.comfy.chain import node_of
+from .base import RapidNode, words_first
+from .load_policy import Policy
+
+
+class Calibrate(RapidNode):
+    """Draws pictures of a workflow, finds which steps matter in them, and writes a policy file."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="RAPID_Calibrate",
+            display_name="RAPID Calibrate",
+            category="RAPID",
+            description="Finds which steps matter for one model and workflow, and writes a policy file for "
+            "RAPID Accelerate into models/rapid_policies. Draws pictures for minutes to hours; once is "
+            "enough. Connect it like SamplerCustom.",
+            search_aliases=[
+                "calibrate",
+                "tune",
+                "train policy",
+                "make policy",
+                "schedule",
+                "校准",
+            ],
+            is_output_node=True,
+            inputs=[
+                io.Model.Input(
+                    "model",
+                    tooltip="The diffusion model as you sample with it, LoRAs applied, before any RAPID node.",
+                ),
+                io.Int.Input(
+                    "noise_seed",
+                    default=0,
+                    optional=True,
+                    min=0,
+                    max=2**64 - 1,
+                    control_after_generate=False,
+                    tooltip="Seed of the first picture; the others follow from it, one by one.",
+                ),
+                io.Float.Input(
+                    "cfg",
+                    default=8.0,
+                    optional=True,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    round=0.01,
+                    tooltip="Guidance scale that you sample with.",
+                ),
+                io.Conditioning.Input(
+                    "positive", tooltip="A prompt like those that you use. It stays the same."
+                ),
+                io.Conditioning.Input("negative", tooltip="The negative prompt that you use."),
+                io.Sampler.Input(
+                    "sampler",
+                    tooltip="The sampler that you use; one that adds no noise, such as euler or dpmpp_2m.",
+                ),
+                io.Sigmas.Input(
+                    "sigmas",
+                    tooltip="The schedule that you use, of 7 steps and more. On others the file's plans "
+                    "are moved to where they fit.",
+                ),
+                io.Latent.Input(
+                    "latent_image",
+                    tooltip="A latent of the size that you draw. A batch costs more and shows more.",
+                ),
+                io.String.Input(
+                    "name",
+                    default="my model",
+                    optional=True,
+                    tooltip="Name of the file in models/rapid_policies. A file of that name is replaced only "
+                    "if it is a calibration of the same model.",
+                ),
+                io.Combo.Input(
+                    "effort",
+                    options=list(EFFORTS),
+                    default="normal",
+                    optional=True,
+                    tooltip="How long it takes at the most: few as long as 10 full pictures, normal 40, long "
+                    "150. few takes the plans unseen, normal compares them, long looks for better ones.",
+                ),
+            ],
+            outputs=[
+                Policy.Output(
+                    display_name="policy",
+                    tooltip="The file that was written, for RAPID Accelerate.",
+                ),
+                io.String.Output(
+                    display_name="about",
+                    tooltip="What each speed-up computes, how close it comes to the full picture, and what "
+                    "the calibration cost.",
+                ),
+                io.Image.Output(
+                    display_name="plot",
+                    tooltip="Closeness to the full picture by speed-up, with the file and without a policy.",
+                ),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def validate_inputs(cls, name: Any = None, effort: Any = None) -> bool | str:
+        try:
+            if name is not None:
+                checked_name(str(name))
+        except ValueError as error:
+            return str(error)
+        return cls.refusal(effort=effort)
+
+    @classmethod
+    def execute(cls, model: Any, latent_image: dict[str, Any], **given: Any) -> io.NodeOutput:
+        values = cls.check(**given)
+        workflow = Workflow(
+            model,
+            values["noise_seed"],
+            values["cfg"],
+            values["positive"],
+            values["negative"],
+            values["sampler"],
+            values["sigmas"],
+            latent_image,
+        )
+        with words_first():
+            made = calibrate(workflow, values["name"], values["effort"], node_of(cls.hidden))
+        said = about(made)
+        return io.NodeOutput(
+            made.file, said, draw(made.chosen, made.file.name), ui={"text": (said,)}
+        )

@@ -1,0 +1,309 @@
+"""The best steps to compute on one workflow: which pictures are drawn to find them, and what is taken.
+
+Full pictures show what gaps cost (`quadrature.gap_costs`). Plans that these costs suggest are drawn on
+the same seeds and judged by how near they come to the full pictures; the formula's plan is left only
+for one that is clearly better. What draws is known by two functions, so that ComfyUI's node and the
+trainer may share this."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import mean
+from typing import Any, Protocol
+
+from ..quadrature.gap_costs import Gap, GapCosts, gaps_of
+from ..quadrature.spacing import Spacing, best_spaced, max_evaluations
+from .search import clearly_better, key_of, neighbours
+
+SPEEDUPS = (1.5, 2.0, 2.5, 3.0, 4.0, 5.0)
+AT_LEAST = 2  # pictures before a plan is judged
+FAR = (
+    1.0  # dB behind another plan in the mean, at which a plan is given up where that is no accident
+)
+MEASURED = 2  # pictures that show what a plan is worth which is taken unseen
+
+Plan = tuple[bool, ...]
+"""(N,) which steps are computed."""
+Table = Mapping[Gap, float]
+"""Errors of the gaps of one watched picture, shares of the latent's mean square."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is drawn."""
+
+    budget: float
+    """The most that all pictures may cost, in full pictures."""
+    pictures: int
+    """Seeds that full pictures are drawn of."""
+    compares: bool = True
+    """Whether plans are drawn to be compared; else the watched costs decide."""
+    climbs: bool = False
+    """Whether neighbours of the best plans are tried with what is left."""
+
+
+EFFORTS = {
+    "few": Effort(10, 4, compares=False),
+    "normal": Effort(40, 6),
+    "long": Effort(150, 10, climbs=True),
+}
+
+
+class Pictures(Protocol):
+    """What draws a workflow's pictures, by the number of their seed."""
+
+    def full(self, number: int) -> list[Table]:
+        """Draw a picture with all steps, and remember it. What each image of it shows of gaps."""
+        ...
+
+    def psnr(self, plan: Plan, number: int) -> float:
+        """Draw a picture with these steps. PSNR in dB of its latent to the full one."""
+        ...
+
+
+@dataclass
+class Figures:
+    """All that was measured, so that a calibration that was interrupted goes on where it was."""
+
+    tables: dict[int, list[Table]] = field(default_factory=dict)
+    """What full pictures have shown, by number."""
+    psnr: dict[str, dict[int, float]] = field(default_factory=dict)
+    """PSNR in dB by plan (`key_of`) and number."""
+    again: int = 0
+    """Full pictures that were lost and have to be drawn a second time."""
+
+    def lose(self, number: int) -> None:
+        """A full picture is not there any more: it will be drawn again, and counts twice."""
+        if self.tables.pop(number, None) is not None:
+            self.again += 1
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as JSON has it."""
+        tables = {
+            str(number): [[[*gap, error] for gap, error in table.items()] for table in drawn]
+            for number, drawn in self.tables.items()
+        }
+        psnr = {
+            plan: {str(number): value for number, value in by_number.items()}
+            for plan, by_number in self.psnr.items()
+        }
+        return {"tables": tables, "psnr": psnr, "again": self.again}
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any], steps: int) -> Figures:
+        """What `to_json` gave, of runs of so many steps. Raises ValueError, KeyError, TypeError or
+        AttributeError for anything else."""
+        tables: dict[int, list[Table]] = {
+            int(number): [{(int(a), int(b)): float(error) for a, b, error in t} for t in drawn]
+            for number, drawn in found["tables"].items()
+        }
+        gaps = set(gaps_of(steps))
+        if any(not drawn or any(t.keys() != gaps for t in drawn) for drawn in tables.values()):
+            raise ValueError(f"gaps are not those of a run of {steps} steps")
+        psnr = {
+            str(plan): {int(number): float(value) for number, value in by_number.items()}
+            for plan, by_number in found["psnr"].items()
+        }
+        return cls(tables, psnr, int(found["again"]))
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The plan of one speed-up."""
+
+    speedup: float
+    computed: Plan
+    psnr: float | None
+    """Its mean PSNR in dB to the full pictures; None where the budget was spent before."""
+    psnr_default: float | None
+    """That of the plan without a policy on the same pictures; None where it was not drawn on them."""
+    pictures: int
+    """That they are means over."""
+
+
+class Calibration:
+    """One calibration of a run's sigmas (N + 1,), falling.
+
+    pictures: what draws; figures: what was drawn before, and where it is kept; kept: called after
+    every picture that was drawn."""
+
+    def __init__(
+        self,
+        sigmas: Sequence[float],
+        effort: Effort,
+        pictures: Pictures,
+        figures: Figures,
+        kept: Callable[[], None] = lambda: None,
+    ):
+        self.sigmas = tuple(sigmas)
+        self.steps = len(sigmas) - 1
+        self.effort = effort
+        self.pictures = pictures
+        self.figures = figures
+        self.kept = kept
+        self.numbers: list[int] = []
+        """Of the seeds whose full pictures were drawn."""
+        # Whatever was drawn before counts once it is asked for, so that a calibration that goes on
+        # takes the same course as one that was never interrupted.
+        self._asked: dict[Plan, list[int]] = {}
+
+    @property
+    def spent(self) -> float:
+        """What was drawn so far, in full pictures: evaluations that were computed over those of a
+        full run."""
+        computed = sum(sum(plan) * len(numbers) for plan, numbers in self._asked.items())
+        return self.figures.again + len(self.numbers) + computed / self.steps
+
+    def run(self) -> list[Chosen]:
+        """The best plans that the effort finds, one a speed-up, by rising speed-up. Raises ValueError
+        where pictures show numbers that are not finite."""
+        self._watch()
+        tables = [table for number in self.numbers for table in self.figures.tables[number]]
+        costs = GapCosts.seen(tables, self.sigmas)
+        if not self.effort.compares:
+            return self._measured({s: costs.best(self._count(s), self.sigmas) for s in SPEEDUPS})
+        whole = Spacing(self.sigmas, costs.on(self.sigmas, share=1.0))
+        candidates = {}
+        for speedup in SPEEDUPS:
+            count = self._count(speedup)
+            plans = [self._formula(speedup), costs.best(count, self.sigmas), whole.best(count)]
+            candidates[speedup] = list(dict.fromkeys(plans))
+        self._compare(candidates)
+        best = {speedup: self._best_of(plans) for speedup, plans in candidates.items()}
+        if self.effort.climbs:
+            for i, speedup in enumerate(SPEEDUPS):
+                share = (self.effort.budget - self.spent) / (len(SPEEDUPS) - i)
+                climbed = self._climb(best[speedup], self.spent + share)
+                best[speedup] = self._best_of([self._formula(speedup), climbed])
+        return [self._chosen(speedup, plan) for speedup, plan in best.items()]
+
+    def _count(self, speedup: float) -> int:
+        return max_evaluations(speedup, self.steps)
+
+    def _formula(self, speedup: float) -> Plan:
+        """What is computed without a policy."""
+        return best_spaced(self._count(speedup), self.sigmas)
+
+    # Drawing.
+
+    def _watch(self) -> None:
+        """Draw the full pictures, one at least."""
+        for number in range(self.effort.pictures):
+            if self.numbers and self.spent + 1 > self.effort.budget:
+                return
+            if number not in self.figures.tables:
+                self.figures.tables[number] = self.pictures.full(number)
+                self.numbers.append(number)
+                self.kept()
+            else:
+                self.numbers.append(number)
+
+    def _draw(self, plan: Plan, number: int, most: float | None = None) -> bool:
+        """Have a picture drawn with a plan, unless it was. False where that would cost more than the
+        budget, or `most`, allows."""
+        asked = self._asked.setdefault(plan, [])
+        if number in asked:
+            return True
+        limit = self.effort.budget if most is None else min(most, self.effort.budget)
+        if self.spent + sum(plan) / self.steps > limit + 1e-9:
+            return False
+        scores = self.figures.psnr.setdefault(key_of(plan), {})
+        known = number in scores
+        if not known:
+            scores[number] = self.pictures.psnr(plan, number)
+        asked.append(number)
+        if not known:
+            self.kept()
+        return True
+
+    def _compare(self, candidates: Mapping[float, Sequence[Plan]]) -> None:
+        """Draw all plans, the formula's first of each speed-up, picture by picture for as long as the
+        budget lasts; those that are far behind no longer."""
+        for number in self.numbers:
+            for plans in candidates.values():
+                kept = [p for p in plans if p == plans[0] or not self._far_behind(p, plans)]
+                if not all(self._draw(plan, number) for plan in kept):
+                    return
+
+    def _measured(self, plans: Mapping[float, Plan]) -> list[Chosen]:
+        """What plans are worth that were taken unseen, and the formula's beside them as far as the
+        budget lasts."""
+        for speedup in sorted(plans, reverse=True):  # those that cost least first
+            for number in self.numbers[:MEASURED]:
+                self._draw(plans[speedup], number)
+        for speedup in sorted(plans, reverse=True):
+            for number in self.numbers[:MEASURED]:
+                self._draw(self._formula(speedup), number)
+        return [self._chosen(speedup, plan) for speedup, plan in plans.items()]
+
+    # Judging.
+
+    def _pairs(self, plan: Plan, other: Plan) -> tuple[list[float], list[float]]:
+        """PSNR of two plans on the pictures that both were drawn on."""
+        common = [n for n in self._asked.get(plan, ()) if n in self._asked.get(other, ())]
+        first, second = (self.figures.psnr.get(key_of(p), {}) for p in (plan, other))
+        return [first[n] for n in common], [second[n] for n in common]
+
+    def _gain(self, plan: Plan, other: Plan) -> float:
+        """How much nearer a plan comes than another, in dB; 0 where they share no picture."""
+        own, others = self._pairs(plan, other)
+        return mean(own) - mean(others) if own else 0.0
+
+    def _clearly_better(self, plan: Plan, other: Plan) -> bool:
+        return clearly_better(*self._pairs(plan, other))
+
+    def _far_behind(self, plan: Plan, plans: Sequence[Plan]) -> bool:
+        """Whether one of the plans is better by more than pictures differ."""
+        return any(
+            self._gain(other, plan) > FAR and self._clearly_better(other, plan)
+            for other in plans
+            if other != plan
+        )
+
+    def _best_of(self, plans: Sequence[Plan]) -> Plan:
+        """The first, which is the formula's, or the best of those that are clearly better."""
+        formula, *others = plans
+        better = [plan for plan in others if self._clearly_better(plan, formula)]
+        return max(better, key=lambda plan: self._gain(plan, formula), default=formula)
+
+    def _chosen(self, speedup: float, plan: Plan) -> Chosen:
+        numbers = self._asked.get(plan, [])
+        own, default = self._pairs(plan, self._formula(speedup))
+        if len(own) < len(numbers):  # not comparable
+            own, default = self._pairs(plan, plan)[0], []
+        return Chosen(
+            speedup,
+            plan,
+            mean(own) if own else None,
+            mean(default) if default else None,
+            len(numbers),
+        )
+
+    # Climbing.
+
+    def _climb(self, plan: Plan, most: float) -> Plan:
+        """The best plan that is found from neighbour to neighbour until so much is spent in all."""
+        generator = random.Random(0)
+        improved = True
+        while improved:
+            improved = False
+            for neighbour in neighbours(plan, generator):
+                better = self._beats(neighbour, plan, most)
+                if better is None:
+                    return plan
+                if better:
+                    plan, improved = neighbour, True
+                    break
+        return plan
+
+    def _beats(self, neighbour: Plan, plan: Plan, most: float) -> bool | None:
+        """Whether a neighbour is clearly better than a plan on its pictures; it is given up where it
+        is not ahead after a few. None where the budget does not last."""
+        for i, number in enumerate(self._asked.get(plan, ())):
+            if i >= AT_LEAST and self._gain(neighbour, plan) <= 0:
+                return False
+            if not self._draw(neighbour, number, most):
+                return None
+        return self._clearly_better(neighbour, plan)
