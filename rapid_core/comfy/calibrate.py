@@ -434,6 +434,7 @@ class Progress:
     def end(self) -> None:
         """All is drawn, be it less than the budget."""
         self.bar.update_absolute(self.bar.total)
+        say(self.node, lambda: f"{self.spent():.1f} pictures · done")
 
 
 def previewer_of(model: Any) -> Any:

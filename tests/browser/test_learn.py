@@ -1,4 +1,5 @@
-"""Two pictures with `learn` on, as a new user draws them, and the list of what was learned."""
+"""Learning in the page, as a new user does it: two pictures with `learn` on, the list of what was
+learned, a calibration that is cancelled and goes on, and its file found."""
 
 import pytest
 
@@ -6,6 +7,8 @@ from rapid_testing import examples
 
 REPORT = ".rapid-report"
 ROWS = ".rapid-learned tr"
+# Whether a node of the graph says this on its line.
+LINE = """words => app.graph._nodes.some(n => (n.widgets ?? []).some(w => String(w.value ?? "").includes(words)))"""
 
 
 @pytest.fixture
@@ -37,3 +40,54 @@ def test_it_learns_from_the_first_picture_and_the_list_shows_and_forgets_it(grap
     page.page.click(f"{ROWS} button")
     page.page.wait_for_selector(".rapid-learned p")
     page.page.keyboard.press("Escape")
+
+
+@pytest.fixture
+def calibration(workflow):
+    """RAPID Calibrate in the place of RAPID Accelerate and the sampler, with a preview of its plot."""
+    nodes = {
+        name: workflow[name] for name in ("model", "positive", "negative", "guidance", "latent")
+    }
+    nodes["sampler"] = {"class_type": "KSamplerSelect", "inputs": {"sampler_name": "euler"}}
+    scheduler = dict(model=["model", 0], scheduler="simple", steps=12, denoise=1.0)
+    nodes["sigmas"] = {"class_type": "BasicScheduler", "inputs": scheduler}
+    inputs = dict(
+        model=["model", 0],
+        noise_seed=5,
+        cfg=1.0,
+        positive=["guidance", 0],
+        negative=["negative", 0],
+        sampler=["sampler", 0],
+        sigmas=["sigmas", 0],
+        latent_image=["latent", 0],
+        name="from the page",
+        effort="few",
+    )
+    nodes["calibrate"] = {"class_type": "RAPID_Calibrate", "inputs": inputs}
+    nodes["plot"] = {"class_type": "PreviewImage", "inputs": {"images": ["calibrate", 2]}}
+    return nodes
+
+
+def test_a_calibration_is_cancelled_goes_on_and_its_file_is_found(
+    graph, server, workflow, calibration
+):
+    page = graph()
+    folder = server.base / "models" / "rapid_policies"
+    state = folder / "from the page.calibration.json"
+    page.load(calibration)
+    page.page.get_by_test_id("queue-button").click()
+    page.page.wait_for_function(LINE, arg="of 10 pictures")
+    assert page._soon(state.exists) and not (folder / "from the page.safetensors").exists()
+    server.client.interrupt()
+    page.page.wait_for_timeout(2000)
+    kept = state.read_text(encoding="utf-8")
+    assert '"tables"' in kept
+    page.run()
+    assert (folder / "from the page.safetensors").exists() and not state.exists()
+    about = page.outputs("RAPID_Calibrate")["text"][0]
+    assert "drawn: 4 seeds" in about and "of 10 at the most" in about and "2x: 6 of 12" in about
+    page.page.wait_for_function(LINE, arg="done")
+    workflow["accelerate"]["inputs"].update(learn=False, policy_file="auto")
+    page.load(workflow)
+    page.run()
+    assert "from the page.safetensors" in page.outputs("RAPID_Report")["text"][0]

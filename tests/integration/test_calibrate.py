@@ -356,7 +356,9 @@ def test_the_bar_ends_full_and_the_line_tells_the_time(module, monkeypatch, cali
     calibrate(tiny_flux)
     assert seen[-1] == (10 * STEPS, 10 * STEPS)
     assert [value for value, _ in seen] == sorted(value for value, _ in seen)
-    assert all("of 10 pictures" in line and line.endswith("left") for line in lines)
+    *before, last = lines
+    assert all("of 10 pictures" in line and line.endswith("left") for line in before)
+    assert before and last.endswith("pictures · done")
 
 
 @pytest.mark.parametrize("node", ["EasyCache", "LazyCache"])
