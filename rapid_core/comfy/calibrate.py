@@ -34,7 +34,7 @@ from ..calibration.state import State
 from ..engine.plan import FEW_STEPS, HostFacts, unsafe
 from ..engine.run import Run
 from ..policy_file.format import PolicyError, PolicyFile, read, write
-from ..policy_file.schedules import schedule_tensors
+from ..policy_file.schedules import schedule_tensors, schedules_of
 from ..reasons import text
 from ..record import RunRecord
 from ..techniques.step_skip.schedule import Schedule, SchedulePolicy
@@ -108,8 +108,12 @@ def calibrate(workflow: Workflow, name: str, effort: str, node: str = "") -> Cal
     path = folder / f"{checked_name(name)}{ENDING}"
     key, facts = check(workflow)
     check_file(path, key)
+    inputs = inputs_of(workflow, key)
+    before = finished(path, inputs, effort)
+    if before is not None:
+        return before
     steps = len(key.sigmas) - 1
-    state = State(folder, path.stem, inputs_of(workflow, key), steps)
+    state = State(folder, path.stem, inputs, steps)
     figures, latents = state.read()
     try:
         state.write(figures)  # now, and not after the first picture
@@ -130,7 +134,9 @@ def calibrate(workflow: Workflow, name: str, effort: str, node: str = "") -> Cal
         if not figures.tables:  # nothing to go on with
             forget(state)
     progress.end()
-    metadata = metadata_of(workflow, key, facts, effort, chosen)
+    numbers = len(calibration.numbers)
+    result = {"inputs": inputs, "effort": effort, "seeds": numbers, "cost": calibration.spent}
+    metadata = metadata_of(workflow, key, facts, effort, chosen) | result
     schedules = [Schedule(one.computed, key.sigmas) for one in chosen]
     try:
         file = write(path, "schedule", metadata, schedule_tensors(schedules))
@@ -140,8 +146,25 @@ def calibrate(workflow: Workflow, name: str, effort: str, node: str = "") -> Cal
             "as there was room: make room and queue again, and only the file is written."
         ) from error
     forget(state)
-    numbers = len(calibration.numbers)
     return Calibrated(file, chosen, numbers, calibration.spent, EFFORTS[effort].budget)
+
+
+def finished(path: Path, inputs: str, effort: str) -> Calibrated | None:
+    """What the same inputs came to before, as the file has it; None where there is no such file. So a
+    host that was started anew draws nothing again."""
+    try:
+        file = read(path)
+        said = file.metadata
+        if (said.get("inputs"), said.get("effort")) != (inputs, effort):
+            return None
+        measured = (file.json(f"measured_{name}") for name in ("psnr", "psnr_default", "pictures"))
+        rows = zip(file.budgets, schedules_of(file), *measured, strict=True)
+        chosen = [Chosen(speedup, plan.computed, *row) for speedup, plan, *row in rows]
+        return Calibrated(
+            file, chosen, file.json("seeds"), file.json("cost"), EFFORTS[effort].budget
+        )
+    except (PolicyError, ValueError):
+        return None
 
 
 def keep(state: State, figures: Figures) -> None:

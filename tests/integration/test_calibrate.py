@@ -118,6 +118,17 @@ def test_accelerate_takes_the_file_at_any_speedup(
         assert latent.isfinite().all() and strip.count("#") <= max(1, math.floor(STEPS / speedup))
 
 
+def test_what_is_finished_is_not_drawn_again(calibrate, folder, drawn, tiny_flux):
+    """As after a restart, with the node still in the graph."""
+    policy, about, plot = calibrate(tiny_flux, effort="few")
+    number = len(drawn)
+    again = calibrate(tiny_flux, effort="few")
+    assert len(drawn) == number and again[1] == about and (again[2] == plot).all()
+    assert again[0].path == policy.path
+    calibrate(tiny_flux, effort="few", noise_seed=99)
+    assert len(drawn) > number
+
+
 def test_figures_are_those_of_pictures(calibrate, accelerate, folder, inputs, tiny_flux):
     """At 2x the file's plan is drawn as SamplerCustom draws it, and gives the closeness that it says."""
     from rapid_core.calibration.search import latent_psnr
