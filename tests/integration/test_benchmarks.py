@@ -72,7 +72,7 @@ def test_the_region_suite_writes_its_rows_and_goes_on_where_it_stopped(ready, tm
     assert rows["region_attention", "0.25"]["cost"] == pytest.approx(found["cost"])
     assert rows["region_attention", "0.25"]["psnr"] != rows["region_random", "0.25"]["psnr"]
     assert rows["cache_reuse", "0.25"]["cost"] <= found["cost"] + 0.05
-    assert "flux: region/0.25 - fewer_heun/0.25, psnr_ode" in text
+    assert "flux: region/0.25 - fewer_heun, to the converged picture: " in text
     region.run(ready, quick(region, tmp_path, "--cost-of", "flux-dev"))
     assert (tmp_path / "region-flux.jsonl").read_text(encoding="utf-8") == log
 
@@ -182,7 +182,7 @@ def test_the_policy_suite_compares_policies_at_the_cost_of_a_speed_up(ready, tmp
     made = {(p["method"], p["seed"]): p["decisions"] for p in log}
     assert made["some_heads_shuffled/2x", 0] == made["some_heads/2x", 1] != made["some_heads/2x", 0]
     assert (
-        "flux: default_schedule/2x - fewer_euler/2x, psnr_ode" in text
+        "flux: default_schedule/2x - fewer_euler, to the converged picture: " in text
         and "flux: random" not in text
     )
 
@@ -202,7 +202,7 @@ def test_the_dials_speed_suite_has_rivals_at_as_many_evaluations(ready, tmp_path
         assert rows["dial_speed", name, "2x"]["computed"] == 14
     assert rows["dial_speed", "teacache", "2x"]["reused"] == 14
     assert rows["dial_speed", "fewer_deis", "2x"]["psnr"] is None
-    assert "flux: full_picture/2x - spectrum/2x, psnr: " in text
+    assert "flux: full_picture/2x - spectrum, to the full picture: " in text
     state = json.loads((tmp_path / "dial_speed-flux.json").read_text())
     assert state["spectrum/14"]["degree"] == 4 and len(state["teacache/changes"]) == 28
     log = (tmp_path / "dial_speed-flux.jsonl").read_text()
