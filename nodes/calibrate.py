@@ -11,6 +11,12 @@ from ..rapid_core.comfy.chain import node_of
 from .base import RapidNode, words_first
 from .load_policy import Policy
 
+ANOTHER = (
+    "Another such prompt; the seeds are drawn with all of them in turn. With three and more, plans "
+    "that follow the pictures more closely are tried, too."
+)
+POSITIVES = ("positive", "positive_2", "positive_3", "positive_4")
+
 
 class Calibrate(RapidNode):
     """Draws pictures of a workflow, finds which steps matter in them, and writes a policy file."""
@@ -57,9 +63,10 @@ class Calibrate(RapidNode):
                     round=0.01,
                     tooltip="Guidance scale that you sample with.",
                 ),
-                io.Conditioning.Input(
-                    "positive", tooltip="A prompt like those that you use. It stays the same."
-                ),
+                io.Conditioning.Input("positive", tooltip="A prompt like those that you use."),
+                io.Conditioning.Input("positive_2", optional=True, tooltip=ANOTHER),
+                io.Conditioning.Input("positive_3", optional=True, tooltip=ANOTHER),
+                io.Conditioning.Input("positive_4", optional=True, tooltip=ANOTHER),
                 io.Conditioning.Input("negative", tooltip="The negative prompt that you use."),
                 io.Sampler.Input(
                     "sampler",
@@ -124,7 +131,7 @@ class Calibrate(RapidNode):
             model,
             values["noise_seed"],
             values["cfg"],
-            values["positive"],
+            [given[name] for name in POSITIVES if given.get(name) is not None],
             values["negative"],
             values["sampler"],
             values["sigmas"],

@@ -66,7 +66,8 @@ class Workflow:
     model: Any
     noise_seed: int
     cfg: float
-    positive: list
+    positives: Sequence[list]
+    """Prompts, which the seeds are drawn with in turn."""
     negative: list
     sampler: Any
     sigmas: Tensor
@@ -126,7 +127,8 @@ def calibrate(workflow: Workflow, name: str, effort: str, node: str = "") -> Cal
         keep(state, figures)
         progress.tell()
 
-    calibration = Calibration(key.sigmas, EFFORTS[effort], pictures, figures, kept)
+    prompts = len(workflow.positives)
+    calibration = Calibration(key.sigmas, EFFORTS[effort], pictures, figures, kept, prompts)
     progress.spent = lambda: calibration.spent
     try:
         chosen = calibration.run()
@@ -213,7 +215,7 @@ def check(workflow: Workflow) -> tuple[ModelKey, HostFacts]:
     if workflow.latent["samples"].is_nested:
         raise ValueError(f"{NAME}: the latent has several parts; accepted is one tensor.")
     guider = CFGGuider(model)
-    guider.set_conds(workflow.positive, workflow.negative)
+    guider.set_conds(workflow.positives[0], workflow.negative)
     guider.set_cfg(workflow.cfg)
     guider.conds = {name: [c.copy() for c in some] for name, some in guider.original_conds.items()}
     latent = latent_of(workflow)
@@ -260,7 +262,7 @@ def inputs_of(workflow: Workflow, key: ModelKey) -> str:
     """Fingerprint of all that decides the pictures of a workflow."""
     digest = hashlib.sha256()
     options = getattr(workflow.sampler, "extra_options", None)
-    given = [key.to_json(), workflow.noise_seed, workflow.positive, workflow.negative, options]
+    given = [key.to_json(), workflow.noise_seed, workflow.positives, workflow.negative, options]
     _add(digest, [*given, dict(workflow.latent)])
     return digest.hexdigest()[:32]
 
@@ -370,7 +372,7 @@ class Drawer:
             workflow.cfg,
             workflow.sampler,
             workflow.sigmas,
-            workflow.positive,
+            workflow.positives[number % len(workflow.positives)],
             workflow.negative,
             latent,
             noise_mask=workflow.latent.get("noise_mask"),
@@ -500,7 +502,7 @@ def metadata_of(
         "budgets": [one.speedup for one in chosen],
         "reward": reward,
         "target": "the full run of the same seed",
-        "measured_prompts": 1,
+        "measured_prompts": len(workflow.positives),
         "measured_pictures": [one.pictures for one in chosen],
         "measured_psnr": [_rounded(one.psnr) for one in chosen],
         "measured_psnr_default": [_rounded(one.psnr_default) for one in chosen],

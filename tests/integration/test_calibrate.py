@@ -118,6 +118,24 @@ def test_accelerate_takes_the_file_at_any_speedup(
         assert latent.isfinite().all() and strip.count("#") <= max(1, math.floor(STEPS / speedup))
 
 
+def test_several_prompts_are_drawn_in_turn(calibrate, module, folder, tiny_flux, monkeypatch):
+    import comfy.sample
+
+    seen = []
+    draw = comfy.sample.sample_custom
+
+    def watched(model, noise, cfg, sampler, sigmas, positive, *rest, **named):
+        seen.append((named["seed"], positive[0][0]))
+        return draw(model, noise, cfg, sampler, sigmas, positive, *rest, **named)
+
+    monkeypatch.setattr(comfy.sample, "sample_custom", watched)
+    more = {f"positive_{n}": make_conditioning(n) for n in (2, 3)}
+    policy, _, _ = calibrate(tiny_flux, effort="normal", **more)
+    texts = [make_conditioning(n)[0][0] for n in (0, 2, 3)]
+    assert policy.metadata["measured_prompts"] == "3" and len({seed for seed, _ in seen}) == 6
+    assert all(torch.equal(text, texts[(seed - 5) % 3]) for seed, text in seen)
+
+
 def test_what_is_finished_is_not_drawn_again(calibrate, folder, drawn, tiny_flux):
     """As after a restart, with the node still in the graph."""
     policy, about, plot = calibrate(tiny_flux, effort="few")
@@ -206,6 +224,7 @@ def test_inputs_are_told_by_what_decides_pictures(module, inputs, folder, tiny_f
         if control is not None:
             values["positive"] = make_conditioning(0, control=control)
         values["latent"] = values.pop("latent_image")
+        values["positives"] = [values.pop("positive"), *values.pop("others", ())]
         workflow = module.Workflow(
             **{name: v for name, v in values.items() if name not in ("name", "effort")}
         )
@@ -223,6 +242,7 @@ def test_inputs_are_told_by_what_decides_pictures(module, inputs, folder, tiny_f
         told(control(strength=0.5)),
         told(control(previous_controlnet=control())),
         told(negative=make_conditioning(5)),
+        told(others=[make_conditioning(8)]),
         told(latent=empty_latent(1, 16, 24)),
         told(latent_image={"samples": empty_latent(), "batch_index": [3]}),
         told(steps=13),

@@ -10,13 +10,14 @@ import pytest
 from rapid_core.calibration.plans import (
     EFFORTS,
     FAR,
+    SEVERAL,
     SPEEDUPS,
     Calibration,
     Effort,
     Figures,
 )
 from rapid_core.calibration.search import key_of
-from rapid_core.quadrature.gap_costs import gaps_of
+from rapid_core.quadrature.gap_costs import GapCosts, gaps_of
 from rapid_core.quadrature.spacing import Spacing, best_spaced, max_evaluations
 
 STEPS = 20
@@ -68,10 +69,9 @@ def easy_beginning(gap):
     return 30.0 ** (gap[0] / STEPS)
 
 
-def calibrate(toy, effort="normal", figures=None, kept=lambda: None):
-    calibration = Calibration(
-        toy.sigmas, EFFORTS[effort], toy, figures if figures is not None else Figures(), kept
-    )
+def calibrate(toy, effort="normal", figures=None, kept=lambda: None, prompts=SEVERAL):
+    figures = figures if figures is not None else Figures()
+    calibration = Calibration(toy.sigmas, EFFORTS[effort], toy, figures, kept, prompts)
     return calibration, calibration.run()
 
 
@@ -229,3 +229,18 @@ def broken_states():
 def test_a_state_that_is_none_is_told(found):
     with pytest.raises((ValueError, KeyError, TypeError, AttributeError)):
         Figures.from_json(found, STEPS)
+
+
+@pytest.mark.parametrize("effort", ["normal", "long"])
+def test_of_one_prompt_only_what_it_promises_is_tried_and_taken_where_it_is_nearer(effort):
+    """Whatever follows its pictures more closely is farther on others."""
+    toy = Toy(easy_beginning)
+    calibration, chosen = calibrate(toy, effort, prompts=1)
+    tables = [t for drawn in calibration.figures.tables.values() for t in drawn]
+    costs = GapCosts.seen(tables, SIGMAS)
+    for one in chosen:
+        count = max_evaluations(one.speedup, STEPS)
+        promised, formula = costs.best(count, SIGMAS), best_spaced(count, SIGMAS)
+        assert one.computed == (promised if one.psnr > one.psnr_default else formula)
+    tried = {key for key, _ in toy.drawn if "." in key}
+    assert len(tried) <= 2 * len(SPEEDUPS)
