@@ -22,7 +22,7 @@ class Watcher:
         self.part = part
         self.rows: dict[int, Tensor] = {}
         self.picture: Tensor | None = None
-        """(n,) the latest denoised latent."""
+        """(n,) the denoised latent of the last step."""
         self._places: Tensor | None = None
         self._sampled: Tensor | None = None
 
@@ -32,7 +32,8 @@ class Watcher:
         if self._places is None:
             self._choose(derivative)
         self.rows.setdefault(step, self._at_places(derivative))
-        self.picture = self._at_places(denoised)
+        if step == len(self.sigmas) - 2:
+            self.picture = self._at_places(denoised)
 
     def _choose(self, like: Tensor) -> None:
         number = like.numel()
