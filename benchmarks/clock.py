@@ -119,7 +119,7 @@ def by_speedup(comfy: Any, model: Any, speedup: float, _kv_cache: str) -> Any:
     return comfy.run_node("RAPID_Accelerate", model=model, speedup=speedup)[0]
 
 
-PATCHES = {"share": by_share, "speedup": by_speedup}
+PATCHES = {"share": by_share, "speedup_asked": by_speedup}
 
 
 def measure(comfy: Any, kind: str, args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -133,7 +133,7 @@ def measure(comfy: Any, kind: str, args: argparse.Namespace) -> list[dict[str, A
     rows = []
     for name, value in [
         *(("share", share) for share in args.shares),
-        *(("speedup", speedup) for speedup in args.speedups),
+        *(("speedup_asked", speedup) for speedup in args.speedups),
     ]:
         patched = PATCHES[name](comfy, model, value, args.kv_cache)
         seconds = timed(patched, steps, args.pixels)

@@ -121,7 +121,8 @@ def differences(suite: str, of: str) -> str:
         text("prompts", "prompts"),
         Column("difference, dB", lambda row: interval(row["difference"], row["ci"], sign=True)),
     ]
-    rows = [r for r in load("differences") if (r["suite"], r["model"]) == (suite, of)]
+    found = (row for name in ("differences", "dial_differences") for row in load(name))
+    rows = [r for r in found if (r["suite"], r["model"]) == (suite, of)]
     return table(columns, in_order(rows))
 
 
@@ -191,6 +192,20 @@ def demo_models() -> str:
         Column("of prompts", lambda row: str(row["psnr_to_ode"]["prompts"])),
     ]
     return table(columns, rows)
+
+
+# Seconds of RAPID Accelerate.
+def accelerate_clock() -> str:
+    """Seconds by speed-up, on models that are compute-bound."""
+    columns = [
+        Column("model", lambda row: f"{MODELS[row['model']]}, {row['steps']} steps"),
+        Column("speed-up asked for", lambda row: f"{row['speedup_asked']:g}x"),
+        figure("seconds", "seconds"),
+        figure("measured speed-up", "speedup_measured", 2),
+        figure("theoretical speed-up", "speedup_theoretical", 2),
+        figure("measured / theoretical", "of_theoretical", 2),
+    ]
+    return table(columns, load("accelerate_clock"))
 
 
 # Seconds of Region Adaptive.
@@ -303,47 +318,52 @@ def heads_ablations() -> str:
     return table(columns, load("heads_ablations"))
 
 
-# README's five rows: a name, and the method on each model.
+# README's rows: a name, and on each model the file and the method at 2x.
 FIVE = (
-    ("**RAPID Accelerate**, `speedup` 2", {"flux": "default_schedule", "sd3": "default_schedule"}),
-    ("**RAPID Cache Reuse**", {"flux": "cache_reuse", "sd3": "cache_reuse"}),
-    ("no pack, half of the steps with euler", {"flux": "fewer_euler", "sd3": "fewer_euler"}),
+    ("**RAPID Accelerate**, `speedup` 2", ("dial", "full_picture"), ("dial", "full_picture")),
+    (
+        "**RAPID Accelerate**, `speedup` 2, `aim` best picture",
+        ("dial", "best_picture"),
+        ("dial", "best_picture"),
+    ),
+    ("no pack, half of the steps with euler", ("dial", "fewer_euler"), ("dial", "fewer_euler")),
     (
         "no pack, half of the steps with dpmpp_2m",
-        {"flux": "fewer_dpmpp_2m", "sd3": "fewer_dpmpp_2m"},
+        ("dial", "fewer_dpmpp_2m"),
+        ("dial", "fewer_dpmpp_2m"),
     ),
     (
         "ComfyUI's EasyCache (FLUX-like), LazyCache (SD3-like)",
-        {"flux": "easycache", "sd3": "lazycache"},
+        ("policy_flux", "easycache"),
+        ("policy_sd3", "lazycache"),
     ),
 )
 
 
 def five_rows() -> str:
     """About half of the evaluations, both models."""
-    figures = {
-        (row["model"], row["method"]): row
-        for name in ("policy_flux", "policy_sd3")
-        for row in load(name)
-        if row["target"] == "2x"
-    }
 
-    def decibels(of: str, name: str) -> Callable[[Row], str]:
+    def decibels(of: str, place: int, name: str) -> Callable[[Row], str]:
         def cell(row: Row) -> str:
-            value = figures[of, row["methods"][of]][name]
-            return "-" if value is None else f"{number(value)} dB"
+            file, method = row["methods"][place]
+            (found,) = (
+                r
+                for r in load(file)
+                if (r["model"], r["method"], r["target"]) == (of, method, "2x")
+            )
+            return "-" if found[name] is None else f"{number(found[name])} dB"
 
         return cell
 
     columns = [
         text("about half of the evaluations", "name"),
         *(
-            Column(f"{MODELS[of]}: to the {goal} picture", decibels(of, name))
-            for of in ("flux", "sd3")
+            Column(f"{MODELS[of]}: to the {goal} picture", decibels(of, place, name))
+            for place, of in enumerate(("flux", "sd3"))
             for goal, name in (("full", "psnr"), ("converged", "psnr_ode"))
         ),
     ]
-    return table(columns, ({"name": name, "methods": methods} for name, methods in FIVE))
+    return table(columns, ({"name": name, "methods": methods} for name, *methods in FIVE))
 
 
 COSTED_AS = ("flux-dev", "sd3-medium")
@@ -351,6 +371,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "five_rows": five_rows,
     "demo": demo,
     "demo_models": demo_models,
+    "dial_flux": lambda: quality("dial", "flux", suite="dial_speed"),
+    "dial_sd3": lambda: quality("dial", "sd3", suite="dial_speed"),
+    "dial_differences_flux": lambda: differences("dial_speed", "flux"),
+    "dial_differences_sd3": lambda: differences("dial_speed", "sd3"),
+    "accelerate_clock": accelerate_clock,
     "policy_flux": lambda: quality("policy_flux", "flux"),
     "policy_sd3": lambda: quality("policy_sd3", "sd3"),
     "policy_differences_flux": lambda: differences("policy", "flux"),
