@@ -13,16 +13,15 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.command import run_suite, suite_flags
 from benchmarks.dial.bench import judge
 from benchmarks.equal_cost import COLUMNS, FIRST_SEED, own_cost
 from demo.prompts import prompts
-from devkit.comfy_process import Comfy, load_everything
-from evaluation.batches import add_share
+from devkit.comfy_process import Comfy
 from evaluation.files import write_text
 from evaluation.rows import Row, interval, markdown, write
 from evaluation.subjects import ALL_FAMILIES, Subject
@@ -129,26 +128,18 @@ def verdicts(suite: Suite, args: argparse.Namespace) -> Iterator[str]:
 
 def parser() -> argparse.ArgumentParser:
     """The command's flags."""
-    flags = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    flags = suite_flags(__doc__)
     flags.add_argument("--models", nargs="+", choices=sorted(ALL_FAMILIES), default=["flux", "sd3"])
     flags.add_argument("--pictures", nargs="+", type=int, default=list(PICTURES))
     flags.add_argument("--speedups", nargs="+", type=float, default=list(SPEEDUPS))
     flags.add_argument("--prompts", type=int, default=200)
     flags.add_argument("--size", type=int, default=256, help="of the pictures, in pixels")
-    flags.add_argument("--out", type=Path, default=Path("bench_output"))
-    add_share(flags)
-    flags.add_argument("--quick", action="store_true", help="two small pictures: whether it runs")
     return flags
 
 
 def main() -> None:
     """What `dev.py bench learn` runs."""
-    command = parser()
-    command.add_argument("--base", type=Path, required=True)
-    args = command.parse_args()
-    print(run(load_everything(args.base), args))
+    run_suite(parser(), run)
 
 
 if __name__ == "__main__":

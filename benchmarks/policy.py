@@ -24,14 +24,14 @@ from typing import Any
 
 import torch
 
+from benchmarks.command import run_suite, suite_flags
 from benchmarks.costs import PUBLISHED, published
 from benchmarks.equal_cost import COLUMNS, fewer_steps, own_cost, threshold_at
 from benchmarks.replay import at_random, predictions_of, replayed
 from demo.prompts import prompts
 from demo.scene_judge import SceneJudge
 from devkit.base_folder import REPOSITORY
-from devkit.comfy_process import load_everything
-from evaluation.batches import BATCH, add_share
+from evaluation.batches import BATCH
 from evaluation.decisions import Decision
 from evaluation.files import write_text
 from evaluation.rows import markdown, write
@@ -216,28 +216,18 @@ def run(comfy: Any, args: argparse.Namespace) -> str:
 
 def parser() -> argparse.ArgumentParser:
     """The command's flags."""
-    flags = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    flags = suite_flags(__doc__)
     flags.add_argument("--models", nargs="+", choices=sorted(ALL_FAMILIES), default=["flux", "sd3"])
     flags.add_argument("--prompts", type=int, default=200)
     flags.add_argument("--speedups", nargs="+", type=float, default=[2.0, 3.0, 4.0])
     flags.add_argument("--policies", type=Path, default=SHIPPED)
     flags.add_argument("--methods", nargs="+", help="draw these only, beside the full run")
-    flags.add_argument("--out", type=Path, default=Path("bench_output"))
     flags.add_argument("--cost-of", choices=("demo", *PUBLISHED), default="demo")
-    add_share(flags)
-    flags.add_argument(
-        "--quick", action="store_true", help="two small pictures: whether it runs, not how well"
-    )
     return flags
 
 
 def main() -> None:
-    command = parser()
-    command.add_argument("--base", type=Path, required=True)
-    args = command.parse_args()
-    print(run(load_everything(args.base), args))
+    run_suite(parser(), run)
 
 
 if __name__ == "__main__":

@@ -17,18 +17,16 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.command import run_suite, suite_flags
 from benchmarks.costs import PUBLISHED, published
 from benchmarks.equal_cost import COLUMNS, cost_on_dev, fewer_steps, own_cost, threshold_at
 from demo.prompts import prompts
 from demo.scene_judge import SceneJudge
 from devkit.base_folder import REPOSITORY
-from devkit.comfy_process import load_everything
-from evaluation.batches import add_share
 from evaluation.decisions import Decision
 from evaluation.rows import markdown, write
 from evaluation.subjects import ALL_FAMILIES, Subject, patcher
@@ -199,29 +197,19 @@ def run(comfy: Any, args: argparse.Namespace) -> str:
 
 def parser() -> argparse.ArgumentParser:
     """The command's flags."""
-    flags = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    flags = suite_flags(__doc__)
     kinds = sorted(ALL_FAMILIES)
     there = [kind for kind in kinds if has_weights(kind)]
     flags.add_argument("--models", nargs="+", choices=kinds, default=there)
     flags.add_argument("--prompts", type=int, default=200)
-    flags.add_argument("--out", type=Path, default=Path("bench_output"))
     flags.add_argument("--cost-of", choices=("demo", *PUBLISHED), default="demo")
     flags.add_argument("--targets", nargs="+", choices=list(TARGETS), default=list(TARGETS))
     flags.add_argument("--methods", nargs="+", help="draw these only, beside the full run")
-    add_share(flags)
-    flags.add_argument(
-        "--quick", action="store_true", help="two small pictures: whether it runs, not how well"
-    )
     return flags
 
 
 def main() -> None:
-    command = parser()
-    command.add_argument("--base", type=Path, required=True)
-    args = command.parse_args()
-    print(run(load_everything(args.base), args))
+    run_suite(parser(), run)
 
 
 if __name__ == "__main__":

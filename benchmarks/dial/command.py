@@ -33,11 +33,11 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.command import run_suite, suite_flags
 from benchmarks.dial import curve, few, quality, samplers, speed
 from benchmarks.dial.bench import Bench
 from benchmarks.equal_cost import COLUMNS
-from devkit.comfy_process import Comfy, load_everything
-from evaluation.batches import add_share
+from devkit.comfy_process import Comfy
 from evaluation.files import write_text
 from evaluation.rows import Row, markdown, write
 from evaluation.subjects import ALL_FAMILIES
@@ -95,9 +95,7 @@ def write_part(out: Path, title: str, rows: Sequence[Row], lines: Sequence[str])
 
 def parser() -> argparse.ArgumentParser:
     """The command's flags."""
-    flags = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    flags = suite_flags(__doc__)
     flags.add_argument("--suites", nargs="+", choices=SUITES, default=list(SUITES))
     flags.add_argument("--models", nargs="+", choices=sorted(ALL_FAMILIES), default=["flux", "sd3"])
     flags.add_argument("--steps", nargs="+", type=int, default=[28], help="of suite speed")
@@ -110,17 +108,9 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--methods", nargs="+", help="draw these only, beside the full run")
     flags.add_argument("--samplers", nargs="+", help="of suites samplers, curve and quality")
     flags.add_argument("--size", type=int, default=256, help="of the pictures, in pixels")
-    flags.add_argument("--out", type=Path, default=Path("bench_output"))
-    add_share(flags)
-    flags.add_argument(
-        "--quick", action="store_true", help="two small pictures: whether it runs, not how well"
-    )
     return flags
 
 
 def main() -> None:
     """What `dev.py bench dial` runs."""
-    command = parser()
-    command.add_argument("--base", type=Path, required=True)
-    args = command.parse_args()
-    print(run(load_everything(args.base), args))
+    run_suite(parser(), run)
