@@ -11,6 +11,7 @@ import torch
 from benchmarks.dial.bench import Bench
 from benchmarks.policy import accelerate as accelerated
 from demo.run import graph_for
+from rapid_testing.actors import METADATA
 from rapid_testing.loras import with_lora
 from rapid_testing.sampling import sample
 
@@ -49,17 +50,11 @@ def saved(pack_module, folder):
     write = pack_module("rapid_core.policy_file.format").write
 
     def save(name="ours.safetensors", plan="early", age=0.0, **more):
-        metadata = dict(
-            architecture="flux",
-            base_model="tiny",
-            budgets=[2.0],
-            reward="psnr",
-            licence="Apache-2.0",
-            training_command="-",
-        )
         computed = tuple(sign == "#" for sign in PLANS[plan])
         tensors = schedules.schedule_tensors([schedule(computed, SIGMAS)])
-        path = write(folder / name, "schedule", {**metadata, **more}, tensors).path
+        path = write(
+            folder / name, "schedule", {**METADATA, "budgets": [2.0], **more}, tensors
+        ).path
         then = time.time() - age
         os.utime(path, (then, then))
         return path

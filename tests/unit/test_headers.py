@@ -9,6 +9,7 @@ import torch
 from rapid_core.policy_file.format import write
 from rapid_core.policy_file.headers import Headers
 from rapid_core.reasons import text
+from rapid_testing.actors import METADATA
 
 OURS, THEIRS = "0123456789abcdef", "fedcba9876543210"
 
@@ -18,16 +19,10 @@ def saved(tmp_path):
     """saved(name, weights=..., age=seconds): a policy file."""
 
     def save(name, age=0.0, **more):
-        metadata = dict(
-            architecture="sd3",
-            base_model="tiny",
-            budgets=[2.0],
-            reward="psnr",
-            licence="Apache-2.0",
-            training_command="-",
-        )
         tensors = {"thresholds": torch.tensor([0.7])}
-        path = write(tmp_path / name, "threshold", {**metadata, **more}, tensors).path
+        path = write(
+            tmp_path / name, "threshold", {**METADATA, "architecture": "sd3", **more}, tensors
+        ).path
         then = time.time() - age
         os.utime(path, (then, then))
         return path
