@@ -19,9 +19,8 @@ from .search import clearly_better, key_of, neighbours
 
 SPEEDUPS = (1.5, 2.0, 2.5, 3.0, 4.0, 5.0)
 AT_LEAST = 2  # pictures before a plan is judged
-FAR = (
-    1.0  # dB behind another plan in the mean, at which a plan is given up where that is no accident
-)
+# dB behind another plan in the mean, at which a plan is given up where that is no accident.
+FAR = 1.0
 MEASURED = 2  # pictures that show what a plan is worth which is taken unseen
 # Prompts from which on seeds speak for others, too. Plans that follow the pictures of one prompt as
 # closely as they can are 5 to 10 dB nearer there, and up to 3 farther on others (docs/lab.md).
