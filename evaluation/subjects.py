@@ -32,6 +32,7 @@ class Family:
     guidance: float | None
     """Of FLUX's embedding; None where there is none."""
     steps: int = STEPS
+    scheduler: str = "simple"
 
 
 FAMILIES = {"flux": Family("flux", "taef1", 1.0, 1.0), "sd3": Family("sd3", "taesd3", 2.5, None)}
@@ -104,12 +105,13 @@ class Subject:
         size: int,
         steps: int = STEPS,
         sampler: str = "euler",
+        width: int | None = None,
     ) -> Sampled:
-        """A batch by KSampler's own call and scheduler `simple`, one prompt and seed an image; each
-        image's noise is that of its seed alone."""
+        """A batch by KSampler's own call, one prompt and seed an image; each image's noise is that of
+        its seed alone. size: pixels, the height alone where a width is given."""
         import comfy.sample
 
-        one = torch.zeros(1, 16, size // 8, size // 8)
+        one = torch.zeros(1, 16, size // 8, (width or size) // 8)
         noise = torch.cat([comfy.sample.prepare_noise(one, seed) for seed in seeds])
         positive = self.conditioning("\n".join(prompts))
         negative = self.conditioning("")
@@ -121,7 +123,7 @@ class Subject:
             steps,
             self.family.cfg,
             sampler,
-            "simple",
+            self.family.scheduler,
             positive,
             negative,
             torch.zeros_like(noise),

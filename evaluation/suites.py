@@ -34,6 +34,7 @@ from rapid_core.types import Mode
 
 VERSION = 2  # of the log
 CostOf = Callable[[list[Decision]], float]
+GOALS = {"full": "psnr", "converged": "psnr_ode"}  # of pictures, and their figure
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class Scale:
     ode_steps: int = 100
     """Steps of ipndm, fourth order: within 67 dB of Heun's twice as many evaluations on the same
     steps, while other 200 steps of Heun's are at 62 to 66 dB of them."""
+    width: int | None = None
+    """Pixels, where `size` is the height alone."""
 
 
 QUICK = Scale(128, 10)  # to see whether a suite runs
@@ -189,7 +192,8 @@ class Suite:
         weights = hashlib.sha256(self.subject.weights.read_bytes()).hexdigest()
         if self.once("weights", lambda: weights) != weights:
             raise self._refusal(f"of other {self.kind} weights")
-        if self.once("scale", lambda: asdict(self.scale)) != asdict(self.scale):
+        scale = {name: value for name, value in asdict(self.scale).items() if value is not None}
+        if self.once("scale", lambda: scale) != scale:
             raise self._refusal("of pictures of another size")
         if self.once("version", lambda: VERSION) != VERSION:
             raise self._refusal("of another version of RAPID")
@@ -261,6 +265,7 @@ class Suite:
             self.scale.size,
             method.steps or self.steps,
             method.sampler,
+            self.scale.width,
         )
         computed = round(sampled.computed / len(numbers))
         return Drawn(sampled.latent, sampled.seconds / len(numbers), computed)
@@ -409,30 +414,33 @@ class Suite:
     def paired(self, owns: Sequence[str], targets: Iterable[str]) -> list[dict[str, Any]]:
         """Paired differences in dB of our methods to all others at the same target, with their 95 %
         intervals; rows as docs/results has them."""
-        goals = {"full": "psnr", "converged": "psnr_ode"}
-        there = {p.method for p in self.done()}
+        there = sorted({p.method for p in self.done()})
         rows = []
-        for target, own, (goal, figure) in itertools.product(targets, owns, goals.items()):
+        for target, own, goal in itertools.product(targets, owns, GOALS):
             key = f"{own}/{target}"
-            for other in sorted(m for m in there if m.endswith(f"/{target}") and m != key):
-                differences = self.differences(key, other, figure)
-                span = interval(differences)
-                if span is None:
-                    continue
-                rows.append(
-                    {
-                        "suite": self.name,
-                        "model": self.kind,
-                        "target": target,
-                        "method": own,
-                        "against": other.split("/")[0],
-                        "to": goal,
-                        "prompts": len(differences),
-                        "difference": round(mean(differences), 2),
-                        "ci": [round(end, 2) for end in span],
-                    }
-                )
-        return rows
+            others = [m for m in there if m.endswith(f"/{target}") and m != key]
+            rows += [self.pair(key, other, goal) for other in others]
+        return [row for row in rows if row is not None]
+
+    def pair(self, one: str, other: str, goal: str) -> dict[str, Any] | None:
+        """The paired difference of two methods (keys) at one target; None where it has no interval.
+        goal: one of GOALS, what they are near to."""
+        differences = self.differences(one, other, GOALS[goal])
+        span = interval(differences)
+        if span is None:
+            return None
+        method, target = one.split("/")
+        return {
+            "suite": self.name,
+            "model": self.kind,
+            "target": target,
+            "method": method,
+            "against": other.split("/")[0],
+            "to": goal,
+            "prompts": len(differences),
+            "difference": round(mean(differences), 2),
+            "ci": [round(end, 2) for end in span],
+        }
 
     def verdicts(self, owns: Sequence[str], targets: Iterable[str]) -> list[str]:
         """`paired` in words."""

@@ -238,16 +238,21 @@ def test_the_dials_sampler_suite_compares_with_the_samplers_own_full_picture(rea
         dial.run(ready, quick(dial, tmp_path, *flags, "nobody"))
 
 
-def test_the_learn_bench_draws_by_what_full_pictures_have_shown(ready, tmp_path):
-    text = learn.run(ready, quick(learn, tmp_path, "--speedups", "3", "--pictures", "0", "1", "8"))
+def test_the_learn_bench_draws_by_what_full_pictures_and_calibrations_have_shown(ready, tmp_path):
+    text = learn.run(ready, quick(learn, tmp_path, "--speedups", "3", "--efforts", "few"))
     rows = {
         (r["method"], r["target"]): r
         for r in json.loads((tmp_path / "learn.json").read_text())["rows"]
     }
-    for name in ("learned_0", "learned_1", "again_1", "learned_8"):
+    for name in ("learned_0", "learned_1", "again_2", "learned_8", "calibrated_few", "even"):
         assert rows[name, "3x full"]["computed"] == rows[name, "3x best"]["computed"] == 9
     assert rows["learned_0", "3x full"]["psnr"] > rows["learned_0", "3x best"]["psnr"]
-    assert "flux, 3x full picture, learned_8: " in text
+    assert "learn flux: learned_8/3x full - learned_0, to the full picture: " in text
+    made = json.loads((tmp_path / "learn-flux.json").read_text())["calibrated_few"]
+    assert 4 < made["full_pictures"] <= 10
+    found = json.loads((tmp_path / "learn_differences.json").read_text())["rows"]
+    assert {r["suite"] for r in found} == {"learn", "wide", "large", "beta"}
+    assert all(r["against"] == "learned_0" for r in found)
 
 
 def test_a_sampler_that_fails_beside_the_node_is_said_to(ready):
