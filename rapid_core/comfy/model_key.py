@@ -43,7 +43,7 @@ def key_of(guider: Any, facts: HostFacts) -> ModelKey | Reason:
             weights=_weights(patcher),
             patches=_patches(patcher, conds),
             sampler=facts.sampler,
-            guidance=_guidance(guider),
+            guidance=_guidance(guider, conds),
             size=size_class(_sides(facts)),
             references=any(c.get("reference_latents") for listed in conds.values() for c in listed),
             sigmas=facts.sigmas,
@@ -66,14 +66,17 @@ def _sides(facts: HostFacts) -> Sequence[int]:
     return [part.stop - part.start for part in facts.parts] or facts.shape[2:]
 
 
-def _guidance(guider: Any) -> str:
-    """Class of a guider and its scales: some have several, and all call them cfg or alike."""
+def _guidance(guider: Any, conds: Mapping[str, Sequence[dict]]) -> str:
+    """Class of a guider and its scales: some have several, and all call them cfg or alike. Then those
+    that distilled models are told (FluxGuidance)."""
     scales = [
         f"{value:g}"
         for name, value in sorted(vars(guider).items())
         if name.startswith("cfg") and isinstance(value, (int, float))
     ]
-    return " ".join([type(guider).__name__, *scales])
+    told = [cond.get("guidance") for listed in conds.values() for cond in listed]
+    distilled = {f"{float(value):g}" for value in told if isinstance(value, numbers.Real)}
+    return " ".join([type(guider).__name__, *scales, *(f"guidance={d}" for d in sorted(distilled))])
 
 
 # Weights.

@@ -336,6 +336,7 @@ def test_nodes_of_this_pack_do_not_count(look, family, accelerate, region, kind)
     "sampling, differs",
     [
         (dict(cfg=4.0), "guidance"),
+        (dict(positive=make_conditioning(0, guidance=3.5)), "guidance"),
         (dict(scheduler="beta"), "sigmas"),
         (dict(steps=9), "sigmas"),
         (dict(sampler="dpmpp_2m"), "sampler"),
@@ -374,7 +375,9 @@ def test_all_scales_of_a_guider_count(pack_module):
     for guider in guiders:
         guider.cfg = 1.0
     guiders[1].set_cfg(2.5, 4)
-    assert list(map(guidance, guiders)) == ["Guider_Basic 1", "Guider_DualCFG 1 2.5 4"]
+    told = {"positive": [{"guidance": 3.5}, {}]}
+    assert guidance(guiders[0], told) == "Guider_Basic 1 guidance=3.5"
+    assert guidance(guiders[1], {}) == "Guider_DualCFG 1 2.5 4"
 
 
 def test_parts_of_a_packed_latent_have_a_class_each(pack_module):
