@@ -30,6 +30,7 @@ METHODS = {
     "best_picture": "**RAPID Accelerate, best picture**",
     "best_picture_policy": "**RAPID Accelerate, best picture, with a policy file**",
     "accelerate": "**RAPID Accelerate**, `speedup` 2",
+    "accelerate_equal": "**RAPID Accelerate**, at this cost",
     "as_it_comes": "RAPID Accelerate as it comes",
     "spectrum": "Spectrum",
     "taylorseer": "TaylorSeer",

@@ -7,14 +7,15 @@ Reuse and fewer steps.
 Everything is compared at the cost of this pack's Region Adaptive at half and a quarter of the
 tokens, and at about the published headline speed-ups ("headline": 6 full evaluations of 28, 3/16
 of the tokens in the others). Cache Reuse's threshold is the smallest that costs no more on 8
-development prompts, and so is that of per-token errors ("region_error"); fewer steps are rounded
-up. The published preset is drawn with the same share of tokens ("region_paper") and
+development prompts, and so is that of per-token errors ("region_error"); RAPID Accelerate's steps and
+fewer steps are rounded up. The published preset is drawn with the same share of tokens ("region_paper") and
 with the one that costs as much as ours ("region_paper_equal").
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -142,7 +143,22 @@ def at_cost(comfy: Any, suite: Suite, target: str, goal: float, number: int) -> 
             Method(name, target, patch(threshold)),
             Method(f"{name}_{SECOND}", target, patch(threshold), sampler=SECOND),
         ]
-    return methods + fewer_steps(target, goal * suite.steps)
+    return [
+        *methods,
+        accelerated(comfy, target, suite.steps, goal),
+        *fewer_steps(target, goal * suite.steps),
+    ]
+
+
+def accelerated(comfy: Any, target: str, steps: int, goal: float) -> Method:
+    """RAPID Accelerate at as many of the steps as fewer steps have."""
+    speedup = steps / math.ceil(goal * steps)
+    given = {"speedup": speedup, "policy_file": "none"}
+
+    def patch(model: Any) -> Any:
+        return comfy.run_node("RAPID_Accelerate", model=model, **given)[0]
+
+    return Method("accelerate_equal", target, patch)
 
 
 def methods(comfy: Any, suite: Suite, number: int, targets: Sequence[str]) -> list[Method]:

@@ -6,7 +6,10 @@ from comfy_api.latest import io
 
 from ..rapid_core.calibration.plans import EFFORTS
 from ..rapid_core.calibration.plot import draw
-from ..rapid_core.comfy.calibrate import Workflow, about, calibrate, checked_name
+from ..rapid_core.comfy.calibrate.accepted import checked_name
+from ..rapid_core.comfy.calibrate.calibrate import calibrate
+from ..rapid_core.comfy.calibrate.card import about
+from ..rapid_core.comfy.calibrate.workflow import Workflow
 from ..rapid_core.comfy.chain import node_of
 from .base import RapidNode, words_first
 from .load_policy import Policy

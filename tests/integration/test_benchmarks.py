@@ -72,6 +72,8 @@ def test_the_region_suite_writes_its_rows_and_goes_on_where_it_stopped(ready, tm
     assert rows["region_attention", "0.25"]["cost"] == pytest.approx(found["cost"])
     assert rows["region_attention", "0.25"]["psnr"] != rows["region_random", "0.25"]["psnr"]
     assert rows["cache_reuse", "0.25"]["cost"] <= found["cost"] + 0.05
+    near = rows["accelerate_equal", "0.25"]
+    assert found["cost"] <= near["cost"] <= found["cost"] + 1 / 28
     assert "flux: region/0.25 - fewer_heun, to the converged picture: " in text
     region.run(ready, quick(region, tmp_path, "--cost-of", "flux-dev"))
     assert (tmp_path / "region-flux.jsonl").read_text(encoding="utf-8") == log

@@ -14,15 +14,17 @@ STEPS = 12
 
 
 @pytest.fixture
-def module(pack_module):
-    """The module that calibrates."""
-    return pack_module("rapid_core.comfy.calibrate")
+def room(pack_module):
+    """room(name): a module of what calibrates."""
+    return lambda name: pack_module(f"rapid_core.comfy.calibrate.{name}")
 
 
 @pytest.fixture
-def folder(module, tmp_path, monkeypatch):
+def folder(tmp_path, monkeypatch):
     """Where this test's files are written."""
-    monkeypatch.setattr(module.folder_paths, "models_dir", str(tmp_path))
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path))
     return tmp_path / "rapid_policies"
 
 
@@ -57,22 +59,23 @@ def calibrate(comfy_host, inputs, folder):
 
 
 @pytest.fixture
-def drawn(module, monkeypatch):
+def drawn(room, monkeypatch):
     """(seed, share of a full picture) of every picture that was drawn to its end."""
     drawn = []
-    draw = module.Drawer._draw
+    drawer = room("drawer").Drawer
+    draw = drawer._draw
 
     def counted(self, number, policy, cost, shown=None):
         out = draw(self, number, policy, cost, shown)
         drawn.append((number, policy.schedule and policy.schedule.computed, cost))
         return out
 
-    monkeypatch.setattr(module.Drawer, "_draw", counted)
+    monkeypatch.setattr(drawer, "_draw", counted)
     return drawn
 
 
 @pytest.fixture
-def interrupt(module, monkeypatch):
+def interrupt(monkeypatch):
     """interrupt(n): the user cancels within the picture after n whole ones; None for never."""
     import comfy.model_management
     import comfy.sample
@@ -118,7 +121,7 @@ def test_accelerate_takes_the_file_at_any_speedup(
         assert latent.isfinite().all() and strip.count("#") <= max(1, math.floor(STEPS / speedup))
 
 
-def test_several_prompts_are_drawn_in_turn(calibrate, module, folder, tiny_flux, monkeypatch):
+def test_several_prompts_are_drawn_in_turn(calibrate, folder, tiny_flux, monkeypatch):
     import comfy.sample
 
     seen = []
@@ -218,17 +221,19 @@ def test_other_inputs_start_anew_and_lost_latents_are_drawn_again(
     assert "of 10 at the most" in about and float(about.split("as long as ")[1].split()[0]) <= 10
 
 
-def test_inputs_are_told_by_what_decides_pictures(module, inputs, folder, tiny_flux):
+def test_inputs_are_told_by_what_decides_pictures(room, inputs, folder, tiny_flux):
+    workflow_of = room("workflow")
+
     def told(control=None, **given):
         values = inputs(tiny_flux, **given)
         if control is not None:
             values["positive"] = make_conditioning(0, control=control)
         values["latent"] = values.pop("latent_image")
         values["positives"] = [values.pop("positive"), *values.pop("others", ())]
-        workflow = module.Workflow(
+        workflow = workflow_of.Workflow(
             **{name: v for name, v in values.items() if name not in ("name", "effort")}
         )
-        return module.inputs_of(workflow, module.check(workflow)[0])
+        return workflow_of.inputs_of(workflow, room("accepted").check(workflow)[0])
 
     def control(**given):
         hint = torch.zeros(1, 3, 8, 8)
@@ -350,17 +355,18 @@ def test_usual_names_are_accepted(comfy_host, pack, name):
 
 
 def test_a_full_disk_is_said_and_nothing_is_lost(
-    calibrate, module, folder, drawn, monkeypatch, tiny_flux
+    calibrate, room, folder, drawn, monkeypatch, tiny_flux
 ):
-    write = module.write
+    course = room("calibrate")
+    write = course.write
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, "write", full)
+    monkeypatch.setattr(course, "write", full)
     with pytest.raises(ValueError, match="No space left.*queue again"):
         calibrate(tiny_flux)
-    monkeypatch.setattr(module, "write", write)
+    monkeypatch.setattr(course, "write", write)
     drawn.clear()
     policy, *_ = calibrate(tiny_flux)
     assert not drawn and policy.budgets
@@ -375,7 +381,7 @@ def test_a_folder_that_cannot_be_written_is_said_before_drawing(
     assert not drawn
 
 
-def test_the_bar_ends_full_and_the_line_tells_the_time(module, monkeypatch, calibrate, tiny_flux):
+def test_the_bar_ends_full_and_the_line_tells_the_time(room, monkeypatch, calibrate, tiny_flux):
     import comfy.utils
 
     seen = []
@@ -383,7 +389,7 @@ def test_the_bar_ends_full_and_the_line_tells_the_time(module, monkeypatch, cali
     monkeypatch.setattr(
         comfy.utils, "PROGRESS_BAR_HOOK", lambda value, total, *_, **__: seen.append((value, total))
     )
-    monkeypatch.setattr(module, "say", lambda node, line: lines.append(line()))
+    monkeypatch.setattr(room("progress"), "say", lambda node, line: lines.append(line()))
     calibrate(tiny_flux)
     assert seen[-1] == (10 * STEPS, 10 * STEPS)
     assert [value for value, _ in seen] == sorted(value for value, _ in seen)
@@ -419,14 +425,14 @@ def test_a_workflow_that_computes_all_steps_is_refused_with_the_reason(
 
 
 def test_a_family_that_no_policy_file_is_for_is_refused(
-    calibrate, module, folder, monkeypatch, tiny_flux
+    calibrate, room, folder, monkeypatch, tiny_flux
 ):
     import comfy.nested_tensor
 
     parts = comfy.nested_tensor.NestedTensor([empty_latent(), torch.zeros(1, 8, 30, 16)])
     with pytest.raises(ValueError, match="several parts"):
         calibrate(tiny_flux, latent=parts)
-    monkeypatch.setattr(module, "describe", lambda network: None)
+    monkeypatch.setattr(room("accepted"), "describe", lambda network: None)
     with pytest.raises(ValueError, match="Flux is of no family that RAPID has policies for"):
         calibrate(tiny_flux)
 

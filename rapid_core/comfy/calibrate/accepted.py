@@ -1,0 +1,110 @@
+"""What can be calibrated, and under which names."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from comfy.samplers import CFGGuider
+
+from ...architectures import describe
+from ...calibration.model_key import ModelKey
+from ...engine.plan import FEW_STEPS, HostFacts, unsafe
+from ...policy_file.format import PolicyError, read
+from ...reasons import text
+from ...types import Reason, SamplerKind
+from ..chain import chain_of, check_channels
+from ..facts import host_facts
+from ..learning import FOLDER
+from ..model_key import key_of
+from .workflow import Workflow, latent_of
+
+NAME = "RAPID Calibrate"
+ENDING = ".safetensors"
+ACCEPTED = (
+    f"What can be calibrated: runs of {FEW_STEPS + 1} steps and more on sigmas that fall, with a "
+    "sampler that adds no noise and goes by these sigmas, such as euler, dpmpp_2m and res_multistep."
+)
+# Words, spaces and a few signs; what systems understand otherwise is not among them.
+FILE_NAME = re.compile(r"\w(?:[\w .()+-]{0,78}[\w()+-])?")
+RESERVED = re.compile(r"(?:con|prn|aux|nul|com\d|lpt\d)(?:\..*)?", re.IGNORECASE)  # on Windows
+
+
+def checked_name(name: str) -> str:
+    """The name of a file, without its ending. Raises ValueError for one with a folder in it, or with
+    signs that not every system has in names."""
+    stem = name.strip().removesuffix(ENDING)
+    if FILE_NAME.fullmatch(stem) and not RESERVED.fullmatch(stem):
+        return stem
+    raise ValueError(
+        f"{NAME}: name = {name!r} was given; accepted is the name of a file without a folder: up to "
+        "80 letters, digits, spaces and . _ - + ( ), the first one a letter or a digit. It will lie in "
+        f"models/{FOLDER}."
+    )
+
+
+def check(workflow: Workflow) -> tuple[ModelKey, HostFacts]:
+    """What a workflow's model is known by, and facts of its runs. Raises ValueError for one that
+    cannot be calibrated."""
+    model = workflow.model
+    chain = chain_of(model)
+    if chain is not None:
+        techniques = ", ".join(policy.technique for policy in chain.policies)
+        raise ValueError(
+            f"{NAME}: the model comes from a RAPID node ({techniques}); give the model before RAPID's "
+            "nodes."
+        )
+    if "easycache" in model.model_options.get("transformer_options", {}):
+        raise ValueError(
+            f"{NAME}: EasyCache or LazyCache is on the model, which skips by itself; give the model "
+            "before it."
+        )
+    if workflow.sigmas.shape[-1] < 2:
+        raise ValueError(f"{NAME}: sigmas of no step were given. {ACCEPTED}")
+    if describe(model.model.diffusion_model) is None:
+        family = type(model.model.diffusion_model).__name__
+        raise ValueError(
+            f"{NAME}: {family} is of no family that RAPID has policies for. RAPID Accelerate speeds it "
+            "up without one; switch learn on there."
+        )
+    if workflow.latent["samples"].is_nested:
+        raise ValueError(f"{NAME}: the latent has several parts; accepted is one tensor.")
+    guider = CFGGuider(model)
+    guider.set_conds(workflow.positives[0], workflow.negative)
+    guider.set_cfg(workflow.cfg)
+    guider.conds = {name: [c.copy() for c in some] for name, some in guider.original_conds.items()}
+    latent = latent_of(workflow)
+    check_channels(model.model, latent)
+    facts = host_facts(guider, latent, workflow.sampler, workflow.sigmas)
+    why = unsafe(facts)
+    if why is not None:
+        raise ValueError(f"{NAME}: {text(why)}. {ACCEPTED}")
+    if facts.sampler_kind is SamplerKind.OWN_SIGMAS:
+        raise ValueError(
+            f"{NAME}: the sampler {facts.sampler} chooses sigmas of its own. {ACCEPTED}"
+        )
+    if any(b >= a for a, b in zip(facts.sigmas, facts.sigmas[1:], strict=False)):
+        raise ValueError(f"{NAME}: sigmas do not fall from step to step. {ACCEPTED}")
+    key = key_of(guider, facts)
+    if isinstance(key, Reason):
+        raise ValueError(f"{NAME}: {text(key)}")
+    return key, facts
+
+
+def check_file(path: Path, key: ModelKey) -> None:
+    """Raise ValueError where there is a file of this name that is no calibration of the model."""
+    if not path.exists():
+        return
+    try:
+        file = read(path)
+        command = file.metadata["training_command"]
+        other = "" if command.startswith(NAME) else f"it was made by {command}"
+        if not other and file.metadata.get("weights") != key.weights:
+            other = f"it was calibrated on other weights, {file.base_model}"
+    except PolicyError as error:
+        other = str(error)
+    if other:
+        raise ValueError(
+            f"{NAME}: name = {path.stem!r} was given, and models/{FOLDER} has a file of that name that "
+            f"is not replaced: {other}. Choose another name, or delete that file."
+        )
