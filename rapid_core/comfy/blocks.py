@@ -23,6 +23,7 @@ from ..reasons import ReasonCode
 from ..types import Reason
 from .block_table import BlockInfo, block_table
 from .features import FeatureTap
+from .memory import unrecorded
 from .token_layout import TokenLayout
 from .token_subset import TokenSubset
 
@@ -155,7 +156,15 @@ def block_hook(block: BlockInfo, args: dict, extra: dict) -> dict:
 def run_block(
     call: ModelCall, block: BlockInfo, args: dict, original: Callable[[dict], dict]
 ) -> dict:
-    """What a hook does in a call of ours; the last block of a reused stack adds the prediction."""
+    """What a hook does in a call of ours; the last block of a reused stack adds the prediction. Residuals,
+    keys and values, and what heads see are kept from inside the block."""
+    with unrecorded():
+        return _run_block(call, block, args, original)
+
+
+def _run_block(
+    call: ModelCall, block: BlockInfo, args: dict, original: Callable[[dict], dict]
+) -> dict:
     if call.reuse and block.main:
         return _pass_through(call, block.last, args)
     measuring = bool(call.residuals) and block.main

@@ -1,9 +1,12 @@
-"""Memory that a run will take, announced to the host's loader before it fills the card."""
+"""The host's memory: what a run will take is announced before the loader fills the card, and what is
+kept from inside a block stays out of the host's record of blocks."""
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 Shape = tuple[int, ...]
@@ -23,6 +26,16 @@ def announced_shape(required: Callable[[Shape], float], shape: Shape, extra: int
     if not (math.isfinite(each) and each > 0):
         return shape
     return (*shape[:-1], width + math.ceil(extra / each))
+
+
+def unrecorded() -> AbstractContextManager:
+    """What is allocated in it may outlive the block that runs. ComfyUI 0.38 and newer may record what
+    a block allocates and expect all of it to be freed by the block's end; older ones record nothing."""
+    try:
+        pause = importlib.import_module("comfy.model_prefetch").pause_malloc_graph
+    except (ImportError, AttributeError):
+        return nullcontext()
+    return pause()
 
 
 class Announcement:

@@ -320,3 +320,40 @@ def test_nothing_is_held_while_the_exception_of_a_run_is_handled(
         alive = [ref for ref in held if ref() is not None]
         assert len(held) > 4 and not alive
     assert held
+
+
+# Newer hosts.
+
+
+def test_what_is_kept_from_inside_a_block_stays_out_of_the_hosts_record_of_it(
+    tiny_model, region, pack_module, monkeypatch
+):
+    """A stand-in for `pause_malloc_graph` of ComfyUI 0.38 and newer, which end the process where a
+    block leaves something behind that they have recorded."""
+    import contextlib
+    import sys
+    from types import SimpleNamespace
+
+    wanted = sample(region(tiny_model), steps=6)
+    paused = []
+    kept = []
+
+    @contextlib.contextmanager
+    def pause():
+        paused.append(True)
+        yield
+        paused.pop()
+
+    prefetch = sys.modules.get("comfy.model_prefetch", SimpleNamespace())
+    monkeypatch.setattr(prefetch, "pause_malloc_graph", pause, raising=False)
+    monkeypatch.setitem(sys.modules, "comfy.model_prefetch", prefetch)
+    subset = pack_module("rapid_core.comfy.token_subset").TokenSubset
+    attend = subset.attend
+
+    def watched(self, *args, **named):
+        kept.append(bool(paused))
+        return attend(self, *args, **named)
+
+    monkeypatch.setattr(subset, "attend", watched)
+    assert torch.equal(sample(region(tiny_model), steps=6), wanted)
+    assert kept and all(kept) and not paused
