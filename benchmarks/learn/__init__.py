@@ -40,6 +40,7 @@ PICTURES = (0, 1, 2, 4, 8)
 def run(comfy: Comfy, args: argparse.Namespace) -> str:
     """The bench on all models; the whole of `<out>/learn.md`."""
     rows, differences = [], []
+    cost: dict[str, dict[str, float]] = {}
     with torch.inference_mode():
         lessons = {kind: learned.Lesson.of(comfy, kind, args) for kind in args.models}
         for lesson in lessons.values():
@@ -47,9 +48,11 @@ def run(comfy: Comfy, args: argparse.Namespace) -> str:
                 drawn = learned.drawn(lesson, lessons, args)
                 rows += drawn.rows()
                 differences += drawn.differences()
+                cost[lesson.suite.kind] = lesson.full_pictures(args.efforts)
             if "transfer" in args.suites:
                 differences += transfer.differences(lesson, args)
-    write(args.out / "learn.json", rows, {"torch": torch.__version__})
+    machine = {"torch": torch.__version__, "full_pictures": cost}
+    write(args.out / "learn.json", rows, machine)
     texts = ",\n".join(json.dumps(row) for row in differences)
     content = f'{{"format": "rapid-differences", "version": 1, "rows": [\n{texts}\n]}}\n'
     write_text(args.out / "learn_differences.json", content)

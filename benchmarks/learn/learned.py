@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -77,8 +77,16 @@ class Lesson:
 
     def calibrated(self, effort: str) -> dict[float, Plan]:
         """The steps that RAPID Calibrate finds with an effort, by speed-up."""
-        found = self.suite.once(f"calibrated_{effort}", lambda: self._calibrated(effort))
-        return {speedup: tuple(map(bool, plan)) for speedup, plan in found["plans"]}
+        plans = self._found(effort)["plans"]
+        return {speedup: tuple(map(bool, plan)) for speedup, plan in plans}
+
+    def full_pictures(self, efforts: Sequence[str]) -> dict[str, float]:
+        """What calibrations drew, by method, in full pictures. Watching draws nothing that was not
+        asked for."""
+        return {f"calibrated_{name}": self._found(name)["full_pictures"] for name in efforts}
+
+    def _found(self, effort: str) -> dict[str, Any]:
+        return self.suite.once(f"calibrated_{effort}", lambda: self._calibrated(effort))
 
     def _calibrated(self, effort: str) -> dict[str, Any]:
         import torch
