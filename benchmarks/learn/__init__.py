@@ -2,9 +2,9 @@
 RAPID Calibrate; and whether it holds on other sizes, guidance and schedulers.
 
     python3 dev.py bench learn [--suites learned transfer] [--models flux sd3 lumina]
-                               [--pictures 0 1 2 4 8] [--efforts few normal long]
-                               [--speedups 2 3 4] [--prompts 200] [--size PIXELS] [--out DIR]
-                               [--share 1/2] [--quick]
+                               [--priors flux sd3 lumina] [--pictures 0 1 2 4 8]
+                               [--efforts few normal long] [--speedups 2 3 4]
+                               [--prompts 200] [--size PIXELS] [--out DIR] [--share 1/2] [--quick]
 
 *learned*: RAPID Accelerate draws development prompts with `learn` on, in full, and keeps what they
 show; RAPID Calibrate calibrates on four of them. Test prompts are drawn by what the first 1, 2, ...
@@ -42,8 +42,9 @@ def run(comfy: Comfy, args: argparse.Namespace) -> str:
     rows, differences = [], []
     cost: dict[str, dict[str, float]] = {}
     with torch.inference_mode():
-        lessons = {kind: learned.Lesson.of(comfy, kind, args) for kind in args.models}
-        for lesson in lessons.values():
+        kinds = dict.fromkeys([*args.models, *args.priors])
+        lessons = {kind: learned.Lesson.of(comfy, kind, args) for kind in kinds}
+        for lesson in (lessons[kind] for kind in args.models):
             if "learned" in args.suites:
                 drawn = learned.drawn(lesson, lessons, args)
                 rows += drawn.rows()
@@ -77,6 +78,7 @@ def parser() -> argparse.ArgumentParser:
     models = sorted(ALL_FAMILIES)
     flags.add_argument("--suites", nargs="+", choices=SUITES, default=list(SUITES))
     flags.add_argument("--models", nargs="+", choices=models, default=["flux", "sd3", "lumina"])
+    flags.add_argument("--priors", nargs="*", choices=models, default=["flux", "sd3", "lumina"])
     flags.add_argument("--pictures", nargs="+", type=int, default=list(PICTURES))
     flags.add_argument("--efforts", nargs="*", choices=list(EFFORTS), default=list(EFFORTS))
     flags.add_argument("--speedups", nargs="+", type=float, default=list(SPEEDUPS))

@@ -241,7 +241,9 @@ def test_the_dials_sampler_suite_compares_with_the_samplers_own_full_picture(rea
 
 
 def test_the_learn_bench_draws_by_what_full_pictures_and_calibrations_have_shown(ready, tmp_path):
-    text = learn.run(ready, quick(learn, tmp_path, "--speedups", "3", "--efforts", "few"))
+    text = learn.run(
+        ready, quick(learn, tmp_path, "--speedups", "3", "--efforts", "few", "--priors")
+    )
     rows = {
         (r["method"], r["target"]): r
         for r in json.loads((tmp_path / "learn.json").read_text())["rows"]
