@@ -37,6 +37,10 @@ WORDS = {
         "Editing with FLUX.1 Kontext and RAPID Accelerate: half of the steps are computed."
     ),
     "lumina2": "Lumina Image 2 with RAPID Accelerate: half of the steps are computed.",
+    "lumina_next": (
+        "Lumina-Next with RAPID Region Adaptive as published (RAS): 30 steps, of which 24 compute half "
+        "of the picture's tokens on average."
+    ),
     "policy_flux1": (
         "FLUX.1-dev with a schedule that you searched on your own workflow. The help of "
         "RAPID Load Policy says how."
