@@ -294,6 +294,52 @@ def test_prompts_of_other_lengths_are_computed_each_by_itself(tiny):
     assert difference(short, whole) > 1e-3
 
 
+# RAPID's nodes on it; that they are exact is tested with all families.
+
+OFF = {
+    "RAPID_Accelerate": {"mode": "off"},
+    "RAPID_CacheReuse": {"reuse_threshold": 0.0},
+    "RAPID_RegionAdaptive": {"keep_ratio": 1.0},
+    "RAPID_SparseAttention": {"density": 1.0},
+}
+SETTINGS = {"cfg": 4.0, "scheduler": "normal", "latent": torch.zeros(1, 4, 24, 16)}
+
+
+def conditionings():
+    return {
+        "positive": [[prompts(1, 9)[0], {}]],
+        "negative": [[prompts(1, 5, seed=8)[0], {}]],
+    }
+
+
+@pytest.mark.parametrize("node", OFF)
+def test_what_is_off_draws_the_same_picture(comfy_host, tiny, node):
+    (off,) = comfy_host.run_node(node, model=tiny, **OFF[node])
+    expected = sample(tiny, steps=5, **SETTINGS, **conditionings())
+    assert torch.equal(sample(off, steps=5, **SETTINGS, **conditionings()), expected)
+
+
+def test_the_papers_preset_computes_what_the_paper_computes(comfy_host, tiny, record_of):
+    """30 steps: the first four and both resets in full, else fewer and fewer tokens."""
+    (patched,) = comfy_host.run_node(
+        "RAPID_RegionAdaptive", model=tiny, preset="paper", keep_ratio=0.5
+    )
+    picture = sample(patched, steps=30, **SETTINGS, **conditionings())
+    shares = [evaluation.token_share[0] for evaluation in record_of(patched).evaluations]
+    assert torch.isfinite(picture).all()
+    assert [step for step, share in enumerate(shares) if share == 1] == [0, 1, 2, 3, 12, 22]
+    partial = [share for share in shares if share < 1]
+    assert partial == sorted(partial, reverse=True)
+    assert sum(partial) / len(partial) == pytest.approx(0.5, abs=0.03)
+
+
+def test_accelerate_computes_the_share_that_is_asked_for(comfy_host, tiny, record_of):
+    (patched,) = comfy_host.run_node("RAPID_Accelerate", model=tiny, speedup=2.0)
+    sample(patched, steps=20, **SETTINGS, **conditionings())
+    totals = record_of(patched).totals
+    assert (totals["computed"], totals["skipped"]) == (10, 10)
+
+
 # Files.
 
 
