@@ -9,7 +9,7 @@ from .weight_files import fitting, path_of, refusal, stamp_of
 
 FOLDER = "diffusion_models"
 GIVEN = "RAPID Load Lumina-Next: model_name"
-PUBLISHED, ALL_CHANNELS = GUIDED = ["first three", "all"]
+FIRST_THREE, ALL_CHANNELS = GUIDED = ["first three", "all"]
 
 
 class LoadLuminaNext(RapidNode):
@@ -44,7 +44,7 @@ class LoadLuminaNext(RapidNode):
                 choice(
                     "guided_channels",
                     GUIDED,
-                    default=PUBLISHED,
+                    default=FIRST_THREE,
                     optional=True,
                     advanced=True,
                     tooltip="first three: cfg acts on three of the four latent channels, as in the published "
@@ -97,6 +97,6 @@ class LoadLuminaNext(RapidNode):
         path = path_of(FOLDER, model_name, GIVEN)
         with words_first():
             model = load(path, values["scaling_watershed"], values["proportional_attention"])
-        if values["guided_channels"] == PUBLISHED:
+        if values["guided_channels"] == FIRST_THREE:
             model = guide_first_channels(model)
         return io.NodeOutput(model)

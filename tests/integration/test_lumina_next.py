@@ -405,6 +405,23 @@ def test_sizes_that_shapes_do_not_show_come_from_the_config_beside(folder, tiny,
     assert other.model.diffusion_model.config.sample_size == 128
 
 
+def test_the_published_sizes_are_read_off_the_shapes(comfy_host):
+    """Without weights: nothing is allocated."""
+    import comfy.ops
+
+    from benchmarks.costs import LUMINA_NEXT
+    from rapid_core.comfy.lumina_next.config import config_of
+    from rapid_core.comfy.lumina_next.network import LuminaNextDiT
+
+    with torch.device("meta"):
+        theirs = LuminaNextDiT2DModel(num_layers=24, num_kv_heads=8).state_dict()
+    config = config_of(theirs, {})
+    assert config == LUMINA_NEXT
+    operations = comfy.ops.disable_weight_init
+    ours = LuminaNextDiT(config, torch.bfloat16, "meta", operations).state_dict()
+    assert {name: t.shape for name, t in ours.items()} == {n: t.shape for n, t in theirs.items()}
+
+
 OTHERS = {
     "Lumina-Next in its authors' own layout": {"layers.0.attention.wk_y.weight": (4, 4)},
     "Lumina Image 2.0 in diffusers' layout": {"context_refiner.0.attn.to_q.weight": (4, 4)},
