@@ -14,10 +14,14 @@ import torch
 from evaluation.decisions import Decision
 from evaluation.suites import CostOf
 from rapid_core.architectures import describe
+from rapid_core.comfy.lumina_next.config import LuminaNextConfig
 from rapid_core.cost import CostModel
 from rapid_core.types import Mode, Sparsity
 
 SPARSITY = Sparsity(dense_first=1)
+LUMINA_NEXT = LuminaNextConfig(
+    hidden_size=2304, layers=24, heads=32, kv_heads=8, feed_forward=6144, text_width=2048
+)
 
 
 def cost_function(cost: CostModel, image: int, text: int, sparsity: Sparsity = SPARSITY) -> CostOf:
@@ -115,10 +119,17 @@ def _lumina2(**common: Any) -> torch.nn.Module:
     )
 
 
+def _lumina_next(**common: Any) -> torch.nn.Module:
+    from rapid_core.comfy.lumina_next.network import LuminaNextDiT
+
+    return LuminaNextDiT(LUMINA_NEXT, **common)
+
+
 # Models by name, and text tokens of a prompt.
 BUILDERS: dict[str, tuple[Callable[..., torch.nn.Module], int]] = {
     "flux-dev": (_flux_dev, 512),
     "sd3-medium": (_sd3_medium, 154),
     "lumina2": (_lumina2, 256),
+    "lumina-next": (_lumina_next, 256),
 }
 PUBLISHED = tuple(BUILDERS)

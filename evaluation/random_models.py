@@ -7,6 +7,7 @@ quality."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import comfy.model_management
@@ -37,7 +38,7 @@ class FamilyModel:
     """A model of one family."""
 
     kind: str
-    """Name of its class in comfy.supported_models."""
+    """Name of its class in comfy.supported_models; with its module where it lies elsewhere."""
     config: dict
     """What the host's detection would find."""
     latent: tuple[int, ...] = (16, 16, 24)
@@ -45,7 +46,9 @@ class FamilyModel:
 
     def build(self, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
         """MODEL with random weights, which computes in `dtype`."""
-        settings = getattr(comfy.supported_models, self.kind)(dict(self.config))
+        module, _, name = self.kind.rpartition(".")
+        owner = import_module(module) if module else comfy.supported_models
+        settings = getattr(owner, name)(dict(self.config))
         settings.set_inference_dtype(dtype, None)
         device = comfy.model_management.get_torch_device()
         model = settings.get_model({}, "")

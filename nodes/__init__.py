@@ -6,6 +6,8 @@ from ..rapid_core.comfy.routes import add_routes
 from .accelerate import Accelerate
 from .cache_reuse import CacheReuse
 from .calibrate import Calibrate
+from .load_lumina_next import LoadLuminaNext
+from .load_lumina_next_text import LoadLuminaNextText
 from .load_policy import LoadPolicy, add_folders
 from .policy_sampler import PolicySampler
 from .region_adaptive import RegionAdaptive
@@ -21,6 +23,8 @@ NODES: list[type[io.ComfyNode]] = [
     RegionAdaptive,
     SparseAttention,
     Report,
+    LoadLuminaNext,
+    LoadLuminaNextText,
 ]
 
 

@@ -178,7 +178,21 @@ Z_IMAGE = Architecture(
     "z_image", "Z-Image", LUMINA2.stacks, LUMINA2.weights, LUMINA2.hidden, LUMINA2.whole
 )
 
-ALL = (FLUX, SD3, LUMINA2, Z_IMAGE, QWEN, FLUX2, CHROMA, HUNYUAN, WAN)
+LUMINA_NEXT = Architecture(
+    "lumina_next",
+    "Lumina-Next-T2I, Lumina-Next-SFT (by RAPID Load Lumina-Next)",
+    ((Group("double_block", "layers", ALONE, (IMAGE, TEXT)),),),
+    (
+        ("attn2.to_k", TEXT),
+        ("attn2.to_v", TEXT),
+        ("norm1.linear", ONCE),
+        ("layers", IMAGE),
+        ("patch_embedder", IMAGE),
+        ("norm_out.linear_2", IMAGE),
+    ),
+)
+
+ALL = (FLUX, SD3, LUMINA2, Z_IMAGE, QWEN, FLUX2, CHROMA, HUNYUAN, WAN, LUMINA_NEXT)
 FAMILIES = tuple(a.family for a in ALL)
 
 # By the class of the host's `diffusion_model`.
@@ -191,6 +205,7 @@ _FAMILIES = {
     "QwenImageTransformer2DModel": QWEN,
     "WanModel": WAN,
     "NextDiT": LUMINA2,
+    "LuminaNextDiT": LUMINA_NEXT,  # of rapid_core/comfy/lumina_next
 }
 
 

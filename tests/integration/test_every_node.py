@@ -164,5 +164,6 @@ def test_a_calibration_makes_a_file_that_accelerate_goes_by(run, reported, tiny_
 def test_all_nodes_are_run_here(comfy_host, pack):
     nodes = {NODES[name][0] for name in ("accelerate 2", "skip", "region", "sparse")}
     others = {"RAPID_LoadPolicy", "RAPID_Calibrate", "RAPID_PolicySampler", "RAPID_Report"}
+    others |= {"RAPID_LoadLuminaNext", "RAPID_LoadLuminaNextText"}  # in test_lumina_next.py
     offered = {name for name in comfy_host.pack_nodes() if name.startswith("RAPID_")}
     assert offered == nodes | others

@@ -33,6 +33,7 @@ FAMILY = {
     "flux1_kontext": "flux",
     "sd3.5_large": "sd35",
     "lumina2": "lumina2",
+    "lumina_next": "lumina_next",
     "z_image": "z_image",
     "qwen_image": "qwen_image",
     "qwen_image_edit": "qwen_image",
@@ -104,13 +105,21 @@ def test_every_node_of_an_example_has_a_title_and_an_id_in_words(name):
         assert node["_meta"]["title"] and not key.isdigit()
 
 
-STOOD_IN = ("UNETLoader", "CheckpointLoader", "CLIPTextEncode", "TextEncode", "VAEEncode", "Empty")
+STOOD_IN = (
+    "UNETLoader",
+    "CheckpointLoader",
+    "RAPID_LoadLumina",
+    "CLIPTextEncode",
+    "TextEncode",
+    "VAEEncode",
+    "Empty",
+)
 
 
 def stand_in(kind, name, model, shape):
     """Outputs of a node that would need a file, or a picture's size: random tensors."""
     noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
-    if "Loader" in kind:
+    if "Load" in kind:
         return (model.clone(),)
     if "TextEncode" in kind:
         extra = {"reference_latents": [noise]} if "Edit" in kind else {}

@@ -15,6 +15,8 @@ REQUIRED = {
     "RAPID_RegionAdaptive": ["model"],
     "RAPID_SparseAttention": ["model"],
     "RAPID_Report": ["model", "latent"],
+    "RAPID_LoadLuminaNext": ["model_name"],
+    "RAPID_LoadLuminaNextText": ["text_encoder"],
 }
 SHOWN = {  # what is not folded away
     "RAPID_Accelerate": ["model", "speedup", "mode", "closeness", "policy"],
@@ -39,6 +41,8 @@ SHOWN = {  # what is not folded away
     "RAPID_RegionAdaptive": ["model", "keep_ratio", "preset", "error_threshold", "mask"],
     "RAPID_SparseAttention": ["model", "density", "backend"],
     "RAPID_Report": ["model", "latent", "picture"],
+    "RAPID_LoadLuminaNext": ["model_name"],
+    "RAPID_LoadLuminaNextText": ["text_encoder"],
 }
 OLD = [
     ("RAPID_CacheReuse", "level", "hold", "skip"),
@@ -110,7 +114,12 @@ def test_what_is_rarely_used_is_folded_away(nodes):
 
 def test_what_was_not_measured_is_marked_experimental(nodes):
     marked = {node_id for node_id, node in nodes.items() if node.GET_SCHEMA().is_experimental}
-    assert marked == {"RAPID_SparseAttention", "RAPID_PolicySampler"}
+    assert marked == {
+        "RAPID_SparseAttention",
+        "RAPID_PolicySampler",
+        "RAPID_LoadLuminaNext",
+        "RAPID_LoadLuminaNextText",
+    }
 
 
 def test_inputs_that_are_left_out_have_the_defaults_of_the_schema(nodes):

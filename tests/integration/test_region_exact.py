@@ -77,7 +77,7 @@ def test_a_whole_area_keeps_its_conds_apart(tiny_sd3, some, record_of, kv_cache)
 
 @pytest.mark.parametrize("kv_cache", ["last value", "predict"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("kind", ["flux", "lumina2", "wan"])
+@pytest.mark.parametrize("kind", ["flux", "lumina2", "wan", "lumina_next"])
 def test_any_subset_gives_what_all_tokens_give_in_half_precision(
     kind, dtype, kv_cache, some, record_of, pack_module
 ):
@@ -158,6 +158,7 @@ ERRORS = {"8 bit": 0.02, "host memory": CLOSE, "predict": CLOSE, "none": 0.6}
         ("sd35", 4),
         ("wan", 0),
         ("lumina2", 0),
+        ("lumina_next", 4),
         ("qwen_image", 0),
     ],
 )
@@ -213,7 +214,7 @@ def test_reference_latents_are_always_computed(kind, family, some, record_of):
     assert (full - without).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("kind", ["qwen_image", "hunyuan_video"])
+@pytest.mark.parametrize("kind", ["qwen_image", "hunyuan_video", "lumina_next"])
 def test_text_masks_are_kept(kind, family, some, record_of):
     model, latent = family(kind)
     mask = torch.ones(1, 16, dtype=torch.long)

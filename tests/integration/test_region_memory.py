@@ -150,7 +150,7 @@ def test_a_memory_limit_holds_for_cfg_pp(tiny_flux, region, record_of, cache_of)
 
 @pytest.mark.parametrize("kv_cache", ["predict", "last value", "8 bit", "host memory", "none"])
 @pytest.mark.parametrize(
-    "kind", ["flux", "sd35", "lumina2", "z_image", "wan", "flux with a reference"]
+    "kind", ["flux", "sd35", "lumina2", "z_image", "wan", "lumina_next", "flux with a reference"]
 )
 def test_the_memory_planned_before_is_what_is_taken(kind, kv_cache, family, region, cache_of):
     model, (*rest, height, width) = family(kind.split()[0])
@@ -180,7 +180,7 @@ def shapes_asked(model, monkeypatch):
     return asked
 
 
-@pytest.mark.parametrize("kind", ["flux", "lumina2", "wan"])
+@pytest.mark.parametrize("kind", ["flux", "lumina2", "wan", "lumina_next"])
 def test_the_host_is_asked_for_the_memory_of_the_run_and_draws_the_same(
     kind, family, region, bound_runs, pack_module, monkeypatch
 ):
@@ -262,7 +262,7 @@ def live_tensors():
 
 
 @pytest.mark.parametrize("kv_cache", ["predict", "8 bit"])
-@pytest.mark.parametrize("kind", ["flux", "lumina2"])
+@pytest.mark.parametrize("kind", ["flux", "lumina2", "lumina_next"])
 def test_a_run_interrupted_at_any_step_leaves_nothing_behind(
     kind, kv_cache, family, region, record_of
 ):

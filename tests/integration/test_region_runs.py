@@ -227,7 +227,7 @@ def test_where_something_was_saved_or_could_not_be_nothing_is_advised(
 def test_size_batch_and_model_may_change_between_runs(family, region):
     """Models patched by one node each, used in turn at different sizes: every picture is that of a
     fresh run."""
-    models = {kind: family(kind)[0] for kind in ("flux", "sd3", "lumina2")}
+    models = {kind: family(kind)[0] for kind in ("flux", "sd3", "lumina2", "lumina_next")}
     patched = {kind: region(model) for kind, model in models.items()}
     for batch, height, width in ((1, 16, 16), (2, 12, 20), (1, 16, 16)):
         settings = {"steps": 7, "cfg": 2.0, "latent": torch.zeros(batch, 16, height, width)}
@@ -237,7 +237,9 @@ def test_size_batch_and_model_may_change_between_runs(family, region):
 
 
 @pytest.mark.parametrize(("level", "counted"), [("skip", "skipped"), ("reuse", "reused")])
-@pytest.mark.parametrize("kind", ["flux", "sd35", "lumina2", "z_image", "flux with a reference"])
+@pytest.mark.parametrize(
+    "kind", ["flux", "sd35", "lumina2", "z_image", "lumina_next", "flux with a reference"]
+)
 def test_cache_reuse_and_region_adaptive_work_on_one_model(
     kind, level, counted, family, region, record_of, comfy_host
 ):
@@ -310,7 +312,8 @@ def test_bad_settings_are_refused(tiny_model, region, setting, value):
 
 
 @pytest.mark.parametrize(
-    ("kind", "first"), [("flux", "compiled first"), ("lumina2", "patched first")]
+    ("kind", "first"),
+    [("flux", "compiled first"), ("lumina2", "patched first"), ("lumina_next", "compiled first")],
 )
 def test_compiled_models_keep_deciding(kind, first, family, region, record_of):
     """A decision must not be frozen into the compiled graph of the first evaluation."""

@@ -12,7 +12,11 @@ from devkit.words import nodes_of, path_of, words_of
 PROPER_NAMES = {"Latent"}  # what Chinese users call by its English name
 CHINESE = re.compile("[\u4e00-\u9fff]")
 MESSAGE_SYNTAX = re.compile(r"[{}@|]")  # of vue-i18n, which names and descriptions pass through
-NO_WORDS = {"RAPID_LoadPolicy": {"policy"}}  # choices that are file names
+NO_WORDS = {  # choices that are file names
+    "RAPID_LoadPolicy": {"policy"},
+    "RAPID_LoadLuminaNext": {"model_name"},
+    "RAPID_LoadLuminaNextText": {"text_encoder"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +40,18 @@ def texts(words, *place):
     return [found for key, value in words.items() for found in texts(value, *place, key)]
 
 
+def ids(slots):
+    return {slot.id for slot in slots}
+
+
+def names(slots):
+    return {slot.display_name for slot in slots}
+
+
 def test_every_node_has_a_description_and_words_to_be_found_by(nodes):
     schemas = [node.GET_SCHEMA() for node in nodes]
     assert [s.node_id for s in schemas if not s.description or len(s.search_aliases) < 4] == []
-    patches = [s for s in schemas if any(output.display_name == "model" for output in s.outputs)]
+    patches = [s for s in schemas if "model" in ids(s.inputs) & names(s.outputs)]
     assert len(patches) == 4
     for schema in schemas:  # what does nothing alone is not offered to who looks for speed
         assert ({"speed up", "faster"} <= set(schema.search_aliases)) is (schema in patches)

@@ -14,6 +14,8 @@ FOLDER = REPOSITORY / "example_workflows"
 # Folders of models/ by loader and input.
 FILES = {
     "unet_name": "diffusion_models",
+    "model_name": "diffusion_models",
+    "text_encoder": "text_encoders",
     "ckpt_name": "checkpoints",
     "vae_name": "vae",
     "clip_name": "text_encoders",
@@ -92,12 +94,15 @@ def files(graph: dict[str, Any]) -> list[str]:
 
 def note(graph: dict[str, Any], text: str) -> str:
     """What a note beside the graph says, as Markdown."""
-    demo = any(node["class_type"] == "RAPIDDemoPrompt" for node in graph.values())
+    kinds = {node["class_type"] for node in graph.values()}
+    demo = "RAPIDDemoPrompt" in kinds
     policies = [file for file in files(graph) if file.startswith("rapid_policies/")]
     lines = "\n".join(f"- `models/{file}`" for file in files(graph) if file not in policies)
     what = (
         "It needs the demo's nodes and files, which `python3 dev.py serve` brings along:"
         if demo
+        else "Model files, of Alpha-VLLM/Lumina-Next-SFT-diffusers, google/gemma-2b and SDXL:"
+        if "RAPID_LoadLuminaNext" in kinds
         else "Model files, as ComfyUI's own templates have them:"
     )
     where = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from evaluation.random_models import FamilyModel
+from rapid_core.comfy.lumina_next.config import LuminaNextConfig
 from rapid_testing import CHANNELS, CONTEXT, POOLED
 
 _STREAMS = dict(
@@ -178,6 +179,21 @@ FAMILIES: dict[str, FamilyModel] = {
             "pad_tokens_multiple": 32,
         },
         latent=(CHANNELS, 16, 20),
+    ),
+    "lumina_next": FamilyModel(
+        "rapid_core.comfy.lumina_next.model.LuminaNext",
+        dict(
+            config=LuminaNextConfig(
+                hidden_size=128,
+                layers=3,
+                heads=4,
+                kv_heads=2,
+                feed_forward=256,
+                text_width=CONTEXT,
+                sample_size=32,
+            )
+        ),
+        latent=(4, 16, 24),
     ),
 }
 BUILT = tuple(kind for kind in FAMILIES if kind not in FROM_FILES)

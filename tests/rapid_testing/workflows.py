@@ -18,6 +18,8 @@ FILES = {
     ("DualCLIPLoader", "clip_name1"),
     ("DualCLIPLoader", "clip_name2"),
     ("RAPID_LoadPolicy", "policy"),
+    ("RAPID_LoadLuminaNext", "model_name"),
+    ("RAPID_LoadLuminaNextText", "text_encoder"),
     ("LoadImage", "image"),
 }
 ENDINGS = (".safetensors", ".png")

@@ -262,7 +262,8 @@ def test_the_papers_schedules():
         return out
 
     assert full("sd3", 28) == [0, 1, 2, 3, 12, 20]
-    assert full("lumina2", 30) == [0, 1, 2, 3, 12, 22]
+    for family in ("lumina_next", "lumina2"):
+        assert full(family, 30) == [0, 1, 2, 3, 12, 22]
 
 
 def test_the_papers_share_falls_on_lumina_and_is_constant_on_sd3():
@@ -271,7 +272,7 @@ def test_the_papers_share_falls_on_lumina_and_is_constant_on_sd3():
         counts = (chosen(policy, tokens(), step, steps) for step in range(steps))
         return [len(c) / NUMBER for c in counts if c is not None]
 
-    for family in ("lumina2", "z_image"):
+    for family in ("lumina_next", "lumina2", "z_image"):
         found = shares(family, 30)
         assert (found[0], found[-1]) == (0.6875, 0.3125) and found == sorted(found, reverse=True)
         assert sum(found) / len(found) == pytest.approx(0.5, abs=0.02)

@@ -32,14 +32,14 @@ def per_token_error(
 def paper(
     family: str, keep_ratio: float, memory_limit: float = 0.0, focus: Tensor | None = None
 ) -> RegionPolicy:
-    """The published schedules: 28 steps of SD3 (start 4, resets 12 and 20) or 30 of Lumina (4, 12
-    and 22).
+    """The published schedules: 28 steps of SD3 (start 4, resets 12 and 20) or 30 of Lumina-Next (4,
+    12 and 22), which later models of the name share.
 
     Metric, last value and starvation as in the paper; other families take SD3's. Lumina's share
     falls over the run, from 0.6875 to 0.3125 at a keep_ratio of 0.5 (its skip list grows by 256 of
     4,096 tokens every 4 steps). Starvation has the sign of the paper's text, not that of its code,
     which lets neglected tokens starve."""
-    if family in ("lumina2", "z_image"):
+    if family in ("lumina_next", "lumina2", "z_image"):
         steps = 30
         resets = (12, 22)
         slope = 0.375
