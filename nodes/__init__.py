@@ -6,6 +6,7 @@ from ..rapid_core.comfy.routes import add_routes
 from .accelerate import Accelerate
 from .cache_reuse import CacheReuse
 from .calibrate import Calibrate
+from .compare import Compare
 from .load_policy import LoadPolicy, add_folders
 from .policy_sampler import PolicySampler
 from .region_adaptive import RegionAdaptive
@@ -21,6 +22,7 @@ NODES: list[type[io.ComfyNode]] = [
     RegionAdaptive,
     SparseAttention,
     Report,
+    Compare,
 ]
 
 
