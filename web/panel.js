@@ -7,7 +7,7 @@ import { speak } from "./words.js";
 
 const WIDTH = 380; // pixels of a new node
 const EDGE = 14; // padding and border of a panel, above and below
-const FRAME = 20; // what LiteGraph leaves free around it
+const FRAME = 10; // what LiteGraph leaves free around it
 
 // name: of the widget and class of the panel; parts(shown, full): the elements to show.
 class Panel {

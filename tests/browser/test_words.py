@@ -11,6 +11,7 @@ from rapid_testing import examples
 
 NODES = sorted(path.stem for path in (REPOSITORY / "web" / "docs").glob("RAPID_*.md"))
 EXAMPLES = {
+    "RAPID_Compare": "demo_compare",
     "RAPID_Accelerate": "demo_policy",
     "RAPID_LoadPolicy": "demo_policy",
     "RAPID_RegionAdaptive": "demo_region",
@@ -186,6 +187,12 @@ def test_every_help_page_has_its_picture(graph, picture, kind):
         )
     elif kind in EXAMPLES:
         load(page, EXAMPLES[kind])
+        if kind == "RAPID_Compare":
+            page.run()
+            page.look_at(kind, ".rapid-compare .stage")
+            page.page.wait_for_function(
+                "() => [...document.querySelectorAll('.rapid-compare img')].every(i => i.naturalWidth)"
+            )
     else:
         add(page, kind)
     path = picture(f"web/docs/images/{kind}.png")

@@ -61,7 +61,11 @@ def test_alpha_is_left_out_and_grey_is_taken_as_it_looks():
         (pictures(), pictures(height=40), "picture_a of 32 x 24 and picture_b of 32 x 40 pixels"),
         (pictures(2), pictures(3), "2 pictures were given as picture_a and 3 as picture_b"),
         (pictures(channels=2), pictures(), "picture_a of 2 channels was given; accepted are 3"),
-        (pictures(), torch.rand(8, 8, 3), r"picture_b = \(8, 8, 3\) was given; accepted is an IMAGE"),
+        (
+            pictures(),
+            torch.rand(8, 8, 3),
+            r"picture_b = \(8, 8, 3\) was given; accepted is an IMAGE",
+        ),
         (pictures(), torch.rand(0, 24, 32, 3), r"picture_b = \(0, 24, 32, 3\) was given"),
         (pictures() * float("nan"), pictures(), "picture_a has values that are not finite"),
         (None, pictures(), "picture_a = NoneType was given"),
@@ -102,4 +106,6 @@ def test_lpips_is_left_out_where_its_package_or_its_weights_are_not_there(monkey
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / comparison.LPIPS_WEIGHTS).touch()
     assert lpips(a, a) == [0.0, 0.0]
-    assert lpips(a, b) == pytest.approx([float((x - y).abs().mean()) * 2 for x, y in zip(a, b)])
+    assert lpips(a, b) == pytest.approx(
+        [float((x - y).abs().mean()) * 2 for x, y in zip(a, b, strict=True)]
+    )
