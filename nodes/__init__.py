@@ -6,6 +6,7 @@ from ..rapid_core.comfy.routes import add_routes
 from .accelerate import Accelerate
 from .cache_reuse import CacheReuse
 from .calibrate import Calibrate
+from .compare import Compare
 from .load_lumina_next import LoadLuminaNext
 from .load_lumina_next_text import LoadLuminaNextText
 from .load_policy import LoadPolicy, add_folders
@@ -14,15 +15,17 @@ from .region_adaptive import RegionAdaptive
 from .report import Report
 from .sparse_attention import SparseAttention
 
+# The page's search shows nodes that match equally well in this order.
 NODES: list[type[io.ComfyNode]] = [
     Accelerate,
-    LoadPolicy,
-    Calibrate,
-    PolicySampler,
-    CacheReuse,
-    RegionAdaptive,
-    SparseAttention,
     Report,
+    Compare,
+    Calibrate,
+    RegionAdaptive,
+    LoadPolicy,
+    CacheReuse,
+    SparseAttention,
+    PolicySampler,
     LoadLuminaNext,
     LoadLuminaNextText,
 ]

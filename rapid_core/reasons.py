@@ -18,8 +18,10 @@ class ReasonCode(Enum):
     words."""
 
     NOT_PATCHED = "not_patched"
-    NOT_SAMPLED = "not_sampled"
+    FULL_RUN = "full_run"
+    WRONG_MODEL = "wrong_model"
     OTHER_LATENT = "other_latent"
+    BOTH_SKIP = "both_skip"
     SET_TWICE = "set_twice"
     TWO_SCHEDULES = "two_schedules"
     UNKNOWN_TO_REGION = "unknown_to_region"

@@ -275,6 +275,11 @@ def shown_seconds(seconds: float) -> str:
     return f"{seconds:#.2g} s" if seconds < 9.95 else f"{seconds:.0f} s"
 
 
+def two_digits(seconds: float) -> float:
+    """Seconds as `shown_seconds` has them, as a number."""
+    return float(f"{seconds:.2g}") if seconds < 9.95 else float(round(seconds))
+
+
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
@@ -302,16 +307,20 @@ class RunLog:
         """Keep a finished record."""
         self.records.append(record)
 
-    def find(self, fingerprint: str, other: bool = True) -> RunRecord | None:
-        """The latest run that made this latent. Else, where `other` ones may be meant, the latest of
-        all if it came to its end and nobody knows what it made; or None."""
+    def find(self, fingerprint: str) -> RunRecord | None:
+        """The latest run that made this latent, and no other."""
         for record in reversed(self.records):
             if fingerprint and record.fingerprint == fingerprint:
                 return record
+        return None
+
+    def failure(self) -> Reason | None:
+        """What went wrong in the latest run, where it came to its end and nobody knows what it
+        made."""
         latest = self.records[-1] if self.records else None
-        if latest is None or not other or latest.fingerprint or latest.status != "finished":
+        if latest is None or latest.fingerprint or latest.status != "finished":
             return None
-        return latest
+        return latest.notes[-1] if latest.notes else None
 
 
 def fingerprint(latent: Any) -> str:

@@ -7,6 +7,12 @@ const PREFIX = "rapid.report:";
 const MOST = 30; // reports
 const NOBODY = "00000000-0000-0000-0000-000000000000"; // id of graphs that have none of their own
 
+// Id of a node's graph; undefined where it has none of its own.
+export function graphOf(node) {
+  const id = node.graph?.id;
+  return id && id !== NOBODY ? id : undefined;
+}
+
 function place(graph, id) {
   return !graph || graph === NOBODY ? null : `${PREFIX}${graph}:${id}`;
 }

@@ -23,7 +23,7 @@ export function colour(share) {
 }
 
 // Seconds as people read them: two digits, or whole ones.
-function seconds(number) {
+export function seconds(number) {
   return word("seconds", { number: number < 9.95 ? number.toPrecision(2) : String(Math.round(number)) });
 }
 
@@ -52,10 +52,16 @@ export function closeness(record) {
 export function totals(record) {
   const { computed, evaluations, partial, reused, skipped } = record.totals;
   const parts = [word("computed_of", { computed, evaluations })];
-  if (partial) parts.push(word("of_them_partial", { number: partial }));
+  if (partial) parts.push(word("of_them_partial", { number: partial, percent: partialShare(record) }));
   if (reused) parts.push(word("number_reused", { number: reused }));
   if (skipped) parts.push(word("number_skipped", { number: skipped }));
   return parts.join(", ");
+}
+
+// Of the image tokens, in the evaluations that computed some; in percent.
+function partialShare({ evaluations }) {
+  const shares = evaluations.flatMap((e) => e.token_share).filter((share) => share > 0 && share < 1);
+  return Math.round((100 * shares.reduce((sum, share) => sum + share, 0)) / Math.max(1, shares.length));
 }
 
 // How far predictions were off where that was measured. It is measured for a straight line, so it says nothing of a run
@@ -133,6 +139,15 @@ export function legend(record) {
   if (record.totals.skipped) entry("legend_skipped", "skip");
   if (any((e) => e.density.some((d) => d < 1))) entry("legend_sparse", "run thin", 1);
   if (any((e) => e.reasons.length)) entry("legend_reason", "fallback");
+  return made;
+}
+
+// What the colours of a map mean, as a strip from never to always.
+export function mapLegend() {
+  const made = element("div", "legend map-legend");
+  const strip = element("span", "strip");
+  strip.style.background = `linear-gradient(to right, ${SCALE.map((c) => `rgb(${c.join(", ")})`).join(", ")})`;
+  made.append(element("span", "", word("map_never")), strip, element("span", "", word("map_always")));
   return made;
 }
 

@@ -47,6 +47,22 @@ export function reason(given) {
   return text === undefined ? given.text : fill(text, given.params ?? {});
 }
 
+// The line on a node in the page's language. The server says it in English, part by part as `line` in the table has it.
+export function line(text) {
+  const [english, here] = [tables.en?.rapid?.line ?? {}, tables[language]?.rapid?.line ?? {}];
+  return text.split(" · ").map((part) => said(part, english, here) ?? part).join(" · ");
+}
+
+function said(part, english, here) {
+  for (const [name, words] of Object.entries(english)) {
+    const names = [...words.matchAll(/\{(\w+)\}/g)].map((match) => match[1]);
+    const pattern = words.split(/\{\w+\}/).map((text) => text.replace(/[.*+?^$()|[\]\\]/g, "\\$&")).join("(\\S+(?: \\S+)??)");
+    const found = part.match(new RegExp(`^${pattern}$`));
+    if (found) return fill(here[name] ?? words, Object.fromEntries(names.map((one, i) => [one, found[i + 1]])));
+  }
+  return undefined;
+}
+
 const UNVERIFIED = " (unverified)";
 
 // A model family as a record names it.

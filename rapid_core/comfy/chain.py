@@ -59,9 +59,14 @@ def record_of(model: Any, latent: Any) -> RunRecord | None:
     made = fingerprint(latent)
     chain = chain_of(model)
     record = chain.log.find(made) if chain is not None else None
-    if record is not None and record.fingerprint == made:
-        return record
-    return SAMPLER_LOG.find(made, other=False) or record
+    return record or SAMPLER_LOG.find(made)
+
+
+def why_no_record(model: Any) -> Reason:
+    """Why there is no record of a latent, of a MODEL that a RAPID node patched."""
+    chain = chain_of(model)
+    failure = chain.log.failure() if chain is not None else None
+    return failure or Reason(ReasonCode.OTHER_LATENT)
 
 
 def attach(model: Any, policy: Policy, hidden: Any = None, said: Sequence[Reason] = ()) -> Any:
@@ -195,7 +200,8 @@ def prepare(
     a record that says why, where a model is not as this version knows it: then all is computed in full."""
     try:
         shapes = named.get("latent_shapes")
-        facts = host_facts(guider, noise, sampler, sigmas, shapes, chain.notes)
+        notes = (*chain.notes, *both_skip(chain.policies, guider.model_options))
+        facts = host_facts(guider, noise, sampler, sigmas, shapes, notes)
         lesson = lesson_for(chain.policies, guider, facts)
         facts = replace(facts, notes=(*facts.notes, *lesson.notes))
         bound = BoundRun(plan_run(lesson.policies, facts), guider, mask, chain.node)
@@ -217,6 +223,15 @@ def prepare(
         )
         chain.log.add(record)
         return None
+
+
+def both_skip(policies: Sequence[Policy], options: dict[str, Any]) -> list[Reason]:
+    """What is said where ComfyUI's own EasyCache or LazyCache skips steps of the same model."""
+    other = options.get("transformer_options", {}).get("easycache")
+    ours = any(m in p.requirements.modes for p in policies for m in (Mode.SKIP, Mode.REUSE))
+    if other is None or not ours:
+        return []
+    return [Reason(ReasonCode.BOTH_SKIP, node=str(getattr(other, "name", "EasyCache")))]
 
 
 def log_run(log: RunLog, bound: BoundRun, status: str, finish: Callable[[], RunRecord]) -> None:

@@ -12,6 +12,14 @@ from PIL import Image, ImageOps
 from rapid_testing import examples
 
 WORDS = {
+    "compare_full_and_rapid": (
+        "Compare: full and RAPID. Z-Image is drawn twice from one seed, once with every step and "
+        "once with half of them; RAPID Compare shows both over each other, with both times."
+    ),
+    "demo_compare": (
+        "Compare: full and RAPID, on the FLUX-like demo model, from one seed. Nothing has to be "
+        "downloaded."
+    ),
     "demo_accelerate": (
         "RAPID Accelerate with a searched schedule on the FLUX-like demo model: a third of "
         "the steps is computed."
@@ -62,7 +70,7 @@ WORDS = {
 }
 BY_HAND = ("lumina_next",)  # models in several files: the page offers single ones
 SIZE = (600, 344)  # pixels of a thumbnail
-LIMIT = 400_000  # bytes of all thumbnails, which travel with the pack
+LIMIT = 450_000  # bytes of all thumbnails, which travel with the pack
 
 # Columns filled from top to bottom in the order of the run, as high as lets the whole fit a page at
 # its largest.
@@ -73,8 +81,12 @@ MAKE = """async ([graph, text, id]) => {
   note.widgets[0].value = text;
   note.size = [420, 210];
   const rest = app.graph._nodes.filter(n => n !== note).sort((a, b) => a.id - b.id);
+  const graphKinds = rest.map(n => n.type);
   for (const node of rest) {
     if (node.type === "SaveImage") node.size = [320, 360]; // its picture
+    // as high as they get to be: in the page they are as high as what they show
+    if (node.type === "RAPID_Report") node.size = [380, graphKinds.includes("RAPID_RegionAdaptive") ? 620 : 380];
+    if (node.type === "RAPID_Compare") node.size = [380, 600];
     if (node.type === "VAEDecode") node.size[0] = Math.max(180, node.size[0]); // its title
     if (/^RAPID_(Accelerate|CacheReuse|RegionAdaptive)$/.test(node.type)) node.size[1] += 60; // how the run goes on
   }

@@ -2,6 +2,7 @@
 renderers."""
 
 import json
+import re
 
 import pytest
 
@@ -72,6 +73,8 @@ def check_panel(page):
     """The panel says what the API's record says."""
     record, panel = record_of(page), shown(page)
     totals, images = record["totals"], record["shape"][0]
+    (few,) = page.outputs("RAPID_Report")["rapid_summary"]
+    assert all(few[name] == totals[name] for name in ("seconds", "seconds_full", "skipped"))
     (headline,), (counts,) = panel["headline"], panel["totals"]
     assert headline.endswith(f", theoretical speed-up {totals['speedup_theoretical']:.2f}x")
     assert (" s instead of about " in headline) is (totals["seconds_full"] is not None)
@@ -198,7 +201,10 @@ def test_a_bypassed_node_does_not_tell_of_the_run_before(graph, vue):
     page.run()
     page.page.wait_for_function("() => !document.body.innerText.includes('10/10 · ')")
     page.look_at("RAPID_Report", ".rapid-report")
-    assert "so it was computed in full" in shown(page)["text"]
+    text = shown(page)["text"]
+    assert re.match(r"RAPID: about [\d.]+ s for 10 steps, so it was computed in full", text)
+    few = page.outputs("RAPID_Report")["rapid_summary"][0]
+    assert few["full"] is True and few["seconds"] > 0 and few["evaluations"] == 10
 
 
 @pytest.mark.parametrize("vue", [False, True], ids=["litegraph", "nodes2"])
@@ -223,6 +229,54 @@ def test_a_reload_keeps_the_workflow_and_its_report(graph, vue):
         and after["maps"] == panel["maps"]
     )
     assert "without token maps" in after["text"] and "without token maps" not in panel["text"]
+
+
+def test_a_report_on_another_model_than_the_one_that_was_sampled_says_so(graph):
+    page = graph()
+    page.load(example("demo_flux", sample={"seed": 31}, report={"model": ["model", 0]}))
+    page.run()
+    page.look_at("RAPID_Report", ".rapid-report .text")
+    said = shown(page)["text"]
+    assert said.startswith("RAPID: this is not the model that was sampled")
+    assert not any(character.isdigit() for character in said)
+    assert page.outputs("RAPID_Report")["rapid_summary"] == []
+
+
+@pytest.mark.parametrize("vue", [False, True], ids=["litegraph", "nodes2"])
+def test_a_report_is_as_high_as_what_it_shows_and_its_map_has_a_legend(graph, vue):
+    page = graph(**{"Comfy.VueNodes.Enabled": vue})
+    fits = """() => { const r = document.querySelector(".rapid-report");
+      return r.clientHeight > 0 && r.scrollHeight <= r.clientHeight + 1
+        && r.clientHeight - r.firstElementChild.offsetHeight < 40 }"""
+    page.load(example("demo_region"))
+    page.look_at("RAPID_Report", ".rapid-report .text")
+    page.page.wait_for_function(fits)
+    before = page.node("RAPID_Report")["size"][1]
+    page.run()
+    page.look_at("RAPID_Report", ".rapid-report .map-legend")
+    page.page.wait_for_function("() => document.querySelector('.rapid-report img')?.naturalWidth")
+    page.page.wait_for_function(fits)
+    assert page.node("RAPID_Report")["size"][1] > before + 150 and before < 260
+    legend = page.page.locator(".rapid-report .map-legend").first
+    assert legend.is_visible() and legend.inner_text().split() == ["never", "computed", "always"]
+
+
+def test_the_line_speaks_the_users_language_and_goes_when_the_run_is_interrupted(graph):
+    page = graph(**{"Comfy.Locale": "zh"})
+    page.load(example("demo_flux", sample={"seed": 41}))
+    page.run()
+    value = """() => app.graph._nodes.find(n => n.comfyClass === "RAPID_Accelerate").widgets
+      .find(w => w.name === "$$node-text-preview")?.value"""
+    skipped = record_of(page)["totals"]["skipped"]
+    page.page.wait_for_function(f"words => ({value})()?.startsWith(words)", arg="10/10 · ")
+    line = page.do(value)
+    assert line.startswith(f"10/10 · 跳过 {skipped} · ") and line.endswith(" 倍")
+    page.do(
+        """async run => { const { api } = await import("/scripts/api.js");
+        api.dispatchEvent(new CustomEvent("execution_interrupted", { detail: { prompt_id: run } })) }""",
+        page.latest,
+    )
+    page.page.wait_for_function(f"() => ({value})() === undefined")
 
 
 def test_a_report_shows_nothing_of_other_workflows_or_broken_records(graph):

@@ -474,12 +474,13 @@ def test_the_report_of_a_latent_that_its_model_did_not_make_has_no_numbers(
     report = pack_module("nodes.report").Report
     first = cache_reuse(tiny_flux)
     other = {"samples": sample(cache_reuse(first), steps=6)}
-    assert "has not been sampled with" in report.execute(first, other).args[1]
+    assert "was not made by a run of this model" in report.execute(first, other).args[1]
     sample(first, steps=9)
     out = report.execute(first, other)
-    assert "none of this model's last runs made this latent" in out.args[1]
+    assert "was not made by a run of this model" in out.args[1] and out.args[3] is None
+    assert "Connect the model output of the last RAPID node" in out.args[1]
     assert not any(character.isdigit() for character in out.args[1])
-    assert out.ui["rapid_record"] == out.ui["rapid_map"] == []
+    assert out.ui["rapid_record"] == out.ui["rapid_summary"] == out.ui["rapid_map"] == []
     assert json.loads(out.ui["rapid_reason"][0])["code"] == "other_latent"
 
 

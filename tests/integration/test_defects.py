@@ -374,7 +374,7 @@ def test_a_report_that_cannot_be_drawn_passes_the_latent_on(
     model = patched(tiny_flux, "accelerate 2")
     latent = {"samples": sample(model, steps=4)}
     monkeypatch.setattr(pack_module("nodes.report"), "draw", fail)
-    passed, words, picture = comfy_host.run_node("RAPID_Report", model=model, latent=latent)
+    passed, words, picture, _ = comfy_host.run_node("RAPID_Report", model=model, latent=latent)
     assert passed is latent and "RuntimeError: a mistake in the report" in words
     assert picture.shape[-1] == 3
 

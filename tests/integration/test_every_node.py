@@ -39,8 +39,8 @@ def reported(comfy_host, run):
 
     def reported(model, latent):
         latents = {"samples": latent}
-        passed, text, picture = run("RAPID_Report", model=model, latent=latents)
-        assert passed["samples"] is latent and text.startswith("RAPID")
+        passed, text, picture, few = run("RAPID_Report", model=model, latent=latents)
+        assert passed["samples"] is latent and text.startswith("RAPID") and few["seconds"] > 0
         assert picture.ndim == 4 and picture.shape[-1] == 3
         node = comfy_host.nodes.NODE_CLASS_MAPPINGS["RAPID_Report"].PREPARE_CLASS_CLONE(None)
         (record,) = node.execute(model=model, latent=latents).ui["rapid_record"]
@@ -161,9 +161,16 @@ def test_a_calibration_makes_a_file_that_accelerate_goes_by(run, reported, tiny_
     check_saving(reported(model, sample(model, steps=STEPS)), STEPS)
 
 
+def test_two_pictures_are_compared(run):
+    a, b = torch.zeros(1, 16, 16, 3), torch.full((1, 16, 16, 3), 0.01)
+    where, said = run("RAPID_Compare", picture_a=a, picture_b=b)
+    assert where.shape == a.shape and said.startswith("PSNR 40.0 dB, SSIM 0.")
+
+
 def test_all_nodes_are_run_here(comfy_host, pack):
     nodes = {NODES[name][0] for name in ("accelerate 2", "skip", "region", "sparse")}
     others = {"RAPID_LoadPolicy", "RAPID_Calibrate", "RAPID_PolicySampler", "RAPID_Report"}
     others |= {"RAPID_LoadLuminaNext", "RAPID_LoadLuminaNextText"}  # in test_lumina_next.py
+    others.add("RAPID_Compare")
     offered = {name for name in comfy_host.pack_nodes() if name.startswith("RAPID_")}
     assert offered == nodes | others

@@ -17,6 +17,7 @@ REQUIRED = {
     "RAPID_Report": ["model", "latent"],
     "RAPID_LoadLuminaNext": ["model_name"],
     "RAPID_LoadLuminaNextText": ["text_encoder"],
+    "RAPID_Compare": ["picture_a", "picture_b"],
 }
 SHOWN = {  # what is not folded away
     "RAPID_Accelerate": ["model", "speedup", "mode", "closeness", "policy"],
@@ -43,6 +44,7 @@ SHOWN = {  # what is not folded away
     "RAPID_Report": ["model", "latent", "picture"],
     "RAPID_LoadLuminaNext": ["model_name"],
     "RAPID_LoadLuminaNextText": ["text_encoder"],
+    "RAPID_Compare": ["picture_a", "picture_b", "record_a", "record_b", "blind"],
 }
 OLD = [
     ("RAPID_CacheReuse", "level", "hold", "skip"),
@@ -194,7 +196,10 @@ def test_values_that_come_over_links_are_checked_when_they_are_known(nodes, node
 
 
 @pytest.mark.parametrize(
-    "node_id", sorted(set(REQUIRED) - {"RAPID_LoadPolicy", "RAPID_Calibrate", "RAPID_Report"})
+    "node_id",
+    sorted(
+        set(REQUIRED) - {"RAPID_LoadPolicy", "RAPID_Calibrate", "RAPID_Report", "RAPID_Compare"}
+    ),
 )
 def test_an_api_client_may_leave_out_all_that_has_a_default(validate, node_id):
     if "model" in REQUIRED[node_id]:

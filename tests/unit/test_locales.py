@@ -96,5 +96,21 @@ def test_every_word_of_the_page_is_in_the_table_and_every_entry_is_used(words, s
     used = set(re.findall(r'word\(\s*"(\w+)"', scripts))
     assert len(used) > 15 and used <= set(table["report"])
     assert [k for k in table["report"] if f'"{k.removesuffix("_before")}"' not in scripts] == []
+    assert [k for k in table["compare"] if f'"compare.{k}"' not in scripts] == []
     assert set(table["status"]) == {"finished", "interrupted", "failed"}
     assert set(table["verdict"]) == {verdict(40.0), verdict(35.0), verdict(0.0)}
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["28/28 · 15 skipped · 2.2x", "3/28 · 1.5 skipped · 2 in part · 1.4x", "9.5 pictures · done"]
+    + ["3.5 of 40 pictures · 12 min left", "1/8 · 0 skipped · 1.0x"],
+)
+def test_the_parts_of_the_line_on_a_node_are_those_that_the_page_translates(words, line):
+    """The server says them in English; web/words.js knows them by this table."""
+    parts = [part for part in line.split(" · ") if "/" not in part]
+    known = [
+        re.compile(PARAMETER.sub(".+", re.escape(value).replace(r"\{", "{").replace(r"\}", "}")))
+        for value in words["en"]["rapid"]["line"].values()
+    ]
+    assert all(any(pattern.fullmatch(part) for pattern in known) for part in parts)

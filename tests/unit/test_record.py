@@ -172,15 +172,16 @@ def test_what_has_another_batch_cannot_be_sliced():
     assert error.value.reason == Reason(ReasonCode.OTHER_ROWS, given=3, expected=4)
 
 
-def test_a_run_of_which_nobody_knows_what_it_made_is_found_until_the_next_one():
-    """As one that could not be planned: it says why."""
+def test_a_run_of_which_nobody_knows_what_it_made_says_what_went_wrong_until_the_next_one():
+    """As one that could not be planned. Its numbers are shown for no latent."""
     log = RunLog()
-    log.add(record(fingerprint=""))
-    assert log.find("b").fingerprint == "" and log.find("b", other=False) is None
-    log.add(replace(record(fingerprint=""), status="failed"))
-    assert log.find("b") is None
+    why = Reason(ReasonCode.NOT_PLANNED, error="a mistake")
+    log.add(replace(record(fingerprint=""), notes=(Reason(ReasonCode.AR_VIDEO), why)))
+    assert log.failure() == why and log.find("b") is None and log.find("") is None
+    log.add(replace(record(fingerprint=""), status="failed", notes=(why,)))
+    assert log.failure() is None
     log.add(record(fingerprint="a"))
-    assert log.find("b") is None and log.find("") is None
+    assert log.failure() is None and RunLog().failure() is None
 
 
 def test_fingerprints_are_of_parts_as_the_host_packs_them_and_of_what_it_hands_on_in_half_precision():
