@@ -2,7 +2,8 @@
 evaluation costs.
 
 A family is told by the class name of the host's `diffusion_model` and by attributes; nothing here
-imports ComfyUI.
+imports ComfyUI. A model that lacks what is read of its family is of no family that is known: its
+whole evaluations can be skipped all the same.
 """
 
 from __future__ import annotations
@@ -62,6 +63,15 @@ class Architecture:
     def hookless(self) -> bool:
         """Whether some blocks have no hook of the host's."""
         return any(not group.name for group in self.groups)
+
+    def fits(self, model: Any) -> bool:
+        """Whether a model has everything that is read of a model of this family: AuraFlow's MMDiT
+        has another model's class name, and a newer host may have renamed an attribute."""
+        try:
+            blocks = [len(getattr(model, group.attribute)) for group in self.groups]
+            return self.width(model) > 0 and self.patch(model) > 0 and all(blocks)
+        except (AttributeError, IndexError, TypeError, ValueError):
+            return False
 
     def width(self, model: Any) -> int:
         """Channels of a token between the blocks."""
@@ -195,10 +205,11 @@ _FAMILIES = {
 
 
 def describe(model: Any) -> Architecture | None:
-    """Family of a host's `diffusion_model`; None where the family is not in the table."""
+    """Family of a host's `diffusion_model`; None where the family is not in the table, or the model
+    is not as the table has it. Never raises."""
     family = _FAMILIES.get(type(model).__name__)
-    if family is FLUX and getattr(model.params, "global_modulation", False):
-        return FLUX2
-    if family is LUMINA2 and model.pad_tokens_multiple:
-        return Z_IMAGE
-    return family
+    if family is FLUX and getattr(getattr(model, "params", None), "global_modulation", False):
+        family = FLUX2
+    if family is LUMINA2 and getattr(model, "pad_tokens_multiple", None):
+        family = Z_IMAGE
+    return family if family is not None and family.fits(model) else None
