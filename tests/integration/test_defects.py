@@ -536,10 +536,6 @@ def video_with_audio():
     model = LTX_AUDIO.build()
     parts = (torch.zeros(1, 128, 6, 10, 16), torch.zeros(1, 8, 30, 16))
 
-    def conditioning(seed):
-        text = torch.randn(1, 8, 7680, generator=torch.Generator().manual_seed(seed))
-        return [[text, {"frame_rate": 25}]]
-
     def run(model, cfg=1.0, steps=16):
         latent = comfy.nested_tensor.NestedTensor(list(parts))
         noise = comfy.sample.prepare_noise(latent, 0)
@@ -551,8 +547,8 @@ def video_with_audio():
                 cfg,
                 "euler",
                 "simple",
-                conditioning(0),
-                conditioning(1),
+                LTX_AUDIO.conditioning(0),
+                LTX_AUDIO.conditioning(1),
                 latent,
                 disable_pbar=True,
                 seed=0,

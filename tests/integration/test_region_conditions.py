@@ -4,7 +4,7 @@ joined and split ones, areas, controls that end, and where all tokens are comput
 import pytest
 import torch
 
-from rapid_testing.probe import probe
+from evaluation.probes import probe
 from rapid_testing.records import codes, the_note, the_reason
 from rapid_testing.sampling import make_conditioning, sample
 

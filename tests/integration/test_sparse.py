@@ -7,11 +7,11 @@ import gc
 import pytest
 import torch
 
+from evaluation.probes import probe, run_twice
 from rapid_testing.families import BUILT, FROM_FILES
 from rapid_testing.flops import flops_of
-from rapid_testing.probe import probe
 from rapid_testing.records import codes, the_note, the_reason
-from rapid_testing.sampling import empty_latent, make_conditioning, run_twice, sample
+from rapid_testing.sampling import empty_latent, make_conditioning, sample
 
 KINDS = FROM_FILES + BUILT
 
