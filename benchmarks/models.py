@@ -194,9 +194,14 @@ class Bench:
             raise RuntimeError(f"the second evaluation was full: {self.why(self.record(patched))}")
         return difference([first], [second])
 
-    def of_batch(self, tiny: Any, model: Any) -> dict[str, float]:
-        """How a batch of two differs from two pictures: of a full run, and with RAPID Accelerate."""
-        found = {}
+    def of_batch(self, tiny: Any, model: Any) -> dict[str, Any]:
+        """How a batch of two differs from two pictures: of a full run, and with RAPID Accelerate; or
+        why the host draws none."""
+        found: dict[str, Any] = {}
+        try:
+            tiny.sample(model, steps=1, cfg=CFG, batch=2)
+        except Exception as error:
+            return {"host": said(error)}
         for name, one in (("full", model), ("accelerate", self.patched(model, "accelerate"))):
             both = tiny.sample(one, steps=STEPS, cfg=CFG, batch=2)
             alone = [tiny.sample(one, steps=STEPS, cfg=CFG, first=i) for i in range(2)]
@@ -259,10 +264,14 @@ def run(host: Comfy, args: Namespace) -> str:
 
     bench = Bench(host, host.load_pack(host.base / "custom_nodes" / "rapid"))
     path = args.out / "models.json"
-    rows = []
+    rows: list[dict[str, Any]] = []
+    if args.only and path.is_file():
+        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
     for name in args.only or here():
-        rows.append(bench.row(name))
-        for line in errors(rows[-1]):
+        row = bench.row(name)
+        rows = [other for other in rows if other["class"] != name] + [row]
+        rows.sort(key=lambda one: here().index(one["class"]))
+        for line in errors(row):
             print(line, flush=True)
         comfy.model_management.unload_all_models()
         gc.collect()
@@ -278,7 +287,13 @@ def main() -> None:
     flags = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     flags.add_argument("--base", type=Path, required=True)
     flags.add_argument("--out", type=Path, default=Path("bench_output"))
-    flags.add_argument("--only", nargs="+", default=[], metavar="CLASS", help="only these classes")
+    flags.add_argument(
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="CLASS",
+        help="these alone; rows of others in the file stay",
+    )
     args = flags.parse_args()
     torch.set_num_threads(1)
     print(run(import_comfy(args.base), args))

@@ -347,9 +347,7 @@ _HYDIT = dict(
 
 TINY: dict[str, HostModel] = {
     # Image.
-    "Flux": HostModel(
-        "FLUX.1 dev, Krea, Kontext, Fill, Ovis-Image", "image", FamilyModel("Flux", _FLUX)
-    ),
+    "Flux": HostModel("FLUX.1 dev, Krea, Kontext", "image", FamilyModel("Flux", _FLUX)),
     "FluxInpaint": HostModel(
         "FLUX.1 Fill", "image", FamilyModel("FluxInpaint", {**_FLUX, "in_channels": 96})
     ),
