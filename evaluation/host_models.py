@@ -363,7 +363,10 @@ TINY: dict[str, HostModel] = {
         ),
     ),
     "Flux2": HostModel(
-        "FLUX.2 dev, klein", "image", FamilyModel("Flux2", _FLUX2, latent=(128, 8, 12))
+        "FLUX.2 dev, klein",
+        "image",
+        FamilyModel("Flux2", _FLUX2, latent=(128, 8, 12)),
+        "sparse attention, for which 96 image tokens beside 512 of text are too few",
     ),
     "SD3": HostModel(
         "SD3, SD3.5",

@@ -106,7 +106,11 @@ _FLUX_STACK = (
 _FLUX_WEIGHTS = (*_STREAMS, ("adaLN", ONCE), ("single_blocks", BOTH), ("final_layer", IMAGE))
 
 FLUX = Architecture(
-    "flux", "FLUX.1 dev, schnell, Kontext, Fill, Krea", (_FLUX_STACK,), _FLUX_WEIGHTS, measured=True
+    "flux",
+    "FLUX.1 dev, schnell, Kontext, Fill, Krea, LongCat-Image",
+    (_FLUX_STACK,),
+    _FLUX_WEIGHTS,
+    measured=True,
 )
 FLUX2 = Architecture("flux2", "FLUX.2 dev, klein", (_FLUX_STACK,), _FLUX_WEIGHTS)
 CHROMA = Architecture(
@@ -114,7 +118,7 @@ CHROMA = Architecture(
 )
 HUNYUAN = Architecture(
     "hunyuan_video",
-    "HunyuanVideo",
+    "HunyuanVideo, HunyuanVideo 1.5, SkyReels, HunyuanImage 2.1",
     (_FLUX_STACK,),
     (
         ("adaLN", ONCE),
@@ -154,7 +158,7 @@ QWEN = Architecture(
 )
 WAN = Architecture(
     "wan",
-    "Wan 2.1, Wan 2.2 (not VACE, Camera, S2V, Animate)",
+    "Wan 2.1, Wan 2.2, Fun Control, FlowRVS (not VACE, Camera, S2V, Animate, HuMo, SCAIL, WanDancer, causal)",
     ((Group("double_block", "blocks", ALONE, (IMAGE, TEXT)),),),
     (
         ("cross_attn.k", TEXT),
