@@ -24,7 +24,10 @@ HEAD = (
     "| models | name in policy files | skipped steps | some tokens, sparse attention, reused blocks "
     "| quality |\n|---|---|---|---|---|\n"
 )
-OTHER = "| any other model that ComfyUI samples | its class | yes | no, computed in full | not measured |\n"
+OTHER = (
+    "| [any other model that ComfyUI samples](docs/results/models.md) | its class | yes | no, computed in full "
+    "| not measured |\n"
+)
 
 
 def table() -> str:

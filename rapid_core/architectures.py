@@ -2,7 +2,8 @@
 evaluation costs.
 
 A family is told by the class name of the host's `diffusion_model` and by attributes; nothing here
-imports ComfyUI.
+imports ComfyUI. A model that lacks what is read of its family is of no family that is known: its
+whole evaluations can be skipped all the same.
 """
 
 from __future__ import annotations
@@ -63,6 +64,15 @@ class Architecture:
         """Whether some blocks have no hook of the host's."""
         return any(not group.name for group in self.groups)
 
+    def fits(self, model: Any) -> bool:
+        """Whether a model has everything that is read of a model of this family: AuraFlow's MMDiT
+        has another model's class name, and a newer host may have renamed an attribute."""
+        try:
+            blocks = [len(getattr(model, group.attribute)) for group in self.groups]
+            return self.width(model) > 0 and self.patch(model) > 0 and all(blocks)
+        except (AttributeError, IndexError, TypeError, ValueError):
+            return False
+
     def width(self, model: Any) -> int:
         """Channels of a token between the blocks."""
         return int(getattr(model, self.hidden))
@@ -96,7 +106,11 @@ _FLUX_STACK = (
 _FLUX_WEIGHTS = (*_STREAMS, ("adaLN", ONCE), ("single_blocks", BOTH), ("final_layer", IMAGE))
 
 FLUX = Architecture(
-    "flux", "FLUX.1 dev, schnell, Kontext, Fill, Krea", (_FLUX_STACK,), _FLUX_WEIGHTS, measured=True
+    "flux",
+    "FLUX.1 dev, schnell, Kontext, Fill, Krea, LongCat-Image",
+    (_FLUX_STACK,),
+    _FLUX_WEIGHTS,
+    measured=True,
 )
 FLUX2 = Architecture("flux2", "FLUX.2 dev, klein", (_FLUX_STACK,), _FLUX_WEIGHTS)
 CHROMA = Architecture(
@@ -104,7 +118,7 @@ CHROMA = Architecture(
 )
 HUNYUAN = Architecture(
     "hunyuan_video",
-    "HunyuanVideo",
+    "HunyuanVideo, HunyuanVideo 1.5, SkyReels, HunyuanImage 2.1",
     (_FLUX_STACK,),
     (
         ("adaLN", ONCE),
@@ -144,7 +158,7 @@ QWEN = Architecture(
 )
 WAN = Architecture(
     "wan",
-    "Wan 2.1, Wan 2.2 (not VACE, Camera, S2V, Animate)",
+    "Wan 2.1, Wan 2.2, Fun Control, FlowRVS (not VACE, Camera, S2V, Animate, HuMo, SCAIL, WanDancer, causal)",
     ((Group("double_block", "blocks", ALONE, (IMAGE, TEXT)),),),
     (
         ("cross_attn.k", TEXT),
@@ -210,10 +224,11 @@ _FAMILIES = {
 
 
 def describe(model: Any) -> Architecture | None:
-    """Family of a host's `diffusion_model`; None where the family is not in the table."""
+    """Family of a host's `diffusion_model`; None where the family is not in the table, or the model
+    is not as the table has it. Never raises."""
     family = _FAMILIES.get(type(model).__name__)
-    if family is FLUX and getattr(model.params, "global_modulation", False):
-        return FLUX2
-    if family is LUMINA2 and model.pad_tokens_multiple:
-        return Z_IMAGE
-    return family
+    if family is FLUX and getattr(getattr(model, "params", None), "global_modulation", False):
+        family = FLUX2
+    if family is LUMINA2 and getattr(model, "pad_tokens_multiple", None):
+        family = Z_IMAGE
+    return family if family is not None and family.fits(model) else None

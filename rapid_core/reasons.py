@@ -49,6 +49,7 @@ class ReasonCode(Enum):
     SEVERAL_GPUS = "several_gpus"
     EASYCACHE = "easycache"
     BLOCKS_UNKNOWN = "blocks_unknown"
+    BLOCKS_UNREAD = "blocks_unread"
     BLOCK_REPLACED = "block_replaced"
     BLOCKS_PATCHED = "blocks_patched"
     CALLED_AGAIN = "called_again"

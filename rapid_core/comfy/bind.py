@@ -15,8 +15,6 @@ from comfy.patcher_extension import (
 )
 from torch import Tensor
 
-from ..architectures import describe
-from ..cost import CostModel
 from ..engine.evaluation import Evaluation
 from ..engine.kv import KVStore
 from ..engine.plan import RunPlan
@@ -65,16 +63,15 @@ class BoundRun:
         self.node = node
         self.base = guider.model_patcher.model
         model = self.base.diffusion_model
-        architecture = describe(model)
+        architecture = plan.architecture
         self.architecture = architecture
         self.model = model
         tap = _tap(plan, guider)
         self.run = Run(plan, tap, mask)
         self.recorder = RunRecorder(self.run, tuple(p.to_record() for p in plan.policies))
-        cost = None if architecture is None else CostModel(model, architecture)
         store = _key_store(plan)
         residual = _residual(plan)
-        self.batched = BatchedModel(self.run, model, architecture, cost, store, residual)
+        self.batched = BatchedModel(self.run, model, architecture, plan.cost, store, residual)
         self.conditions = Conditions(self.run, architecture, model, store, residual)
         self.current: Evaluation | None = None
         self.in_full = False  # within a call that is computed in full, whatever was decided

@@ -162,8 +162,9 @@ def outer_sample(
     prepared = prepare(chain, guider, noise, sampler, sigmas, denoise_mask, named)
     if prepared is None:
         return executor(*given, callback, *args, **named)
-    check_channels(guider.model_patcher.model, noise)
     bound, options, lesson = prepared
+    if bound.architecture is not None:
+        check_channels(guider.model_patcher.model, noise)
 
     def passed(step: int, *rest: Any) -> Any:
         bound.run.counter.passed(step)
@@ -268,10 +269,9 @@ def ended_by(error: BaseException) -> str:
 
 def check_channels(model: Any, noise: Tensor) -> None:
     """Raise ValueError for a latent of another model family; the host would fail inside a matrix
-    product."""
+    product. model: of a family that is known."""
     accepted = getattr(getattr(model, "latent_format", None), "latent_channels", None)
-    known = describe(model.diffusion_model) is not None
-    if known and accepted and noise.ndim == 4 and noise.shape[1] != accepted:
+    if accepted and noise.ndim == 4 and noise.shape[1] != accepted:
         raise ValueError(
             f"RAPID: a latent of {noise.shape[1]} channels was given; {type(model).__name__} takes "
             f"{accepted}. Use an empty latent node or a VAE of this model's family."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 from ..architectures import describe
 from ..cost import CostModel
 from ..engine.plan import CondFacts, HostFacts
+from ..reasons import ReasonCode
 from ..types import Reason
 from . import blocks
 from .block_table import block_table
@@ -31,24 +33,15 @@ def host_facts(
     latent."""
     patcher = guider.model_patcher
     model = patcher.model.diffusion_model
-    architecture = describe(model)
     shape = tuple(noise.shape)
+    parts = parts_of(latent_shapes)
+    known, unread = _known(model, shape, parts, guider.model_options)
+    architecture = known.get("architecture")
     name = sampler_name(sampler)
     conds = [c for list_name in evaluated(guider, name) for c in guider.conds[list_name]]
     cast = None
     if hasattr(patcher.model, "manual_cast_dtype"):
         cast = patcher.get_model_object("manual_cast_dtype")  # patches of it are not applied yet
-    known: dict[str, Any] = {}
-    if architecture is not None:
-        known = {
-            "cost": CostModel(model, architecture),
-            "patch": architecture.patch(model),
-            "image_tokens": architecture.image_tokens(model, shape),
-            "blocks": len(block_table(architecture, model)),
-            "blocks_refused": blocks.foreign_block(
-                _replaced(guider.model_options), architecture, model
-            ),
-        }
     schedule = tuple(sigmas.tolist())
     sampling = patcher.get_model_object("model_sampling")  # patches of it are not applied yet
     return HostFacts(
@@ -57,19 +50,44 @@ def host_facts(
         sampler=name,
         sampler_kind=sampler_kind(sampler, schedule),
         model_name=type(model).__name__,
-        architecture=architecture,
         conds=tuple(_cond(c, architecture, model) for c in conds),
         element=(cast or patcher.model.get_dtype()).itemsize,
         device_memory=comfy.model_management.get_total_memory(patcher.load_device),
         device_type=patcher.load_device.type,
         sigma_at=lambda percent: float(sampling.percent_to_sigma(percent)),
-        parts=parts_of(latent_shapes),
+        parts=parts,
         features_refused=partial(
             why_blind, architecture=architecture, model=model, shape=shape, guider=guider
         ),
-        notes=notes,
+        notes=notes if unread is None else (*notes, unread),
         **known,
     )
+
+
+def _known(
+    model: Any, shape: tuple[int, ...], parts: tuple[slice, ...], options: dict
+) -> tuple[dict[str, Any], Reason | None]:
+    """Facts of the model's tokens, blocks and cost, none where its class or its latents are not
+    known; and why, where they could not be read. The one place where a model is looked into before a
+    run: whatever it lacks, whole evaluations can be skipped."""
+    try:
+        architecture = describe(model)
+        if architecture is None or parts or len(shape) not in (4, 5):
+            return {}, None
+        facts = {
+            "architecture": architecture,
+            "cost": CostModel(model, architecture),
+            "patch": architecture.patch(model),
+            "image_tokens": architecture.image_tokens(model, shape),
+            "blocks": len(block_table(architecture, model)),
+            "blocks_refused": blocks.foreign_block(_replaced(options), architecture, model),
+        }
+        return facts, None
+    except Exception as error:
+        name = type(model).__name__
+        logging.exception("RAPID: the blocks of %s could not be read", name)
+        why = f"{type(error).__name__}: {error}"
+        return {}, Reason(ReasonCode.BLOCKS_UNREAD, model=name, error=why)
 
 
 def evaluated(guider: Any, sampler: str) -> list[str]:

@@ -95,6 +95,10 @@ class RunPlan:
     sampler: str = "euler"
     sampler_kind: SamplerKind = SamplerKind.EULER
     family: str = ""
+    architecture: Architecture | None = None
+    """None where tokens and blocks of the model are not known."""
+    cost: CostModel | None = None
+    """None where evaluations are counted, and not FLOPs."""
     modes: frozenset[Mode] = frozenset((Mode.RUN,))
     prediction_order: int = 0
     history: int = 0
@@ -191,6 +195,8 @@ def plan_run(policies: Sequence[Policy], facts: HostFacts) -> RunPlan:
         sampler=facts.sampler,
         sampler_kind=facts.sampler_kind,
         family=family,
+        architecture=facts.architecture,
+        cost=facts.cost,
         modes=frozenset().union(*(need.modes for need in needs)),
         prediction_order=max((need.prediction_order for need in needs), default=0),
         error_estimates=any(need.error_estimates for need in needs),

@@ -205,7 +205,7 @@ def test_on_a_model_of_no_known_family_whole_evaluations_are_skipped_all_the_sam
     accelerate, record_of, tiny_sd3, monkeypatch, pack_module
 ):
     wanted = sample(accelerate(tiny_sd3, 2.0), steps=STEPS, cfg=2.0)
-    for name in ("rapid_core.comfy.bind", "rapid_core.comfy.chain", "rapid_core.comfy.facts"):
+    for name in ("rapid_core.comfy.chain", "rapid_core.comfy.facts"):
         monkeypatch.setattr(pack_module(name), "describe", lambda model: None)
     patched = accelerate(tiny_sd3, 2.0)
     assert torch.equal(sample(patched, steps=STEPS, cfg=2.0), wanted)

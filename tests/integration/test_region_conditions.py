@@ -4,7 +4,7 @@ joined and split ones, areas, controls that end, and where all tokens are comput
 import pytest
 import torch
 
-from rapid_testing.probe import probe
+from evaluation.probes import probe
 from rapid_testing.records import codes, the_note, the_reason
 from rapid_testing.sampling import make_conditioning, sample
 
@@ -122,7 +122,7 @@ def test_with_an_area_all_tokens_are_computed_with_the_reason(
 def test_an_unknown_model_is_computed_in_full_with_the_reason(
     tiny_model, region, record_of, pack_module, monkeypatch
 ):
-    for name in ("facts", "bind", "chain"):
+    for name in ("facts", "chain"):
         module = pack_module(f"rapid_core.comfy.{name}")
         monkeypatch.setattr(module, "describe", lambda model: None)
     patched = region(tiny_model)

@@ -4,10 +4,10 @@ gives what all of them give, on every family, and costs what is said."""
 import pytest
 import torch
 
+from evaluation.probes import choosing, falsifier, probe, run_twice, some_tokens
 from rapid_testing.families import BUILT, FAMILIES, FROM_FILES
 from rapid_testing.flops import flops_of
-from rapid_testing.probe import choosing, falsifier, probe, some_tokens
-from rapid_testing.sampling import make_conditioning, run_twice
+from rapid_testing.sampling import make_conditioning
 
 KINDS = FROM_FILES + BUILT
 CLOSE = 1e-5  # of the largest value

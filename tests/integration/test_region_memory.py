@@ -7,7 +7,7 @@ import weakref
 import pytest
 import torch
 
-from rapid_testing.probe import kept_tensors
+from evaluation.probes import kept_tensors
 from rapid_testing.records import codes, the_note
 from rapid_testing.sampling import make_conditioning, sample
 

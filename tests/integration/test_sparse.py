@@ -7,11 +7,11 @@ import gc
 import pytest
 import torch
 
+from evaluation.probes import probe, run_twice
 from rapid_testing.families import BUILT, FROM_FILES
 from rapid_testing.flops import flops_of
-from rapid_testing.probe import probe
 from rapid_testing.records import codes, the_note, the_reason
-from rapid_testing.sampling import empty_latent, make_conditioning, run_twice, sample
+from rapid_testing.sampling import empty_latent, make_conditioning, sample
 
 KINDS = FROM_FILES + BUILT
 
@@ -274,7 +274,7 @@ def test_attention_that_no_backend_makes_sparse_is_reported_as_dense(sparse, tin
 def test_an_unknown_model_is_computed_densely_and_says_so(
     sparse, tiny_flux, record_of, monkeypatch, pack_module
 ):
-    for name in ("facts", "bind", "chain"):
+    for name in ("facts", "chain"):
         module = pack_module(f"rapid_core.comfy.{name}")
         monkeypatch.setattr(module, "describe", lambda model: None)
     patched = sparse(tiny_flux, 0.4)

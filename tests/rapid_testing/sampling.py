@@ -76,38 +76,3 @@ def sample(
             **options,
         )
     return result.clone()  # an ordinary tensor again, for the test to do with as it likes
-
-
-def run_twice(model, latent, positive, negative, cfg, falsify=None, sigma=0.7, mask=None):
-    """The same latent and noise level evaluated twice within one run: (first, second)."""
-    import comfy.sample
-    import comfy.samplers
-
-    x = torch.randn(latent, generator=torch.Generator().manual_seed(3))
-    seen = []
-
-    def function(wrapped, noise, sigmas, extra_args=None, callback=None, disable=None):
-        s = x.new_ones(x.shape[0]) * sigma
-        extra_args = {**extra_args, "denoise_mask": mask}
-        seen.append(wrapped(x, s, **extra_args).clone())
-        if falsify is not None:
-            falsify(extra_args["model_options"])
-        seen.append(wrapped(x, s, **extra_args).clone())
-        return seen[-1]
-
-    sigmas = torch.tensor([1.0, sigma, 0.0])
-    with torch.inference_mode():
-        comfy.sample.sample_custom(
-            model,
-            x,
-            cfg,
-            comfy.samplers.KSAMPLER(function),
-            sigmas,
-            positive,
-            negative,
-            torch.zeros_like(x),
-            noise_mask=mask,
-            disable_pbar=True,
-            seed=0,
-        )
-    return seen

@@ -116,7 +116,8 @@ def test_ci_runs_the_long_test_command_of_readme(repository):
 
 def test_every_file_that_the_page_on_the_code_names_is_there(repository):
     text = (repository / GLOSSARY).read_text(encoding="utf-8")
-    folders = ("nodes", "rapid_core", "training", "demo", "benchmarks", "devkit", "tests", "web")
+    folders = ("nodes", "rapid_core", "training", "evaluation", "demo", "benchmarks", "devkit")
+    folders = (*folders, "tests", "web")
     files = [path.as_posix() for folder in folders for path in (repository / folder).rglob("*.*")]
     files += [path.as_posix() for path in repository.glob("*.py")]
     lost = [

@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 import pytest
 
-from benchmarks import names, results
+from benchmarks import models, names, results
 from evaluation import rows, tables
 
 
@@ -47,6 +47,17 @@ def test_every_row_of_sparse_attention_is_in_its_table(name):
     made = results.TABLES[f"sparse_{name}"]().splitlines()
     rows = [row for row in results.load("sparse_demo") if row["model"] == name]
     assert len(made) == len(rows) + 2
+
+
+def test_every_model_class_is_in_a_table():
+    made = "".join(results.TABLES[name]() for name in results.TABLES if name.startswith("models_"))
+    lost = [row["class"] for row in results.load("models") if f"`{row['class']}`" not in made]
+    assert lost == []
+
+
+def test_no_model_class_fails_with_any_node():
+    failed = [line for row in results.load("models") for line in models.errors(row)]
+    assert failed == []
 
 
 def test_every_paired_difference_is_in_a_table():

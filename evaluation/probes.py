@@ -1,5 +1,5 @@
-"""Policies whose answers are a function of what they see, for tests that say themselves what is
-computed; and what a run of theirs holds."""
+"""Policies whose answers are a function of what they see, for runs that say themselves what is
+computed; what a run of theirs holds; and a run that evaluates the same latent twice."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ def probe(types: ModuleType, act: Callable[[Any], Any], **needs: Any) -> Any:
             return types.Requirements(**needs)
 
         def start(self, window, image=0):
+            del window, image
             return ProbeActor()
 
         def to_record(self):
@@ -82,3 +83,49 @@ def falsifier(pack_module: Callable[[str], ModuleType]) -> Callable[[dict], None
             tensor.mul_(1.5)
 
     return falsify
+
+
+def run_twice(
+    model: Any,
+    latent: tuple[int, ...],
+    positive: Any,
+    negative: Any,
+    cfg: float,
+    falsify: Callable[[dict], None] | None = None,
+    sigma: float = 0.7,
+    mask: torch.Tensor | None = None,
+) -> list[torch.Tensor]:
+    """The same latent (B, C, ...) and noise level evaluated twice within one run: [first, second].
+    falsify: is given the run's model_options between the two."""
+    import comfy.sample
+    import comfy.samplers
+
+    x = torch.randn(latent, generator=torch.Generator().manual_seed(3))
+    seen = []
+
+    def function(wrapped, noise, sigmas, extra_args=None, callback=None, disable=None):
+        del noise, sigmas, callback, disable
+        s = x.new_ones(x.shape[0]) * sigma
+        extra_args = {**extra_args, "denoise_mask": mask}
+        seen.append(wrapped(x, s, **extra_args).clone())
+        if falsify is not None:
+            falsify(extra_args["model_options"])
+        seen.append(wrapped(x, s, **extra_args).clone())
+        return seen[-1]
+
+    sigmas = torch.tensor([1.0, sigma, 0.0])
+    with torch.inference_mode():
+        comfy.sample.sample_custom(
+            model,
+            x,
+            cfg,
+            comfy.samplers.KSAMPLER(function),
+            sigmas,
+            positive,
+            negative,
+            torch.zeros_like(x),
+            noise_mask=mask,
+            disable_pbar=True,
+            seed=0,
+        )
+    return seen
