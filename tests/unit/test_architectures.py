@@ -16,6 +16,7 @@ CLASSES = {
     "wan": "WanModel",
     "lumina2": "NextDiT",
     "z_image": "NextDiT",
+    "lumina_next": "LuminaNextDiT",
 }
 
 
