@@ -126,6 +126,86 @@ def differences(suite: str, of: str) -> str:
     return table(columns, in_order(rows))
 
 
+# The dial.
+def curve(of: str) -> str:
+    """Some places of the curve of every sampler, and where it is not monotone."""
+    shown = (1.2, 1.5, 2.0, 3.0, 4.0, 6.0)
+    data = json.loads((FOLDER / f"curve-{of}.json").read_text(encoding="utf-8"))
+    rows: dict[str, Row] = {}
+    for point in data["points"]:
+        row = rows.setdefault(point["sampler"], {"sampler": point["sampler"]})
+        row[f"{point['speedup']:g}x"] = point
+
+    def place(speedup: float) -> Callable[[Row], str]:
+        def cell(row: Row) -> str:
+            point = row[f"{speedup:g}x"]
+            return ", ".join(number(point[name]) for name in ("mean", "p5", "worst"))
+
+        return cell
+
+    def farther(row: Row) -> str:
+        lines = [line for line in data["violations"] if line.startswith(f"{row['sampler']}, ")]
+        return "; ".join(line.split(", ", 1)[1] for line in lines) or "nowhere"
+
+    columns = [
+        text("sampler", "sampler"),
+        *(Column(f"{speedup:g}x", place(speedup)) for speedup in shown),
+        Column("farther than a higher speed-up", farther),
+    ]
+    return table(columns, rows.values())
+
+
+def quality_mode(of: str) -> str:
+    """What mode quality gives of what is asked."""
+    data = json.loads((FOLDER / f"quality-{of}.json").read_text(encoding="utf-8"))
+
+    def range_of(row: Row) -> str:
+        low, high = row["computed_range"]
+        return f"{number(row['computed'])} ({low:.0f} to {high:.0f})"
+
+    columns = [
+        text("sampler", "sampler"),
+        Column("asked for", lambda row: f"{row['asked']} dB"),
+        text("prompts", "prompts"),
+        Column("computed of 28", range_of),
+        figure("mean", "psnr"),
+        figure("5th percentile", "psnr_p5"),
+        figure("worst", "psnr_worst"),
+        Column("at most 2 dB below", lambda row: f"{row['kept']:.0%}"),
+        figure("5th percentile, mode speed with as many computed", "speed_p5"),
+    ]
+    return table(columns, data["rows"])
+
+
+def few(of: str) -> str:
+    """One and two skipped evaluations in runs of few steps."""
+    names = {
+        "as_it_comes": "`speedup` 2 as it comes",
+        "full_picture": "skipped and predicted (`even_so`)",
+        "best_picture": "the same, `aim` best picture",
+        "fewer_euler": "as many fewer Euler steps",
+    }
+    rows = [
+        {**row, "steps": int(row["suite"].rsplit("_", 1)[1])}
+        for row in load("dial_few")
+        if row["model"] == of and row["method"] in names
+    ]
+    columns = [
+        text("steps", "steps"),
+        Column("skipped", lambda row: row["target"].removesuffix(" skipped")),
+        Column("method", lambda row: names[row["method"]]),
+        text("prompts", "prompts"),
+        figure("computed", "computed"),
+        Column("to the full picture", to_full),
+        Column("worst", worst),
+        CONVERGED,
+    ]
+    order = list(names)
+    return table(
+        columns, sorted(rows, key=lambda r: (r["steps"], r["target"], order.index(r["method"])))
+    )
+
+
 # Samplers.
 def samplers(of: str) -> str:
     """Every sampler of the host with RAPID Accelerate as it comes, on the model `of`."""
@@ -530,6 +610,12 @@ TABLES: dict[str, Callable[[], str]] = {
     "dial_sd3": lambda: quality("dial", "sd3", suite="dial_speed"),
     "dial_differences_flux": lambda: differences("dial_speed", "flux"),
     "dial_differences_sd3": lambda: differences("dial_speed", "sd3"),
+    "curve_flux": lambda: curve("flux"),
+    "curve_sd3": lambda: curve("sd3"),
+    "quality_flux": lambda: quality_mode("flux"),
+    "quality_sd3": lambda: quality_mode("sd3"),
+    "few_flux": lambda: few("flux"),
+    "few_sd3": lambda: few("sd3"),
     "accelerate_clock": accelerate_clock,
     "policy_flux": lambda: quality("policy_flux", "flux"),
     "policy_sd3": lambda: quality("policy_sd3", "sd3"),

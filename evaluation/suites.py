@@ -270,12 +270,14 @@ class Suite:
         computed = round(sampled.computed / len(numbers))
         return Drawn(sampled.latent, sampled.seconds / len(numbers), computed)
 
-    def run(self, methods: list[Method], share: tuple[int, int] = (0, 1)) -> None:
+    def run(
+        self, methods: list[Method], share: tuple[int, int] = (0, 1), first: int | None = None
+    ) -> None:
         """Draw every picture that is not in the log yet, a few prompts at a time with all methods,
         so that a suite that is stopped has them all of the same prompts; those that follow the
         pictures of others (`late`) come last. share: (number, of how many) of the process, where
-        several draw for one log."""
-        jobs = self._jobs(methods, share)
+        several draw for one log; first: prompts that are drawn, None for all."""
+        jobs = self._jobs(methods, share, len(self.prompts) if first is None else first)
         models = {method.key: method.patch(self.subject.model) for method, _ in jobs}
         with tqdm(
             total=sum(len(numbers) for _, numbers in jobs),
@@ -291,11 +293,11 @@ class Suite:
                     bar.update(len(group))
 
     def _jobs(
-        self, methods: list[Method], share: tuple[int, int]
+        self, methods: list[Method], share: tuple[int, int], first: int
     ) -> list[tuple[Method, list[int]]]:
         """Methods and the pictures of each that are to be drawn, in order."""
         there = {(p.method, p.seed) for p in self.done()}
-        parts = batches(range(len(self.prompts)))[share[0] :: share[1]]
+        parts = batches(range(min(first, len(self.prompts))))[share[0] :: share[1]]
         jobs = []
         for late in (False, True):
             now = [method for method in methods if method.late == late]

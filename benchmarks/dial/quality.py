@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Sequence
 from statistics import mean
 from typing import Any
 
 from benchmarks.dial.bench import Bench, close, computed, of_method, on_sampler, predicted
+from evaluation.files import write_text
 from evaluation.rows import Row, Spread
 from evaluation.suites import Method, Picture, Suite
 
@@ -34,12 +36,15 @@ def draw(bench: Bench, kind: str) -> tuple[list[Row], list[str]]:
         if len(pictures) == len(suite.prompts):  # else of a process that draws a share
             rivals |= {m.key: m for m in as_many(bench, suite, method.sampler, computed(pictures))}
     suite.run(list(rivals.values()), share)
-    lines = [
-        f"{kind}: {line}"
+    found = [
+        row
         for sampler in samplers
         for decibels in asked
-        for line in verdict(suite, sampler, decibels)
+        if (row := figures(suite, sampler, decibels)) is not None
     ]
+    body = {"model": kind, "size": bench.scale.size, "rows": found}
+    write_text(bench.args.out / f"quality-{kind}.json", json.dumps(body, indent=1) + "\n")
+    lines = [f"{kind}: {line}" for row in found for line in words(row)]
     return bench.rows(suite), [*lines, *predicted(suite)]
 
 
@@ -75,28 +80,48 @@ def spread(pictures: Sequence[Picture]) -> Spread:
     return Spread.of([value for value in map(close, pictures) if value is not None])
 
 
-def verdict(suite: Suite, sampler: str, decibels: float) -> list[str]:
+def figures(suite: Suite, sampler: str, decibels: float) -> dict[str, Any] | None:
     """What was given of what was asked, and at equal mean evaluations by speed alone."""
     drawn = of_method(suite)
     pictures = drawn.get(f"quality_{sampler}/{decibels} dB", [])
     if not pictures:
-        return []
+        return None
     own = spread(pictures)
     values = [value for value in map(close, pictures) if value is not None]
-    kept = mean(value >= decibels - SHORT for value in values)
-    spent = computed(pictures)
-    lines = [
-        f"{sampler}, asked for {decibels} dB: {own.mean:.1f} dB in the mean, 5th percentile "
-        f"{own.p5:.1f}, worst {own.worst:.1f}; {kept:.0%} at {decibels - SHORT} dB or more; "
-        f"{spent:.2f} evaluations ({_range(pictures)})"
-    ]
-    rivals = [drawn.get(f"speed_{sampler}/{count} computed", []) for count in around(spent)]
+    each = [computed([picture]) for picture in pictures]
+    row = {
+        "sampler": sampler,
+        "asked": decibels,
+        "prompts": len(pictures),
+        "psnr": own.mean,
+        "psnr_p5": own.p5,
+        "psnr_worst": own.worst,
+        "kept": mean(value >= decibels - SHORT for value in values),
+        "computed": computed(pictures),
+        "computed_range": [min(each), max(each)],
+        "speed_p5": None,
+    }
+    rivals = [drawn.get(f"speed_{sampler}/{count} computed", []) for count in around(mean(each))]
     if all(rivals):
         counts = [computed(rival) for rival in rivals]
         fifths = [spread(rival).p5 or 0.0 for rival in rivals]
+        row["speed_p5"] = between(mean(each), counts, fifths)
+    return row
+
+
+def words(row: dict[str, Any]) -> list[str]:
+    """The same in lines."""
+    sampler, asked, spent = row["sampler"], row["asked"], row["computed"]
+    low, high = row["computed_range"]
+    lines = [
+        f"{sampler}, asked for {asked} dB: {row['psnr']:.1f} dB in the mean, 5th percentile "
+        f"{row['psnr_p5']:.1f}, worst {row['psnr_worst']:.1f}; {row['kept']:.0%} at "
+        f"{asked - SHORT} dB or more; {spent:.2f} evaluations ({low:.0f} to {high:.0f} a picture)"
+    ]
+    if row["speed_p5"] is not None:
         lines.append(
             f"{sampler}, speed alone at {spent:.2f} evaluations: 5th percentile "
-            f"{between(spent, counts, fifths):.1f} (of {', '.join(f'{n:.2f}' for n in counts)})"
+            f"{row['speed_p5']:.1f}"
         )
     return lines
 
@@ -107,8 +132,3 @@ def between(at: float, places: Sequence[float], values: Sequence[float]) -> floa
         return values[0]
     share = (at - places[0]) / (places[1] - places[0])
     return values[0] + share * (values[1] - values[0])
-
-
-def _range(pictures: Sequence[Picture]) -> str:
-    each = [computed([picture]) for picture in pictures]
-    return f"{min(each):.0f} to {max(each):.0f} a picture"

@@ -18,6 +18,7 @@ from evaluation.suites import FullRun, Method, Suite, unchanged
 
 TARGET = "2x"  # the node's default
 OURS = "as_it_comes"
+FIRST = 2  # prompts of every sampler
 
 
 def draw(bench: Bench, kind: str) -> tuple[list[Row], list[str]]:
@@ -31,7 +32,11 @@ def draw(bench: Bench, kind: str) -> tuple[list[Row], list[str]]:
     }
     run = [sampler for sampler in chosen if errors[sampler] is None]
     share = bench.args.share
-    suite.run([m for sampler in run for m in pair(sampler, node)], share)
+    pairs = {sampler: pair(sampler, node) for sampler in run}
+    suite.run([m for methods in pairs.values() for m in methods], share, first=FIRST)
+    # Where nothing is skipped, more prompts say no more.
+    skip = [sampler for sampler in run if not computes_all(suite, sampler)]
+    suite.run([m for sampler in skip for m in pairs[sampler]], share)
     rivals = [as_many(suite, sampler) for sampler in run]
     suite.run([method for method in rivals if method is not None], share)
     found = [figures(suite, sampler, errors[sampler]) for sampler in chosen]
@@ -40,6 +45,12 @@ def draw(bench: Bench, kind: str) -> tuple[list[Row], list[str]]:
     others = [row for row in others if (row["model"], row["sampler"]) not in keys(found)]
     write_text(path, json.dumps([*others, *found], indent=1) + "\n")
     return bench.rows(suite), [f"{kind}: {line(row)}" for row in found]
+
+
+def computes_all(suite: Suite, sampler: str) -> bool:
+    """Whether every picture of the node equals the sampler's own full one."""
+    drawn = of_method(suite).get(f"{OURS}_{sampler}/{TARGET}", [])
+    return bool(drawn) and all(picture.equal for picture in drawn)
 
 
 def names(asked: Sequence[str] | None, quick: bool) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from benchmarks import policy
 from benchmarks.dial.bench import Bench, predicted
@@ -22,13 +23,23 @@ WITH_POLICY = (2.0, 3.0, 4.0)  # where the plans of the shipped files are other 
 FEWER = {**SAMPLERS, "deis": 1, "ipndm": 1}
 
 
+def worth_telling(row: dict[str, Any]) -> bool:
+    """Whether a difference is towards what its method aims at; with a policy file only those to
+    the method without one."""
+    method = row["method"]
+    goal = "full" if method.startswith("full") else "converged"
+    plain = method.removesuffix("_policy")
+    return row["to"] == goal and (plain == method or row["against"] == plain)
+
+
 def draw(bench: Bench, kind: str, steps: int) -> tuple[list[Row], list[str]]:
     """The suite on a model: its rows, and verdicts."""
     args = bench.args
     suite = bench.suite("dial_speed", kind, 200, steps)
     suite.run(picked(list(methods(bench, suite)), args.methods), args.share)
     targets = [f"{speedup:g}x" for speedup in args.speedups]
-    differences = {"rows": suite.paired(OURS, targets)}
+    pairs = [row for row in suite.paired(OURS, targets) if worth_telling(row)]
+    differences = {"rows": pairs}
     path = args.out / f"differences-{suite.name}-{kind}.json"
     write_text(path, json.dumps(differences, indent=1) + "\n")
     return bench.rows(suite), [*suite.verdicts(OURS, targets), *predicted(suite)]
