@@ -48,6 +48,7 @@ class ReasonCode(Enum):
     CONTEXT_WINDOWS = "context_windows"
     SEVERAL_GPUS = "several_gpus"
     EASYCACHE = "easycache"
+    ONE_VIDEO = "one_video"
     BLOCKS_UNKNOWN = "blocks_unknown"
     BLOCKS_UNREAD = "blocks_unread"
     BLOCK_REPLACED = "block_replaced"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import comfy.model_base
 from comfy.patcher_extension import WrappersMP, get_wrappers_with_key
 
 from ..engine.evaluation import Evaluation
@@ -30,6 +31,8 @@ def check_host(bound: BoundRun, evaluation: Evaluation, model_options: dict) -> 
             # A part of the batch would be given what the patch keeps of other rows.
             evaluation.force_full(foreign, evaluation.images(Mode.SKIP))
         bound.give_up_tokens(foreign)
+    if evaluation.images(Mode.RUN) and _is_one_video(bound.base):
+        evaluation.force_full(Reason(ReasonCode.ONE_VIDEO), evaluation.images(Mode.SKIP))
     if refusals.no_hooks is not None:
         reused = evaluation.images(Mode.REUSE)
         evaluation.force_full(refusals.no_hooks, reused)
@@ -43,6 +46,12 @@ def check_host(bound: BoundRun, evaluation: Evaluation, model_options: dict) -> 
         easycache = Reason(ReasonCode.EASYCACHE)
         evaluation.force_full(easycache, evaluation.in_part())
         bound.give_up_tokens(easycache)
+
+
+def _is_one_video(base: Any) -> bool:
+    """Whether the rows of a batch are frames that attend to each other (SVD, SV3D)."""
+    kind = getattr(comfy.model_base, "SVD_img2vid", None)
+    return kind is not None and isinstance(base, kind)
 
 
 def whole_run(bound: BoundRun, model_options: dict) -> Iterator[Reason]:

@@ -222,3 +222,27 @@ def test_keys_and_values_that_nobody_would_read_are_not_kept(comfy_host, pack, t
     up[0] = 1e-4
     custom(patched, euler, up)
     assert record_of(patched).bytes < kept / 2 and record_of(patched).totals["computed"] == STEPS
+
+
+def test_frames_of_one_video_are_skipped_together(comfy_host, pack, pack_module):
+    """SVD's batch is a video, whose frames attend to each other."""
+    from evaluation.host_models import TINY
+    from evaluation.probes import probe
+
+    types = pack_module("rapid_core.types")
+    skip = types.Action(mode=types.Mode.SKIP)
+
+    def act(observation):
+        if observation.index == 4:
+            return skip if observation.image else types.FULL
+        return skip if observation.index == 6 else types.FULL
+
+    tiny = TINY["SVD_img2vid"].model
+    model = tiny.build()
+    policy = probe(types, act, modes=frozenset(types.Mode))
+    patched = pack_module("rapid_core.comfy.chain").attach(model, policy)
+    tiny.sample(patched, steps=8, batch=2)
+    record = patched.model_options["transformer_options"]["rapid"].log.records[-1]
+    modes = [e.modes for e in record.evaluations]
+    assert modes[4] == ("run",) * 2 and modes[6] == ("skip",) * 2
+    assert "one_video" in {reason.code for reason in record.evaluations[4].reasons}
