@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from benchmarks.dial.bench import Bench, Patch, computed, of_method
+from evaluation.batches import BATCH
 from evaluation.files import write_text
 from evaluation.rows import Row, Spread, interval
 from evaluation.suites import FullRun, Method, Suite, unchanged
@@ -69,11 +70,37 @@ def keys(rows: Sequence[dict[str, Any]]) -> set[tuple[str, str]]:
     return {(row["model"], row["sampler"]) for row in rows}
 
 
+# Pictures of these depend on their own noise alone, so that several may be drawn in a run.
+BATCHED = [
+    "euler",
+    "euler_cfg_pp",
+    "heun",
+    "heunpp2",
+    "exp_heun_2_x0",
+    "dpm_2",
+    "lms",
+    "dpmpp_2m",
+    "dpmpp_2m_cfg_pp",
+    "ipndm",
+    "ipndm_v",
+    "deis",
+    "res_multistep",
+    "res_multistep_cfg_pp",
+    "gradient_estimation",
+    "gradient_estimation_cfg_pp",
+    "uni_pc",
+    "uni_pc_bh2",
+    "ddim",
+]
+
+
 def method(name: str, sampler: str, patch: Patch = unchanged, steps: int | None = None) -> Method:
-    """A method beside the sampler's own full picture; one picture a run, since what noise some
-    samplers add depends on the batch."""
-    reference = FullRun(sampler, alone=True)
-    return Method(f"{name}_{sampler}", TARGET, patch, steps, sampler, reference, batch=1)
+    """A method beside the sampler's own full picture; one picture a run where what noise the sampler
+    adds may depend on the batch."""
+    alone = sampler not in BATCHED
+    reference = FullRun(sampler, alone=alone)
+    batch = 1 if alone else BATCH
+    return Method(f"{name}_{sampler}", TARGET, patch, steps, sampler, reference, batch=batch)
 
 
 def pair(sampler: str, node: Patch) -> list[Method]:
