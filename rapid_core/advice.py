@@ -22,6 +22,7 @@ SAID = {
     for code in (
         ReasonCode.FEW_STEPS,
         ReasonCode.SAMPLER_ADDS_NOISE,
+        ReasonCode.SAMPLER_SENSITIVE,
         ReasonCode.SIGMAS_RISE,
         ReasonCode.OTHER_SIGMAS,
         ReasonCode.PREDICTIONS_OFF,

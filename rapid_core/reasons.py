@@ -36,6 +36,7 @@ class ReasonCode(Enum):
     FEW_STEPS = "few_steps"
     SHORT_RUN = "short_run"
     SAMPLER_ADDS_NOISE = "sampler_adds_noise"
+    SAMPLER_SENSITIVE = "sampler_sensitive"
     OTHER_SIGMAS = "other_sigmas"
     PREDICTIONS_OFF = "predictions_off"
     LEARNS_NOW = "learns_now"

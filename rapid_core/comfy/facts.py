@@ -18,7 +18,7 @@ from ..types import Reason
 from . import blocks
 from .block_table import block_table
 from .features import why_blind
-from .sampler_facts import sampler_kind, sampler_name
+from .sampler_facts import is_sensitive, sampler_kind, sampler_name
 
 
 def host_facts(
@@ -49,6 +49,7 @@ def host_facts(
         sigmas=schedule,
         sampler=name,
         sampler_kind=sampler_kind(sampler, schedule),
+        sampler_sensitive=is_sensitive(sampler),
         model_name=type(model).__name__,
         conds=tuple(_cond(c, architecture, model) for c in conds),
         element=(cast or patcher.model.get_dtype()).itemsize,

@@ -56,6 +56,8 @@ class HostFacts:
     sigmas: tuple[float, ...]
     sampler: str = "euler"
     sampler_kind: SamplerKind = SamplerKind.EULER
+    sampler_sensitive: bool = False
+    """Whether the sampler makes small errors large."""
     model_name: str = "model"
     """Class of the diffusion model."""
     architecture: Architecture | None = None
@@ -234,6 +236,8 @@ def unsafe(facts: HostFacts) -> Reason | None:
         return Reason(ReasonCode.FEW_STEPS, steps=steps, few=FEW_STEPS)
     if facts.sampler_kind is SamplerKind.ADDS_NOISE:
         return Reason(ReasonCode.SAMPLER_ADDS_NOISE, sampler=facts.sampler)
+    if facts.sampler_sensitive:
+        return Reason(ReasonCode.SAMPLER_SENSITIVE, sampler=facts.sampler)
     return None
 
 

@@ -99,6 +99,19 @@ def test_every_sampler_of_the_host_is_known(facts):
     assert found == {name: KINDS[name] for name in found}
 
 
+def test_samplers_that_make_small_errors_large_are_known(facts):
+    """All of cfg++, which go along another derivative than they are given, and dpm_fast."""
+    import comfy.samplers
+
+    found = {
+        name
+        for name in comfy.samplers.SAMPLER_NAMES
+        if facts.is_sensitive(comfy.samplers.sampler_object(name))
+    }
+    wanted = {name for name in comfy.samplers.SAMPLER_NAMES if name.endswith("_cfg_pp")}
+    assert found == wanted | {"dpm_fast"}
+
+
 def test_every_sampler_of_the_host_is_said_by_its_name(facts):
     import comfy.samplers
 
@@ -152,6 +165,10 @@ def test_samplers_of_the_hosts_nodes_are_told_by_their_settings(
 
 UNSAFE = [
     (dict(sampler="lcm", steps=STEPS), ("sampler_adds_noise", {"sampler": "lcm"})),
+    (
+        dict(sampler="dpmpp_2m_cfg_pp", steps=STEPS),
+        ("sampler_sensitive", {"sampler": "dpmpp_2m_cfg_pp"}),
+    ),
     (
         dict(sampler="euler_ancestral", steps=STEPS),
         ("sampler_adds_noise", {"sampler": "euler_ancestral"}),

@@ -214,6 +214,10 @@ NOISY = {"sampler": "lcm", "sampler_kind": SamplerKind.ADDS_NOISE}
 FEW = Reason(ReasonCode.FEW_STEPS, steps=6, few=6)
 UNSAFE = [
     (NOISY, Reason(ReasonCode.SAMPLER_ADDS_NOISE, sampler="lcm")),
+    (
+        {"sampler": "dpm_fast", "sampler_sensitive": True},
+        Reason(ReasonCode.SAMPLER_SENSITIVE, sampler="dpm_fast"),
+    ),
     ({"sigmas": falling(1)}, Reason(ReasonCode.FEW_STEPS, steps=1, few=6)),
     ({"sigmas": falling(6)}, FEW),
     ({"sigmas": falling(6), **NOISY}, FEW),
