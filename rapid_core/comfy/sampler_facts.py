@@ -65,6 +65,7 @@ MAY_SKIP = frozenset(("res_multistep", "res_multistep_cfg_pp", "er_sde"))
 # at speed-up 2, where as few steps of theirs came as near (docs/results/samplers.md).
 SENSITIVE = frozenset(
     (
+        "dpm_adaptive",  # it chooses its steps by how much two evaluations differ
         "dpm_fast",
         "euler_cfg_pp",
         "euler_pp",
