@@ -17,6 +17,7 @@ from ..quadrature.multistep import (
 )
 from ..quadrature.sigmas import snap_to_schedule
 from ..quadrature.spacing import difficulty
+from ..transfer import to_device
 from ..types import Action, Aim, Mode, Observation, TokenState
 from .corrector import Corrector
 from .evaluation import Evaluation
@@ -192,7 +193,7 @@ class ImageRun:
             error = worst_part(guess, derivative, self.plan.parts, where)
             self._errors.append((evaluation.index, error))
         if self.plan.history and points and where is None and fresh:
-            part = None if self.part is None else self.part.to(derivative.device)
+            part = None if self.part is None else to_device(self.part, derivative.device)
             self._trend = change_and_skill(points, sigma, derivative, part)
         if self.token_stats is not None:
             self.token_stats.computed(action, derivative, points[-1].value if points else None)
@@ -229,7 +230,9 @@ class ImageRun:
         shift = corrector.shift(points, ran)
         if shift is not None:
             # What a mask keeps is put back by the host, whatever it is given.
-            sampled = shift if self.part is None else shift * (self.part.to(shift.device) > 0)
+            sampled = (
+                shift if self.part is None else shift * (to_device(self.part, shift.device) > 0)
+            )
             size = sampled.square().mean() / denoised.float().square().mean().clamp_min(SMALLEST)
             self._shifts.append((evaluation.index, size))
             self.gap_lengths[evaluation.index] = self._gap_length(step)
