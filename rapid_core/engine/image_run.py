@@ -10,11 +10,7 @@ import torch
 from torch import Tensor
 
 from ..quadrature.lagrange import adams_bashforth
-from ..quadrature.multistep import (
-    CORRECTOR_TERMS,
-    Step,
-    slope_share_on_device,
-)
+from ..quadrature.multistep import Step, slope_share_on_device
 from ..quadrature.sigmas import snap_to_schedule
 from ..quadrature.spacing import difficulty
 from ..transfer import to_device
@@ -31,7 +27,7 @@ from .history import (
     worst_part,
 )
 from .merge import CompositeActor
-from .plan import RunPlan
+from .plan import RunPlan, history_lengths
 from .token_stats import TokenStats
 from .watcher import Watcher
 
@@ -57,8 +53,8 @@ class ImageRun:
         self.token_stats = token_stats
         self.part = part
         # One point more than a prediction needs: the error estimate compares it with the next order.
-        terms = 0 if plan.aim is None else CORRECTOR_TERMS
-        self.guided = History(max(plan.prediction_order + 2, plan.history, terms))
+        self._lengths = history_lengths(plan)
+        self.guided = History(self._lengths[0])
         self.conds: dict[CondKey, History] = {}  # derivatives of conditionings
         self.residuals: dict[tuple, History] = {}  # of the blocks, by (cond, shape, device)
         self.last_latent: Tensor | None = None  # when the model was last computed
@@ -85,13 +81,13 @@ class ImageRun:
     def cond(self, key: CondKey) -> History:
         """History of a conditioning's derivative."""
         if key not in self.conds:
-            self.conds[key] = History(max(self.plan.prediction_order + 1, self.plan.history))
+            self.conds[key] = History(self._lengths[1])
         return self.conds[key]
 
     def residual(self, key: tuple) -> History:
         """History of the blocks' residual in a conditioning."""
         if key not in self.residuals:
-            self.residuals[key] = History(self.plan.prediction_order + 1)
+            self.residuals[key] = History(self._lengths[2])
         return self.residuals[key]
 
     def residuals_of(self, cond: Hashable) -> list[History]:

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from evaluation.synchronisations import count_waits, watched
-from rapid_testing.families import FAMILIES, LTX_AUDIO
+from rapid_testing.families import FAMILIES
 from rapid_testing.frozen import NODES
 from rapid_testing.probe import probe
-from rapid_testing.sampling import make_conditioning, sample
+from rapid_testing.sampling import sample
 
 STEPS = 8
 FETCH = "rapid_core/engine/run.py"
@@ -70,15 +70,13 @@ def test_every_family_waits_once_an_evaluation(kind, family, patched):
 
 
 def test_a_video_with_audio_waits_once_an_evaluation(patched):
-    from comfy.nested_tensor import NestedTensor
+    from evaluation.real_sizes import TINY
 
-    video = torch.zeros(1, *LTX_AUDIO.latent)
-    latent = NestedTensor((video, torch.zeros(1, 8, 5, 16)))
-    positive, negative = (make_conditioning(seed, context=3840) for seed in (0, 1))
-    model = LTX_AUDIO.build()
-    settings = {"positive": positive, "negative": negative}
+    real = TINY["ltx2"]
+    model = real.build(torch.device("cpu"), torch.float32)
+    settings = {"positive": real.conditioning(0), "negative": real.conditioning(1)}
     for name in ("accelerate 2", "skip"):
-        check(waits_of(patched(model, name), latent, **settings))
+        check(waits_of(patched(model, name), real.latent(), **settings))
 
 
 @pytest.mark.parametrize("kind", ["flux", "sd3"])
