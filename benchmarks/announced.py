@@ -9,12 +9,12 @@ beside what the plan announced to the host's loader."""
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -24,11 +24,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
-from evaluation.real_sizes import RealModel
+if TYPE_CHECKING:
+    from evaluation.real_sizes import RealModel
 
 MIB = 2**20
 DTYPE = torch.bfloat16
-STEPS = 8  # few, since every one costs the same: enough for histories to fill
+STEPS = 12  # few, since every one costs the same; histories are full after four at 3x
+STEPS_INSIDE = 8  # where every step runs through the fake model
 CPU = torch.device("cpu")
 # RAPID Accelerate's and Region Adaptive's inputs; the rest is as the nodes come.
 ACCELERATE: dict[str, Any] = {"policy_file": "none", "learn": False}
@@ -39,6 +41,7 @@ REGION: dict[str, Any] = {
     "memory_limit": 1000.0,  # what is kept is counted, not what this machine has room for
 }
 REUSE: dict[str, Any] = {"reuse_threshold": 10.0, "guard": 0.0, "level": "reuse"}
+COUNTED = ("region, last value", "reuse")  # cases whose FLOPs are counted
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "accelerate 2x": ("RAPID_Accelerate", {**ACCELERATE, "speedup": 2.0}),
     "accelerate 3x": ("RAPID_Accelerate", {**ACCELERATE, "speedup": 3.0}),
@@ -88,25 +91,32 @@ def _plain(value: Any) -> bool:
 
 class FakeForward:
     """A diffusion model's forward on fake tensors, from real arguments to a real result: what it was
-    given. flops: of each call, in order; counting: whether they are counted, which takes a while."""
+    given.
+
+    passing: whether the model is passed over, where nothing is asked about its inside. counting:
+    whether its FLOPs are counted, by hand through plain matrix products, since the counter does not
+    know the CPU's fused attention. flops: of each call."""
 
     def __init__(self, forward: Callable, mode: FakeTensorMode):
         self.forward = forward
         self.mode = mode
+        self.passing = False
         self.counting = False
         self.flops: list[int] = []
 
     def __call__(self, x: Any, *args: Any, **named: Any) -> Any:
-        with self.mode:
-            fake_x, fake_args, fake_named = tree_map(self._fake, (x, args, named))
-            counter: AbstractContextManager = nullcontext()
-            if self.counting:
-                counter = FlopCounterMode(display=False)
-            with sdpa_kernel(SDPBackend.MATH), counter as counted:
-                self.forward(fake_x, *fake_args, **fake_named)
-        if self.counting:
-            self.flops.append(counted.get_total_flops())
+        if not self.passing:
+            with self.mode:
+                self._run(*tree_map(self._fake, (x, args, named)))
         return tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, x)
+
+    def _run(self, x: Any, args: tuple, named: dict) -> None:
+        if not self.counting:
+            self.forward(x, *args, **named)
+            return
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            self.forward(x, *args, **named)
+        self.flops.append(counter.get_total_flops())
 
     def _fake(self, value: Any) -> Any:
         real = isinstance(value, Tensor) and not isinstance(value, FakeTensor)
@@ -166,12 +176,28 @@ def sample(model: Any, real: RealModel, steps: int, **settings: Any) -> Any:
         )
 
 
-def held_after(model: Any, real: RealModel, steps: int) -> list[int]:
-    """Bytes that are held after each evaluation of a run."""
-    sizes: list[int] = []
+@dataclass
+class Followed:
+    """A run, evaluation by evaluation."""
+
+    held: list[int] = field(default_factory=list)
+    """Bytes that are held after each."""
+    calls: list[int] = field(default_factory=list)
+    """Calls of the model so far."""
+
+
+def follow(model: Any, forward: FakeForward, real: RealModel, steps: int) -> Followed:
+    """One run."""
+    followed = Followed()
+    forward.flops.clear()
     with Held() as held:
-        sample(model, real, steps, callback=lambda *_: sizes.append(held.bytes))
-    return sizes
+
+        def seen(*_: Any) -> None:
+            followed.held.append(held.bytes)
+            followed.calls.append(len(forward.flops))
+
+        sample(model, real, steps, callback=seen)
+    return followed
 
 
 def record_of(model: Any) -> Any:
@@ -196,78 +222,82 @@ def announced_by(model: Any) -> list[int]:
     return seen
 
 
-def memory(
-    comfy: Any, name: str, real: RealModel, cases: Sequence[str] = (), steps: int = STEPS
-) -> list[dict[str, Any]]:
-    """What each case holds that the full run does not, beside what it announced."""
-    model, _ = fake_model(real)
-    full = held_after(model, real, steps)
-    rows = []
-    for case in cases or CASES:
-        patched = with_node(comfy, model, *CASES[case])
-        told = announced_by(patched)
-        sizes = held_after(patched, real, steps)
-        record = record_of(patched)
-        kept = max(ours - theirs for ours, theirs in zip(sizes, full, strict=True))
-        rows.append(
-            dict(
-                model=name,
-                case=case,
-                announced=max(told, default=0),
-                held=kept,
-                recorded=record.bytes,
-                skipped=int(record.totals["skipped"]),
-                partial=int(record.totals["partial"]),
-                notes=[note.code for note in record.notes],
-            )
-        )
-    return rows
+def count_case(
+    comfy: Any, model: Any, forward: FakeForward, real: RealModel, case: str, counting: bool = False
+) -> dict[str, Any]:
+    """What a case holds that the full run does not, beside what it announced; counting: and the
+    FLOPs of one evaluation of each kind, of all conditionings, beside those that the pack counts."""
+    node, settings = CASES[case]
+    inside = node != "RAPID_Accelerate"  # nothing of it is kept between the blocks
+    steps = STEPS_INSIDE if inside else STEPS
+    forward.passing = True
+    forward.counting = False
+    full = follow(model, forward, real, steps).held
+    forward.passing = not inside
+    forward.counting = counting
+    patched = with_node(comfy, model, node, settings)
+    told = announced_by(patched)
+    followed = follow(patched, forward, real, steps)
+    record = record_of(patched)
+    row = dict(
+        case=case,
+        announced=max(told, default=0),
+        held=max(ours - theirs for ours, theirs in zip(followed.held, full, strict=True)),
+        recorded=record.bytes,
+        skipped=int(record.totals["skipped"]),
+        partial=int(record.totals["partial"]),
+        notes=[note.code for note in record.notes],
+    )
+    if counting:
+        row["flops"] = flops_by_kind(record, followed.calls, forward.flops)
+    return row
 
 
-def flops(comfy: Any, name: str, real: RealModel) -> list[dict[str, Any]]:
-    """FLOPs of one conditioning: all tokens, half of them, and without the blocks."""
-    model, forward = fake_model(real)
-    forward.counting = True
-    rows = []
-    for case in ("accelerate 2x", "region, last value", "reuse"):
-        patched = with_node(comfy, model, *CASES[case])
-        forward.flops.clear()
-        sample(patched, real, STEPS, cfg=1.0)
-        record = record_of(patched)
-        called = [e for e in record.evaluations if e.modes[0] != "skip"]
-        for evaluation, counted in zip(called, forward.flops, strict=True):
-            kind = evaluation.modes[0]
-            if kind == "run" and evaluation.token_share[0] < 1:
-                kind = "half of the tokens"
-            cost = evaluation.cost[0]
-            row = dict(model=name, kind=kind, counted=counted, cost=cost if cost > 1 else None)
-            if kind not in [known["kind"] for known in rows]:
-                rows.append(row)
-    return rows
+def flops_by_kind(record: Any, calls: Sequence[int], flops: Sequence[int]) -> list[dict[str, Any]]:
+    """FLOPs of the first evaluation of each kind: as torch counts them, and as the pack does, None
+    where it counts calls."""
+    found: dict[str, dict[str, Any]] = {}
+    for evaluation, (start, end) in zip(
+        record.evaluations, itertools.pairwise((0, *calls)), strict=True
+    ):
+        kind = evaluation.modes[0]
+        if kind == "run" and evaluation.token_share[0] < 1:
+            kind = "some of the tokens"
+        cost = evaluation.cost[0]
+        row = dict(kind=kind, counted=sum(flops[start:end]), cost=cost if cost > 1e6 else None)
+        if kind != "skip":
+            found.setdefault(kind, row)
+    return list(found.values())
 
 
-def weights(real: RealModel) -> dict[str, float]:
+def weights(model: Any) -> dict[str, int]:
     """Size of a model."""
-    model, _ = fake_model(real)
     tensors = list(model.model.diffusion_model.state_dict().values())
     return {
-        "parameters": float(sum(t.numel() for t in tensors)),
-        "weight_bytes": float(sum(t.numel() * t.element_size() for t in tensors)),
+        "parameters": sum(t.numel() for t in tensors),
+        "weight_bytes": sum(t.numel() * t.element_size() for t in tensors),
     }
 
 
 def count(comfy: Any, name: str, real: RealModel, log: Callable[[str], None]) -> dict[str, Any]:
     """All of one model; what cannot be counted has its reason in place of it."""
-    found: dict[str, Any] = {"model": name, "title": real.title}
-    parts: dict[str, Callable[[], Any]] = {
-        "weights": lambda: weights(real),
-        "flops": lambda: flops(comfy, name, real),
-        "memory": lambda: memory(comfy, name, real),
-    }
-    for part, counted in parts.items():
+    found: dict[str, Any] = {"model": name, "title": real.title, "cases": []}
+    try:
+        model, forward = fake_model(real)
+        found |= weights(model)
+    except Exception as error:
+        return {**found, "failed": reason(error)}
+    for case in CASES:
         try:
-            found[part] = counted()
+            row = count_case(comfy, model, forward, real, case, case in COUNTED)
         except Exception as error:
-            found[f"{part}_failed"] = f"{type(error).__name__}: {error}"[:300]
-        log(f"{name}, {part}: {found.get(part) or found[f'{part}_failed']}")
+            row = {"case": case, "failed": reason(error)}
+        found["cases"].append(row)
+        log(f"{name}: {row}")
     return found
+
+
+def reason(error: BaseException) -> str:
+    """An error in one line."""
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]

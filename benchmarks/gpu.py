@@ -30,6 +30,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.announced import reason
 from devkit.comfy_process import import_comfy
 
 MIB = 2**20
@@ -184,12 +185,6 @@ class ModelBench:
 def mib(size: int | None) -> float | None:
     """Bytes as MiB."""
     return None if size is None else round(size / MIB, 1)
-
-
-def reason(error: BaseException) -> str:
-    """An error in one line."""
-    lines = str(error).splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
 
 
 def models(comfy: Any, args: argparse.Namespace, budget: Budget) -> list[dict[str, Any]]:

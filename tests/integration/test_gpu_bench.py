@@ -84,30 +84,29 @@ def real(comfy_host, pack):
     return REAL
 
 
-@pytest.mark.parametrize("name", ["flux_dev", "sd35_large"])
-def test_announced_memory_of_a_real_size_is_what_is_held(name, comfy_host, real):
-    cases = ("region, predict", "region, last value", "region, 8 bit", "reuse", "accelerate 2x")
-    for row in announced.memory(comfy_host, name, real[name], cases):
-        assert row["announced"] == pytest.approx(row["held"], rel=0.1), row
-        assert row["partial"] > 0 or not row["case"].startswith("region"), row
-
-
-@pytest.mark.parametrize("name", ["flux_dev", "sd35_large"])
-def test_the_cost_of_a_real_size_is_what_torch_counts(name, comfy_host, real):
-    rows = announced.flops(comfy_host, name, real[name])
-    assert {row["kind"] for row in rows} == {"run", "half of the tokens", "reuse"}
-    for row in rows:
-        assert row["cost"] == pytest.approx(row["counted"], rel=0.01), row
+@pytest.mark.parametrize("case", ["accelerate 2x", "reuse", "region, last value"])
+@pytest.mark.parametrize("name", ["z_image", "sd35_large"])
+def test_memory_and_cost_of_a_real_size_are_what_is_counted(name, case, comfy_host, real):
+    model, forward = announced.fake_model(real[name])
+    counting = case in announced.COUNTED
+    row = announced.count_case(comfy_host, model, forward, real[name], case, counting)
+    assert row["announced"] == pytest.approx(row["held"], rel=0.1), row
+    kinds = {"reuse": {"run", "reuse"}, "region, last value": {"run", "some of the tokens"}}
+    assert {found["kind"] for found in row.get("flops", ())} == kinds.get(case, set())
+    for found in row.get("flops", ()):
+        assert found["cost"] == pytest.approx(found["counted"], rel=0.01), found
 
 
 def test_a_video_with_audio_is_counted_and_announces_nothing_it_cannot_keep(comfy_host, pack):
     from evaluation.real_sizes import TINY
 
-    rows = announced.memory(comfy_host, "ltx2", TINY["ltx2"], ("accelerate 2x",))
-    assert rows[0]["skipped"] > 0 and rows[0]["held"] > 0
+    model, forward = announced.fake_model(TINY["ltx2"])
+    row = announced.count_case(comfy_host, model, forward, TINY["ltx2"], "accelerate 2x")
+    assert row["skipped"] > 0 and row["announced"] == pytest.approx(row["held"], rel=0.1)
 
 
 def test_the_command_writes_what_it_counted(comfy_host, pack, tmp_path):
     gpu.run(comfy_host, tiny(tmp_path, "--fake", "--models", "flux_dev"))
     (row,) = written(tmp_path, "gpu_announced.json")["rows"]
-    assert row["weights"]["parameters"] > 1e6 and row["flops"] and row["memory"]
+    assert row["parameters"] > 1e6 and len(row["cases"]) == len(announced.CASES)
+    assert not any("failed" in case for case in row["cases"])

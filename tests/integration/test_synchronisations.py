@@ -70,13 +70,16 @@ def test_every_family_waits_once_an_evaluation(kind, family, patched):
 
 
 def test_a_video_with_audio_waits_once_an_evaluation(patched):
+    from benchmarks.announced import sample as sample_real
     from evaluation.real_sizes import TINY
 
     real = TINY["ltx2"]
     model = real.build(torch.device("cpu"), torch.float32)
-    settings = {"positive": real.conditioning(0), "negative": real.conditioning(1)}
+    weights = model.model.diffusion_model.state_dict().values()
     for name in ("accelerate 2", "skip"):
-        check(waits_of(patched(model, name), real.latent(), **settings))
+        with count_waits(torch.device("cpu"), weights) as waits:
+            sample_real(watched(patched(model, name), waits), real, STEPS)
+        check(waits)
 
 
 @pytest.mark.parametrize("kind", ["flux", "sd3"])
