@@ -93,7 +93,10 @@ class RealModel:
             model = settings.get_model({}, "", device=device)
         model.model_sampling = comfy.model_base.model_sampling(settings, model.model_type)
         model.eval()
-        return comfy.model_patcher.ModelPatcher(model, device, device)
+        patcher = comfy.model_patcher.ModelPatcher(model, device, device)
+        # All of it is there already: or the host would want the room for it once more.
+        model.model_loaded_weight_memory = patcher.model_size()
+        return patcher
 
 
 def free(device: torch.device) -> None:

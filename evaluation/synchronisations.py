@@ -111,7 +111,7 @@ def count_waits(device: torch.device, on_device: Iterable[Tensor] = ()) -> Itera
 
     def seen(message: Any, category: Any, filename: str, lineno: int, *rest: Any) -> None:
         if CUDA_WORDS in str(message):
-            waits.add(Wait("cuda", *place_of(filename, lineno)))
+            waits.add(Wait("cuda", *_called_at()))
         else:
             shown(message, category, filename, lineno, *rest)
 
@@ -162,7 +162,7 @@ def _called_at() -> tuple[str, bool]:
     frame = sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename
-        if file != __file__ and not file.startswith((_TORCH, "<")):
+        if file not in (__file__, warnings.__file__) and not file.startswith((_TORCH, "<")):
             return place_of(file, frame.f_lineno)
         frame = frame.f_back
     return "?", False
