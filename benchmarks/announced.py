@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 MIB = 2**20
 DTYPE = torch.bfloat16
-STEPS = 12  # few, since every one costs the same; histories are full after four at 3x
-STEPS_INSIDE = 8  # where every step runs through the fake model
+STEPS = 28  # of RAPID Accelerate, whose runs pass the fake model over
+STEPS_INSIDE = 8  # of the others, which run through it
 CPU = torch.device("cpu")
 # RAPID Accelerate's and Region Adaptive's inputs; the rest is as the nodes come.
 ACCELERATE: dict[str, Any] = {"policy_file": "none", "learn": False}

@@ -356,9 +356,12 @@ def gpu_flops() -> str:
     def ratio(row: Row) -> str:
         return number(row["cost"] / row["counted"] if row["cost"] else None, 4)
 
+    def billions(row: Row) -> str:
+        return number(row["parameters"] / 1e9 if "parameters" in row else None)
+
     columns = [
         text("model", "title"),
-        Column("parameters, 10^9", lambda row: number(row["parameters"] / 1e9)),
+        Column("parameters, 10^9", billions),
         Column("what", lambda row: GPU_KINDS[row["kind"]]),
         Column("counted by torch, 10^12", teraflops("counted")),
         Column("by the pack, 10^12", teraflops("cost")),
