@@ -24,7 +24,7 @@ from devkit.environment import (
 from devkit.hosts import DEFAULT_HOST, HOSTS, OLDER_HOST, check_user_tree, provide_host
 from devkit.server import DEFAULT_PORT
 
-SUITES = ("region", "clock", "sparse", "policy", "dial", "learn", "models")
+SUITES = ("region", "clock", "sparse", "policy", "dial", "learn", "models", "gpu")
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..reasons import ReasonCode
+from ..transfer import to_device
 from ..types import Reason
 
 
@@ -34,7 +35,7 @@ def take_rows(value: Any, rows: Tensor, total: int) -> Any:
             return value
         if value.shape[0] != total:
             raise NotSliceable(Reason(ReasonCode.OTHER_ROWS, given=value.shape[0], expected=total))
-        return value.index_select(0, rows.to(value.device))
+        return value.index_select(0, to_device(rows, value.device))
     if isinstance(value, list | tuple) and any(isinstance(v, Tensor | list | tuple) for v in value):
         return type(value)(take_rows(v, rows, total) for v in value)
     if isinstance(value, dict):
@@ -44,4 +45,4 @@ def take_rows(value: Any, rows: Tensor, total: int) -> Any:
 
 def index(rows: Sequence[int], device: torch.device) -> Tensor:
     """Row numbers as an index tensor."""
-    return torch.tensor(rows, dtype=torch.long, device=device)
+    return to_device(torch.tensor(rows, dtype=torch.long), device)

@@ -80,7 +80,10 @@ class BoundRun:
         """A copy of the guider's model_options with this run's wrappers and hooks in it."""
         options = copy_nested_dicts(options)
         for kind, wrapper in (
-            (WrappersMP.PREPARE_SAMPLING, Announcement(self.run.plan.memory)),
+            (
+                WrappersMP.PREPARE_SAMPLING,
+                Announcement(self.run.plan.memory + self.run.plan.histories),
+            ),
             (WrappersMP.PREDICT_NOISE, PredictNoise(self)),
             (WrappersMP.CALC_COND_BATCH, self.calc_cond_batch),
             (WrappersMP.APPLY_MODEL, self.apply_model),

@@ -38,7 +38,8 @@ def host_facts(
     known, unread = _known(model, shape, parts, guider.model_options)
     architecture = known.get("architecture")
     name = sampler_name(sampler)
-    conds = [c for list_name in evaluated(guider, name) for c in guider.conds[list_name]]
+    lists = evaluated(guider, name)
+    conds = [c for list_name in lists for c in guider.conds[list_name]]
     cast = None
     if hasattr(patcher.model, "manual_cast_dtype"):
         cast = patcher.get_model_object("manual_cast_dtype")  # patches of it are not applied yet
@@ -52,6 +53,7 @@ def host_facts(
         sampler_sensitive=is_sensitive(sampler),
         model_name=type(model).__name__,
         conds=tuple(_cond(c, architecture, model) for c in conds),
+        lists=len(lists),
         element=(cast or patcher.model.get_dtype()).itemsize,
         device_memory=comfy.model_management.get_total_memory(patcher.load_device),
         device_type=patcher.load_device.type,

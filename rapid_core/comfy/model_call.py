@@ -276,7 +276,7 @@ class BatchedModel:
         assert sparsity is not None
         device = part.arguments.x.device
         key = (grid.size, str(device))
-        if key not in self.tiles:  # here and not in every attention: a copy to the device waits
+        if key not in self.tiles:  # once a run, not in every attention
             self.tiles[key] = Tiles.of(grid.size, sparsity.tile).to(device)
         measured = part.action.measured_density
         density = measured or part.action.density

@@ -10,13 +10,10 @@ import torch
 from torch import Tensor
 
 from ..quadrature.lagrange import adams_bashforth
-from ..quadrature.multistep import (
-    CORRECTOR_TERMS,
-    Step,
-    slope_share_on_device,
-)
+from ..quadrature.multistep import Step, slope_share_on_device
 from ..quadrature.sigmas import snap_to_schedule
 from ..quadrature.spacing import difficulty
+from ..transfer import to_device
 from ..types import Action, Aim, Mode, Observation, TokenState
 from .corrector import Corrector
 from .evaluation import Evaluation
@@ -30,7 +27,7 @@ from .history import (
     worst_part,
 )
 from .merge import CompositeActor
-from .plan import RunPlan
+from .plan import RunPlan, history_lengths
 from .token_stats import TokenStats
 from .watcher import Watcher
 
@@ -56,8 +53,8 @@ class ImageRun:
         self.token_stats = token_stats
         self.part = part
         # One point more than a prediction needs: the error estimate compares it with the next order.
-        terms = 0 if plan.aim is None else CORRECTOR_TERMS
-        self.guided = History(max(plan.prediction_order + 2, plan.history, terms))
+        self._lengths = history_lengths(plan)
+        self.guided = History(self._lengths[0])
         self.conds: dict[CondKey, History] = {}  # derivatives of conditionings
         self.residuals: dict[tuple, History] = {}  # of the blocks, by (cond, shape, device)
         self.last_latent: Tensor | None = None  # when the model was last computed
@@ -84,13 +81,13 @@ class ImageRun:
     def cond(self, key: CondKey) -> History:
         """History of a conditioning's derivative."""
         if key not in self.conds:
-            self.conds[key] = History(max(self.plan.prediction_order + 1, self.plan.history))
+            self.conds[key] = History(self._lengths[1])
         return self.conds[key]
 
     def residual(self, key: tuple) -> History:
         """History of the blocks' residual in a conditioning."""
         if key not in self.residuals:
-            self.residuals[key] = History(self.plan.prediction_order + 1)
+            self.residuals[key] = History(self._lengths[2])
         return self.residuals[key]
 
     def residuals_of(self, cond: Hashable) -> list[History]:
@@ -192,7 +189,7 @@ class ImageRun:
             error = worst_part(guess, derivative, self.plan.parts, where)
             self._errors.append((evaluation.index, error))
         if self.plan.history and points and where is None and fresh:
-            part = None if self.part is None else self.part.to(derivative.device)
+            part = None if self.part is None else to_device(self.part, derivative.device)
             self._trend = change_and_skill(points, sigma, derivative, part)
         if self.token_stats is not None:
             self.token_stats.computed(action, derivative, points[-1].value if points else None)
@@ -229,7 +226,9 @@ class ImageRun:
         shift = corrector.shift(points, ran)
         if shift is not None:
             # What a mask keeps is put back by the host, whatever it is given.
-            sampled = shift if self.part is None else shift * (self.part.to(shift.device) > 0)
+            sampled = (
+                shift if self.part is None else shift * (to_device(self.part, shift.device) > 0)
+            )
             size = sampled.square().mean() / denoised.float().square().mean().clamp_min(SMALLEST)
             self._shifts.append((evaluation.index, size))
             self.gap_lengths[evaluation.index] = self._gap_length(step)

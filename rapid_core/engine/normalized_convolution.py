@@ -12,6 +12,8 @@ import math
 import torch
 from torch import Tensor
 
+from ..transfer import to_device
+
 REACH = 2.5  # standard deviations at which the Gaussian ends
 FLOOR = 0.05  # of the weight of a fully known neighbourhood
 
@@ -35,9 +37,9 @@ def normalized_convolution(values: Tensor, mask: Tensor, patch: int, radius: flo
 
 @functools.lru_cache(maxsize=8)
 def _gaussian(deviation: float, device: torch.device) -> tuple[Tensor, float]:
-    """A Gaussian (2 * reach + 1,) of this standard deviation, 1 in its middle, and its sum. Kept,
-    because a copy to the device waits for it."""
+    """A Gaussian (2 * reach + 1,) of this standard deviation, 1 in its middle, and its sum. Kept
+    for the next evaluation."""
     reach = max(1, round(REACH * deviation))
     line = [math.exp(-0.5 * (i / deviation) ** 2) for i in range(-reach, reach + 1)]
     with torch.inference_mode(False):  # so that later callers may be in any mode
-        return torch.tensor(line, device=device), sum(line)
+        return to_device(torch.tensor(line), device), sum(line)

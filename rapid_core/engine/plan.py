@@ -6,10 +6,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 
 from ..architectures import Architecture
 from ..attention_cost import PAIR, tiles_kept
 from ..cost import CostModel
+from ..quadrature.multistep import CORRECTOR_TERMS
 from ..reasons import ReasonCode
 from ..token_grid import TokenGrid
 from ..types import (
@@ -29,6 +31,7 @@ from .kv import bytes_of, missing
 from .tap import heads_blind
 
 FEW_STEPS = 6  # of a run in which every step shows in the picture
+LATENT_ELEMENT = 4  # bytes of a number of a latent, whatever the model computes with
 HEAD_WIDTH = 64  # channels of a head at least, for counting what is kept head by head
 GIB = 2**30
 MIB = 2**20
@@ -68,6 +71,8 @@ class HostFacts:
     """Latent pixels along a side of a token."""
     image_tokens: int = 0
     conds: tuple[CondFacts, ...] = ()
+    lists: int = 0
+    """Lists of conditionings that are evaluated (positive, negative)."""
     element: int = 4
     """Bytes of a number that the model computes with."""
     device_memory: int | None = None
@@ -135,8 +140,10 @@ class RunPlan:
     no_tokens: Reason | None = None
     """Why tokens cannot be chosen."""
     memory: int = 0
-    """Bytes that the run will keep on the model's device beside the host's own, announced to its
-    loader."""
+    """Bytes that the run will keep of the inside of blocks on the model's device, announced to the
+    host's loader."""
+    histories: int = 0
+    """Bytes of derivatives and residuals that predictions are made from, announced, too."""
     notes: tuple[Reason, ...] = ()
     advice: Reason | None = None
     """What to say where choosing tokens saved nothing."""
@@ -188,7 +195,7 @@ def plan_run(policies: Sequence[Policy], facts: HostFacts) -> RunPlan:
         policies = [policy.with_attention(attention.sparsity) for policy in policies]
     features = _features(policies, facts, no_hooks)
     family = facts.architecture.marked if facts.architecture else f"{facts.model_name} (unverified)"
-    return RunPlan(
+    plan = RunPlan(
         policies=tuple(policies),
         windows=tuple(Window(*map(facts.sigma_at, policy.percents)) for policy in policies),
         batch=facts.shape[0],
@@ -225,6 +232,26 @@ def plan_run(policies: Sequence[Policy], facts: HostFacts) -> RunPlan:
         notes=tuple([*notes, *chosen.notes, *features.notes]),
         advice=_advice(policies),
     )
+    return replace(plan, histories=history_bytes(plan, facts)) if policies else plan
+
+
+def history_lengths(plan: RunPlan) -> tuple[int, int, int]:
+    """Points that are kept of the guided derivative, of each list's of conditionings, and of each
+    conditioning's residual of the blocks."""
+    terms = 0 if plan.aim is None else CORRECTOR_TERMS
+    guided = max(plan.prediction_order + 2, plan.history, terms)
+    return guided, max(plan.prediction_order + 1, plan.history), plan.prediction_order + 1
+
+
+def history_bytes(plan: RunPlan, facts: HostFacts) -> int:
+    """Bytes of the histories of all images, of the latest latent, and of what a gap has moved it."""
+    guided, each, residual = history_lengths(plan)
+    latents = guided + each * facts.lists + 1 + (plan.aim is not None)
+    size = latents * prod(facts.shape) * LATENT_ELEMENT
+    if plan.reuses and facts.cost is not None:
+        tokens = facts.shape[0] * facts.image_tokens * len(facts.conds)
+        size += residual * tokens * facts.cost.hidden * facts.element
+    return size
 
 
 def unsafe(facts: HostFacts) -> Reason | None:

@@ -13,6 +13,7 @@ from ..quadrature.closeness import closeness
 from ..quadrature.gap_costs import Gap
 from ..quadrature.sigmas import step_weights
 from ..reasons import ReasonCode
+from ..transfer import to_device
 from ..types import Action, Aim, Mode, Reason
 from .evaluation import Evaluation
 from .image_run import ImageRun
@@ -204,8 +205,9 @@ class Run:
             return None
         assert image.token_stats is not None
         if self._on_device is None:
-            sigmas = torch.tensor(self.plan.sigmas or (0.0,), device=sigma.device)
-            self._on_device = sigmas, torch.tensor(self.step_weights, device=sigma.device)
+            sigmas = torch.tensor(self.plan.sigmas or (0.0,))
+            weights = torch.tensor(self.step_weights)
+            self._on_device = to_device(sigmas, sigma.device), to_device(weights, sigma.device)
         sigmas, weights = self._on_device  # as the step counter, but without asking the device
         place = ((sigmas >= sigma * (1 - 1e-6)).sum() - 1).clamp(0, len(weights) - 1)
         change = image.latent_change(latent)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..token_grid import TokenGrid
+from ..transfer import to_device
 from ..types import Action, TokenState
 from .history import SMALLEST, History, Point, token_error_estimates
 
@@ -68,8 +69,8 @@ class TokenStats:
         self._masks_to(self.age.device)
         focused = self._focused_error()
         assert focused is not None
-        limits = focused.new_tensor((self.error_threshold, NEAR * self.error_threshold))
-        over = (focused >= limits[:, None]) | (self.age >= self.max_age)
+        limits = (self.error_threshold, NEAR * self.error_threshold)
+        over = torch.stack([focused >= limit for limit in limits]) | (self.age >= self.max_age)
         return (over if self.may_run is None else over & self.may_run).sum(1).float()
 
     def _focused_error(self) -> Tensor | None:
@@ -81,8 +82,8 @@ class TokenStats:
 
     def _masks_to(self, device: torch.device) -> None:
         """Masks to where the latents are, which a run's start does not know."""
-        self.may_run = None if self.may_run is None else self.may_run.to(device)
-        self.focus = None if self.focus is None else self.focus.to(device)
+        self.may_run = None if self.may_run is None else to_device(self.may_run, device)
+        self.focus = None if self.focus is None else to_device(self.focus, device)
 
     def state(self, guided: History, over_and_near: Sequence[int] = ()) -> TokenState | None:
         """What a policy sees; None before the first computation. over_and_near: see `accumulate`."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..quadrature.gap_costs import Gap, errors_of
+from ..transfer import to_device
 
 # Elements of a latent that are looked at: the mean square of any sum of derivatives is then known
 # within some percent, whatever the latent's size.
@@ -42,9 +43,9 @@ class Watcher:
         else:  # not evenly: that would hit the same columns in every row
             generator = torch.Generator().manual_seed(0)
             places = torch.randint(number, (ELEMENTS,), generator=generator)
-        self._places = places.to(like.device)
+        self._places = to_device(places, like.device)
         if self.part is not None:
-            part = self.part.to(like.device).expand(like.shape).flatten()
+            part = to_device(self.part, like.device).expand(like.shape).flatten()
             self._sampled = part[self._places] > 0
 
     def _at_places(self, value: Tensor) -> Tensor:

@@ -131,6 +131,25 @@ def test_without_policies_nothing_is_planned():
     assert not plan.hooks and plan.memory == 0 and plan.notes == ()
 
 
+def test_histories_are_announced_by_their_points():
+    """Of the guided derivative, of each list's, the latest latent, and what a gap has moved it; for
+    reuse residuals of the blocks, in the model's own precision."""
+    latent = BATCH * 16 * 32 * 32 * 4
+    assert plan_run((), facts(lists=2)).histories == 0
+    plan = plan_run((SchedulePolicy(speedup=2.0),), facts(lists=2))
+    assert plan.histories == (4 + 2 * 4 + 1 + 1) * latent and plan.memory == 0
+    plan = plan_run((region(),), facts(lists=2))
+    assert plan.histories == (3 + 2 * 2 + 1 + 1) * latent
+    assert plan_run((region(),), facts(lists=1)).histories == plan.histories - 2 * latent
+    reuse = ThresholdPolicy(threshold=0.1, mode=Mode.REUSE)
+    plan = plan_run((reuse,), facts(lists=2))
+    points = 1 + plan.prediction_order
+    residuals = points * 2 * BATCH * TOKENS * HIDDEN * 2
+    assert plan.reuses and plan.histories == (points + 1 + 2 * points + 1) * latent + residuals
+    unknown = plan_run((reuse,), facts(lists=2, **UNKNOWN))  # whose blocks nobody knows
+    assert unknown.histories == plan.histories - residuals
+
+
 def test_requirements_of_all_policies_are_merged():
     tokens = TokenRequirements(reach=2.0, attention_mass=True)
     policies = (

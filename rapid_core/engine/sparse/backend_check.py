@@ -86,7 +86,7 @@ def error_of(out: Tensor, problem: Problem) -> float:
     p = problem
     heads = p.q.shape[1]
     groups = heads // p.k.shape[1]
-    wrong = total = 0.0
+    sizes = []
     for head in {0, heads - 1}:
         for tile in {0, p.chosen.shape[2] - 1}:
             rows = slice(tile * p.query_size, (tile + 1) * p.query_size)
@@ -100,8 +100,9 @@ def error_of(out: Tensor, problem: Problem) -> float:
                 bias=None if p.bias is None else p.bias[:1].float(),
             )
             right = reference.attend(part)
-            wrong += (out[:1, head : head + 1, rows].float() - right).square().sum().item()
-            total += right.square().sum().item()
+            difference = out[:1, head : head + 1, rows].float() - right
+            sizes.append(torch.stack((difference.square().sum(), right.square().sum())))
+    wrong, total = map(sum, zip(*torch.stack(sizes).tolist(), strict=True))
     if math.isnan(wrong):
         return math.inf
     return (wrong / max(total, 1e-30)) ** 0.5

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...transfer import to_device
+
 SIZE = 64  # tokens of a key tile, 8 x 8 where the grid allows it
 
 
@@ -45,7 +47,9 @@ class Tiles:
 
     def to(self, device: torch.device) -> Tiles:
         """The same on a device."""
-        return self if self.walk.device == device else Tiles(self.walk.to(device), self.size)
+        return (
+            self if self.walk.device == device else Tiles(to_device(self.walk, device), self.size)
+        )
 
     @property
     def number(self) -> int:

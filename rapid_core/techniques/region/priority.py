@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ...token_grid import TokenGrid
+from ...transfer import to_device
 from ...types import TokenState
 
 METRICS = ("std", "l2", "change", "attention", "random", "rounds")
@@ -69,7 +70,7 @@ def round_robin(state: TokenState) -> Tensor:
 def random(state: TokenState, evaluation: int, image: int) -> Tensor:
     """Priority (N,) by chance, the same in every run; float32."""
     generator = torch.Generator().manual_seed(evaluation * 1009 + image)
-    return torch.rand(state.number, generator=generator).to(state.age.device)
+    return to_device(torch.rand(state.number, generator=generator), state.age.device)
 
 
 def selectable_only(order: Tensor, state: TokenState) -> Tensor:

@@ -1,0 +1,13 @@
+"""From the host to the model's device, without waiting for what the device is doing."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """`values` on a device. A plain copy would have the host wait until the device has done all that
+    it was given; this one is queued behind it. Apple's devices would read the host's memory later,
+    when it may be free: there the copy waits."""
+    return values.to(device, non_blocking=device.type != "mps")
