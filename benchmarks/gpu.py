@@ -127,7 +127,9 @@ class ModelBench:
     def rows(self, budget: Budget) -> list[dict[str, Any]]:
         """A row a method, with full runs before and after all of them."""
         before, peak = peak_of(partial(self.timed, self.model, self.steps), self.device)
-        rows = [dict(method="full", steps=self.steps, seconds=before, peak_mib=mib(peak))]
+        rows: list[dict[str, Any]] = [
+            dict(method="full", steps=self.steps, seconds=before, peak_mib=mib(peak))
+        ]
         rows += [self.row(name, before, peak, budget) for name in METHODS]
         after = self.timed(self.model, self.steps) if budget.left > before else before
         full = (before + after) / 2
@@ -306,9 +308,9 @@ def merges(
         store = KVStore(1, kind, tokens)
         for sigma in (1.0, 0.9):
             store.tick(cond, [0], [sigma], None, device)
-            store.write(cond, 0, Write([0], *whole, 2, text))
+            store.write(cond, 0, Write([0], whole[0], whole[1], 2, text))
         store.tick(cond, [0], [0.8], chosen[None], device)
-        given = Merge([0], *fresh, rows, text, total)
+        given = Merge([0], fresh[0], fresh[1], rows, text, total)
         return median_of(lambda: store.merge(cond, 0, given), device)
 
     return {f"merge, {kind.value}": partial(merge, kind) for kind in KVKind}

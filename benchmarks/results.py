@@ -421,8 +421,8 @@ def gpu_memory() -> str:
         text("model", "title"),
         text("what", "case"),
         Column("announced, MiB", mebibytes("announced")),
-        Column("held, MiB", mebibytes("held")),
-        Column("announced / held", ratio),
+        Column("in memory, MiB", mebibytes("held")),
+        Column("announced / in memory", ratio),
     ]
     return table(columns, (row for row in announced() if "failed" not in row))
 

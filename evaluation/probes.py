@@ -106,7 +106,7 @@ def run_twice(
     def function(wrapped, noise, sigmas, extra_args=None, callback=None, disable=None):
         del noise, sigmas, callback, disable
         s = x.new_ones(x.shape[0]) * sigma
-        extra_args = {**extra_args, "denoise_mask": mask}
+        extra_args = {**(extra_args or {}), "denoise_mask": mask}
         seen.append(wrapped(x, s, **extra_args).clone())
         if falsify is not None:
             falsify(extra_args["model_options"])
