@@ -5,10 +5,10 @@ from collections import Counter
 import pytest
 import torch
 
+from evaluation.probes import probe
 from evaluation.synchronisations import count_waits, watched
 from rapid_testing.families import FAMILIES
 from rapid_testing.frozen import NODES
-from rapid_testing.probe import probe
 from rapid_testing.sampling import sample
 
 STEPS = 8
