@@ -3,7 +3,8 @@
     python3 dev.py bench dial [--suites speed samplers few curve quality] [--models flux sd3]
                               [--steps 28 50] [--speedups 1.2 1.5 2 2.5 3 4 5] [--prompts N]
                               [--methods full_picture spectrum ...] [--samplers euler lcm ...]
-                              [--size PIXELS] [--out DIR] [--share 1/2] [--quick]
+                              [--asked 34 40 45] [--size PIXELS] [--out DIR] [--share 1/2]
+                              [--quick]
 
 speed     the node with both aims ("full_picture", "best_picture") and with the shipped policy file
           ("full_picture_policy", ...), at the number of evaluations of each speed-up beside RAPID
@@ -106,6 +107,7 @@ def parser() -> argparse.ArgumentParser:
         help="default: 200 for speed and quality, 64 for few, 32 for curve, 16 for samplers",
     )
     flags.add_argument("--methods", nargs="+", help="draw these only, beside the full run")
+    flags.add_argument("--asked", nargs="+", type=int, default=[34, 40, 45], help="dB, in quality")
     flags.add_argument("--samplers", nargs="+", help="of suites samplers, curve and quality")
     flags.add_argument("--size", type=int, default=256, help="of the pictures, in pixels")
     return flags

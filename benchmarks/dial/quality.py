@@ -14,7 +14,6 @@ from evaluation.rows import Row, Spread
 from evaluation.suites import Method, Picture, Suite
 
 SAMPLERS = ("euler", "dpmpp_2m")
-ASKED = (34, 40, 45)  # dB
 SHORT = 2  # dB that a picture may be below what was asked
 PRESETS = ("faithful", "balanced", "draft")
 
@@ -26,7 +25,7 @@ def draw(bench: Bench, kind: str) -> tuple[list[Row], list[str]]:
     suite = bench.suite("dial_quality", kind, 200)
     share = bench.args.share
     samplers = bench.args.samplers or SAMPLERS
-    asked = (40,) if bench.args.quick else ASKED
+    asked = (40,) if bench.args.quick else bench.args.asked
     given = [quality(bench, sampler, decibels) for sampler in samplers for decibels in asked]
     suite.run(given, share)
     drawn = of_method(suite)
