@@ -157,13 +157,17 @@ def curve(of: str) -> str:
 
 def quality_mode(of: str) -> str:
     """What mode quality gives of what is asked."""
-    data = json.loads((FOLDER / f"quality-{of}.json").read_text(encoding="utf-8"))
+    rows = []
+    for size in (256, 128):
+        data = json.loads((FOLDER / f"quality-{of}-{size}.json").read_text(encoding="utf-8"))
+        rows += [{**row, "size": size} for row in data["rows"]]
 
     def range_of(row: Row) -> str:
         low, high = row["computed_range"]
         return f"{number(row['computed'])} ({low:.0f} to {high:.0f})"
 
     columns = [
+        Column("size", lambda row: f"{row['size']} px"),
         text("sampler", "sampler"),
         Column("asked for", lambda row: f"{row['asked']} dB"),
         text("prompts", "prompts"),
@@ -174,7 +178,7 @@ def quality_mode(of: str) -> str:
         Column("at most 2 dB below", lambda row: f"{row['kept']:.0%}"),
         figure("5th percentile, mode speed with as many computed", "speed_p5"),
     ]
-    return table(columns, data["rows"])
+    return table(columns, rows)
 
 
 def few(of: str) -> str:

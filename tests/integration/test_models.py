@@ -12,6 +12,8 @@ from evaluation.host_models import NOT_SAMPLED, TINY, here, unnamed
 from rapid_testing.frozen import EVERY, NODES
 from rapid_testing.safety import even_so
 
+pytestmark = pytest.mark.main_host
+
 STEPS = 8
 WHOLE = ("accelerate 2", "skip")  # of EVERY: nodes that skip whole evaluations
 ADD = (

@@ -11,6 +11,8 @@ from rapid_testing.families import FAMILIES
 from rapid_testing.frozen import NODES
 from rapid_testing.sampling import sample
 
+pytestmark = pytest.mark.main_host
+
 STEPS = 8
 FETCH = "rapid_core/engine/run.py"
 REGION = {"preset": "custom", "keep_ratio": 0.5, "error_threshold": 0.0}
