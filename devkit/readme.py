@@ -18,6 +18,7 @@ WHOLE = {
     "ref_contexts": "reference pictures",
     "context_latents": "reference pictures",
     "siglip_feats": "reference pictures",
+    "ref_frames": "reference pictures",
     "txt_byt5": "quoted lettering",
 }
 HEAD = (

@@ -185,7 +185,7 @@ LUMINA2 = Architecture(
         ("cap_embedder", TEXT),
     ),
     hidden="dim",
-    whole=("ref_latents", "ref_contexts", "siglip_feats"),
+    whole=("ref_latents", "ref_contexts", "siglip_feats", "ref_frames"),
     measured=True,
 )
 Z_IMAGE = Architecture(
