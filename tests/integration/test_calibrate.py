@@ -288,7 +288,7 @@ def test_a_mask_is_kept(calibrate, folder, tiny_flux):
     [
         (dict(sampler="euler_ancestral"), "adds noise"),
         (dict(sampler="lcm"), "adds noise"),
-        (dict(sampler="dpm_fast"), "sigmas of its own"),
+        (dict(sampler="dpm_fast"), "makes small errors large"),
         (dict(steps=6), "6 steps"),
         (dict(sigmas=torch.linspace(0, 1, 11)), "sigmas that rise"),
         (dict(sigmas=torch.tensor([1.0, 0.8, 0.8, 0.6, 0.5, 0.4, 0.3, 0.2, 0.0])), "do not fall"),
