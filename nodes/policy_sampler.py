@@ -26,10 +26,7 @@ class PolicySampler(RapidNode):
             search_aliases=[
                 "rapid3",
                 "adaptive steps",
-                "skip steps",
-                "sampler",
                 "policy",
-                "采样器",
             ],
             is_experimental=True,
             inputs=[
