@@ -26,6 +26,7 @@ class PolicySampler(RapidNode):
             search_aliases=[
                 "rapid3",
                 "adaptive steps",
+                "heads",
                 "policy",
             ],
             is_experimental=True,

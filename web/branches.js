@@ -5,10 +5,10 @@ const WAY = ["MODEL", "GUIDER", "LATENT"]; // types of links that lead from a mo
 const PATCHES = ["MODEL", "GUIDER"];
 const SEEDS = ["seed", "noise_seed"];
 
-export const ACCELERATE = "RAPID_Accelerate";
-export const REPORT = "RAPID_Report";
-export const COMPARE = "RAPID_Compare";
-const SKIPS = [ACCELERATE, "RAPID_CacheReuse"]; // one of them is enough on a model
+export const ACCELERATE_NODE = "RAPID_Accelerate";
+export const REPORT_NODE = "RAPID_Report";
+export const COMPARE_NODE = "RAPID_Compare";
+const SKIPS = [ACCELERATE_NODE, "RAPID_CacheReuse"]; // one of them is enough on a model
 
 export function slotOf(slots, ...types) {
   return (slots ?? []).findIndex((slot) => types.includes(slot.type));
@@ -125,7 +125,7 @@ export class Branch {
     const origin = graph.getNodeById(link.origin_id);
     if (!origin || !(isPatch(origin) || [...before(origin, WAY)].some(isPatch))) return [origin, link.origin_slot];
     if (isPatch(origin)) return this.through(origin, "MODEL");
-    if (origin.comfyClass === REPORT && origin.outputs[link.origin_slot].type === "LATENT") return this.through(origin, "LATENT");
+    if (origin.comfyClass === REPORT_NODE && origin.outputs[link.origin_slot].type === "LATENT") return this.through(origin, "LATENT");
     return [this.copy(origin), link.origin_slot];
   }
 

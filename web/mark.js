@@ -11,7 +11,7 @@ export function isOurs(node) {
   return node?.comfyClass?.startsWith("RAPID_") ?? false;
 }
 
-function colour(node) {
+function recolour(node) {
   Object.assign(node, LOOK);
   const [configured, serialized] = [node.onConfigure, node.onSerialize];
   node.onConfigure = function (saved, ...rest) {
@@ -37,7 +37,7 @@ app.registerExtension({
   name: "rapid.mark",
   nodeCreated(node) {
     if (!isOurs(node)) return;
-    colour(node);
+    recolour(node);
     mark(node);
   },
 });

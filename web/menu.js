@@ -2,10 +2,8 @@
 // with the full picture.
 
 import { app } from "../../scripts/app.js";
-import {
-  ACCELERATE, Branch, COMPARE, decoderAfter, isPatch, isSampler, latentSlot, linkInto, linksOf, modelLink, REPORT, samplerAfter,
-  skipsAlready, slotOf,
-} from "./branches.js";
+import { ACCELERATE_NODE, COMPARE_NODE, REPORT_NODE, Branch, linkInto, linksOf, modelLink, slotOf } from "./branches.js";
+import { decoderAfter, isPatch, isSampler, latentSlot, samplerAfter, skipsAlready } from "./branches.js";
 import { loadWords, speak, word } from "./words.js";
 
 const REACH = 14; // pixels of the graph across a wire that count as on it
@@ -74,9 +72,9 @@ function insertEntry(graph, links, place) {
 function insert(graph, links, place) {
   const source = graph.getNodeById(links[0].origin_id);
   const slot = links[0].origin_slot;
-  const reports = linksOf(source, slot).filter((link) => graph.getNodeById(link.target_id)?.comfyClass === REPORT);
+  const reports = linksOf(source, slot).filter((link) => graph.getNodeById(link.target_id)?.comfyClass === REPORT_NODE);
   const targets = new Set([...links, ...reports].map((link) => [link.target_id, link.target_slot]));
-  const node = add(graph, ACCELERATE, place);
+  const node = add(graph, ACCELERATE_NODE, place);
   source.connect(slot, node, slotOf(node.inputs, "MODEL"), links[0].parentId);
   for (const [id, input] of targets) node.connect(slotOf(node.outputs, "MODEL"), graph.getNodeById(id), input);
   return node;
@@ -86,7 +84,7 @@ function insert(graph, links, place) {
 function report(graph, sampler) {
   const [slot, model] = [latentSlot(sampler), modelLink(sampler)];
   const targets = linksOf(sampler, slot).map((link) => [link.target_id, link.target_slot]);
-  const node = add(graph, REPORT, [sampler.pos[0] + sampler.size[0] + GAP, sampler.pos[1]]);
+  const node = add(graph, REPORT_NODE, [sampler.pos[0] + sampler.size[0] + GAP, sampler.pos[1]]);
   graph.getNodeById(model.origin_id).connect(model.origin_slot, node, slotOf(node.inputs, "MODEL"));
   sampler.connect(slot, node, slotOf(node.inputs, "LATENT"));
   for (const [id, input] of targets) node.connect(slotOf(node.outputs, "LATENT"), graph.getNodeById(id), input);
@@ -95,7 +93,7 @@ function report(graph, sampler) {
 
 function reportOf(sampler) {
   return linksOf(sampler, latentSlot(sampler)).map((link) => sampler.graph.getNodeById(link.target_id))
-    .find((node) => node?.comfyClass === REPORT);
+    .find((node) => node?.comfyClass === REPORT_NODE);
 }
 
 // A second branch without RAPID's nodes, from the same seed, and RAPID Compare on both pictures.
@@ -112,7 +110,7 @@ function compare(graph, decoder) {
   for (const copy of added) copy.pos = [copy.pos[0], copy.pos[1] + down];
   for (const [node, copy, name] of branch.seeded) added.push(sharedSeed(graph, node, copy, name));
 
-  const view = add(graph, COMPARE, [right + 2 * GAP, full.pos[1]]);
+  const view = add(graph, COMPARE_NODE, [right + 2 * GAP, full.pos[1]]);
   added.push(view);
   [full, decoder].forEach((one, i) => one.connect(slotOf(one.outputs, "IMAGE"), view, view.findInputSlot(["picture_a", "picture_b"][i])));
   const samplers = [...branch.copies].filter(([original]) => isSampler(original));
@@ -178,7 +176,9 @@ function entries(find) {
 
 app.registerExtension({
   name: "rapid.menu",
-  init: loadWords,
+  async init() {
+    await loadWords();
+  },
   getCanvasMenuItems(canvas) {
     return entries(() => {
       const segment = segmentAt(canvas, canvas.graph_mouse);

@@ -5,7 +5,7 @@ import { app } from "../../scripts/app.js";
 import { element } from "./timeline.js";
 import { reason, word } from "./words.js";
 
-const PATH = "/rapid/policies";
+const POLICIES = "/rapid/policies";
 const EXISTS = "save_exists";
 
 // A button that asks for a name and saves the timeline of a record.
@@ -47,7 +47,7 @@ function suggested({ family, sampler, totals }) {
 }
 
 async function send(body) {
-  const answer = await api.fetchApi(PATH, {
+  const answer = await api.fetchApi(POLICIES, {
     method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body),
   });
   return answer.json();
