@@ -34,7 +34,6 @@ class Compare(RapidNode):
                 "blind test",
                 "psnr",
                 "ssim",
-                "rapid",
                 "对比",
             ],
             inputs=[

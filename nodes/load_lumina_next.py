@@ -30,9 +30,6 @@ class LoadLuminaNext(RapidNode):
                 "lumina next",
                 "next-dit",
                 "diffusers",
-                "load diffusion model",
-                "unet loader",
-                "加载",
             ],
             inputs=[
                 io.Combo.Input(

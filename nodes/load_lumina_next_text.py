@@ -29,10 +29,7 @@ class LoadLuminaNextText(RapidNode):
                 "lumina next",
                 "gemma",
                 "gemma 2b",
-                "clip",
-                "load clip",
                 "text encoder",
-                "加载",
             ],
             inputs=[
                 io.Combo.Input(

@@ -26,10 +26,8 @@ class PolicySampler(RapidNode):
             search_aliases=[
                 "rapid3",
                 "adaptive steps",
-                "skip steps",
-                "sampler",
+                "heads",
                 "policy",
-                "采样器",
             ],
             is_experimental=True,
             inputs=[

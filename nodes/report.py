@@ -37,8 +37,6 @@ class Report(RapidNode):
                 "timeline",
                 "heat map",
                 "what was skipped",
-                "speed",
-                "rapid",
                 "报告",
             ],
             inputs=[

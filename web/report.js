@@ -5,6 +5,7 @@ import { app } from "../../scripts/app.js";
 import { addPanel } from "./panel.js";
 import { readRecord } from "./record.js";
 import { deliver, nodesOf, root, workflowOf } from "./runs.js";
+import { saver } from "./save.js";
 import { forget, smaller, store, storeFailure } from "./storage.js";
 import { closeness, details, element, headline, legend, mapLegend, remarks, ROWS, rows, totals } from "./timeline.js";
 import { loadWords, reason, word } from "./words.js";
@@ -42,7 +43,7 @@ function partsOf(shown, full) {
     parts.unshift(element("div", "alert", word("not_finished", { status })));
   }
   parts.unshift(...alert);
-  parts.push(legend(record), remarkList(record), ...mapsOf(shown.maps ?? []), copier(full));
+  parts.push(legend(record), remarkList(record), ...mapsOf(shown.maps ?? []), tools(full));
   return parts;
 }
 
@@ -50,6 +51,12 @@ function partsOf(shown, full) {
 export function ended({ node }, before) {
   const place = node === null ? "interrupted" : "failed";
   return word(before ? `${place}_before` : place, { node });
+}
+
+function tools(record) {
+  const made = element("div", "tools");
+  made.append(copier(record), saver(record));
+  return made;
 }
 
 function copier(record) {

@@ -297,7 +297,7 @@ class ScheduleActor(Actor):
         if count <= FEW and not fits:  # where the last one lies decides the picture
             self._note(ReasonCode.SCHEDULE_TOO_SHORT, file=policy.source)
             return best_spaced(count, observation.sigmas)
-        if not (fits and observation.euler):
+        if not fits or (schedule.gram is not None and not observation.euler):
             self._note(ReasonCode.SCHEDULE_MOVED, file=policy.source)
         elif schedule.gram is not None:
             self._predictor = GramPredictor(schedule.gram, schedule.sigmas)

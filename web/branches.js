@@ -1,0 +1,136 @@
+// The way of a model through a graph: which nodes lie before and after RAPID's, and the same way once more without them.
+// No side effects on import.
+
+const WAY = ["MODEL", "GUIDER", "LATENT"]; // types of links that lead from a model to its pictures
+const PATCHES = ["MODEL", "GUIDER"];
+const SEEDS = ["seed", "noise_seed"];
+
+export const ACCELERATE_NODE = "RAPID_Accelerate";
+export const REPORT_NODE = "RAPID_Report";
+export const COMPARE_NODE = "RAPID_Compare";
+const SKIPS = [ACCELERATE_NODE, "RAPID_CacheReuse"]; // one of them is enough on a model
+
+export function slotOf(slots, ...types) {
+  return (slots ?? []).findIndex((slot) => types.includes(slot.type));
+}
+
+export function linksOf(node, slot) {
+  return (node.outputs?.[slot]?.links ?? []).map((id) => node.graph.getLink(id)).filter((link) => link);
+}
+
+// The link into the first input of these types that has one, or undefined.
+export function linkInto(node, ...types) {
+  const input = (node?.inputs ?? []).find((one) => types.includes(one.type) && one.link != null);
+  return input && node.graph.getLink(input.link);
+}
+
+// A RAPID node that changes a model.
+export function isPatch(node) {
+  const ours = node?.comfyClass?.startsWith("RAPID_") ?? false;
+  return ours && slotOf(node.inputs, "MODEL") >= 0 && slotOf(node.outputs, "MODEL") >= 0;
+}
+
+export function isSampler(node) {
+  const ours = node?.comfyClass?.startsWith("RAPID_") ?? true;
+  return !ours && slotOf(node.inputs, ...PATCHES) >= 0 && slotOf(node.outputs, "LATENT") >= 0;
+}
+
+// The link that brings a sampler its model, where there is one; guiders lie between.
+export function modelLink(node) {
+  for (let link = linkInto(node, ...PATCHES); link; link = linkInto(node.graph.getNodeById(link.origin_id), ...PATCHES)) {
+    if (link.type === "MODEL") return link;
+  }
+  return undefined;
+}
+
+function* before(node, types, seen = new Set()) {
+  for (const { type, link: id } of node.inputs ?? []) {
+    const link = types.includes(type) && id != null ? node.graph.getLink(id) : null;
+    const source = link && node.graph.getNodeById(link.origin_id);
+    if (!source || seen.has(source)) continue;
+    seen.add(source);
+    yield source;
+    yield* before(source, types, seen);
+  }
+}
+
+// Nearest first.
+export function after(node, types = WAY) {
+  const [found, seen] = [[node], new Set([node])];
+  for (const one of found) {
+    (one.outputs ?? []).forEach(({ type }, slot) => {
+      if (!types.includes(type)) return;
+      for (const link of linksOf(one, slot)) {
+        const target = one.graph.getNodeById(link.target_id);
+        if (target && !seen.has(target)) found.push(target);
+        seen.add(target);
+      }
+    });
+  }
+  return found.slice(1);
+}
+
+// Whether steps are skipped already on the model of a link.
+export function skipsAlready(graph, link) {
+  const [source, target] = [graph.getNodeById(link.origin_id), graph.getNodeById(link.target_id)];
+  const way = [source, ...before(source, PATCHES), target, ...after(target, PATCHES)];
+  return way.some((node) => SKIPS.includes(node?.comfyClass));
+}
+
+export function samplerAfter(node) {
+  return after(node).find(isSampler);
+}
+
+// What first makes pictures of what comes from a node.
+export function decoderAfter(node) {
+  return after(node).find((one) => !one.comfyClass.startsWith("RAPID_") && slotOf(one.outputs, "IMAGE") >= 0);
+}
+
+// The LATENT output of a sampler that is in use; its first without one.
+export function latentSlot(sampler) {
+  const used = sampler.outputs.findIndex(({ type, links }) => type === "LATENT" && links?.length);
+  return used >= 0 ? used : slotOf(sampler.outputs, "LATENT");
+}
+
+// Copies of a node and of what it depends on, as far as RAPID's nodes lie before it, and without those.
+export class Branch {
+  constructor(move) {
+    this.move = move; // what is done with (copy, original)
+    this.copies = new Map();
+    this.seeded = []; // originals whose seed is their own, and their copies
+  }
+
+  // The copy of a node that has RAPID's before it.
+  copy(node) {
+    if (this.copies.has(node)) return this.copies.get(node);
+    const copy = node.clone();
+    copy.id = -1; // it gets one of its own
+    node.graph.add(copy);
+    this.copies.set(node, copy);
+    this.move(copy, node);
+    for (const input of node.inputs ?? []) {
+      const link = input.link == null ? null : node.graph.getLink(input.link);
+      if (!link) {
+        if (SEEDS.includes(input.widget?.name)) this.seeded.push([node, copy, input.name]);
+        continue;
+      }
+      const [source, slot] = this.source(node.graph, link);
+      source?.connect(slot, copy, copy.findInputSlot(input.name));
+    }
+    return copy;
+  }
+
+  // Where a copy has from what the original has from a link: (node, slot).
+  source(graph, link) {
+    const origin = graph.getNodeById(link.origin_id);
+    if (!origin || !(isPatch(origin) || [...before(origin, WAY)].some(isPatch))) return [origin, link.origin_slot];
+    if (isPatch(origin)) return this.through(origin, "MODEL");
+    if (origin.comfyClass === REPORT_NODE && origin.outputs[link.origin_slot].type === "LATENT") return this.through(origin, "LATENT");
+    return [this.copy(origin), link.origin_slot];
+  }
+
+  through(node, type) {
+    const link = linkInto(node, type);
+    return link ? this.source(node.graph, link) : [null, 0];
+  }
+}
