@@ -597,6 +597,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "samplers_sd3": lambda: samplers("sd3"),
     "region_sd3": lambda: quality("region_sd3", "sd3"),
     "region_flux": lambda: quality("region_flux", "flux"),
+    "region_corrected": lambda: quality("region_corrected", "flux"),
     "region_lumina": lambda: quality("region_lumina", "lumina"),
     "region_differences_sd3": lambda: differences("region", "sd3"),
     "region_differences_flux": lambda: differences("region", "flux"),
