@@ -44,7 +44,7 @@ def test_unpacked_beside_the_manager_it_starts_and_draws(installed):
     ]
     assert "ComfyUI-Manager" in log and failed == [], installed.log_tail(80)
     info = installed.client.object_info()
-    assert len([name for name in info if name.startswith("RAPID_")]) == 8
+    assert len([name for name in info if name.startswith("RAPID_")]) == 11
     nodes = json.loads(
         (REPOSITORY / "example_workflows" / "api" / "demo_policy.json").read_text(encoding="utf-8")
     )

@@ -655,7 +655,7 @@ def test_it_is_a_sampler_for_both_custom_sampler_nodes(
     assert torch.equal(simple[1]["samples"], advanced[1]["samples"])
     assert simple[1]["samples"].shape == (2, 16, 16, 16)
     assert torch.equal(simple[0]["samples"], draw(tiny_sd3, sampler, sigmas, 2.0, batch=2))
-    _, text, _ = run("RAPID_Report", model=tiny_sd3, latent=simple[0])
+    _, text, *_ = run("RAPID_Report", model=tiny_sd3, latent=simple[0])
     made = [len(sigmas_computed(report(tiny_sd3), i)) for i in range(2)]
     assert f"{made[0]}, {made[1]} evaluations instead of {STEPS}" in text
     assert "rapid_policy on sd3, 2 images, finished" in text
