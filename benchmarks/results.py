@@ -458,6 +458,94 @@ def gpu_flops() -> str:
     return table(columns, rows.values())
 
 
+# What is learned of a model.
+LEARNED = {
+    "learned_0": "nothing (as it comes)",
+    "learned_1": "the first picture",
+    "again_2": "one picture, the second",
+    "again_3": "one picture, the third",
+    "again_4": "one picture, the fourth",
+    "learned_2": "two pictures",
+    "learned_4": "four pictures",
+    "learned_8": "eight pictures",
+    "calibrated_few": "RAPID Calibrate, few",
+    "calibrated_normal": "RAPID Calibrate, normal",
+    "calibrated_long": "RAPID Calibrate, long",
+    "prior_flux": "eight pictures of the FLUX-like model",
+    "prior_sd3": "eight pictures of the SD3-like model",
+    "prior_lumina": "eight pictures of the Lumina-like model",
+    "even": "nothing, evenly spaced steps",
+}
+
+
+def learned(of: str) -> str:
+    """How much nearer pictures come after so much was learned, towards what each aim has."""
+    data = json.loads((FOLDER / "learn.json").read_text(encoding="utf-8"))
+    found = [r for r in data["rows"] if r["model"] == of and r["suite"] == "learn"]
+    drawn = data["machine"]["full_pictures"][of]
+    rows = {(r["method"], r["target"]): r for r in found}
+    gains = {
+        (r["method"], r["target"]): r
+        for r in load("learn_differences")
+        if r["model"] == of and r["suite"] == "learn"
+    }
+    targets = list(dict.fromkeys(r["target"] for r in found if r["method"] == "learned_0"))
+
+    def decibels(target: str) -> Callable[[Row], str]:
+        name = "psnr_ode" if target.endswith("best") else "psnr"
+
+        def cell(row: Row) -> str:
+            key = (row["method"], target)
+            if row["method"] == "learned_0":
+                return number(rows[key][name])
+            if key not in gains:
+                return "-"
+            gain = gains[key]
+            same = gain.get("same_plan")
+            return "same steps" if same else interval(gain["difference"], gain["ci"], sign=True)
+
+        return cell
+
+    columns = [
+        Column("learned from", lambda row: LEARNED[row["method"]]),
+        Column("drawn for it, in full pictures", lambda row: number(drawn.get(row["method"], 0))),
+        *(Column(f"{target} picture, dB", decibels(target)) for target in targets),
+    ]
+    there = {r["method"] for r in found}
+    return table(columns, ({"method": name} for name in LEARNED if name in there))
+
+
+def transfer() -> str:
+    """What eight pictures have shown, where pictures are drawn otherwise."""
+    places = {
+        "wide": "half as wide again",
+        "large": "twice as high and wide",
+        "cfg_4": "cfg 4",
+        "beta": "scheduler beta",
+    }
+    columns = [
+        Column("model", model),
+        Column("used at", lambda row: places[row["suite"]]),
+        Column("target", lambda row: f"{row['target']} picture"),
+        text("prompts", "prompts"),
+        Column(
+            "gain, dB",
+            lambda row: (
+                "same steps"
+                if row.get("same_plan")
+                else interval(row["difference"], row["ci"], sign=True)
+            ),
+        ),
+    ]
+    found = [row for row in load("learn_differences") if row["suite"] in places]
+    models = list(MODELS)
+    order = sorted(
+        found,
+        key=lambda r: (models.index(r["model"]), list(places).index(r["suite"]), r["target"]),
+    )
+    return table(columns, order)
+
+
 # Model classes of the host.
 ROUNDING = 1e-5  # of the largest value: no more than other orders of sums make
 PICTURES = 1e-3  # the same of whole pictures, after all steps
@@ -593,6 +681,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "policy_sd3": lambda: quality("policy_sd3", "sd3"),
     "policy_differences_flux": lambda: differences("policy", "flux"),
     "policy_differences_sd3": lambda: differences("policy", "sd3"),
+    "learned_flux": lambda: learned("flux"),
+    "learned_sd3": lambda: learned("sd3"),
     "samplers_flux": lambda: samplers("flux"),
     "samplers_sd3": lambda: samplers("sd3"),
     "region_sd3": lambda: quality("region_sd3", "sd3"),
