@@ -683,6 +683,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "policy_differences_sd3": lambda: differences("policy", "sd3"),
     "learned_flux": lambda: learned("flux"),
     "learned_sd3": lambda: learned("sd3"),
+    "learned_lumina": lambda: learned("lumina"),
     "samplers_flux": lambda: samplers("flux"),
     "samplers_sd3": lambda: samplers("sd3"),
     "region_sd3": lambda: quality("region_sd3", "sd3"),
