@@ -3,11 +3,15 @@ kept from inside a block stays out of the host's record of blocks."""
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
+
+try:
+    import comfy.model_prefetch as model_prefetch
+except ImportError:  # ComfyUI 0.18 and older
+    model_prefetch = None
 
 Shape = tuple[int, ...]
 
@@ -31,11 +35,8 @@ def announced_shape(required: Callable[[Shape], float], shape: Shape, extra: int
 def unrecorded() -> AbstractContextManager:
     """What is allocated in it may outlive the block that runs. ComfyUI 0.38 and newer may record what
     a block allocates and expect all of it to be freed by the block's end; older ones record nothing."""
-    try:
-        pause = importlib.import_module("comfy.model_prefetch").pause_malloc_graph
-    except (ImportError, AttributeError):
-        return nullcontext()
-    return pause()
+    pause = getattr(model_prefetch, "pause_malloc_graph", None)
+    return nullcontext() if pause is None else pause()
 
 
 class Announcement:

@@ -331,7 +331,6 @@ def test_what_is_kept_from_inside_a_block_stays_out_of_the_hosts_record_of_it(
     """A stand-in for `pause_malloc_graph` of ComfyUI 0.38 and newer, which end the process where a
     block leaves something behind that they have recorded."""
     import contextlib
-    import sys
     from types import SimpleNamespace
 
     wanted = sample(region(tiny_model), steps=6)
@@ -344,9 +343,8 @@ def test_what_is_kept_from_inside_a_block_stays_out_of_the_hosts_record_of_it(
         yield
         paused.pop()
 
-    prefetch = sys.modules.get("comfy.model_prefetch", SimpleNamespace())
-    monkeypatch.setattr(prefetch, "pause_malloc_graph", pause, raising=False)
-    monkeypatch.setitem(sys.modules, "comfy.model_prefetch", prefetch)
+    prefetch = SimpleNamespace(pause_malloc_graph=pause)
+    monkeypatch.setattr(pack_module("rapid_core.comfy.memory"), "model_prefetch", prefetch)
     subset = pack_module("rapid_core.comfy.token_subset").TokenSubset
     attend = subset.attend
 
