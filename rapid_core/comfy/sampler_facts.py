@@ -61,22 +61,9 @@ ALWAYS_NOISY = frozenset(("lcm", "lcm_upscale", "ddpm"))
 # They take `s_noise` and a source of noise. The first two have their step's eta fixed at 0. The third
 # does add noise, and can be predicted all the same (docs/lab.md).
 MAY_SKIP = frozenset(("res_multistep", "res_multistep_cfg_pp", "er_sde"))
-# They make small errors large: on both demo models their pictures were at 7 to 30 dB of the full ones
-# at speed-up 2, where as few steps of theirs came as near (docs/results/samplers.md).
-SENSITIVE = frozenset(
-    (
-        "dpm_adaptive",  # it chooses its steps by how much two evaluations differ
-        "dpm_fast",
-        "euler_cfg_pp",
-        "euler_pp",
-        "dpmpp_2m_cfg_pp",
-        "res_multistep_cfg_pp",
-        "gradient_estimation_cfg_pp",
-        "euler_ancestral_cfg_pp",
-        "dpmpp_2s_ancestral_cfg_pp",
-        "res_multistep_ancestral_cfg_pp",
-    )
-)
+# They make small errors large, and so do all of cfg++ (docs/lab.md). dpm_adaptive chooses its steps by
+# how much two evaluations differ.
+SENSITIVE = frozenset(("dpm_fast", "dpm_adaptive", "euler_pp"))
 SHOWN = {
     "unipc": "uni_pc",
     "unipc_bh2": "uni_pc_bh2",
@@ -94,8 +81,11 @@ def sampler_name(sampler: Any) -> str:
 
 def is_sensitive(sampler: Any) -> bool:
     """Whether a SAMPLER, or the one that it wraps, makes small errors large."""
-    inner = next((v for v in _options(sampler).values() if hasattr(v, "sampler_function")), None)
-    return is_sensitive(inner) if inner is not None else sampler_name(sampler) in SENSITIVE
+    inner = _wrapped(sampler)
+    if inner is not None:
+        return is_sensitive(inner)
+    name = sampler_name(sampler)
+    return name in SENSITIVE or name.endswith("cfg_pp")
 
 
 def sampler_kind(sampler: Any, sigmas: Sequence[float] = ()) -> SamplerKind:
@@ -103,7 +93,7 @@ def sampler_kind(sampler: Any, sigmas: Sequence[float] = ()) -> SamplerKind:
     pack made is known by its name and its options; one that wraps another (Detail Daemon) is as
     that, though what euler goes along may not be what it was given."""
     options = _options(sampler)
-    inner = next((v for v in options.values() if hasattr(v, "sampler_function")), None)
+    inner = _wrapped(sampler)
     if inner is not None:
         kind = sampler_kind(inner, sigmas)
         return SamplerKind.ONE_EVALUATION if kind is SamplerKind.EULER else kind
@@ -116,6 +106,11 @@ def sampler_kind(sampler: Any, sigmas: Sequence[float] = ()) -> SamplerKind:
     if name == "sa_solver" and options.get("use_pece"):
         return SamplerKind.SEVERAL_EVALUATIONS
     return kind
+
+
+def _wrapped(sampler: Any) -> Any:
+    """The SAMPLER that another one wraps; None where it wraps none."""
+    return next((v for v in _options(sampler).values() if hasattr(v, "sampler_function")), None)
 
 
 def _adds_noise(name: str, options: dict[str, Any], sigmas: Sequence[float]) -> bool:
