@@ -515,37 +515,6 @@ def learned(of: str) -> str:
     return table(columns, ({"method": name} for name in LEARNED if name in there))
 
 
-def transfer() -> str:
-    """What eight pictures have shown, where pictures are drawn otherwise."""
-    places = {
-        "wide": "half as wide again",
-        "large": "twice as high and wide",
-        "cfg_4": "cfg 4",
-        "beta": "scheduler beta",
-    }
-    columns = [
-        Column("model", model),
-        Column("used at", lambda row: places[row["suite"]]),
-        Column("target", lambda row: f"{row['target']} picture"),
-        text("prompts", "prompts"),
-        Column(
-            "gain, dB",
-            lambda row: (
-                "same steps"
-                if row.get("same_plan")
-                else interval(row["difference"], row["ci"], sign=True)
-            ),
-        ),
-    ]
-    found = [row for row in load("learn_differences") if row["suite"] in places]
-    models = list(MODELS)
-    order = sorted(
-        found,
-        key=lambda r: (models.index(r["model"]), list(places).index(r["suite"]), r["target"]),
-    )
-    return table(columns, order)
-
-
 # Model classes of the host.
 ROUNDING = 1e-5  # of the largest value: no more than other orders of sums make
 PICTURES = 1e-3  # the same of whole pictures, after all steps
