@@ -12,7 +12,8 @@ from safetensors import SafetensorError
 
 from ..calibration.library import Entry
 from ..policy_file.format import PolicyError
-from ..policy_file.saved import SUFFIX, NotSaved, checked_name, is_saved, save
+from ..policy_file.names import SUFFIX
+from ..policy_file.saved import NotSaved, checked_name, is_saved, save
 from ..reasons import ReasonCode, to_json
 from ..types import Reason
 from .learning import FOLDER, library

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,10 @@ from ..record import FORMAT, VERSION
 from ..techniques.step_skip.schedule import Schedule
 from ..types import Mode, Reason
 from .format import MAX_BUDGET, MAX_SPEEDUP, PolicyError, PolicyFile, read_metadata, write
+from .names import SUFFIX, plain_name
 from .schedules import MAX_STEPS, schedule_tensors
 
 COMMAND = "RAPID Report, saved timeline"
-SUFFIX = ".safetensors"
-NAME = re.compile(r"\w[\w .()+-]{0,79}")
-NOT_FOR_FILES = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?|.*[. ]")  # on Windows
 UNVERIFIED = " (unverified)"
 
 
@@ -43,9 +40,11 @@ def save(folder: Path, name: str, record: Any, replace: bool = False) -> tuple[P
     written."""
     schedule, architecture = schedule_of(record)
     path = folder / f"{checked_name(name)}{SUFFIX}"
-    if path.exists() and not (replace and is_saved(path)):
-        code = ReasonCode.SAVE_EXISTS if is_saved(path) else ReasonCode.SAVE_TAKEN
-        raise NotSaved(Reason(code, file=path.name))
+    if path.exists():
+        ours = is_saved(path)
+        if not (replace and ours):
+            code = ReasonCode.SAVE_EXISTS if ours else ReasonCode.SAVE_TAKEN
+            raise NotSaved(Reason(code, file=path.name))
     speedup = len(schedule.computed) / sum(schedule.computed)
     metadata = {
         "architecture": architecture,
@@ -62,8 +61,8 @@ def save(folder: Path, name: str, record: Any, replace: bool = False) -> tuple[P
 
 def checked_name(name: Any) -> str:
     """A name for a file, without its suffix. Raises NotSaved for what is none."""
-    plain = name.strip().removesuffix(SUFFIX) if isinstance(name, str) else ""
-    if not NAME.fullmatch(plain) or NOT_FOR_FILES.fullmatch(plain):
+    plain = plain_name(name) if isinstance(name, str) else None
+    if plain is None:
         raise NotSaved(Reason(ReasonCode.SAVE_NAME, name=str(name)[:80]))
     return plain
 

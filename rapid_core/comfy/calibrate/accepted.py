@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from comfy.samplers import CFGGuider
@@ -11,6 +10,7 @@ from ...architectures import describe
 from ...calibration.model_key import ModelKey
 from ...engine.plan import FEW_STEPS, HostFacts, unsafe
 from ...policy_file.format import PolicyError, read
+from ...policy_file.names import plain_name
 from ...reasons import text
 from ...types import Reason, SamplerKind
 from ..chain import chain_of, check_channels
@@ -20,22 +20,18 @@ from ..model_key import key_of
 from .workflow import Workflow, latent_of
 
 NAME = "RAPID Calibrate"
-ENDING = ".safetensors"
 ACCEPTED = (
     f"What can be calibrated: runs of {FEW_STEPS + 1} steps and more on sigmas that fall, with a "
     "sampler that adds no noise and goes by these sigmas, such as euler, dpmpp_2m and res_multistep."
 )
-# Words, spaces and a few signs; what systems understand otherwise is not among them.
-FILE_NAME = re.compile(r"\w(?:[\w .()+-]{0,78}[\w()+-])?")
-RESERVED = re.compile(r"(?:con|prn|aux|nul|com\d|lpt\d)(?:\..*)?", re.IGNORECASE)  # on Windows
 
 
 def checked_name(name: str) -> str:
     """The name of a file, without its ending. Raises ValueError for one with a folder in it, or with
     signs that not every system has in names."""
-    stem = name.strip().removesuffix(ENDING)
-    if FILE_NAME.fullmatch(stem) and not RESERVED.fullmatch(stem):
-        return stem
+    plain = plain_name(name)
+    if plain is not None:
+        return plain
     raise ValueError(
         f"{NAME}: name = {name!r} was given; accepted is the name of a file without a folder: up to "
         "80 letters, digits, spaces and . _ - + ( ), the first one a letter or a digit. It will lie in "

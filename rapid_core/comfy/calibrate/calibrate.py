@@ -12,10 +12,11 @@ from safetensors import SafetensorError
 from ...calibration.plans import EFFORTS, Calibration, Chosen, Figures
 from ...calibration.state import State
 from ...policy_file.format import PolicyError, read, write
+from ...policy_file.names import SUFFIX
 from ...policy_file.schedules import schedule_tensors, schedules_of
 from ...techniques.step_skip.schedule import Schedule
 from ..learning import FOLDER
-from .accepted import ENDING, NAME, check, check_file, checked_name
+from .accepted import NAME, check, check_file, checked_name
 from .card import Calibrated, metadata_of
 from .drawer import Drawer
 from .progress import Progress
@@ -27,7 +28,7 @@ def calibrate(workflow: Workflow, name: str, effort: str, node: str = "") -> Cal
     that shows how it goes on. Raises ValueError, in the node's words, for what cannot be calibrated
     or written, and what the host raises on Cancel; what was drawn by then is kept."""
     folder = Path(folder_paths.models_dir) / FOLDER
-    path = folder / f"{checked_name(name)}{ENDING}"
+    path = folder / f"{checked_name(name)}{SUFFIX}"
     key, facts = check(workflow)
     check_file(path, key)
     inputs = inputs_of(workflow, key)
