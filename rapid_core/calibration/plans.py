@@ -2,8 +2,9 @@
 
 Full pictures show what gaps cost (`quadrature.gap_costs`). Plans that these costs suggest are drawn on
 the same seeds and judged by how near they come to the full pictures; the formula's plan is left only
-for one that is clearly better. What draws is known by two functions, so that ComfyUI's node and the
-trainer may share this."""
+for one that is clearly better. A plan that follows pictures closely is nearer on these whatever it is
+worth on others, so it is judged on pictures of other prompts than it was made from. What draws is
+known by two functions, so that ComfyUI's node and the trainer may share this."""
 
 from __future__ import annotations
 
@@ -22,8 +23,8 @@ AT_LEAST = 2  # pictures before a plan is judged
 # dB behind another plan in the mean, at which a plan is given up where that is no accident.
 FAR = 1.0
 MEASURED = 2  # pictures that show what a plan is worth which is taken unseen
-# Prompts from which on seeds speak for others, too. Plans that follow the pictures of one prompt as
-# closely as they can are 5 to 10 dB nearer there, and up to 3 farther on others (docs/lab.md).
+# Prompts from which on some can judge what others taught. Plans that follow the pictures of one prompt
+# as closely as they can are 5 to 10 dB nearer there, and up to 3 farther on others (docs/lab.md).
 SEVERAL = 3
 
 Plan = tuple[bool, ...]
@@ -48,8 +49,8 @@ class Effort:
 
 EFFORTS = {
     "few": Effort(10, 4, compares=False),
-    "normal": Effort(40, 6),
-    "long": Effort(150, 10, climbs=True),
+    "normal": Effort(40, 8),
+    "long": Effort(150, 12, climbs=True),
 }
 
 
@@ -146,7 +147,8 @@ class Calibration:
         self.pictures = pictures
         self.figures = figures
         self.kept = kept
-        self.several = prompts >= SEVERAL
+        self.prompts = prompts
+        self.splits = effort.compares and prompts >= SEVERAL
         self.numbers: list[int] = []
         """Of the seeds whose full pictures were drawn."""
         # Whatever was drawn before counts once it is asked for, so that a calibration that goes on
@@ -164,26 +166,43 @@ class Calibration:
         """The best plans that the effort finds, one a speed-up, by rising speed-up. Raises ValueError
         where pictures show numbers that are not finite."""
         self._watch()
-        tables = [table for number in self.numbers for table in self.figures.tables[number]]
-        costs = GapCosts.seen(tables, self.sigmas)
-        if not self.effort.compares:
-            return self._measured({s: costs.best(self._count(s), self.sigmas) for s in SPEEDUPS})
-        whole = Spacing(self.sigmas, costs.on(self.sigmas, share=1.0))
+        costs = self._costs(self.numbers)
         promised = {s: costs.best(self._count(s), self.sigmas) for s in SPEEDUPS}
-        candidates = {}
-        for speedup, plan in promised.items():
-            plans = [self._formula(speedup), plan]
-            plans += [whole.best(self._count(speedup))] if self.several else []
-            candidates[speedup] = list(dict.fromkeys(plans))
+        if not self.effort.compares:
+            return self._measured(promised)
+        candidates = {s: [self._formula(s), plan] for s, plan in promised.items()}
+        if self.splits:
+            closely = Spacing(self.sigmas, self._costs(self.teachers).on(self.sigmas, share=1.0))
+            for speedup, plans in candidates.items():
+                count = self._count(speedup)
+                plans += [costs.cheapest(count, self.sigmas), closely.best(count)]
+        candidates = {s: list(dict.fromkeys(plans)) for s, plans in candidates.items()}
         self._compare(candidates)
         best = {s: self._best_of(plans, promised[s]) for s, plans in candidates.items()}
-        if self.effort.climbs and self.several:
+        if self.effort.climbs and self.splits:
             for i, speedup in enumerate(SPEEDUPS):
                 share = (self.effort.budget - self.spent) / (len(SPEEDUPS) - i)
                 climbed = self._climb(best[speedup], self.spent + share)
                 plans = [self._formula(speedup), best[speedup], climbed]
                 best[speedup] = self._best_of(list(dict.fromkeys(plans)), promised[speedup])
         return [self._chosen(speedup, plan) for speedup, plan in best.items()]
+
+    @property
+    def teachers(self) -> list[int]:
+        """Pictures that plans are made from which follow pictures closely: those of the first half of
+        the prompts; all, where there are too few prompts for any to judge."""
+        half = self.prompts // 2
+        return [n for n in self.numbers if not self.splits or n % self.prompts < half]
+
+    @property
+    def judges(self) -> list[int]:
+        """Pictures that plans are judged on: those of the other prompts."""
+        return [n for n in self.numbers if not self.splits or n not in self.teachers]
+
+    def _costs(self, numbers: Sequence[int]) -> GapCosts:
+        """What gaps cost by these pictures."""
+        tables = [table for number in numbers for table in self.figures.tables[number]]
+        return GapCosts.seen(tables, self.sigmas)
 
     def _count(self, speedup: float) -> int:
         return max_evaluations(speedup, self.steps)
@@ -225,9 +244,9 @@ class Calibration:
         return True
 
     def _compare(self, candidates: Mapping[float, Sequence[Plan]]) -> None:
-        """Draw all plans, the formula's first of each speed-up, picture by picture for as long as the
+        """Draw all plans, the formula's first of each speed-up, judge by judge for as long as the
         budget lasts; those that are far behind no longer."""
-        for number in self.numbers:
+        for number in self.judges:
             for plans in candidates.values():
                 kept = [p for p in plans if p == plans[0] or not self._far_behind(p, plans)]
                 if not all(self._draw(plan, number) for plan in kept):
@@ -246,19 +265,25 @@ class Calibration:
 
     # Judging.
 
-    def _pairs(self, plan: Plan, other: Plan) -> tuple[list[float], list[float]]:
-        """PSNR of two plans on the pictures that both were drawn on."""
-        common = [n for n in self._asked.get(plan, ()) if n in self._asked.get(other, ())]
+    def _pairs(
+        self, plan: Plan, other: Plan, numbers: Sequence[int] | None = None
+    ) -> tuple[list[float], list[float]]:
+        """PSNR of two plans on the pictures that both were drawn on, of these numbers; the judges' for
+        None."""
+        both = [n for n in self._asked.get(plan, ()) if n in self._asked.get(other, ())]
+        both = [n for n in both if n in (self.judges if numbers is None else numbers)]
         first, second = (self.figures.psnr.get(key_of(p), {}) for p in (plan, other))
-        return [first[n] for n in common], [second[n] for n in common]
+        return [first[n] for n in both], [second[n] for n in both]
 
-    def _gain(self, plan: Plan, other: Plan) -> float:
+    def _gain(self, plan: Plan, other: Plan, numbers: Sequence[int] | None = None) -> float:
         """How much nearer a plan comes than another, in dB; 0 where they share no picture."""
-        own, others = self._pairs(plan, other)
+        own, others = self._pairs(plan, other, numbers)
         return mean(own) - mean(others) if own else 0.0
 
-    def _clearly_better(self, plan: Plan, other: Plan) -> bool:
-        return clearly_better(*self._pairs(plan, other))
+    def _clearly_better(
+        self, plan: Plan, other: Plan, numbers: Sequence[int] | None = None
+    ) -> bool:
+        return clearly_better(*self._pairs(plan, other, numbers))
 
     def _far_behind(self, plan: Plan, plans: Sequence[Plan]) -> bool:
         """Whether one of the plans is better by more than pictures differ."""
@@ -282,41 +307,53 @@ class Calibration:
         return max(better, key=lambda plan: self._gain(plan, formula), default=formula)
 
     def _chosen(self, speedup: float, plan: Plan) -> Chosen:
-        numbers = self._asked.get(plan, [])
+        alone, _ = self._pairs(plan, plan)
         own, default = self._pairs(plan, self._formula(speedup))
-        if len(own) < len(numbers):  # not comparable
-            own, default = self._pairs(plan, plan)[0], []
+        if len(own) < len(alone):  # not comparable
+            own, default = alone, []
         return Chosen(
             speedup,
             plan,
             mean(own) if own else None,
             mean(default) if default else None,
-            len(numbers),
+            len(own),
         )
 
     # Climbing.
 
     def _climb(self, plan: Plan, most: float) -> Plan:
-        """The best plan that is found from neighbour to neighbour until so much is spent in all."""
+        """The best plan that is found from neighbour to neighbour, on the pictures that teach, until so
+        much is spent in all with what it costs to judge it."""
+        teachers = self.teachers
+        most -= len(self.judges) * sum(plan) / self.steps
+        if not all(self._draw(plan, number, most) for number in teachers):
+            return plan
         generator = random.Random(0)
+        start = plan
         improved = True
         while improved:
             improved = False
             for neighbour in neighbours(plan, generator):
                 better = self._beats(neighbour, plan, most)
                 if better is None:
-                    return plan
+                    return self._judged(plan, start)
                 if better:
                     plan, improved = neighbour, True
                     break
-        return plan
+        return self._judged(plan, start)
 
     def _beats(self, neighbour: Plan, plan: Plan, most: float) -> bool | None:
-        """Whether a neighbour is clearly better than a plan on its pictures; it is given up where it
-        is not ahead after a few. None where the budget does not last."""
-        for i, number in enumerate(self._asked.get(plan, ())):
-            if i >= AT_LEAST and self._gain(neighbour, plan) <= 0:
+        """Whether a neighbour is clearly better than a plan; it is given up where it is not ahead after
+        a few. None where the budget does not last."""
+        teachers = self.teachers
+        for i, number in enumerate(teachers):
+            if i >= AT_LEAST and self._gain(neighbour, plan, teachers) <= 0:
                 return False
             if not self._draw(neighbour, number, most):
                 return None
-        return self._clearly_better(neighbour, plan)
+        return self._clearly_better(neighbour, plan, teachers)
+
+    def _judged(self, plan: Plan, start: Plan) -> Plan:
+        """A plan that was climbed to, drawn on the judges; the one that it began at where the budget
+        does not last."""
+        return plan if all(self._draw(plan, number) for number in self.judges) else start

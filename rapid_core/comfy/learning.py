@@ -22,6 +22,9 @@ from .model_key import key_of
 
 FOLDER = "rapid_policies"  # in the host's models folder
 LEARNED = "learned"  # in it
+# Pictures of a model that are drawn in full and watched. From fewer it cannot be told how far pictures
+# disagree, and whoever goes by one alone draws some models' pictures 3 dB farther (docs/lab.md).
+ENOUGH = 4
 
 # Names of keys whose runs were watched and showed nothing (a sampler with sigmas of its own, sigmas that
 # stand still): they are not watched again, or they would be computed in full for ever.
@@ -68,9 +71,9 @@ class Lesson:
 
 
 def lesson_for(policies: Sequence[Policy], guider: Any, facts: HostFacts) -> Lesson:
-    """The policies of a run with what is known of its model in those that learn. Where nothing is
-    known, they compute everything and the run is watched; where that cannot be found out, or a run
-    would show nothing, they are as they were."""
+    """The policies of a run with what is known of its model in those that learn. Until ENOUGH of its
+    pictures were watched, they compute everything and the run is watched; where that cannot be found
+    out, or a run would show nothing, they are as they were."""
     learns = [p for p in policies if isinstance(p, SchedulePolicy) and p.learn]
     if not learns or unsafe(facts) is not None:
         return Lesson(tuple(policies))
@@ -84,12 +87,14 @@ def lesson_for(policies: Sequence[Policy], guider: Any, facts: HostFacts) -> Les
         logging.exception("RAPID: what was learned could not be read")
         why = f"{type(error).__name__}: {error}"
         return Lesson(tuple(policies), (Reason(ReasonCode.NOT_LEARNED, why=why),))
-    if known is None and (len(policies) > 1 or key.name in _SHOW_NOTHING):
-        return Lesson(tuple(policies), (*notes, Reason(ReasonCode.NOTHING_LEARNED)))
-    if known is None:
+    pictures = 0 if known is None else len(known.tables)
+    enough = known is not None and (pictures >= ENOUGH or known.differs)
+    if not enough and len(policies) == 1 and key.name not in _SHOW_NOTHING:
         watching = tuple(replace(p, watch=True) if p in learns else p for p in policies)
-        return Lesson(watching, (*notes, Reason(ReasonCode.LEARNS_NOW)), key)
-    pictures = len(known.tables)
+        said = Reason(ReasonCode.LEARNS_NOW, picture=pictures + 1, of=ENOUGH)
+        return Lesson(watching, (*notes, said), key)
+    if known is None:
+        return Lesson(tuple(policies), (*notes, Reason(ReasonCode.NOTHING_LEARNED)))
     said = Reason(ReasonCode.LEARNED, pictures=pictures)
     if known.differs:
         differs = ", ".join(known.differs)

@@ -9,17 +9,16 @@ nothing. Of a picture that takes inner products of its derivatives, whatever its
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import mean
+from statistics import mean, stdev
 
 import numpy as np
 
 from ..types import Aim
 from .multistep import correction_weights, gap_moments
-from .spacing import Spacing, best_spaced, difficulty
+from .spacing import Spacing, best_spaced, difficulty, falling
 
 Gap = tuple[int, int]
 """The computed steps that a gap lies between."""
@@ -36,6 +35,8 @@ NOTHING = 1e-9
 # dB that a plan has to promise for the formula's to be left: costs do not quite add up, and of two
 # plans that are about as good neither is known to be the better one.
 WORTH = 0.45
+# Student's t, 95 % to one side, by degrees of freedom from 1 on.
+T_95 = (6.31, 2.92, 2.35, 2.13, 2.02, 1.94, 1.89, 1.86, 1.83)
 
 
 def gaps_of(steps: int, longest: int = LONGEST) -> list[Gap]:
@@ -85,10 +86,13 @@ class GapCosts:
 
     sigmas: tuple[float, ...]
     """(N + 1,), falling."""
-    logs: Mapping[Gap, float]
-    """The logarithm of a gap's cost over the formula's, smoothed; up to a constant."""
-    pictures: int
-    """That it was seen on."""
+    logs: tuple[Mapping[Gap, float], ...]
+    """By each picture: the logarithm of a gap's cost over the formula's, smoothed; up to a constant."""
+
+    @property
+    def pictures(self) -> int:
+        """That it was seen on."""
+        return len(self.logs)
 
     @classmethod
     def seen(cls, tables: Iterable[Mapping[Gap, float]], sigmas: Sequence[float]) -> GapCosts:
@@ -100,24 +104,37 @@ class GapCosts:
         if not all(math.isfinite(error) for table in tables for error in table.values()):
             raise ValueError("the model gives numbers that are not finite where steps are skipped")
         formula = Spacing(sigmas)
-        # In the geometric mean, since one picture may be a hundred times another.
-        logs = {
-            gap: mean(math.log(table[gap] + NOTHING) for table in tables)
-            - math.log(formula.cost(*gap))
-            for gap in (tables[0] if tables else ())
-        }
-        smoothed = {gap: _smoothed(logs, gap) for gap in logs}
-        return cls(tuple(sigmas), smoothed, len(tables))
+        logs = [
+            {
+                gap: math.log(error + NOTHING) - math.log(formula.cost(*gap))
+                for gap, error in t.items()
+            }
+            for t in tables
+        ]
+        smoothed = tuple({gap: _smoothed(log, gap) for gap in log} for log in logs)
+        return cls(tuple(sigmas), smoothed)
+
+    @functools.cached_property
+    def _mean(self) -> Mapping[Gap, float]:
+        """Over the pictures: the geometric mean of costs, since one picture may be a hundred times
+        another."""
+        gaps = self.logs[0] if self.logs else ()
+        return {gap: mean(log[gap] for log in self.logs) for gap in gaps}
 
     def on(self, sigmas: Sequence[float], share: float = SHARE) -> dict[Gap, float]:
         """What gaps cost in a run on `sigmas` (N + 1,), falling; in no unit. On another schedule than
         this one a gap is looked up where it lies in this one's steps. share: of what was seen, 0 for
         the formula alone and 1 for the whole."""
+        return self._on(sigmas, self._mean, share)
+
+    def _on(
+        self, sigmas: Sequence[float], logs: Mapping[Gap, float], share: float = SHARE
+    ) -> dict[Gap, float]:
         formula = Spacing(sigmas)
         places = self._places(sigmas)
-        longest = max((after - before - 1 for before, after in self.logs), default=0)
+        longest = max((after - before - 1 for before, after in logs), default=0)
         return {
-            gap: formula.cost(*gap) * math.exp(share * self._log(*(places[i] for i in gap)))
+            gap: formula.cost(*gap) * math.exp(share * _log(logs, *(places[i] for i in gap)))
             for gap in gaps_of(len(sigmas) - 1, longest)
         }
 
@@ -125,22 +142,39 @@ class GapCosts:
         """`count` steps of a run on `sigmas`, where skipping the others costs least: the formula's
         where others do not promise to be worth it."""
         usual = best_spaced(count, sigmas)
-        if not self.logs or any(b > a for a, b in itertools.pairwise(sigmas)):
-            return usual
-        spacing = self._spacing(tuple(sigmas))
-        plan = spacing.best(count)
-        gain = 10 * math.log10(spacing.total(usual) / spacing.total(plan)) if plan != usual else 0.0
-        return plan if gain >= WORTH else usual
+        plan = self.cheapest(count, sigmas)
+        return plan if plan != usual and self._promises(plan, usual, sigmas) else usual
+
+    def cheapest(self, count: int, sigmas: Sequence[float]) -> tuple[bool, ...]:
+        """`count` steps where skipping the others costs least in the mean of the pictures, whether
+        that is worth it or not."""
+        if not self.logs or not falling(sigmas):
+            return best_spaced(count, sigmas)
+        return self._spacings(tuple(sigmas))[0].best(count)
+
+    def _promises(
+        self, plan: Sequence[bool], usual: Sequence[bool], sigmas: Sequence[float]
+    ) -> bool:
+        """Whether a plan is worth it, and would be on the next picture, too, with 95 % (the interval
+        of a prediction). Where pictures disagree about a plan, what they show says little of how
+        it ends (docs/lab.md), and one alone does not say how far they disagree."""
+        _, *each = self._spacings(tuple(sigmas))
+        gains = [10 * math.log10(one.total(usual) / one.total(plan)) for one in each]
+        if len(gains) < 2 or mean(gains) < WORTH:
+            return False
+        quantile = T_95[min(len(gains) - 1, len(T_95)) - 1]
+        return mean(gains) > quantile * stdev(gains) * math.sqrt(1 + 1 / len(gains))
 
     @functools.cached_property
-    def _spacings(self) -> dict[tuple[float, ...], Spacing]:
+    def _tables(self) -> dict[tuple[float, ...], list[Spacing]]:
         return {}
 
-    def _spacing(self, sigmas: tuple[float, ...]) -> Spacing:
-        """The table of a run's sigmas, made once."""
-        if sigmas not in self._spacings:
-            self._spacings[sigmas] = Spacing(sigmas, self.on(sigmas))
-        return self._spacings[sigmas]
+    def _spacings(self, sigmas: tuple[float, ...]) -> list[Spacing]:
+        """Tables of a run's sigmas, made once: by all pictures, and by each."""
+        if sigmas not in self._tables:
+            logs = (self._mean, *self.logs)
+            self._tables[sigmas] = [Spacing(sigmas, self._on(sigmas, log)) for log in logs]
+        return self._tables[sigmas]
 
     def _places(self, sigmas: Sequence[float]) -> list[float]:
         """Where sigmas lie in this schedule's steps."""
@@ -150,18 +184,19 @@ class GapCosts:
         asked = [difficulty(sigma, self.sigmas[0]) for sigma in sigmas]
         return np.interp(asked, own, range(len(own))).tolist()
 
-    def _log(self, before: float, after: float) -> float:
-        """That of the gap between two places: between the gaps that were seen, or of the nearest."""
-        length = after - before - 1
-        corners = {
-            (i, i + n + 1): (1 - abs(before - i)) * (1 - abs(length - n))
-            for i in (math.floor(before), math.ceil(before))
-            for n in (math.floor(length), math.ceil(length))
-        }
-        known = {gap: weight for gap, weight in corners.items() if gap in self.logs}
-        if not sum(known.values()):
-            return self.logs[min(self.logs, key=functools.partial(_away, before, length))]
-        return sum(w * self.logs[gap] for gap, w in known.items()) / sum(known.values())
+
+def _log(logs: Mapping[Gap, float], before: float, after: float) -> float:
+    """That of the gap between two places: between the gaps that were seen, or of the nearest."""
+    length = after - before - 1
+    corners = {
+        (i, i + n + 1): (1 - abs(before - i)) * (1 - abs(length - n))
+        for i in (math.floor(before), math.ceil(before))
+        for n in (math.floor(length), math.ceil(length))
+    }
+    known = {gap: weight for gap, weight in corners.items() if gap in logs}
+    if not sum(known.values()):
+        return logs[min(logs, key=functools.partial(_away, before, length))]
+    return sum(w * logs[gap] for gap, w in known.items()) / sum(known.values())
 
 
 def _away(before: float, length: float, gap: Gap) -> float:

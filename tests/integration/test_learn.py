@@ -1,4 +1,4 @@
-"""RAPID Accelerate with `learn` on, in the real ComfyUI: the first picture in full, the next by it."""
+"""RAPID Accelerate with `learn` on, in the real ComfyUI: the first pictures in full, the next by them."""
 
 import pytest
 import torch
@@ -22,6 +22,7 @@ def folder(learning, tmp_path, monkeypatch):
     library = learning.Library(tmp_path / "learned")
     monkeypatch.setattr(learning, "library", lambda: library)
     monkeypatch.setattr(learning, "_SHOW_NOTHING", set())
+    monkeypatch.setattr(learning, "ENOUGH", 1)  # one test has the real number
     return tmp_path / "learned"
 
 
@@ -48,6 +49,18 @@ def test_the_first_picture_is_full_and_the_next_goes_by_it(learn, folder, tiny_m
         assert strip.count("#") == STEPS // 2 and strip[0] == "#"
         assert notes["learned"] == {"pictures": 1} and "learns_now" not in notes
     assert [path.suffix for path in folder.iterdir()] == [".safetensors"]
+
+
+def test_so_many_pictures_are_watched_as_tell_how_far_they_disagree(
+    learn, learning, folder, tiny_flux, monkeypatch
+):
+    monkeypatch.setattr(learning, "ENOUGH", 4)
+    for picture in (1, 2):
+        _, strip, notes = learn(tiny_flux, seed=picture)
+        assert strip == ALL and notes["learns_now"] == {"picture": picture, "of": 4}
+    learn(tiny_flux, latent=empty_latent(2))  # a batch teaches as much as its images
+    _, strip, notes = learn(tiny_flux)
+    assert strip.count("#") == STEPS // 2 and notes["learned"] == {"pictures": 4}
 
 
 def test_what_was_learned_outlives_the_server(learn, learning, folder, tiny_flux, monkeypatch):

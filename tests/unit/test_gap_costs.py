@@ -150,7 +150,7 @@ def test_costs_as_the_formula_has_them_change_nothing():
 
 
 def test_where_gaps_cost_more_more_is_computed():
-    costs = GapCosts.seen([table(lambda sigma: 1e6 if sigma < 0.5 else 1.0)], SIGMAS)
+    costs = GapCosts.seen([table(lambda sigma: 1e6 if sigma < 0.5 else 1.0)] * 2, SIGMAS)
     plan, usual = costs.best(6, SIGMAS), best_spaced(6, SIGMAS)
     late = slice(STEPS // 2, None)
     assert sum(plan) == sum(usual) == 6 and plan[0] and plan[-1]
@@ -161,14 +161,38 @@ def test_where_gaps_cost_more_more_is_computed():
 
 
 def test_a_plan_that_is_hardly_better_does_not_replace_the_formulas():
-    costs = GapCosts.seen([table(lambda sigma: 1.0 + 0.2 * (sigma < 0.5))], SIGMAS)
+    costs = GapCosts.seen([table(lambda sigma: 1.0 + 0.2 * (sigma < 0.5))] * 4, SIGMAS)
     assert all(costs.best(n, SIGMAS) == best_spaced(n, SIGMAS) for n in range(1, STEPS + 1))
+
+
+def late_gaps_cost(*factors):
+    """Costs by one picture a factor: that of gaps late in the run, beside the formula."""
+    by_late = [table(lambda sigma, by=by: by if sigma < 0.5 else 1.0) for by in factors]
+    return GapCosts.seen(by_late, SIGMAS)
+
+
+def test_one_picture_alone_changes_no_plan():
+    """It does not say how far pictures disagree."""
+    usual = best_spaced(6, SIGMAS)
+    assert late_gaps_cost(1e6).best(6, SIGMAS) == usual
+    assert late_gaps_cost(1e6, 1e6).best(6, SIGMAS) != usual
+
+
+def test_pictures_that_disagree_about_a_plan_change_none():
+    usual = best_spaced(6, SIGMAS)
+    agree, disagree = late_gaps_cost(1e6, 1e5, 1e6, 1e5), late_gaps_cost(1e8, 1e8, 1e8, 1e-2)
+    assert agree.best(6, SIGMAS) != usual
+    # By the mean of costs alone it would be another plan here, too.
+    spacing = Spacing(SIGMAS, disagree.on(SIGMAS))
+    plan = spacing.best(6)
+    assert 10 * math.log10(spacing.total(usual) / spacing.total(plan)) > WORTH
+    assert disagree.best(6, SIGMAS) == usual
 
 
 @pytest.mark.parametrize("steps", [9, 12, 31])
 def test_costs_move_to_another_schedule_with_their_sigmas(steps):
     hard = 1e6
-    costs = GapCosts.seen([table(lambda sigma: hard if sigma < 0.5 else 1.0)], SIGMAS)
+    costs = GapCosts.seen([table(lambda sigma: hard if sigma < 0.5 else 1.0)] * 2, SIGMAS)
     sigmas = tuple((1 - i / steps) ** 1.4 for i in range(steps)) + (0.0,)
     formula = Spacing(sigmas)
     for (a, b), cost in costs.on(sigmas).items():
