@@ -8,9 +8,9 @@ RAPID Calibrate; and whether it holds on other sizes, guidance and schedulers.
 
 *learned*: RAPID Accelerate draws development prompts with `learn` on, in full, and keeps what they
 show; RAPID Calibrate calibrates on four of them. Test prompts are drawn by what the first 1, 2, ...
-pictures have shown ("learned_1"; "again_2" to "again_4": from one picture each, of other prompts), by
-the calibrations, by what the other models' pictures have shown ("prior_<model>"), with evenly spaced
-steps ("even"), and by the formula alone ("learned_0").
+pictures have shown ("learned_1"; "fours_2" to "fours_4": from four others each), by the calibrations,
+by what the other models' pictures have shown ("prior_<model>"), with evenly spaced steps ("even"), and
+by the formula alone ("learned_0").
 *transfer*: by what eight pictures have shown, on other sizes, another cfg and another scheduler.
 
 `<out>/learn.json` has the rows, `<out>/learn_differences.json` paired differences to "learned_0", and

@@ -15,14 +15,15 @@ from devkit.comfy_process import Comfy
 from evaluation.rows import Row
 from evaluation.subjects import ALL_FAMILIES, Subject
 from evaluation.suites import GOALS, QUICK, Method, Scale, Suite
+from rapid_core.calibration.library import MAX_PICTURES
 from rapid_core.calibration.plans import Plan
 from rapid_core.quadrature.gap_costs import Gap, GapCosts
 from rapid_core.quadrature.spacing import best_spaced, evenly_spaced, max_evaluations
 from rapid_core.techniques.step_skip.schedule import Schedule, SchedulePolicy
 from rapid_core.types import Aim
 
-WATCHED = 8  # development prompts that are drawn in full and watched
-ALONE = 4  # of which each is also learned from alone
+WATCHED = 16  # development prompts that are drawn in full and watched
+FOURS = (4, 8, 12)  # from which on four are learned from that others are not
 CALIBRATED = 4  # development prompts that a calibration is given
 AIMS = {"full": Aim.FULL_PICTURE, "best": Aim.BEST_PICTURE}
 DEFAULT = "learned_0"  # nothing was learned
@@ -61,20 +62,28 @@ class Lesson:
         kept = library()
         suite, subject = self.suite, self.suite.subject
         weights = weights_of(subject.model)
-        for entry in kept.entries():  # of an earlier bench, by which nothing would be watched
-            if entry.key is not None and entry.key.weights == weights:
-                kept.remove(entry.name)
-        before = {entry.name for entry in kept.entries()}
         given = {"speedup": 2.0, "learn": True, "policy_file": "none"}
         model = self.comfy.run_node("RAPID_Accelerate", model=subject.model, **given)[0]
         texts = prompts(WATCHED, "dev").prompts()
-        seeds = [FIRST_SEED + i for i in range(WATCHED)]
-        subject.sample_many(model, texts, seeds, suite.scale.size, suite.steps)
-        (entry,) = (entry for entry in kept.entries() if entry.name not in before)
-        assert entry.key is not None
-        learned = kept.find(entry.key)
-        assert learned is not None
-        return [[(*gap, error) for gap, error in t.items()] for t in learned.tables]
+        found: list[dict[Gap, float]] = []
+        for first in range(0, WATCHED, MAX_PICTURES):  # of more the library forgets the oldest
+            for entry in kept.entries():  # what is known is not watched
+                if entry.key is not None and entry.key.weights == weights:
+                    kept.remove(entry.name)
+            numbers = range(first, min(first + MAX_PICTURES, WATCHED))
+            subject.sample_many(
+                model,
+                [texts[n] for n in numbers],
+                [FIRST_SEED + n for n in numbers],
+                suite.scale.size,
+                suite.steps,
+            )
+            keys = [e.key for e in kept.entries() if e.key and e.key.weights == weights]
+            learned = kept.find(keys[0])
+            assert len(keys) == 1 and learned is not None
+            assert len(learned.tables) == len(numbers)
+            found += learned.tables
+        return [[(*gap, error) for gap, error in table.items()] for table in found]
 
     def costs(self, tables: list[dict[Gap, float]]) -> GapCosts:
         """What gaps cost by these tables."""
@@ -204,10 +213,10 @@ def policies(
     seen = lesson.tables
     yield DEFAULT, best_spaced(count, sigmas), SchedulePolicy(speedup=speedup)
     lots = {f"learned_{n}": lesson.costs(seen[:n]) for n in args.pictures if n}
-    alone = range(1, ALONE if args.pictures != [0] else 0)
-    lots |= {f"again_{i + 1}": lesson.costs([seen[i]]) for i in alone}
+    fours = FOURS if args.pictures != [0] else ()
+    lots |= {f"fours_{first // 4 + 1}": lesson.costs(seen[first : first + 4]) for first in fours}
     others = (other for other in lessons.values() if other is not lesson)
-    lots |= {f"prior_{other.suite.kind}": other.costs(other.tables) for other in others}
+    lots |= {f"prior_{o.suite.kind}": o.costs(o.tables[:MAX_PICTURES]) for o in others}
     for name, costs in lots.items():
         policy = SchedulePolicy(speedup=speedup, costs=costs)
         yield name, costs.best(count, sigmas), policy

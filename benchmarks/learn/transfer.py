@@ -14,6 +14,7 @@ from benchmarks.learn.learned import AIMS, DEFAULT, Lesson, goal_of, patch, sigm
 from demo.prompts import prompts
 from evaluation.subjects import Family
 from evaluation.suites import Method, Scale, Suite
+from rapid_core.calibration.library import MAX_PICTURES
 from rapid_core.quadrature.spacing import best_spaced, max_evaluations
 from rapid_core.techniques.step_skip.schedule import SchedulePolicy
 
@@ -73,7 +74,7 @@ def differences(lesson: Lesson, args: argparse.Namespace) -> list[dict[str, Any]
 def _at(lesson: Lesson, place: Elsewhere, args: argparse.Namespace) -> list[dict[str, Any]]:
     usual = lesson.suite
     subject = usual.subject
-    costs = lesson.costs(lesson.tables)
+    costs = lesson.costs(lesson.tables[:MAX_PICTURES])
     judge = Unjudged(prompts(place.prompts).prompts())
     before = subject.family
     subject.family = place.family

@@ -248,7 +248,7 @@ def test_the_learn_bench_draws_by_what_full_pictures_and_calibrations_have_shown
         (r["method"], r["target"]): r
         for r in json.loads((tmp_path / "learn.json").read_text())["rows"]
     }
-    for name in ("learned_0", "learned_1", "again_2", "learned_8", "calibrated_few", "even"):
+    for name in ("learned_0", "learned_1", "fours_2", "learned_8", "calibrated_few", "even"):
         assert rows[name, "3x full"]["computed"] == rows[name, "3x best"]["computed"] == 9
     assert rows["learned_0", "3x full"]["psnr"] > rows["learned_0", "3x best"]["psnr"]
     assert "learn flux: learned_8/3x full - learned_0, to the full picture: " in text
