@@ -130,9 +130,9 @@ class Accelerate(RapidNode):
                     "learn",
                     default=False,
                     **rarely,
-                    tooltip="For mode speed. The first picture of a model is computed in full, and shows "
-                    "which of its steps matter; later ones go by it. Kept in models/rapid_policies/learned. "
-                    "A policy stands in for it.",
+                    tooltip="For mode speed. The first four pictures of a model are computed in full, and show "
+                    "which of its steps matter; later ones go by them. Kept in "
+                    "models/rapid_policies/learned. A policy stands in for it.",
                 ),
                 io.Combo.Input(
                     "policy_file",
