@@ -84,10 +84,10 @@ class Bench:
     @contextlib.contextmanager
     def safety_off(self) -> Iterator[None]:
         """Skip although predictions are bad."""
-        schedule = self.module("rapid_core.techniques.step_skip.schedule")
+        actor = self.module("rapid_core.techniques.step_skip.schedule_actor")
         with (
-            mock.patch.object(schedule, "SAFE_ERROR", ANY_ERROR),
-            mock.patch.object(schedule, "SAFE_GAP", ANY_ERROR),
+            mock.patch.object(actor, "SAFE_ERROR", ANY_ERROR),
+            mock.patch.object(actor, "SAFE_GAP", ANY_ERROR),
         ):
             yield
 

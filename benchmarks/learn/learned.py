@@ -15,7 +15,7 @@ from devkit.comfy_process import Comfy
 from evaluation.rows import Row
 from evaluation.subjects import ALL_FAMILIES, Subject
 from evaluation.suites import GOALS, QUICK, Method, Scale, Suite
-from rapid_core.calibration.library import MAX_PICTURES
+from rapid_core.calibration.library import MAX_PICTURES, Table
 from rapid_core.calibration.plans import Plan
 from rapid_core.quadrature.gap_costs import Gap, GapCosts
 from rapid_core.quadrature.spacing import best_spaced, evenly_spaced, max_evaluations
@@ -65,7 +65,7 @@ class Lesson:
         given = {"speedup": 2.0, "learn": True, "policy_file": "none"}
         model = self.comfy.run_node("RAPID_Accelerate", model=subject.model, **given)[0]
         texts = prompts(WATCHED, "dev").prompts()
-        found: list[dict[Gap, float]] = []
+        found: list[Table] = []
         for first in range(0, WATCHED, MAX_PICTURES):  # of more the library forgets the oldest
             for entry in kept.entries():  # what is known is not watched
                 if entry.key is not None and entry.key.weights == weights:
@@ -83,7 +83,7 @@ class Lesson:
             assert len(keys) == 1 and learned is not None
             assert len(learned.tables) == len(numbers)
             found += learned.tables
-        return [[(*gap, error) for gap, error in table.items()] for table in found]
+        return [[(*gap, error) for gap, error in t.items()] for t in found]
 
     def costs(self, tables: list[dict[Gap, float]]) -> GapCosts:
         """What gaps cost by these tables."""

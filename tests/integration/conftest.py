@@ -56,9 +56,9 @@ def pack_module(pack: ModuleType) -> Callable[[str], ModuleType]:
 def _bad_predictions_allowed(pack_module: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     """Predictions on random weights are off by about 100 %, which would have everything computed.
     The tests of that rule set the bound back."""
-    schedule = pack_module("rapid_core.techniques.step_skip.schedule")
-    monkeypatch.setattr(schedule, "SAFE_ERROR", 1e9)
-    monkeypatch.setattr(schedule, "SAFE_GAP", 1e9)
+    actor = pack_module("rapid_core.techniques.step_skip.schedule_actor")
+    monkeypatch.setattr(actor, "SAFE_ERROR", 1e9)
+    monkeypatch.setattr(actor, "SAFE_GAP", 1e9)
 
 
 @pytest.fixture(scope="session")

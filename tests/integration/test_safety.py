@@ -257,9 +257,9 @@ def test_a_model_that_gives_no_numbers_is_computed_to_the_end(
 def bad_predictions(pack_module, monkeypatch):
     """Bounds in the place of those that conftest sets aside. What a gap of this toy does to the
     latent is little, since its steps are short."""
-    schedule = pack_module("rapid_core.techniques.step_skip.schedule")
-    monkeypatch.setattr(schedule, "SAFE_ERROR", 1.0)
-    monkeypatch.setattr(schedule, "SAFE_GAP", 1e-5)
+    actor = pack_module("rapid_core.techniques.step_skip.schedule_actor")
+    monkeypatch.setattr(actor, "SAFE_ERROR", 1.0)
+    monkeypatch.setattr(actor, "SAFE_GAP", 1e-5)
 
 
 def rough(sigmas, until):

@@ -4,7 +4,8 @@ import math
 
 from rapid_core.quadrature.closeness import HIGHEST, MARGIN, closeness, error_for
 from rapid_core.quadrature.spacing import gap_cost
-from rapid_core.techniques.step_skip.schedule import ERROR_OF_COST, SchedulePolicy
+from rapid_core.techniques.step_skip.closeness_actor import ERROR_OF_COST
+from rapid_core.techniques.step_skip.schedule import SchedulePolicy
 from rapid_core.types import Mode, Observation, Window
 
 STEPS = 28

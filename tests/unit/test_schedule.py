@@ -17,7 +17,8 @@ from rapid_core.quadrature.multistep import (
 )
 from rapid_core.quadrature.spacing import best_spaced, evenly_spaced, max_evaluations
 from rapid_core.reasons import ReasonCode
-from rapid_core.techniques.step_skip.schedule import SAFE_ERROR, Schedule, SchedulePolicy
+from rapid_core.techniques.step_skip.schedule import Schedule, SchedulePolicy
+from rapid_core.techniques.step_skip.schedule_actor import SAFE_ERROR
 from rapid_core.types import FULL, Action, Mode, Observation, Reason, Window
 from rapid_testing.actors import marks_of, text
 from rapid_testing.runs import bending, products_of, weights_by_hand

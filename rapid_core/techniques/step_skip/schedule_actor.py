@@ -1,0 +1,174 @@
+"""Which steps of one image's run are computed, by a policy that settles it before the run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ...quadrature.closeness import error_for
+from ...quadrature.multistep import prediction_weights
+from ...quadrature.spacing import FEW, best_spaced, max_evaluations, steps_of_whole
+from ...reasons import ReasonCode
+from ...types import FULL, Action, Actor, Mode, Observation, PredictionWeights, Reason, Window
+from .fitted_weights import GramPredictor
+
+if TYPE_CHECKING:
+    from .schedule import SchedulePolicy
+
+# Above these a run computes until a prediction was measured to be good again: the error of a gap at
+# which pictures are at 28 dB of their full ones, and a measured relative L1 error.
+SAFE_GAP = error_for(28.0, corrected=False)
+SAFE_ERROR = 1.0
+TRUSTED_ERROR = 0.5
+# Of runs with steps as long as those of so many a quarter is skipped at most (docs/lab.md).
+SHORT_RUN = 10
+
+
+class ScheduleActor(Actor):
+    """The steps of one image's run, settled at its first evaluation."""
+
+    def __init__(self, policy: SchedulePolicy, window: Window):
+        self.policy = policy
+        self.window = window
+        self.computed: list[bool] = []
+        """(N,) whether each step is computed; empty before the first evaluation."""
+        self._notes: list[Reason] = []
+        self._predictor: GramPredictor | None = None  # where the schedule's weights hold
+        self._skipped_step: int | None = None  # of the evaluation in progress, if it was to be so
+        self._unplanned_step: int | None = None  # computed although it was to be skipped
+        self._paid = 0  # evaluations that are computed less instead
+        self._distrusts = False  # after a prediction that was far off
+        self._seen: float | None = None  # the latest gap's error
+        self._skipped = False  # whether anything was
+
+    @property
+    def notes(self) -> Sequence[Reason]:
+        """Why the run is not as the schedule has it."""
+        return tuple(self._notes)
+
+    def act(self, observation: Observation) -> Action:
+        """Full or skip, as the schedule says; the first evaluation is always computed."""
+        computed = self.settle(observation)
+        step = observation.step
+        if self._unplanned_step is not None and self._unplanned_step < step:
+            self._pay(step, observation.sigmas)
+        if self._overspent(observation):
+            self._pay(step, observation.sigmas)
+        if self._off(observation) and not computed[step]:
+            computed[step] = True  # beside the budget: nothing is computed less instead
+        if computed[step] or not observation.computed:
+            self._skipped_step = None
+            return FULL
+        self._skipped_step = step
+        return Action(Mode.SKIP, prediction_weights=self.weights(observation))
+
+    def _off(self, observation: Observation) -> bool:
+        """Whether the latest gap or the latest measured prediction was too far off, or the model
+        gives no numbers, and no prediction was good since; said once."""
+        if not self.policy.safe:
+            return False
+        gap, measured = observation.gap_error, observation.measured_error
+        bad = gap is not None and gap != self._seen and not gap <= SAFE_GAP
+        self._seen = gap
+        if measured is not None:
+            # Of noise that a sampler adds a derivative may differ much and a gap little.
+            counts = self._skipped and gap is None
+            bad = bad or not math.isfinite(measured) or (counts and measured > SAFE_ERROR)
+        if bad:
+            self._distrusts = True
+            said = Reason(ReasonCode.PREDICTIONS_OFF)
+            self._notes += [said] if said not in self._notes else []
+        elif measured is not None and measured <= TRUSTED_ERROR and not observation.since_computed:
+            self._distrusts = False
+        return self._distrusts
+
+    def executed(self, action: Action) -> None:
+        """Remember a step that had to be computed although it was to be skipped."""
+        self._skipped = self._skipped or action.mode is Mode.SKIP
+        if self._predictor is not None:
+            self._predictor.executed(action)
+        if action.mode is Mode.RUN and self._skipped_step is not None:
+            self._unplanned_step = self._skipped_step
+
+    def _overspent(self, observation: Observation) -> bool:
+        """Whether more was computed than the steps that have passed have to: a sampler told other
+        sigmas than the schedule's, and its step was mistaken. Known where each step was evaluated
+        once."""
+        step = observation.step
+        planned = sum(self.computed[:step]) + self._paid
+        return observation.index == step and observation.computed > planned
+
+    def _pay(self, step: int, sigmas: Sequence[float]) -> None:
+        """Compute one evaluation less from here on."""
+        self._paid += 1
+        self._unplanned_step = None
+        left = max(0, sum(self.computed[step:]) - 1)
+        self.computed[step:] = [*best_spaced(left + 1, sigmas[step - 1 :])[1:]]
+
+    def settle(self, observation: Observation) -> list[bool]:
+        """Which steps are computed, as far as that can be settled before the run; settled once."""
+        if not self.computed:
+            self.computed = list(self._settled(observation))
+        return self.computed
+
+    def _settled(self, observation: Observation) -> tuple[bool, ...]:
+        policy = self.policy
+        schedule = policy.schedule
+        steps = observation.steps
+        if policy.watch:
+            return (True,) * steps
+        count = max_evaluations(policy.speedup, steps)
+        short = policy.safe and steps_of_whole(observation.sigmas) <= SHORT_RUN
+        if short and schedule is not None and not schedule.fits(observation.sigmas):
+            self._note(ReasonCode.SCHEDULE_TOO_SHORT, file=policy.source)
+            schedule = None  # moved here it would skip what it skips of a longer run
+        if short and count < steps - steps // 4:
+            count = steps - steps // 4
+            self._note(ReasonCode.SHORT_RUN, steps=steps, skipped=steps // 4)
+        if steps > 1 and count < 2:
+            self._note(ReasonCode.ONE_EVALUATION, steps=steps, speedup=policy.speedup)
+        if schedule is None or count < 2:
+            return self._spaced(count, observation.sigmas)
+        fits = schedule.fits(observation.sigmas)
+        if count <= FEW and not fits:  # where the last one lies decides the picture
+            self._note(ReasonCode.SCHEDULE_TOO_SHORT, file=policy.source)
+            return best_spaced(count, observation.sigmas)
+        if not fits or (schedule.gram is not None and not observation.euler):
+            self._note(ReasonCode.SCHEDULE_MOVED, file=policy.source)
+        elif schedule.gram is not None:
+            self._predictor = GramPredictor(schedule.gram, schedule.sigmas)
+        return schedule.computed_on(count, observation.sigmas)
+
+    def _spaced(self, count: int, sigmas: Sequence[float]) -> tuple[bool, ...]:
+        """The best `count` steps; those outside of the window are computed beside."""
+        inside = [i for i, sigma in enumerate(sigmas[:-1]) if sigma in self.window]
+        steps = len(sigmas) - 1
+        if len(inside) == steps or not inside:
+            return self._best(count, sigmas) if inside else (True,) * steps
+        first, last = inside[0], inside[-1]
+        few = max(2, count - steps + len(inside))
+        within = self._best(few, sigmas[first : last + 2])
+        return (*(True,) * first, *within, *(True,) * (steps - 1 - last))
+
+    def _best(self, count: int, sigmas: Sequence[float]) -> tuple[bool, ...]:
+        """The best `count` steps by what is known of the model."""
+        costs = self.policy.costs
+        return best_spaced(count, sigmas) if costs is None else costs.best(count, sigmas)
+
+    def weights(self, observation: Observation) -> PredictionWeights | None:
+        """Prediction weights for a step that is skipped: fitted ones where the schedule's sigmas
+        are the run's, and Adams-Bashforth's otherwise."""
+        weights = None
+        if self._predictor is not None:
+            try:
+                weights = self._predictor.weights(observation)
+            except ArithmeticError:
+                self._predictor = None
+                self._note(ReasonCode.SCHEDULE_WITHOUT_WEIGHTS, file=self.policy.source)
+        if weights is None:
+            weights = prediction_weights(observation, self.policy.prediction_order)
+        return weights
+
+    def _note(self, code: ReasonCode, **params: Any) -> None:
+        self._notes.append(Reason(code, **params))
