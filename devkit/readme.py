@@ -22,11 +22,11 @@ WHOLE = {
     "txt_byt5": "quoted lettering",
 }
 HEAD = (
-    "| models | name in policy files | skipped steps | some tokens, sparse attention, reused blocks "
-    "| quality |\n|---|---|---|---|---|\n"
+    "| models | RAPID Region Adaptive, Sparse Attention, reused blocks | how close pictures are |\n"
+    "|---|---|---|\n"
 )
 OTHER = (
-    "| [any other model that ComfyUI samples](docs/results/models.md) | its class | yes | no, computed in full "
+    "| [any other model that ComfyUI samples](docs/results/models.md) | no, computed in full "
     "| not measured |\n"
 )
 
@@ -42,7 +42,7 @@ def row(architecture: Architecture) -> str:
     full = sorted({WHOLE[name] for name in architecture.whole})
     tokens = f"exact; all tokens for {', '.join(full)}" if full else "exact"
     quality = "**measured** on a demo model" if architecture.measured else "not measured"
-    return f"| {architecture.known_as} | `{architecture.family}` | yes | {tokens} | {quality} |\n"
+    return f"| {architecture.known_as} | {tokens} | {quality} |\n"
 
 
 def with_table(text: str) -> str:
