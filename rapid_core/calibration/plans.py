@@ -294,17 +294,13 @@ class Calibration:
         )
 
     def _best_of(self, plans: Sequence[Plan], promised: Plan) -> Plan:
-        """The first, which is the formula's, or the best of those that are clearly better. promised:
-        the plan that was expected to be better before it was drawn (`GapCosts.best`), which only has
-        to be better."""
+        """The first, which is the formula's, or `promised`, the plan that was expected to be better
+        before it was drawn (`GapCosts.best`), where it is better; or the best of those that are
+        clearly better than that."""
         formula, *others = plans
-        better = [
-            plan
-            for plan in others
-            if self._clearly_better(plan, formula)
-            or (plan == promised and self._gain(plan, formula) > 0)
-        ]
-        return max(better, key=lambda plan: self._gain(plan, formula), default=formula)
+        best = promised if self._gain(promised, formula) > 0 else formula
+        better = [plan for plan in others if self._clearly_better(plan, best)]
+        return max(better, key=lambda plan: self._gain(plan, best), default=best)
 
     def _chosen(self, speedup: float, plan: Plan) -> Chosen:
         alone, _ = self._pairs(plan, plan)

@@ -12,13 +12,14 @@ import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import mean, stdev
+from statistics import mean
 
 import numpy as np
 
 from ..types import Aim
 from .multistep import correction_weights, gap_moments
 from .spacing import Spacing, best_spaced, difficulty, falling
+from .student import surely_above_zero
 
 Gap = tuple[int, int]
 """The computed steps that a gap lies between."""
@@ -35,8 +36,8 @@ NOTHING = 1e-9
 # dB that a plan has to promise for the formula's to be left: costs do not quite add up, and of two
 # plans that are about as good neither is known to be the better one.
 WORTH = 0.45
-# Student's t, 95 % to one side, by degrees of freedom from 1 on.
-T_95 = (6.31, 2.92, 2.35, 2.13, 2.02, 1.94, 1.89, 1.86, 1.83)
+# With which the next picture has to be nearer, too, for the formula's plan to be left.
+SURE = 0.95
 
 
 def gaps_of(steps: int, longest: int = LONGEST) -> list[Gap]:
@@ -155,15 +156,12 @@ class GapCosts:
     def _promises(
         self, plan: Sequence[bool], usual: Sequence[bool], sigmas: Sequence[float]
     ) -> bool:
-        """Whether a plan is worth it, and would be on the next picture, too, with 95 % (the interval
-        of a prediction). Where pictures disagree about a plan, what they show says little of how
-        it ends (docs/lab.md), and one alone does not say how far they disagree."""
+        """Whether a plan is worth it, and would be nearer on the next picture, too. Where pictures
+        disagree about a plan, what they show says little of how it ends (docs/lab.md), and one alone
+        does not say how far they disagree."""
         _, *each = self._spacings(tuple(sigmas))
         gains = [10 * math.log10(one.total(usual) / one.total(plan)) for one in each]
-        if len(gains) < 2 or mean(gains) < WORTH:
-            return False
-        quantile = T_95[min(len(gains) - 1, len(T_95)) - 1]
-        return mean(gains) > quantile * stdev(gains) * math.sqrt(1 + 1 / len(gains))
+        return mean(gains) >= WORTH and surely_above_zero(gains, SURE, of_next=True)
 
     @functools.cached_property
     def _tables(self) -> dict[tuple[float, ...], list[Spacing]]:
