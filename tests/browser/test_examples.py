@@ -45,6 +45,20 @@ WIRES = """() => [...app.graph.links.values()].map(l => {
 SHOWN = """() => { app.canvas.ds.scale = 0.2; app.canvas.ds.offset = [40, 200]; app.canvas.setDirty(true, true) }"""
 DRAWN = '() => app.graph._nodes.every(n => document.querySelector(`[data-node-id="${n.id}"]`)?.offsetHeight > 20)'
 
+# The blueprint's node in place of sampler, RAPID's node and report, with 20 steps and cfg 1.
+INSTEAD = """() => { const f = kind => app.graph._nodes.find(n => n.type === kind);
+  const b = app.graph._nodes.find(n => n.subgraph), s = f("KSampler"), d = f("VAEDecode");
+  for (const name of ["positive", "negative", "latent_image"]) {
+    const l = app.graph.getLink(s.inputs[s.findInputSlot(name)].link);
+    app.graph.getNodeById(l.origin_id).connect(l.origin_slot, b, name);
+  }
+  f("UNETLoader").connect(0, b, "model");
+  for (const kind of ["KSampler", "RAPID_Report", "RAPID_Accelerate"]) app.graph.remove(f(kind));
+  b.connect(0, d, "samples");
+  for (const [name, value] of [["cfg", 1], ["steps", 20], ["sampler_name", "euler"]]) {
+    const w = b.widgets.find(w => w.name === name); w.value = value; w.callback?.(value);
+  } }"""
+
 HALF = [i % 2 == 0 for i in range(20)]
 # Of templates whose models are not here: a name, and a few words.
 CARDS = {
@@ -191,3 +205,19 @@ def test_the_first_picture_comes_as_readme_says(graph):
     assert " s instead of about " in panel.locator(".headline").inner_text()
     (picture,) = page.outputs("SaveImage")["images"]
     assert picture["filename"].startswith("rapid_flux")
+
+
+@BOTH
+def test_the_blueprint_is_found_and_draws(graph, vue):
+    """As people add it: found by a word, put down, connected in place of the sampler."""
+    page = graph(**{"Comfy.VueNodes.Enabled": vue})
+    page.load(api("demo_flux"))
+    page.page.wait_for_function("() => app.graph._nodes.length === 11")
+    page.add("fast sampling", "Fast sampling", 700, 500)
+    page.do(INSTEAD)
+    page.run()
+    (saved,) = page.outputs("SaveImage")["images"]
+    assert saved["filename"].startswith("rapid_flux")
+    summary = page.outputs("RAPID_Report")["rapid_summary"][0]
+    assert (summary["evaluations"], summary["computed"]) == (20, 10)
+    assert [line for line in page.said if "/extensions/rapid/" in " ".join(line)] == []

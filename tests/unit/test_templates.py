@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from devkit import blueprints
 from devkit import template_layout as layout
 from devkit.templates import FOLDER, TEMPLATES, api, files, note, numbers, template
 
@@ -99,3 +100,22 @@ def test_a_node_in_no_group_is_refused():
         blocks = (*one.blocks[:-1], (layout.Group("Result", (("report", "decode"),)),))
         ids = {**numbers(api(one.twin)), "note": max(n["id"] for n in workflow["nodes"])}
         layout.arrange(workflow, blocks, ids)
+
+
+def test_the_blueprint_is_made_of_a_templates_nodes():
+    made = blueprints.fast_sampling()
+    path = blueprints.path_of(blueprints.NAME)
+    assert json.loads(path.read_text(encoding="utf-8")) == made, "python -m devkit.blueprints"
+    (inside,) = made["definitions"]["subgraphs"]
+    assert [node["type"] for node in inside["nodes"]] == [
+        "RAPID_Accelerate",
+        "KSampler",
+        "RAPID_Report",
+    ]
+    nodes = {node["id"]: node for node in inside["nodes"]}
+    for link in inside["links"]:
+        if link["target_id"] in nodes:
+            assert nodes[link["target_id"]]["inputs"][link["target_slot"]]["link"] == link["id"]
+        if link["origin_id"] in nodes:
+            given = nodes[link["origin_id"]]["outputs"][link["origin_slot"]]
+            assert link["id"] in given["links"] and given["type"] == link["type"]
