@@ -38,7 +38,7 @@ SMALL = ("taesd3", "taef1")  # names of VAEs that are several files
 
 ROW = 640.0  # pixels from the top at which the lower row of groups begins
 LOW_ROW = 740.0  # the same where RAPID's node is higher
-RAPID, RESULT = "#a1309b", "#3f7a4d"  # colours of groups
+RAPID, RESULT = "#8b7bd8", "#3f7a4d"  # colours of groups
 READ_ME = (Group("Read me", (("note",),), color="#555"),)
 
 

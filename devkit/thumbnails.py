@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw, ImageFont
 
 SIZE = (600, 344)  # pixels; the page shows about half of that
-INK, PAPER, QUIET = "#f4f1fb", "#221c2e", "#a79fbb"
-ON, OFF = "#d65fd0", "#4a4060"  # a step that is computed, one that is skipped
+INK, PAPER, QUIET = "#f4f1fb", "#2d2a3b", "#aaa3c4"
+ON, OFF = "#ffd75e", "#4d4570"  # a step that is computed, one that is skipped
 
 
 def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
