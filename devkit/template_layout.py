@@ -5,74 +5,77 @@ between. `problems` finds what is wrong with a layout."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 TITLE = 30  # pixels of a node's title, which lies above its position
-GAP = 24  # between two nodes of a column
+GAP = 36  # between two nodes of a column
 BETWEEN = 100  # between two columns, where wires bend
 PAD = 20  # between a group's edge and its nodes
 HEAD = 44  # of a group's title
 APART = 40  # between two groups
+LINE, LETTERS = 21, 56  # pixels of a note's line, and how many letters it has
 
 # Heights of kinds of nodes as pages give them: the larger one of LiteGraph's and Nodes 2.0's, with
-# what they show after a run. tests/browser/test_examples.py compares.
+# what they show during and after a run. tests/browser/test_examples.py compares.
 HEIGHTS = {
-    "CFGNorm": 130,
-    "CLIPLoader": 150,
-    "CLIPTextEncode": 220,
-    "CLIPTextEncodeLumina2": 250,
-    "CheckpointLoaderSimple": 150,
-    "ConditioningZeroOut": 70,
-    "CreateVideo": 150,
-    "DualCLIPLoader": 190,
-    "EmptyFlux2LatentImage": 170,
-    "EmptyHunyuanLatentVideo": 210,
-    "EmptyLTXVLatentVideo": 210,
-    "EmptyLatentImage": 170,
-    "EmptySD3LatentImage": 170,
-    "Flux2Scheduler": 170,
-    "FluxGuidance": 110,
-    "FluxKontextImageScale": 70,
-    "KSampler": 400,
-    "KSamplerAdvanced": 480,
-    "KSamplerSelect": 80,
-    "BasicScheduler": 190,
-    "LTXAVTextEncoderLoader": 150,
-    "LTXVAudioVAEDecode": 90,
-    "LTXVAudioVAELoader": 90,
-    "LTXVConcatAVLatent": 90,
-    "LTXVConditioning": 130,
-    "LTXVEmptyLatentAudio": 190,
-    "LTXVScheduler": 250,
-    "LTXVSeparateAVLatent": 90,
-    "LoadImage": 480,
+    "BasicScheduler": 142,
+    "CFGNorm": 114,
+    "CLIPLoader": 138,
+    "CLIPTextEncode": 224,
+    "CLIPTextEncodeLumina2": 224,
+    "CheckpointLoaderSimple": 126,
+    "ConditioningZeroOut": 58,
+    "CreateVideo": 134,
+    "DualCLIPLoader": 166,
+    "EmptyFlux2LatentImage": 142,
+    "EmptyHunyuanLatentVideo": 170,
+    "EmptyLTXVLatentVideo": 170,
+    "EmptyLatentImage": 142,
+    "EmptySD3LatentImage": 142,
+    "Flux2Scheduler": 142,
+    "FluxGuidance": 86,
+    "FluxKontextImageScale": 58,
+    "KSampler": 286,
+    "KSamplerAdvanced": 358,
+    "KSamplerSelect": 86,
+    "LTXAVTextEncoderLoader": 138,
+    "LTXVAudioVAEDecode": 78,
+    "LTXVAudioVAELoader": 110,
+    "LTXVConcatAVLatent": 78,
+    "LTXVConditioning": 106,
+    "LTXVEmptyLatentAudio": 142,
+    "LTXVScheduler": 178,
+    "LTXVSeparateAVLatent": 78,
+    "LoadImage": 400,
     "MarkdownNote": 460,
-    "ModelSamplingAuraFlow": 110,
-    "ModelSamplingSD3": 110,
+    "ModelSamplingAuraFlow": 86,
+    "ModelSamplingSD3": 86,
     "PreviewAny": 300,
     "PreviewImage": 400,
-    "PrimitiveInt": 130,
-    "RAPIDDemoPrompt": 250,
-    "RAPID_Accelerate": 480,
-    "RAPID_Calibrate": 460,
-    "RAPID_Compare": 620,
-    "RAPID_LoadLuminaNext": 190,
-    "RAPID_LoadLuminaNextText": 110,
-    "RAPID_LoadPolicy": 120,
-    "RAPID_RegionAdaptive": 560,
-    "RAPID_Report": 420,
-    "ReferenceLatent": 90,
-    "SamplerCustom": 380,
-    "SaveImage": 440,
+    "PrimitiveInt": 110,
+    "RAPIDDemoPrompt": 224,
+    "RAPID_Accelerate": 380,
+    "RAPID_Calibrate": 400,
+    "RAPID_Compare": 640,
+    "RAPID_LoadLuminaNext": 154,
+    "RAPID_LoadLuminaNextText": 134,
+    "RAPID_LoadPolicy": 130,
+    "RAPID_RegionAdaptive": 480,
+    "RAPID_Report": 400,
+    "ReferenceLatent": 78,
+    "SamplerCustom": 254,
+    "SaveImage": 400,
     "SaveVideo": 400,
-    "TextEncodeQwenImageEditPlus": 300,
-    "UNETLoader": 130,
-    "VAEDecode": 90,
-    "VAEEncode": 90,
-    "VAELoader": 100,
+    "TextEncodeQwenImageEditPlus": 224,
+    "UNETLoader": 110,
+    "VAEDecode": 78,
+    "VAEEncode": 78,
+    "VAELoader": 110,
 }
+WITH_MAP = 660  # of a report that shows which tokens were computed
 WIDTHS = {
     "MarkdownNote": 440,
     "CLIPTextEncode": 400,
@@ -85,7 +88,7 @@ WIDTHS = {
     "PreviewAny": 420,
     "PreviewImage": 420,
     "LoadImage": 320,
-    "VAEDecode": 180,
+    "VAEDecode": 225,
 }
 FREE = {"SaveImage", "SaveVideo", "PreviewAny", "PreviewImage", "LoadImage", "MarkdownNote"}
 # Kinds that take whatever height they are given.
@@ -136,11 +139,11 @@ def arrange(
         odd = sorted({*named} ^ {*nodes}) or sorted({n for n in named if named.count(n) > 1})
         raise ValueError(f"every node has to be in one group, which is not so of {', '.join(odd)}")
     heights, widths = {}, {}
+    high = heights_of(workflow)
     for name, node in nodes.items():
         width, height = node["size"]
         widths[name] = max(width, WIDTHS.get(node["type"], 0))
-        heights[name] = max(height, HEIGHTS[node["type"]]) if node["type"] not in FREE else 0
-        heights[name] = heights[name] or HEIGHTS[node["type"]]
+        heights[name] = high[node["id"]]
         node["size"] = [widths[name], heights[name] if node["type"] in FREE else height]
     workflow["groups"] = []
     x = 0.0
@@ -164,6 +167,27 @@ def arrange(
             y += frame[3] + APART
         x += width + BETWEEN
     return workflow
+
+
+def heights_of(workflow: dict[str, Any]) -> dict[int, float]:
+    """How high every node gets at the most, without its title, by id."""
+    kinds = {node["type"] for node in workflow["nodes"]}
+    found = {}
+    for node in workflow["nodes"]:
+        kind, height = node["type"], node["size"][1]
+        found[node["id"]] = HEIGHTS[kind] if kind in FREE else max(height, HEIGHTS[kind])
+        if kind == "RAPID_Report" and "RAPID_RegionAdaptive" in kinds:
+            found[node["id"]] = WITH_MAP
+        if kind == "MarkdownNote":
+            found[node["id"]] = max(HEIGHTS[kind], _lines(node["widgets_values"][0]) * LINE + 40)
+    return found
+
+
+def _lines(text: str) -> int:
+    """Lines that a note takes, about; a letter of Chinese is as wide as two."""
+    shown = re.sub(r"\]\([^)]*\)", "]", text)
+    wide = [sum(2 if ord(c) > 0x2E80 else 1 for c in line) for line in shown.split("\n")]
+    return sum(max(1, -(-length // LETTERS)) for length in wide)
 
 
 def _node(workflow: dict[str, Any], number: int) -> dict[str, Any]:
@@ -235,12 +259,10 @@ class Wire:
 
 def boxes_of(workflow: dict[str, Any]) -> dict[int, Box]:
     """What every node covers at the most, with its title, by id."""
-    found = {}
+    found, heights = {}, heights_of(workflow)
     for node in workflow["nodes"]:
-        (x, y), (width, height) = node["pos"], node["size"]
-        if node["type"] not in FREE:
-            height = max(height, HEIGHTS[node["type"]])
-        found[node["id"]] = Box(x, y - TITLE, x + width, y + height)
+        (x, y), width = node["pos"], node["size"][0]
+        found[node["id"]] = Box(x, y - TITLE, x + width, y + heights[node["id"]])
     return found
 
 

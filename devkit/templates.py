@@ -36,8 +36,8 @@ FILES = {
 }
 SMALL = ("taesd3", "taef1")  # names of VAEs that are several files
 
-ROW = 640.0  # pixels from the top at which the lower row of groups begins
-LOW_ROW = 740.0  # the same where RAPID's node is higher
+ROW = 540.0  # pixels from the top at which the lower row of groups begins
+LOW_ROW = 640.0  # the same where RAPID's node is higher
 RAPID, RESULT = "#8b7bd8", "#3f7a4d"  # colours of groups
 READ_ME = (Group("Read me", (("note",),), color="#555"),)
 
@@ -178,8 +178,8 @@ TEMPLATES: tuple[Template, ...] = (
         in_rows(
             (("model",),),
             PROMPTS,
-            sample=(("sample", "vae"), (120.0, "decode")),
-            result=(("report", "save"), ("save_map",)),
+            sample=(("sample", "vae"), (240.0, "decode")),
+            result=(("report",), ("save_map", 260.0, "save")),
             row=LOW_ROW,
         ),
     ),
@@ -351,10 +351,10 @@ TEMPLATES: tuple[Template, ...] = (
         "18 Stable Diffusion 3.5 Large",
         *for_model("Stable Diffusion 3.5 Large, 28 steps.", "Stable Diffusion 3.5 Large，28 步。"),
         in_rows(
-            ((480.0, "checkpoint"),),
+            ((391.0, "checkpoint"),),
             PROMPTS,
             sample=(("sample",),),
-            result=(("report",), (500.0, "decode"), ("save",)),
+            result=(("report",), (411.0, "decode"), ("save",)),
         ),
     ),
     Template(
@@ -362,10 +362,10 @@ TEMPLATES: tuple[Template, ...] = (
         "19 Lumina Image 2",
         *for_model("Lumina Image 2.0, 30 steps.", "Lumina Image 2.0，30 步。"),
         in_rows(
-            ((480.0, "checkpoint"), ("shift",)),
+            ((391.0, "checkpoint"), ("shift",)),
             PROMPTS,
             sample=(("sample",),),
-            result=(("report",), (500.0, "decode"), ("save",)),
+            result=(("report",), (411.0, "decode"), ("save",)),
         ),
     ),
     Template(
@@ -380,8 +380,8 @@ TEMPLATES: tuple[Template, ...] = (
             (("model", "clip"),),
             PROMPTS,
             speed=(("region",),),
-            sample=(("sample", "vae"), (120.0, "decode")),
-            result=(("report", "save"),),
+            sample=(("sample", "vae"), (240.0, "decode")),
+            result=(("report",), (780.0, "save")),
             row=LOW_ROW,
         ),
     ),
@@ -444,8 +444,8 @@ TEMPLATES: tuple[Template, ...] = (
             GUIDED,
             before=(Group("Prompt", (("positive",),), top=LOW_ROW),),
             speed=(("region",),),
-            sample=(("sample", "vae"), (120.0, "decode")),
-            result=(("report", "save"),),
+            sample=(("sample", "vae"), (240.0, "decode")),
+            result=(("report",), (780.0, "save")),
             row=LOW_ROW,
         ),
     ),

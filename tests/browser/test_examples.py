@@ -42,7 +42,8 @@ WIRES = """() => [...app.graph.links.values()].map(l => {
   const from = app.graph.getNodeById(l.origin_id), to = app.graph.getNodeById(l.target_id);
   return [l.origin_id, l.target_id, [...from.getOutputPos(l.origin_slot)], [...to.getInputPos(l.target_slot)]];
 })"""
-SHOWN = """() => { app.canvas.ds.scale = 0.2; app.canvas.ds.offset = [40, 200]; app.canvas.setDirty(true, true) }"""
+SHOWN = """() => { app.canvas.ds.scale = 0.2; app.canvas.ds.offset = [300, 400];
+  app.canvas.setDirty(true, true) }"""
 DRAWN = '() => app.graph._nodes.every(n => document.querySelector(`[data-node-id="${n.id}"]`)?.offsetHeight > 20)'
 
 # The blueprint's node in place of sampler, RAPID's node and report, with 20 steps and cfg 1.
@@ -147,11 +148,12 @@ def test_a_template_opens_and_is_its_api_twin(graph, server, picture, request, o
     assert offered == (set() if one.demo or one.twin in BY_HAND else needed)
 
 
-@BOTH
 @ALL
+@BOTH
 def test_nothing_lies_over_anything_else_in_the_page(graph, one, vue):
     page = graph(**{"Comfy.VueNodes.Enabled": vue})
     workflow = examples.opened(one.twin)
+    page.do("() => { app.nodeOutputs = {} }")  # or a node shows the picture of one with its number
     page.load(workflow)
     page.page.wait_for_function("n => app.graph._nodes.length === n", arg=len(workflow["nodes"]))
     page.do(SHOWN)
@@ -159,11 +161,11 @@ def test_nothing_lies_over_anything_else_in_the_page(graph, one, vue):
         page.page.wait_for_function(DRAWN)
     page.page.wait_for_timeout(500)  # nodes find their size
     boxes = {
-        number: layout.Box(x, y, x + width, y + height)
+        int(number): layout.Box(x, y, x + width, y + height)
         for number, x, y, width, height in page.do(BOXES, vue)
     }
     wires = [
-        layout.Wire(source, target, tuple(start), tuple(end))
+        layout.Wire(int(source), int(target), tuple(start), tuple(end))
         for source, target, start, end in page.do(WIRES)
     ]
     names = {number: name for name, number in numbers(api(one.twin)).items()}
