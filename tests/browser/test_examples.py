@@ -1,216 +1,201 @@
-"""The example workflows in ComfyUI's page: they open, every node is known, and they are what their
-API twins are.
+"""The templates in ComfyUI's page: they open, every node is known, they are what their API twins
+are, and nothing lies over anything else in either renderer.
 
 `--pictures .` makes the workflows and their thumbnails anew from the API twins."""
 
+import copy
+import io
 import json
-import uuid
 
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image
 
+from devkit import template_layout as layout
+from devkit import thumbnails
+from devkit.templates import FOLDER, TEMPLATES, api, complete, files, numbered, numbers, write
 from rapid_testing import examples
 
-WORDS = {
-    "compare_full_and_rapid": (
-        "Compare: full and RAPID. Z-Image is drawn twice from one seed, once with every step and "
-        "once with half of them; RAPID Compare shows both over each other, with both times."
-    ),
-    "demo_compare": (
-        "Compare: full and RAPID, on the FLUX-like demo model, from one seed. Nothing has to be "
-        "downloaded."
-    ),
-    "demo_accelerate": (
-        "RAPID Accelerate with a searched schedule on the FLUX-like demo model: a third of "
-        "the steps is computed."
-    ),
-    "demo_flux": (
-        "RAPID Accelerate on the FLUX-like demo model: half of the steps are computed. Nothing has "
-        "to be downloaded."
-    ),
-    "demo_policy": (
-        "RAPID Accelerate with a searched schedule on the FLUX-like demo model: a quarter "
-        "of the steps is computed."
-    ),
-    "demo_region": (
-        "RAPID Region Adaptive on the SD3-like demo model. The map shows which parts of the"
-        " picture were computed how often."
-    ),
-    "demo_sd3": (
-        "RAPID Accelerate on the SD3-like demo model: half of the steps are computed. Nothing has "
-        "to be downloaded."
-    ),
-    "flux1_dev": "FLUX.1-dev with RAPID Accelerate: half of the steps are computed.",
-    "flux1_kontext": (
-        "Editing with FLUX.1 Kontext and RAPID Accelerate: half of the steps are computed."
-    ),
-    "lumina2": "Lumina Image 2 with RAPID Accelerate: half of the steps are computed.",
-    "lumina_next": (
-        "Lumina-Next with RAPID Region Adaptive as published (RAS): 30 steps, of which 24 compute half "
-        "of the picture's tokens on average."
-    ),
-    "policy_flux1": (
-        "FLUX.1-dev with a schedule that you searched on your own workflow. The help of "
-        "RAPID Load Policy says how."
-    ),
-    "qwen_image": "Qwen-Image with RAPID Accelerate: half of the steps are computed.",
-    "qwen_image_edit": (
-        "Editing with Qwen-Image-Edit and RAPID Accelerate: half of the steps are computed."
-    ),
-    "sd3.5_large": (
-        "Stable Diffusion 3.5 Large with RAPID Accelerate: half of the steps are computed."
-    ),
-    "wan2.2_t2v": (
-        "Wan 2.2 text to video with RAPID Accelerate, one node and one report for each of "
-        "its two models: half of the steps are computed.\n\n"
-        "Each model starts its predictions anew. If details suffer, set `speedup` to 1.5 on"
-        " both."
-    ),
-    "z_image": "Z-Image with RAPID Accelerate: half of the steps are computed.",
-}
 BY_HAND = ("lumina_next",)  # models in several files: the page offers single ones
-SIZE = (600, 344)  # pixels of a thumbnail
 LIMIT = 450_000  # bytes of all thumbnails, which travel with the pack
+BOTH = pytest.mark.parametrize("vue", [False, True], ids=["litegraph", "nodes2"])
+ALL = pytest.mark.parametrize("one", TEMPLATES, ids=[one.twin for one in TEMPLATES])
 
-# Columns filled from top to bottom in the order of the run, as high as lets the whole fit a page at
-# its largest.
-MAKE = """async ([graph, text, id]) => {
+MAKE = """async graph => {
   await app.loadApiJson(graph, "example");
-  const note = LiteGraph.createNode("MarkdownNote");
-  app.graph.add(note);
-  note.widgets[0].value = text;
-  note.size = [420, 210];
-  const rest = app.graph._nodes.filter(n => n !== note).sort((a, b) => a.id - b.id);
-  const graphKinds = rest.map(n => n.type);
-  for (const node of rest) {
-    if (node.type === "SaveImage") node.size = [320, 360]; // its picture
-    // as high as they get to be: in the page they are as high as what they show
-    if (node.type === "RAPID_Report") node.size = [380, graphKinds.includes("RAPID_RegionAdaptive") ? 620 : 380];
-    if (node.type === "RAPID_Compare") node.size = [380, 600];
-    if (node.type === "VAEDecode") node.size[0] = Math.max(180, node.size[0]); // its title
-    if (/^RAPID_(Accelerate|CacheReuse|RegionAdaptive)$/.test(node.type)) node.size[1] += 60; // how the run goes on
-  }
-  const TITLE = 30, GAP = 40;
-  const place = height => {
-    let x = 0, y = 0, width = 0, lowest = 0;
-    for (const node of [note, ...rest]) {
-      if (y && y + TITLE + node.size[1] > height) [x, y, width] = [x + width + GAP, 0, 0];
-      node.pos = [x, y + TITLE];
-      y += TITLE + node.size[1] + GAP / 2;
-      [width, lowest] = [Math.max(width, node.size[0]), Math.max(lowest, y)];
-    }
-    return Math.min(1.6 / (x + width), 1 / lowest);
-  };
-  const scales = [800, 950, 1100, 1250, 1400].map(height => [place(height), height]);
-  place(scales.reduce((best, one) => one[0] > best[0] ? one : best)[1]);
-  for (const node of rest) { // or a run with the node bypassed would have another seed
+  app.graph.add(LiteGraph.createNode("MarkdownNote"));
+  for (const node of app.graph._nodes) { // or a second run would have another seed
     const after = node.widgets?.find(w => w.name === "control_after_generate");
     if (after) after.value = "fixed";
   }
   const found = app.graph.serialize();
-  found.id = id;
   for (const node of found.nodes) { delete node.properties.cnr_id; delete node.properties.ver; }
   return found;
 }"""
+# What every node covers, in the graph's pixels: as LiteGraph draws it, or its element's own box.
+BOXES = """vue => app.graph._nodes.map(n => {
+  const [x, y, width, height] = [...n.getBounding()];
+  if (!vue) return [n.id, x, y, width, height];
+  const e = document.querySelector(`[data-node-id="${n.id}"]`);
+  return [n.id, n.pos[0], n.pos[1] - LiteGraph.NODE_TITLE_HEIGHT, e.offsetWidth, e.offsetHeight];
+})"""
+WIRES = """() => [...app.graph.links.values()].map(l => {
+  const from = app.graph.getNodeById(l.origin_id), to = app.graph.getNodeById(l.target_id);
+  return [l.origin_id, l.target_id, [...from.getOutputPos(l.origin_slot)], [...to.getInputPos(l.target_slot)]];
+})"""
+SHOWN = """() => { app.canvas.ds.scale = 0.2; app.canvas.ds.offset = [300, 400];
+  app.canvas.setDirty(true, true) }"""
+DRAWN = '() => app.graph._nodes.every(n => document.querySelector(`[data-node-id="${n.id}"]`)?.offsetHeight > 20)'
+
+# The blueprint's node in place of sampler, RAPID's node and report, with 20 steps and cfg 1.
+INSTEAD = """() => { const f = kind => app.graph._nodes.find(n => n.type === kind);
+  const b = app.graph._nodes.find(n => n.subgraph), s = f("KSampler"), d = f("VAEDecode");
+  for (const name of ["positive", "negative", "latent_image"]) {
+    const l = app.graph.getLink(s.inputs[s.findInputSlot(name)].link);
+    app.graph.getNodeById(l.origin_id).connect(l.origin_slot, b, name);
+  }
+  f("UNETLoader").connect(0, b, "model");
+  for (const kind of ["KSampler", "RAPID_Report", "RAPID_Accelerate"]) app.graph.remove(f(kind));
+  b.connect(0, d, "samples");
+  for (const [name, value] of [["cfg", 1], ["steps", 20], ["sampler_name", "euler"]]) {
+    const w = b.widgets.find(w => w.name === name); w.value = value; w.callback?.(value);
+  } }"""
+
+HALF = [i % 2 == 0 for i in range(20)]
+# Of templates whose models are not here: a name, and a few words.
+CARDS = {
+    "z_image": ("Z-Image", ("30 steps, half computed",)),
+    "ltx2": ("LTX-2.3", ("video with sound", "half of the steps computed")),
+    "wan2.2_t2v": ("Wan 2.2", ("video, both models", "half of the steps computed")),
+    "qwen_image": ("Qwen-Image", ("20 steps, half computed",)),
+    "qwen_image_edit": ("Qwen-Image-Edit", ("change a picture", "40 steps, half computed")),
+    "flux2_dev": ("FLUX.2 dev", ("20 steps, half computed",)),
+    "flux1_dev": ("FLUX.1 dev", ("20 steps, half computed",)),
+    "flux1_kontext": ("FLUX.1 Kontext", ("change a picture", "20 steps, half computed")),
+    "sd3.5_large": ("SD 3.5 Large", ("28 steps, half computed",)),
+    "lumina2": ("Lumina Image 2", ("30 steps, half computed",)),
+    "lumina_next": ("Lumina-Next", ("half of the picture", "in most steps")),
+    "compare_full_and_rapid": ("Full | RAPID", ("one seed, two pictures", "times and closeness")),
+    "calibrate": ("Calibrate", ("which steps matter", "for your model")),
+    "region_mask": ("Region + mask", ("exact where you paint",)),
+}
 
 
-# For its picture, some kinds of nodes side by side, away from all others.
-ROW = """kinds => { let x = 0; for (const node of app.graph._nodes.filter(n => kinds.includes(n.comfyClass))) {
-  node.pos = [x, 20000]; x += node.size[0] + 60; } }"""
+def without_rapid(graph):
+    """The same workflow with RAPID's node passed by, so that every step is computed."""
+    name = next(name for name in ("accelerate", "region") if name in graph)
+    full = copy.deepcopy(graph)
+    for node in full.values():
+        if node["inputs"].get("model") == [name, 0]:
+            node["inputs"]["model"] = graph[name]["inputs"]["model"]
+    return full
 
 
-def make(page, name, picture):
+def thumbnail(client, one):
+    """The picture of a template in the page's list."""
+    if one.twin in CARDS:
+        name, lines = CARDS[one.twin]
+        return thumbnails.card(name, lines, HALF if "computed" in lines[-1] else None)
+    graph = api(one.twin)
+    full, rapid = client.run(without_rapid(graph)), client.run(graph)
+    pictures = [
+        Image.open(io.BytesIO(client.image(outputs["save"]["images"][0])))
+        for outputs in (full, rapid)
+    ]
+    report = rapid.get("report") or rapid["report_rapid"]
+    totals = json.loads(report["rapid_record"][0])["totals"]
+    words = [f"{totals['evaluations']} steps", f"{totals['computed']} computed"]
+    if "save_map" in rapid:
+        pictures[0] = pictures[1]
+        shown = Image.open(io.BytesIO(client.image(rapid["save_map"]["images"][0])))
+        pictures[1] = shown.crop((0, 0, shown.width, shown.width))
+        words = ["RAPID", "yellow: every step"]
+    return thumbnails.pair(*pictures, words)
+
+
+def make(page, one, picture):
     """The workflow of an API twin, and its thumbnail."""
-    graph = examples.numbered(examples.api(name))
-    text, number = examples.note(graph, WORDS[name]), str(uuid.uuid5(uuid.NAMESPACE_URL, name))
-    workflow = examples.with_addresses(page.do(MAKE, [graph, text, number]))
-    picture(f"example_workflows/{name}.json").write_text(
-        json.dumps(workflow, indent=1) + "\n", encoding="utf-8"
-    )
-    kinds = {node["class_type"] for node in graph.values()}
-    shown = [kind for kind in kinds if kind.startswith("RAPID_") and kind != "RAPID_Report"]
-    if name.startswith("demo_"):  # nothing is missing: run it, and show what it says
-        page.run()
-        page.look_at("RAPID_Report", ".rapid-report .row")
-        if "RAPID_RegionAdaptive" in kinds:
-            page.page.wait_for_function(
-                "() => document.querySelector('.rapid-report img')?.naturalWidth"
-            )
-        shown += ["RAPID_Report", "SaveImage"]
-    else:
-        shown += [
-            kind
-            for kind in kinds
-            if "Sampler" in kind or kind in ("UNETLoader", "CheckpointLoaderSimple")
-        ]
-    page.do(ROW, shown)
-    page.do(
-        "() => app.graph._nodes.forEach(n => { n.has_errors = false })"
-    )  # files are missing on this machine only
-    page.shot(picture(f"example_workflows/{name}.png"), *shown)
-    shot = Image.open(picture(f"example_workflows/{name}.png")).convert("RGB")
-    picture(f"example_workflows/{name}.png").unlink()
-    ImageOps.pad(shot, SIZE, Image.Resampling.LANCZOS, color=(26, 26, 26)).save(
-        picture(f"example_workflows/{name}.jpg"), quality=85, optimize=True
+    workflow = complete(page.do(MAKE, numbered(api(one.twin))), one)
+    write(workflow, picture(f"example_workflows/{one.path.name}"))
+    thumbnail(page.server.client, one).save(
+        picture(f"example_workflows/{one.picture.name}"), quality=88, optimize=True
     )
 
 
-@pytest.mark.parametrize("name", examples.names())
-def test_an_example_opens_and_is_its_api_twin(graph, server, picture, request, name):
+@ALL
+def test_a_template_opens_and_is_its_api_twin(graph, server, picture, request, one):
     page = graph()
     if request.config.getoption("--pictures"):
-        make(page, name, picture)
+        make(page, one, picture)
         page = graph()
-    workflow = json.loads((examples.FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    workflow, twin = examples.opened(one.twin), api(one.twin)
     page.load(workflow)
     page.page.wait_for_function("n => app.graph._nodes.length === n", arg=len(workflow["nodes"]))
     kinds = page.do(
         "() => [app.graph._nodes.map(n => n.type), Object.keys(LiteGraph.registered_node_types)]"
     )
     assert set(kinds[0]) <= set(kinds[1])
-    found, twin = page.do("async () => (await app.graphToPrompt()).output"), examples.api(name)
+    assert all(page.do("() => app.graph._nodes.map(n => n.title)"))
+    found = page.do("async () => (await app.graphToPrompt()).output")
     assert examples.described(found) == examples.described(
         examples.completed(twin, server.client.object_info())
     )
-    (note,) = (node for node in workflow["nodes"] if node["type"] == "MarkdownNote")
-    demo = name.startswith("demo_")  # whose policies lie in the pack
-    files = [
-        file.removeprefix("rapid_policies/") if demo else file for file in examples.files(twin)
-    ]
-    assert all(f"{file}`" in note["widgets_values"][0] for file in files)
     offered = {
         model["name"]
         for node in workflow["nodes"]
         for model in node["properties"].get("models", [])
     }
-    needed = {
-        file.split("/", 1)[1]
-        for file in examples.files(twin)
-        if not file.startswith("rapid_policies/")
+    needed = {file.split("/", 1)[1] for file in files(twin)}
+    assert offered == (set() if one.demo or one.twin in BY_HAND else needed)
+
+
+@ALL
+@BOTH
+def test_nothing_lies_over_anything_else_in_the_page(graph, one, vue):
+    page = graph(**{"Comfy.VueNodes.Enabled": vue})
+    workflow = examples.opened(one.twin)
+    page.do("() => { app.nodeOutputs = {} }")  # or a node shows the picture of one with its number
+    page.load(workflow)
+    page.page.wait_for_function("n => app.graph._nodes.length === n", arg=len(workflow["nodes"]))
+    page.do(SHOWN)
+    if vue:
+        page.page.wait_for_function(DRAWN)
+    page.page.wait_for_timeout(500)  # nodes find their size
+    boxes = {
+        int(number): layout.Box(x, y, x + width, y + height)
+        for number, x, y, width, height in page.do(BOXES, vue)
     }
-    assert offered == (set() if demo or name in BY_HAND else needed)
+    wires = [
+        layout.Wire(int(source), int(target), tuple(start), tuple(end))
+        for source, target, start, end in page.do(WIRES)
+    ]
+    names = {number: name for name, number in numbers(api(one.twin)).items()}
+    names[max(boxes)] = "note"
+    frames = {frame["title"]: layout.frame_of(frame) for frame in workflow["groups"]}
+    assert wires and layout.problems(boxes, wires, frames, names) == []
+    kinds = {node["id"]: node["type"] for node in workflow["nodes"]}
+    higher = {
+        kinds[number]: box.bottom - box.top - layout.TITLE
+        for number, box in boxes.items()
+        if box.bottom - box.top - layout.TITLE > layout.HEIGHTS[kinds[number]]
+    }
+    assert {kind: high for kind, high in higher.items() if kind not in layout.FREE} == {}
 
 
-def test_every_example_has_a_thumbnail_that_is_small(repository):
-    paths = [examples.picture_path(name) for name in examples.names()]
-    assert (
-        {path.stem for path in examples.FOLDER.glob("*.json")}
-        == set(examples.names())
-        == set(WORDS)
-    )
-    assert all(Image.open(path).size == SIZE for path in paths)
-    assert sum(path.stat().st_size for path in paths) < LIMIT
+def test_every_template_has_a_thumbnail_that_is_small():
+    assert all(Image.open(one.picture).size == thumbnails.SIZE for one in TEMPLATES)
+    assert sum(one.picture.stat().st_size for one in TEMPLATES) < LIMIT
 
 
-def test_examples_are_among_the_templates(server):
+def test_templates_are_among_the_pages(server):
     found = json.loads(server.client._request("/workflow_templates"))
-    assert set(found["rapid"]) == set(examples.names())
+    assert sorted(found["rapid"]) == sorted(one.title for one in TEMPLATES)
+    assert {path.name for path in FOLDER.iterdir()} >= {one.path.name for one in TEMPLATES}
 
 
 @pytest.mark.quick
 def test_the_first_picture_comes_as_readme_says(graph):
     page = graph()
-    for word in ("Templates", "rapid", "demo_flux"):
+    for word in ("Templates", "rapid", TEMPLATES[0].title):
         page.page.get_by_text(word, exact=True).first.click()
     page.page.wait_for_function("() => app.graph._nodes.some(n => n.comfyClass === 'RAPID_Report')")
     page.run()
@@ -222,3 +207,19 @@ def test_the_first_picture_comes_as_readme_says(graph):
     assert " s instead of about " in panel.locator(".headline").inner_text()
     (picture,) = page.outputs("SaveImage")["images"]
     assert picture["filename"].startswith("rapid_flux")
+
+
+@BOTH
+def test_the_blueprint_is_found_and_draws(graph, vue):
+    """As people add it: found by a word, put down, connected in place of the sampler."""
+    page = graph(**{"Comfy.VueNodes.Enabled": vue})
+    page.load(api("demo_flux"))
+    page.page.wait_for_function("() => app.graph._nodes.length === 11")
+    page.add("fast sampling", "Fast sampling", 700, 500)
+    page.do(INSTEAD)
+    page.run()
+    (saved,) = page.outputs("SaveImage")["images"]
+    assert saved["filename"].startswith("rapid_flux")
+    summary = page.outputs("RAPID_Report")["rapid_summary"][0]
+    assert (summary["evaluations"], summary["computed"]) == (20, 10)
+    assert [line for line in page.said if "/extensions/rapid/" in " ".join(line)] == []

@@ -43,7 +43,7 @@ def example(name, size=128, **changes):
 def opened(name, size=128):
     """The same example as people open it: with an id of its own, by which the browser keeps its
     report."""
-    workflow = json.loads((examples.FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    workflow = examples.opened(name)
     for node in workflow["nodes"]:
         if node["type"] == "KSampler":
             node["widgets_values"][2] = 10  # seed, what becomes of it, steps
@@ -301,7 +301,7 @@ def test_a_report_shows_nothing_of_other_workflows_or_broken_records(graph):
         assert shown(page)["text"] == "RAPID: euler on flux"
     page.do(SAY, [own, number, output])
     assert shown(page)["totals"] == panel["totals"]
-    page.load(opened("demo_accelerate"))  # its report has another number
+    page.load(opened("demo_policy"))  # its report has another number
     page.do(RENUMBER, number)
     page.look_at("RAPID_Report", ".rapid-report")
     before = shown(page)
@@ -322,7 +322,7 @@ def test_a_report_finds_its_workflow_where_the_run_ends_between_two_questions(gr
     page.page.route(
         f"**/history/{own}", lambda route: (missed.append(1), route.fulfill(json={})), times=1
     )
-    page.load(opened("demo_accelerate"))
+    page.load(opened("demo_policy"))
     page.do(RENUMBER, number)
     page.look_at("RAPID_Report", ".rapid-report")
     page.do(SAY, [own, number, output])
@@ -490,7 +490,7 @@ def test_a_report_stands_where_its_own_run_failed_later(graph):
 
 def test_an_example_without_its_model_says_which_file_is_missing(graph):
     page = graph()
-    page.load(json.loads((examples.FOLDER / "flux1_dev.json").read_text(encoding="utf-8")))
+    page.load(examples.opened("flux1_dev"))
     page.page.wait_for_function("() => app.graph._nodes.some(n => n.type === 'UNETLoader')")
     page.page.get_by_test_id("queue-button").click()
     page.page.wait_for_function(

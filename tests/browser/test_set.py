@@ -1,7 +1,5 @@
 """RAPID's nodes among others: found first, told at a glance, and put in by a right click, in both renderers."""
 
-import json
-
 import pytest
 
 from rapid_testing import examples
@@ -44,10 +42,6 @@ TWO_SAMPLERS = f"""() => {{ {FIND} app.graph.remove(f("RAPID_Report"));
     app.graph.getNodeById(l.origin_id).connect(l.origin_slot, t, name) }} }}"""
 
 
-def opened(name):
-    return json.loads((examples.FOLDER / f"{name}.json").read_text(encoding="utf-8"))
-
-
 def choose(page, entry):
     """Choose an entry of the menu that a right click has opened."""
     page.page.get_by_text(entry, exact=True).filter(visible=True).first.click()
@@ -86,7 +80,7 @@ def test_who_looks_for_speed_finds_rapid_accelerate_first(graph):
 @ALL
 def test_rapids_nodes_have_a_colour_and_a_mark_in_a_large_graph(graph, picture, vue, palette):
     page = graph(**{"Comfy.VueNodes.Enabled": vue, "Comfy.ColorPalette": palette})
-    workflow = opened("demo_flux")
+    workflow = examples.opened("demo_flux")
     page.load(workflow)
     page.do(
         """() => { const kinds = ["KSampler", "VAEDecode", "LoraLoaderModelOnly", "CLIPTextEncode", "ImageScale"];
@@ -107,7 +101,7 @@ def test_rapids_nodes_have_a_colour_and_a_mark_in_a_large_graph(graph, picture, 
 
 def test_a_colour_of_a_saved_workflow_stays_and_one_that_was_taken_away_too(graph):
     page = graph()
-    workflow = opened("demo_flux")
+    workflow = examples.opened("demo_flux")
     own = {"RAPID_Accelerate": {"color": "#223", "bgcolor": "#335"}}
     for node in workflow["nodes"]:
         node.update(own.get(node["type"], {}))
@@ -126,7 +120,7 @@ def test_a_colour_of_a_saved_workflow_stays_and_one_that_was_taken_away_too(grap
 @BOTH
 def test_a_right_click_on_a_models_wire_inserts_rapid_accelerate(graph, vue):
     page = graph(**{"Comfy.VueNodes.Enabled": vue})
-    page.load(opened("demo_flux"))
+    page.load(examples.opened("demo_flux"))
     page.do(PLAIN)
     page.page.wait_for_timeout(1000)
     before = page.do(LINKS)
@@ -159,12 +153,12 @@ def test_a_right_click_on_a_models_wire_inserts_rapid_accelerate(graph, vue):
 @BOTH
 def test_a_right_click_on_a_sampler_inserts_rapid_accelerate(graph, vue):
     page = graph(**{"Comfy.VueNodes.Enabled": vue})
-    page.load(opened("demo_flux"))
+    page.load(examples.opened("demo_flux"))
     page.do(PLAIN)
     right_click(page, "KSampler")
     choose(page, "Insert RAPID Accelerate")
     assert ["RAPID Accelerate", "KSampler", "model"] in page.do(LINKS)
-    page.load(opened("demo_flux"))  # which has one
+    page.load(examples.opened("demo_flux"))  # which has one
     right_click(page, "KSampler")
     page.page.get_by_text("Clone", exact=True).filter(visible=True).first.wait_for()
     assert (
@@ -178,7 +172,7 @@ def test_a_right_click_on_a_sampler_inserts_rapid_accelerate(graph, vue):
 @BOTH
 def test_a_right_click_on_a_rapid_node_adds_a_report_and_compares_with_full(graph, picture, vue):
     page = graph(**{"Comfy.VueNodes.Enabled": vue})
-    workflow = opened("demo_flux")
+    workflow = examples.opened("demo_flux")
     for node in workflow["nodes"]:
         if node["type"] == "KSampler":
             node["widgets_values"][:3] = [80 + vue, "randomize", 8]
@@ -220,7 +214,7 @@ def test_a_right_click_on_a_rapid_node_adds_a_report_and_compares_with_full(grap
 def test_compare_with_full_copies_every_sampler_on_the_way_and_says_what_it_needs(graph):
     """As with the two experts of Wan 2.2: the second sampler goes on from the first."""
     page = graph()
-    page.load(opened("demo_flux"))
+    page.load(examples.opened("demo_flux"))
     page.do(TWO_SAMPLERS)
     right_click(page, "RAPID_Accelerate")
     choose(page, "Compare with full")
@@ -231,7 +225,7 @@ def test_compare_with_full_copies_every_sampler_on_the_way_and_says_what_it_need
     assert not [
         link for link in links if link[2] in ("record_a", "record_b")
     ]  # of one sampler only
-    page.load(opened("demo_flux"))
+    page.load(examples.opened("demo_flux"))
     page.do(f"() => {{ {FIND} app.graph.remove(f('VAEDecode')) }}")
     right_click(page, "RAPID_Accelerate")
     choose(page, "Compare with full")

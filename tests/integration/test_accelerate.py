@@ -697,3 +697,28 @@ def test_heads_of_another_size_are_refused_when_the_node_runs(
     policy = load(comfy_host, heads_file("sd3", sizes["hidden"], sizes["channels"]))
     with pytest.raises(ValueError, match=f"{said}, trained on tiny; this model has"):
         comfy_host.run_node("RAPID_Accelerate", model=tiny_sd3, speedup=2.0, policy=policy)
+
+
+@pytest.mark.parametrize(
+    ("kind", "first"), [("flux", "compiled first"), ("lumina2", "patched first")]
+)
+def test_a_compiled_model_is_skipped_as_it_was(kind, first, family, accelerate, record_of):
+    """A decision stands outside of the compiled graph: the model is called or it is not."""
+    from comfy_api.torch_helpers import set_torch_compile_wrapper
+
+    model, latent = family(kind)
+    settings = {"steps": 8, "cfg": 2.0, "latent": torch.zeros(2, *latent)}
+    plain = even_so(accelerate(model, 2.0))
+    expected = sample(plain, **settings)
+    compiled = model.clone()
+    if first == "compiled first":
+        set_torch_compile_wrapper(compiled, backend="aot_eager")
+        compiled = even_so(accelerate(compiled, 2.0))
+    else:
+        compiled = even_so(accelerate(compiled, 2.0))
+        set_torch_compile_wrapper(compiled, backend="aot_eager")
+    result = sample(compiled, **settings)
+    torch.compiler.reset()
+    assert record_of(compiled).strip(0) == record_of(plain).strip(0)
+    assert record_of(compiled).totals["computed"] == 4
+    assert (result - expected).abs().max() < 1e-4 * expected.abs().max()

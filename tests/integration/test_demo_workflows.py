@@ -54,29 +54,6 @@ def test_the_demo_draws_a_full_picture_and_one_of_half_of_the_steps(server, kind
     assert (totals["computed"], totals["evaluations"]) == (14, 28)
 
 
-def test_the_accelerate_example_follows_its_policy(server, tmp_path):
-    """9 of 28 evaluations, as the shipped policy has them; without it evenly spaced ones."""
-    outputs = server.client.run(workflow("accelerate"))
-    (picture,) = server.client.save_images(outputs, tmp_path)
-    assert picture.stat().st_size > 1000
-    record = json.loads(outputs["report"]["rapid_record"][0])
-    assert record["totals"]["computed"] == 9
-    assert record["totals"]["speedup_theoretical"] == pytest.approx(28 / 9, rel=1e-3)
-    assert record["policies"][0]["source"] == "demo-flux-gaps.safetensors"
-    assert not record["notes"]
-    with pytest.raises(WorkflowError, match="sd3"):
-        server.client.run(
-            workflow(
-                "accelerate",
-                **{
-                    "model.unet_name": "sd3.safetensors",
-                    "positive.model": "sd3",
-                    "negative.model": "sd3",
-                },
-            )
-        )
-
-
 def test_the_policy_example_follows_its_schedule_and_says_what_it_is(server, tmp_path):
     outputs = server.client.run(workflow("policy"))
     (picture,) = server.client.save_images(outputs, tmp_path)
@@ -84,7 +61,18 @@ def test_the_policy_example_follows_its_schedule_and_says_what_it_is(server, tmp
     record = json.loads(outputs["report"]["rapid_record"][0])
     assert record["totals"]["computed"] == 7 and not record["notes"]
     assert record["policies"][0]["source"] == "demo-flux-gaps.safetensors"
+    assert record["totals"]["speedup_theoretical"] == pytest.approx(28 / 7, rel=1e-3)
     assert "base_model: flux.safetensors" in outputs["about"]["text"][0]
+
+
+def test_a_policy_of_another_model_is_refused(server):
+    others = {
+        "model.unet_name": "sd3.safetensors",
+        "positive.model": "sd3",
+        "negative.model": "sd3",
+    }
+    with pytest.raises(WorkflowError, match="sd3"):
+        server.client.run(workflow("policy", **others))
 
 
 def test_the_region_example_draws_a_picture_and_a_map(server, tmp_path):

@@ -3,18 +3,23 @@
 import asyncio
 import copy
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from devkit.base_folder import REPOSITORY
+from rapid_testing.families import LTX_AUDIO
 from rapid_testing.sampling import make_conditioning
 from rapid_testing.workflows import FILES, fits, problems
 
 EXAMPLES = sorted((REPOSITORY / "example_workflows" / "api").glob("*.json"))
 NAMES = [path.stem for path in EXAMPLES]
 CORE = (
+    "custom_sampler",
     "flux",
+    "lt",
+    "lt_audio",
     "sd3",
     "model_advanced",
     "lumina2",
@@ -27,7 +32,7 @@ CORE = (
     "primitive",
 )
 PATCHES = {"RAPID_Accelerate", "RAPID_CacheReuse", "RAPID_RegionAdaptive"}
-SAMPLERS = {"KSampler", "KSamplerAdvanced"}
+SAMPLERS = {"KSampler", "KSamplerAdvanced", "SamplerCustom"}
 SAVERS = {"SaveImage", "SaveVideo"}
 FAMILY = {
     "flux1_dev": "flux",
@@ -40,7 +45,11 @@ FAMILY = {
     "qwen_image_edit": "qwen_image",
     "wan2.2_t2v": "wan",
     "compare_full_and_rapid": "z_image",
+    "flux2_dev": "flux2",
+    "ltx2": "ltx2",
+    "region_mask": "flux",
 }
+CALIBRATES = "calibrate"  # tests/integration/test_calibrate.py runs its node
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +96,7 @@ def test_comfyui_refuses_nothing_but_files_that_are_not_there(registered, name):
     assert refused == (set() if name.startswith("demo_") else absent)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != CALIBRATES])
 def test_each_sampler_has_a_rapid_node_and_a_report_of_its_own(name):
     graph = read(name)
     samplers = of_kind(graph, SAMPLERS)
@@ -111,6 +120,8 @@ def test_every_node_of_an_example_has_a_title_and_an_id_in_words(name):
 STOOD_IN = (
     "UNETLoader",
     "CheckpointLoader",
+    "LoadImage",
+    "LTXVConcatAVLatent",
     "RAPID_LoadLumina",
     "CLIPTextEncode",
     "TextEncode",
@@ -119,18 +130,26 @@ STOOD_IN = (
 )
 
 
-def stand_in(kind, name, model, shape):
-    """Outputs of a node that would need a file, or a picture's size: random tensors."""
-    noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
+def stand_in(kind, name, tiny):
+    """Outputs of a node that would need a file, or a picture's size: random tensors, and a mask of
+    one half."""
+    if kind == "LoadImage":
+        return torch.rand(1, 64, 64, 3), torch.cat(
+            [torch.zeros(1, 64, 32), torch.ones(1, 64, 32)], -1
+        )
     if "Load" in kind:
-        return (model.clone(),)
+        return (tiny.model.clone(),)
     if "TextEncode" in kind:
-        extra = {"reference_latents": [noise]} if "Edit" in kind else {}
-        return (make_conditioning(int(name == "negative"), **extra),)
-    return ({"samples": noise if kind == "VAEEncode" else torch.zeros_like(noise)},)
+        ((text, more),) = tiny.conditioning(int(name == "negative"))
+        if "Edit" in kind:
+            more["reference_latents"] = [torch.randn_like(tiny.latent)]
+        return ([[text, more]],)
+    if kind == "VAEEncode":
+        return ({"samples": torch.randn_like(tiny.latent)},)
+    return ({"samples": tiny.latent},)
 
 
-def reports_of(comfy_host, graph, model, shape):
+def reports_of(comfy_host, graph, tiny):
     """Text of the report on each sampler of a workflow, run by its own nodes."""
     done = {}
 
@@ -138,7 +157,7 @@ def reports_of(comfy_host, graph, model, shape):
         kind = graph[name]["class_type"]
         given = graph[name]["inputs"]
         if name not in done and kind.startswith(STOOD_IN):
-            done[name] = stand_in(kind, name, model, shape)
+            done[name] = stand_in(kind, name, tiny)
         elif name not in done:
             inputs = {
                 k: outputs(v[0])[v[1]] if isinstance(v, list) else v
@@ -154,27 +173,52 @@ def reports_of(comfy_host, graph, model, shape):
     }
 
 
+@pytest.fixture
+def tiny(family):
+    """tiny(kind): a random model, an empty latent for it, and conditionings by number."""
+
+    def get(kind):
+        if kind == "ltx2":
+            return SimpleNamespace(
+                model=LTX_AUDIO.build(),
+                latent=LTX_AUDIO.empty_latent(),
+                conditioning=LTX_AUDIO.conditioning,
+            )
+        model, shape = family(kind)
+        return SimpleNamespace(
+            model=model, latent=torch.zeros(1, *shape), conditioning=make_conditioning
+        )
+
+    return get
+
+
+def steps_of(graph, sampler):
+    """How many steps a sampler takes."""
+    given = graph[sampler]["inputs"]
+    if "sigmas" in given:
+        return graph[given["sigmas"][0]]["inputs"]["steps"]
+    last = min(given.get("end_at_step", given["steps"]), given["steps"])
+    return last - given.get("start_at_step", 0)
+
+
 @pytest.mark.parametrize("name", FAMILY)
-def test_an_example_samples_and_reports_on_a_tiny_model(registered, comfy_host, family, name):
-    """What is asked of RAPID Accelerate is kept to; on random weights Cache Reuse may skip
+def test_an_example_samples_and_reports_on_a_tiny_model(registered, comfy_host, tiny, name):
+    """What is asked of RAPID Accelerate is kept to; on random weights the others may skip
     nothing."""
     graph = read(name)
-    for sampler, report in reports_of(comfy_host, graph, *family(FAMILY[name])).items():
-        given = graph[sampler]["inputs"]
-        if graph[given["model"][0]]["class_type"] not in PATCHES:
+    for sampler, report in reports_of(comfy_host, graph, tiny(FAMILY[name])).items():
+        patch = graph[graph[sampler]["inputs"]["model"][0]]["class_type"]
+        if patch not in PATCHES:
             assert "it was computed in full" in report
             continue
-        steps = min(given.get("end_at_step", given["steps"]), given["steps"]) - given.get(
-            "start_at_step", 0
-        )
+        steps = steps_of(graph, sampler)
         assert "finished" in report and f"of {steps} evaluations computed" in report
-        if graph[given["model"][0]]["class_type"] == "RAPID_Accelerate":
+        if patch == "RAPID_Accelerate":
             assert f"{steps // 2} of {steps} evaluations computed" in report
 
 
 def test_every_example_is_run_somewhere():
-    """policy_flux1 asks for a file of the user's; demo_policy is the same graph on a demo model."""
-    assert {name for name in NAMES if not name.startswith("demo_")} == {*FAMILY, "policy_flux1"}
+    assert {name for name in NAMES if not name.startswith("demo_")} == {*FAMILY, CALIBRATES}
 
 
 BREAKAGES = {

@@ -18,6 +18,9 @@ FILES = {
     ("DualCLIPLoader", "clip_name1"),
     ("DualCLIPLoader", "clip_name2"),
     ("RAPID_LoadPolicy", "policy"),
+    ("LTXAVTextEncoderLoader", "text_encoder"),
+    ("LTXAVTextEncoderLoader", "ckpt_name"),
+    ("LTXVAudioVAELoader", "ckpt_name"),
     ("RAPID_LoadLuminaNext", "model_name"),
     ("RAPID_LoadLuminaNextText", "text_encoder"),
     ("LoadImage", "image"),
@@ -55,11 +58,10 @@ class Slot:
             return (
                 "" if value in self.options else f"{value!r} is none of {list(self.options)[:20]}"
             )
-        if self.type not in VALUES:
+        kind = next((kind for kind in self.type.split(",") if kind in VALUES), None)
+        if kind is None:
             return f"{value!r} is written where a link to {self.type} is needed"
-        if not isinstance(value, VALUES[self.type]) or isinstance(value, bool) != (
-            self.type == "BOOLEAN"
-        ):
+        if not isinstance(value, VALUES[kind]) or isinstance(value, bool) != (kind == "BOOLEAN"):
             return f"{value!r} is no {self.type}"
         if (self.least is not None and value < self.least) or (
             self.most is not None and value > self.most

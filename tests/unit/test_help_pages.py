@@ -47,11 +47,43 @@ def test_a_page_explains_all_inputs_and_outputs_in_their_order(nodes, pages):
         assert (node, rows[: len(inputs) + len(outputs)]) == (node, [*inputs, *outputs])
 
 
+HEADINGS = {
+    "en": ["How to connect it", "Inputs", "", "Limits", "When not to use it"],
+    "zh": ["如何连接", "输入", "", "限制", "何时不要使用"],
+}
+# What a page has in the middle: of a node that shows something itself, how that is read.
+MIDDLE = {
+    "en": {"What RAPID Report says about it", "How to read it"},
+    "zh": {"RAPID 报告会显示什么", "如何阅读"},
+}
+MOST = 660  # words of an English page, which is read in a narrow panel
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_page_has_the_same_headings(repository, nodes, language):
+    folder = repository / "web" / "docs"
+    for node in nodes:
+        text = (folder / LANGUAGES[language].format(node)).read_text(encoding="utf-8")
+        found = re.findall("^## (.+)$", text, re.MULTILINE)
+        assert (node, len(found)) == (node, 5) and found[2] in MIDDLE[language]
+        assert (node, [*found[:2], "", *found[3:]]) == (node, HEADINGS[language])
+
+
 def test_a_page_shows_the_picture_of_its_node_and_no_other(pages):
     # The frontend puts .../docs/ before relative links of all languages' pages.
     assert {node: IMAGE.findall(page) for node, page in pages.items()} == {
         node: [f"images/{node}.png"] for node in pages
     }
+
+
+def test_a_page_is_short(repository, nodes):
+    folder = repository / "web" / "docs"
+    long = {
+        node: count
+        for node in nodes
+        if (count := len((folder / f"{node}.md").read_text(encoding="utf-8").split())) > MOST
+    }
+    assert set(long) <= {"RAPID_Accelerate"}  # the one node that most people need
 
 
 def test_english_is_there_by_its_name_as_well(repository, nodes):

@@ -11,7 +11,7 @@ from rapid_testing.archive import shipped_files, tracked_files
 
 SHIPPED = {
     *("__init__.py", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md"),
-    *("nodes", "rapid_core", "web", "locales", "example_workflows"),
+    *("nodes", "rapid_core", "web", "locales", "example_workflows", "subgraphs"),
 }
 # The registry's scanner is textual; so is this.
 FORBIDDEN = re.compile(
