@@ -5,7 +5,8 @@
 What becomes of every test is kept in `<out>/hosts.json` while the tests run, and the tables of docs/results are
 made anew after each ComfyUI. Run it again, and what is there is left alone but for what failed or
 did not come to its end; `--again` runs all of it again. A topic is a file of tests. Tests that are for
-the newest release alone (marked main_host) are left out on every one.
+the newest release alone (marked main_host) are left out on every one. A folder that asks for more than the
+environment has is given as --comfyui, too (before `hosts`), and has an environment of its own.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class Host:
         cache = cache_root()
         environment = Environment(Path(sys.prefix))
         if self.folder is not None:
-            check_requirements(environment, self.folder)
+            check_requirements(environment, self.folder, f"--comfyui {self.folder}")
             return self.folder
         with exclusive(cache / "setup.lock", print):
             log = cache / "environments" / "downloader.log"

@@ -88,9 +88,9 @@ def host_packages(requirements: str) -> list[str]:
     return [line for name, line in named_packages(requirements) if name not in LEFT_OUT]
 
 
-def check_requirements(environment: Environment, tree: Path) -> None:
+def check_requirements(environment: Environment, tree: Path, flag: str = "--install") -> None:
     """Raise SetupError, with everything that is missing, where the environment lacks what a ComfyUI
-    folder asks for."""
+    folder asks for. flag: the one that makes an environment of its own for the folder."""
     requirements = (tree / "requirements.txt").read_text(encoding="utf-8")
     answer = subprocess.run(
         [str(environment.python), "-m", "devkit.lacking"],
@@ -108,7 +108,7 @@ def check_requirements(environment: Environment, tree: Path) -> None:
     command = shlex.join([str(environment.python), "-m", "pip", "install", *wanted])
     raise SetupError(
         f"the ComfyUI in {tree} asks for what dev.py's environment lacks: {', '.join(missing)}. Run the "
-        "same command with --install, which makes an environment of its own for that ComfyUI, or "
+        f"same command with {flag}, which makes an environment of its own for that ComfyUI, or "
         f"install it here: {command}"
     )
 
