@@ -82,13 +82,19 @@ class ModelCall:
         stack: another node has taken some out (FLUX.2's KV cache those of references, token merging
         those that are alike)."""
         given = args["img"].shape[1]
-        if self.layout is not None and not self.layout.fits(block, args):
-            return Reason(ReasonCode.TOKENS_MISSING, given=given, expected=self.layout.image)
-        if block.main:
-            for history in (history for chunk in self.residuals for history in chunk):
-                known = {len(point.value) for point in history.points} - {given}
-                if known:
-                    return Reason(ReasonCode.TOKENS_MISSING, given=given, expected=max(known))
+        if self.layout is not None:
+            text, extra = self.layout.counted(block, args)
+            follows = self.subset is None or not block.main or self.subset.follows(extra)
+            if text < 0 or extra < 0 or not follows:
+                return Reason(ReasonCode.TOKENS_MISSING)
+        known = {
+            len(point.value)
+            for chunk in self.residuals
+            for history in chunk
+            for point in history.points
+        }
+        if block.main and known - {given}:
+            return Reason(ReasonCode.TOKENS_MISSING)
         return None
 
     def refuse(self, reason: Reason) -> None:
