@@ -91,3 +91,39 @@ def in_order(rows: Iterable[Row]) -> list[Row]:
         return list(TARGETS[row["suite"]]).index(row["target"]), methods.index(row["method"])
 
     return sorted(rows, key=place)
+
+
+# Files of integration tests, in the order in which `dev.py bench hosts` runs and shows them.
+TOPICS = {
+    "ground": "loading the pack, sampling",
+    "every_node": "every node once",
+    "nodes": "inputs of nodes",
+    "words": "words and languages",
+    "accelerate": "RAPID Accelerate",
+    "safety": "samplers, and where skipping is not safe",
+    "cache_reuse": "RAPID Cache Reuse",
+    "region_runs": "Region Adaptive: whole runs",
+    "region_exact": "Region Adaptive: exactness",
+    "region_conditions": "Region Adaptive: prompts, areas, ControlNets",
+    "region_memory": "Region Adaptive: memory",
+    "sparse": "RAPID Sparse Attention",
+    "company": "other packs and nodes on the same model",
+    "fallbacks": "what is computed in full, and why",
+    "defects": "set-ups that once went wrong",
+    "cost": "FLOPs beside torch's counter",
+    "compare": "RAPID Compare, and reports without a record",
+    "learn": "learning of a model",
+    "calibrate": "RAPID Calibrate",
+    "model_key": "telling models apart",
+    "policy_auto": "policy files that are found by themselves",
+    "policy_sampler": "RAPID Policy Sampler",
+    "tpdm": "TPDM's heads",
+    "lumina_next": "Lumina-Next",
+    "emoji_model": "the emoji model",
+    "examples": "example workflows",
+    "demo_workflows": "the demo's workflows, through a server",
+    "server": "a server with the nodes",
+    "install": "installed beside ComfyUI-Manager",
+    "readme": "what README says to type",
+    "training": "training a policy",
+}

@@ -11,20 +11,28 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from devkit import commands
+from devkit import commands, testing
 from devkit.cache import SetupError, cache_root, exclusive, make_folder
 from devkit.environment import (
     Environment,
     add_templates,
     add_types,
+    check_requirements,
     environment_key,
     install,
     make_environment,
 )
-from devkit.hosts import DEFAULT_HOST, HOSTS, OLDER_HOST, check_user_tree, provide_host
+from devkit.hosts import (
+    DEFAULT_HOST,
+    HOSTS,
+    OLDER_HOST,
+    check_user_tree,
+    provide_host,
+    version_of,
+)
 from devkit.server import DEFAULT_PORT
 
-SUITES = ("region", "clock", "sparse", "policy", "dial", "learn", "models", "gpu")
+SUITES = ("region", "clock", "sparse", "policy", "dial", "learn", "models", "gpu", "hosts")
 
 
 @dataclass(frozen=True)
@@ -73,6 +81,18 @@ def build_parser() -> argparse.ArgumentParser:
         "--all",
         action="store_true",
         help="everything: an older host, all models, trainings, the whole browser suite, types",
+    )
+    test.add_argument(
+        "--host-tree",
+        type=Path,
+        metavar="FOLDER",
+        help="the integration tests on the ComfyUI in this folder, of any version, in dev.py's "
+        "environment; what its requirements.txt asks for and the environment lacks is named first",
+    )
+    test.add_argument(
+        "--install",
+        action="store_true",
+        help="with --host-tree: an environment of its own with what that ComfyUI asks for",
     )
     serve = kinds.add_parser(
         "serve", parents=[shared], help="run ComfyUI with this pack and the demo models"
@@ -141,7 +161,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     options.rest = rest
     options.pytest_arguments = [argument for argument in rest if argument != "--"]
-    if options.comfyui is None and options.host is None and os.environ.get("COMFYUI_PATH"):
+    if options.command == "test":
+        refused = testing.refused_tree(options)
+        if refused is not None:
+            parser.error(refused)
+    free = options.comfyui is None and options.host is None and given_tree(options) is None
+    if free and os.environ.get("COMFYUI_PATH"):
         options.comfyui = Path(os.environ["COMFYUI_PATH"])
     if options.comfyui is not None and options.host is not None:
         parser.error(
@@ -156,6 +181,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return options
 
 
+def given_tree(options: argparse.Namespace) -> Path | None:
+    """The folder of --host-tree, which only `test` has."""
+    return getattr(options, "host_tree", None)
+
+
 def wanted_hosts(options: argparse.Namespace) -> list[str]:
     """Releases that a command runs on, the main one first."""
     if options.host is not None:
@@ -167,25 +197,39 @@ def wanted_hosts(options: argparse.Namespace) -> list[str]:
 def prepare(options: argparse.Namespace) -> Ground:
     """Make or reuse environment and hosts."""
     cache = make_folder(cache_root())
+    tree = given_tree(options)
+    tree = None if tree is None else check_user_tree(tree, "--host-tree")
     with exclusive(cache / "setup.lock", print):
         if options.comfyui is not None:
-            tree = check_user_tree(options.comfyui)
-            print(
-                f"ComfyUI: {tree} (with dev.py's own environment; nothing is written there)",
-                flush=True,
-            )
-            environment = provide_environment(cache, tree, options, pinned=False)
-            return Ground(cache, environment, {"installed": tree})
+            installed = check_user_tree(options.comfyui)
+            say_where(installed)
+            environment = provide_environment(cache, installed, options, pinned=False)
+            return Ground(cache, environment, {"installed": installed})
+        if tree is not None:
+            say_where(tree)
+            if options.install:
+                environment = provide_environment(cache, tree, options, pinned=False)
+                return Ground(cache, environment, {version_of(tree): tree})
         # Old releases run on the newest one's requirements, so that one environment serves all.
         scratch = make_environment(
             cache / "environments" / "downloader", purpose="downloading", gib=0.5
         )
-        hosts = {
-            name: provide_host(name, cache, scratch.python, scratch.log)
-            for name in wanted_hosts(options)
-        }
-        requirements = provide_host(DEFAULT_HOST, cache, scratch.python, scratch.log)
-        return Ground(cache, provide_environment(cache, requirements, options, pinned=True), hosts)
+        names = wanted_hosts(options) if tree is None else []
+        hosts = {name: provide_host(name, cache, scratch.python, scratch.log) for name in names}
+        newest = provide_host(DEFAULT_HOST, cache, scratch.python, scratch.log)
+        environment = provide_environment(cache, newest, options, pinned=True)
+        if tree is not None:
+            check_requirements(environment, tree)
+            hosts = {version_of(tree): tree}
+        return Ground(cache, environment, hosts)
+
+
+def say_where(tree: Path) -> None:
+    """Say which ComfyUI of the user's will be run."""
+    print(
+        f"ComfyUI: {tree} (with dev.py's own environment; nothing is written there)",
+        flush=True,
+    )
 
 
 def provide_environment(

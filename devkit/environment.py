@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -84,6 +86,31 @@ def named_packages(requirements: str) -> list[tuple[str, str]]:
 def host_packages(requirements: str) -> list[str]:
     """The lines of ComfyUI's requirements.txt that are installed as they are."""
     return [line for name, line in named_packages(requirements) if name not in LEFT_OUT]
+
+
+def check_requirements(environment: Environment, tree: Path, flag: str = "--install") -> None:
+    """Raise SetupError, with everything that is missing, where the environment lacks what a ComfyUI
+    folder asks for. flag: the one that makes an environment of its own for the folder."""
+    requirements = (tree / "requirements.txt").read_text(encoding="utf-8")
+    answer = subprocess.run(
+        [str(environment.python), "-m", "devkit.lacking"],
+        input="\n".join(host_packages(requirements)),
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=REPOSITORY,
+    )
+    found = json.loads(answer.stdout)
+    if not found:
+        return
+    missing = [f"{one['wanted']} ({one['installed'] or 'not installed'})" for one in found]
+    wanted = [one["wanted"] for one in found]
+    command = shlex.join([str(environment.python), "-m", "pip", "install", *wanted])
+    raise SetupError(
+        f"the ComfyUI in {tree} asks for what dev.py's environment lacks: {', '.join(missing)}. Run the "
+        f"same command with {flag}, which makes an environment of its own for that ComfyUI, or "
+        f"install it here: {command}"
+    )
 
 
 def make_environment(

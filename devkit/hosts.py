@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import tarfile
 from dataclasses import dataclass
@@ -136,9 +137,14 @@ def provide_host(version: str, cache: Path, python: Path, log: Path) -> Path:
     return tree
 
 
-def check_user_tree(path: Path) -> Path:
+def check_user_tree(path: Path, flag: str = "--comfyui") -> Path:
     """The user's own ComfyUI folder, or one line on why it is none."""
     tree = path.expanduser().resolve()
+    if not tree.is_dir():
+        what = "is a file" if tree.exists() else "does not exist"
+        raise SetupError(
+            f"{flag} {path} {what}: give the folder of a ComfyUI, the one that holds main.py"
+        )
     missing = [
         name
         for name in ("main.py", "nodes.py", "requirements.txt", "comfy")
@@ -146,7 +152,15 @@ def check_user_tree(path: Path) -> Path:
     ]
     if missing:
         raise SetupError(
-            f"--comfyui {path} is no ComfyUI folder ({', '.join(missing)} not found): "
+            f"{flag} {path} is no ComfyUI folder ({', '.join(missing)} not found): "
             "give the folder that holds main.py"
         )
     return tree
+
+
+def version_of(tree: Path) -> str:
+    """The version that a ComfyUI folder says it has; the folder's name where it says none."""
+    path = tree / "comfyui_version.py"
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    found = re.search(r"""__version__\s*=\s*["']([^"']+)["']""", text)
+    return found[1] if found else tree.name

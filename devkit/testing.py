@@ -55,7 +55,7 @@ def test(ground: Ground, options: argparse.Namespace) -> int:
     """The checks of the code and the tests; the summary of the main release's run comes last."""
     environment = script_environment(ground.tree, threads=1)
     failed = []
-    if not given_paths(options):
+    if not given_paths(options) and options.host_tree is None:
         failed += failed_linters(ground.python, environment, types=options.all)
     runs = planned_runs(options, list(ground.hosts))
     if any(path == "tests" or "browser" in path for run in runs for path in run.paths):
@@ -77,6 +77,9 @@ def planned_runs(options: argparse.Namespace, hosts: list[str]) -> list[Run]:
     """The runs of pytest in the order of their output. hosts: the main release first."""
     main, *older = hosts
     paths = tuple(given_paths(options))
+    if options.host_tree is not None:
+        every = ("-m", "not main_host", *worker_flags())
+        return [Run(main, paths) if paths else Run(main, files(INTEGRATION), every)]
     if not options.all:
         if paths or options.fast:
             return [Run(main, paths or ("tests/unit",))]
@@ -93,6 +96,19 @@ def planned_runs(options: argparse.Namespace, hosts: list[str]) -> list[Run]:
         *(Run(host, files(INTEGRATION), (*other, *spread)) for host in older),
         Run(main, files(EVERYTHING), spread),
     ]
+
+
+def refused_tree(options: argparse.Namespace) -> str | None:
+    """Why --host-tree cannot be followed with the other flags; None where it can."""
+    if options.host_tree is None:
+        return "--install is for --host-tree: give that, too" if options.install else None
+    for flag in ("comfyui", "host", "fast", "all"):
+        if getattr(options, flag):
+            return f"--host-tree and --{flag} exclude each other: give one of the two"
+    for path in given_paths(options):
+        if not path.startswith("tests/integration"):
+            return f"--host-tree runs integration tests, and {path} is none: name paths in tests/integration"
+    return None
 
 
 def files(patterns: tuple[str, ...]) -> tuple[str, ...]:

@@ -55,6 +55,8 @@ class ReasonCode(Enum):
     BLOCK_REPLACED = "block_replaced"
     BLOCKS_PATCHED = "blocks_patched"
     CALLED_AGAIN = "called_again"
+    TOKENS_MISSING = "tokens_missing"
+    HOOKS_NOT_CALLED = "hooks_not_called"
     COND_WITHOUT_HISTORY = "cond_without_history"
     COND_NOT_COUNTED = "cond_not_counted"
     COND_WITHOUT_KV = "cond_without_kv"

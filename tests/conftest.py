@@ -20,13 +20,24 @@ settings.load_profile("busy")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """How often trainings are killed, and where screenshots go."""
+    """How often trainings are killed, and where screenshots and outcomes go."""
     parser.addoption(
         "--kills", type=int, default=2, help="kills of test_training_kills.py (default 2)"
     )
     parser.addoption(
         "--pictures", help="keep screenshots of tests/browser in this folder: `.` for the docs'"
     )
+    parser.addoption(
+        "--outcomes", type=Path, help="append what becomes of each test to this file, as JSON"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Write outcomes down where that is asked for."""
+    if config.getoption("--outcomes") is not None:
+        from rapid_testing.outcomes import Outcomes
+
+        config.pluginmanager.register(Outcomes(config.getoption("--outcomes")))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

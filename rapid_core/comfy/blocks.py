@@ -62,6 +62,10 @@ class ModelCall:
     """Where learned heads look at what enters and leaves the blocks."""
     entry: Tensor | None = None
     """Image tokens before the blocks, while a residual is measured."""
+    hooked: bool = False
+    """Whether the host has called a hook of a block."""
+    refused: Reason | None = None
+    """Why the blocks are computed as the host would, whatever was asked for."""
 
     def predicted_residual(self) -> Tensor:
         """Residuals of all rows, (rows, N, C)."""
@@ -72,6 +76,37 @@ class ModelCall:
                 for history, sigma in zip(chunk, self.sigmas, strict=True)
             ]
         )
+
+    def misfit(self, block: BlockInfo, args: dict) -> Reason | None:
+        """Why what is known of the blocks is not about the tokens that arrive at the first one of a
+        stack: another node has taken some out (FLUX.2's KV cache those of references, token merging
+        those that are alike)."""
+        given = args["img"].shape[1]
+        if self.layout is not None:
+            text, extra = self.layout.counted(block, args)
+            follows = self.subset is None or not block.main or self.subset.follows(extra)
+            if text < 0 or extra < 0 or not follows:
+                return Reason(ReasonCode.TOKENS_MISSING)
+        known = {
+            len(point.value)
+            for chunk in self.residuals
+            for history in chunk
+            for point in history.points
+        }
+        if block.main and known - {given}:
+            return Reason(ReasonCode.TOKENS_MISSING)
+        return None
+
+    def refuse(self, reason: Reason) -> None:
+        """From here on the blocks are computed as the host would, and nothing is kept of them."""
+        self.refused = reason
+        self.residuals = []
+        self.reuse = False
+        self.layout = None
+        self.subset = None
+        self.sparse = None
+        self.tap = None
+        self.entry = None
 
     def remember(self, residual: Tensor, where: Tensor | None) -> None:
         """Keep each row's residual; rows are cloned, so that none holds the others in memory."""
@@ -165,6 +200,10 @@ def run_block(
 def _run_block(
     call: ModelCall, block: BlockInfo, args: dict, original: Callable[[dict], dict]
 ) -> dict:
+    call.hooked = True
+    reason = call.misfit(block, args) if block.first else None
+    if reason is not None:
+        call.refuse(reason)
     if call.reuse and block.main:
         return _pass_through(call, block.last, args)
     measuring = bool(call.residuals) and block.main

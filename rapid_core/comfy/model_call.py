@@ -69,6 +69,9 @@ class SubBatch:
     images: list[int]
     rows: list[int]
     arguments: Arguments
+    """As the host gave them."""
+    control: Any
+    """What ControlNets add: nothing where the blocks are passed over, to the tokens that run."""
     tokens: Tensor | None = None
     """(rows, K) image tokens that run; None for all."""
 
@@ -76,6 +79,11 @@ class SubBatch:
     def all_tokens(self) -> bool:
         """Whether all tokens run."""
         return self.action.mode is Mode.RUN and self.tokens is None
+
+    @property
+    def in_part(self) -> bool:
+        """Whether the blocks are passed over, or run on some tokens."""
+        return not self.all_tokens
 
 
 class BatchedModel:
@@ -99,6 +107,7 @@ class BatchedModel:
         self.residual = residual  # differences to dense attention, where they are kept
         self.tiles: dict[tuple, Tiles] = {}  # by grid and device
         self.backend_check = BackendCheck()
+        self.hooked = False  # whether the host has called any hook of a block
 
     def __call__(
         self, executor: Callable, evaluation: Evaluation, arguments: Arguments, options: dict
@@ -150,7 +159,8 @@ class BatchedModel:
             evaluation.add_reason(reason)
             batch = self.run.plan.batch
             everything = list(range(batch))
-            return [SubBatch(FULL, everything, rows_of(everything, batch, chunks), arguments)]
+            rows = rows_of(everything, batch, chunks)
+            return [SubBatch(FULL, everything, rows, arguments, arguments.control)]
 
     def _can_obey(self, image: int, action: Action, conds: Sequence[Cond], x: Tensor) -> bool:
         """Whether a call on latents x can pass an image's blocks over, or run them on some tokens:
@@ -178,9 +188,9 @@ class BatchedModel:
             arguments = arguments.rows(index(rows, arguments.x.device), total)
         if action.mode is Mode.REUSE:
             # A ControlNet's residuals are part of the blocks'.
-            return SubBatch(action, images, rows, replace(arguments, control=None))
+            return SubBatch(action, images, rows, arguments, None)
         if count is None:
-            return SubBatch(action, images, rows, arguments)
+            return SubBatch(action, images, rows, arguments, arguments.control)
         chosen = [evaluation.actions[i].tokens for i in images]
         tokens = torch.stack([c for c in chosen if c is not None]).repeat(chunks, 1)
         assert self.architecture is not None
@@ -188,20 +198,17 @@ class BatchedModel:
         residuals = control.narrowed(
             arguments.control, tokens, number, self.architecture, self.model
         )
-        arguments = replace(arguments, control=residuals)
-        return SubBatch(action, images, rows, arguments, tokens)
+        return SubBatch(action, images, rows, arguments, residuals, tokens)
 
     def _run(
         self, executor: Callable, evaluation: Evaluation, part: SubBatch, options: dict, again: bool
     ) -> Tensor:
         conds = conds_of(options)
-        arguments = part.arguments
-        x = arguments.x
-        self.count(evaluation, part.images, arguments, len(conds), part.action.mode, part.tokens)
+        x = part.arguments.x
+        arguments = replace(part.arguments, control=part.control)
         if again:
+            self._count_part(evaluation, part, len(conds))
             return arguments.call(executor, options)
-        if part.action.mode is Mode.REUSE or part.tokens is not None:
-            evaluation.obeyed.update(part.images)
         tap = feature_tap(
             self.run.tap,
             self.model,
@@ -213,10 +220,24 @@ class BatchedModel:
         plan = self.run.plan
         hooked = plan.reuses or self.store is not None or plan.attention is not None
         call = None
+        hooking = options
         if hooked or tap is not None:
             call = self._call(evaluation, part, conds, tap)
-            options = {**options, blocks.CALL: call}
-        out = arguments.call(executor, options)
+            hooking = {**options, blocks.CALL: call}
+        out = arguments.call(executor, hooking)
+        reason = None if call is None else self._refused(call, part)
+        if reason is not None:
+            refusals = self.run.refusals
+            refusals.no_hooks = refusals.no_hooks or reason
+            evaluation.add_reason(reason)
+            self.count(evaluation, part.images, part.arguments, len(conds))
+            if part.tokens is None and part.control is part.arguments.control:
+                return out
+            # Some tokens may have passed some of the blocks, or without what a ControlNet adds.
+            return part.arguments.call(executor, options)
+        self._count_part(evaluation, part, len(conds))
+        if part.in_part:
+            evaluation.obeyed.update(part.images)
         if tap is not None:
             tap.end()
         if self.store is not None and part.all_tokens and self._is_whole_latent(x):
@@ -227,6 +248,21 @@ class BatchedModel:
             for i in part.images:
                 evaluation.cost[i] -= call.sparse.saved / len(part.images)
         return out
+
+    def _refused(self, call: blocks.ModelCall, part: SubBatch) -> Reason | None:
+        """Why the host computed all blocks of a call, whatever was asked for; None where it did as it was
+        told. Where hooks were called before, another node's cache may have skipped this call."""
+        self.hooked = self.hooked or call.hooked
+        if call.hooked or not self.run.plan.hooks:
+            return call.refused
+        if part.in_part or not self.hooked:
+            return Reason(ReasonCode.HOOKS_NOT_CALLED, model=type(self.model).__name__)
+        return None
+
+    def _count_part(self, evaluation: Evaluation, part: SubBatch, chunks: int) -> None:
+        """Count the FLOPs of a part that was carried out as decided."""
+        mode, tokens = part.action.mode, part.tokens
+        self.count(evaluation, part.images, part.arguments, chunks, mode, tokens)
 
     def _call(
         self,

@@ -26,10 +26,21 @@ class TokenLayout:
         self.block: BlockInfo | None = None  # that is running
         self._attentions = 0  # of it that have been
 
+    def counted(self, block: BlockInfo, args: dict[str, Any]) -> tuple[int, int]:
+        """Text and extra tokens in the attention of a stack's first block; `args` are its arguments. One is
+        below zero where fewer tokens arrive than are expected."""
+        length = args["img"].shape[1]
+        if block.group.layout == APART:
+            return args["txt"].shape[1], length - self.image
+        if block.group.layout == ALONE:
+            return 0, length - self.image
+        return length - self.image - self.padding, self.padding
+
     def enter(self, block: BlockInfo, args: dict[str, Any]) -> None:
-        """A block begins; `args` are its arguments."""
+        """A block begins, whose tokens fit; `args` are its arguments."""
         if block.first:
-            self._count(block, args)
+            self.text, self.extra = self.counted(block, args)
+            self.length = self.text + self.image + self.extra
         self.block = block
         self._attentions = 0
 
@@ -55,20 +66,3 @@ class TokenLayout:
     def text_in(self, block: BlockInfo) -> int:
         """Text tokens before the image in a block's own tensor."""
         return self.text if block.group.layout == JOINT else 0
-
-    def _count(self, block: BlockInfo, args: dict[str, Any]) -> None:
-        length = args["img"].shape[1]
-        if block.group.layout == APART:
-            self.text = args["txt"].shape[1]
-            self.extra = length - self.image
-        elif block.group.layout == ALONE:
-            self.text = 0
-            self.extra = length - self.image
-        else:
-            self.text = length - self.image - self.padding
-            self.extra = self.padding
-        if self.text < 0 or self.extra < 0:
-            raise RuntimeError(
-                f"RAPID: {length} tokens arrived where {self.image} image tokens were expected"
-            )
-        self.length = self.text + self.image + self.extra

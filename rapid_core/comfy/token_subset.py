@@ -61,6 +61,15 @@ class TokenSubset:
         flags[:, text : text + self.layout.image] = False
         return flags.scatter_(1, self.tokens + text, True)
 
+    def follows(self, extra: int) -> bool:
+        """Whether as many tokens stand behind the image as when keys and values were kept, among which
+        those of the computed tokens are put. Where all tokens are computed their number is noted."""
+        kept = self.store.extra
+        keys = [(cond, image) for cond in self.conds for image in self.images]
+        if self.tokens is None:
+            kept.update(dict.fromkeys(keys, extra))
+        return all(kept.get(key, extra) == extra for key in keys)
+
     def run(self, block: BlockInfo, args: dict, original: Callable[[dict], dict]) -> dict:
         """The block, on the chosen tokens."""
         if self.tokens is None:

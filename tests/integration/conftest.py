@@ -200,3 +200,21 @@ def accelerate(comfy_host, pack):
     return lambda model, speedup=2.0, **given: comfy_host.run_node(
         "RAPID_Accelerate", model=model, speedup=speedup, **given
     )[0]
+
+
+@pytest.fixture
+def patched(comfy_host, pack):
+    """patched(model, name, **changed): `model` with a node of `rapid_testing.frozen.NODES` on it."""
+    from rapid_testing.frozen import NODES
+
+    def patched(model, name, **changed):
+        node_id, settings = NODES[name]
+        schema = comfy_host.nodes.NODE_CLASS_MAPPINGS[node_id].GET_SCHEMA()
+        defaults = {
+            slot.id: slot.default
+            for slot in schema.inputs
+            if getattr(slot, "default", None) is not None
+        }
+        return comfy_host.run_node(node_id, model=model, **{**defaults, **settings, **changed})[0]
+
+    return patched

@@ -293,7 +293,7 @@ def test_a_foreign_block_patch_makes_reuse_full_and_the_report_says_so(
 
 
 def test_a_batch_is_not_split_where_a_foreign_patch_may_keep_rows(
-    tiny_flux, attach_modes, sample, last_record
+    tiny_flux, attach_modes, sample, last_record, comfy_host
 ):
     """As the host's FluxKVCache does, which gives the first image's keys to whatever part of the
     batch it meets."""
@@ -306,6 +306,9 @@ def test_a_batch_is_not_split_where_a_foreign_patch_may_keep_rows(
         lambda q, k, v, **extra: rows.append(q.shape[0]) or {"q": q, "k": k, "v": v}
     )
     latent = empty_latent(batch=2)
+    sample(model, steps=1, latent=latent)
+    if not rows:
+        pytest.skip(f"FLUX has attn1_patch in a later ComfyUI than {comfy_host.version}")
     patched = attach_modes(model, mode_of)
     sample(patched, steps=9, latent=latent)
     assert set(rows) == {2} and last_record(patched).totals["skipped"] > 0

@@ -12,51 +12,11 @@ import pytest
 import torch
 
 from rapid_testing.families import LTX_AUDIO
-from rapid_testing.frozen import EVERY, NODES
+from rapid_testing.frozen import EVERY
 from rapid_testing.safety import even_so
-from rapid_testing.sampling import empty_latent, make_conditioning, sample
+from rapid_testing.sampling import custom, empty_latent, make_conditioning, sample, sigmas_of
 
 STEPS = 8
-
-
-@pytest.fixture
-def patched(comfy_host, pack):
-    """patched(model, name, **changed): `model` with a node of `NODES` on it."""
-
-    def patched(model, name, **changed):
-        node_id, settings = NODES[name]
-        schema = comfy_host.nodes.NODE_CLASS_MAPPINGS[node_id].GET_SCHEMA()
-        defaults = {
-            slot.id: slot.default
-            for slot in schema.inputs
-            if getattr(slot, "default", None) is not None
-        }
-        return comfy_host.run_node(node_id, model=model, **{**defaults, **settings, **changed})[0]
-
-    return patched
-
-
-def custom(model, function, sigmas, *, cfg=1.0, latent=None, guider=None, latents_seed=0):
-    """A run of a sampler function of one's own; guider: a class, CFGGuider where it is None."""
-    import comfy.sample
-    import comfy.samplers
-
-    latent = empty_latent() if latent is None else latent
-    guider = (guider or comfy.samplers.CFGGuider)(model)
-    guider.set_conds(make_conditioning(0), make_conditioning(1))
-    guider.set_cfg(cfg)
-    noise = comfy.sample.prepare_noise(latent, latents_seed)
-    sampler = comfy.samplers.KSAMPLER(function)
-    with torch.inference_mode():
-        return guider.sample(noise, latent, sampler, sigmas, disable_pbar=True, seed=0).clone()
-
-
-def sigmas_of(model, steps=STEPS):
-    import comfy.samplers
-
-    return comfy.samplers.calculate_sigmas(
-        model.get_model_object("model_sampling"), "simple", steps
-    )
 
 
 def euler(wrapped, x, sigmas, extra_args=None, callback=None, disable=None):

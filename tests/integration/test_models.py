@@ -9,7 +9,7 @@ import torch
 from benchmarks import results
 from evaluation import host_models
 from evaluation.host_models import NOT_SAMPLED, TINY, here, unnamed
-from rapid_testing.frozen import EVERY, NODES
+from rapid_testing.frozen import EVERY
 from rapid_testing.safety import even_so
 
 pytestmark = pytest.mark.main_host
@@ -21,23 +21,6 @@ ADD = (
     "tiny (keywords of its diffusion_model, a latent, its text), or to NOT_SAMPLED, and run "
     "`python3 dev.py bench models`: "
 )
-
-
-@pytest.fixture
-def patched(comfy_host, pack):
-    """patched(model, name): `model` with a node of `NODES` on it."""
-
-    def patched(model, name):
-        node_id, settings = NODES[name]
-        schema = comfy_host.nodes.NODE_CLASS_MAPPINGS[node_id].GET_SCHEMA()
-        defaults = {
-            slot.id: slot.default
-            for slot in schema.inputs
-            if getattr(slot, "default", None) is not None
-        }
-        return comfy_host.run_node(node_id, model=model, **{**defaults, **settings})[0]
-
-    return patched
 
 
 @pytest.fixture

@@ -76,3 +76,38 @@ def sample(
             **options,
         )
     return result.clone()  # an ordinary tensor again, for the test to do with as it likes
+
+
+def sigmas_of(model: Any, steps: int = 8) -> torch.Tensor:
+    """Sigmas of a model under the scheduler `simple`."""
+    import comfy.samplers
+
+    return comfy.samplers.calculate_sigmas(
+        model.get_model_object("model_sampling"), "simple", steps
+    )
+
+
+def custom(
+    model: Any,
+    sampler: Any,
+    sigmas: torch.Tensor,
+    *,
+    cfg: float = 1.0,
+    latent: torch.Tensor | None = None,
+    guider: Any = None,
+    latents_seed: int = 0,
+) -> torch.Tensor:
+    """A run of a SAMPLER or of a sampler function of one's own; guider: of a model, CFGGuider where
+    it is None."""
+    import comfy.sample
+    import comfy.samplers
+
+    latent = empty_latent() if latent is None else latent
+    guider = (guider or comfy.samplers.CFGGuider)(model)
+    guider.set_conds(make_conditioning(0), make_conditioning(1))
+    guider.set_cfg(cfg)
+    noise = comfy.sample.prepare_noise(latent, latents_seed)
+    if not hasattr(sampler, "sample"):
+        sampler = comfy.samplers.KSAMPLER(sampler)
+    with torch.inference_mode():
+        return guider.sample(noise, latent, sampler, sigmas, disable_pbar=True, seed=0).clone()

@@ -50,6 +50,13 @@ def test_dev_py_can_be_read_by_an_old_python(repository):
         ["serve", "--port", "0"],
         ["serve", "--port", "65536"],
         ["test", "--fast", "--all"],
+        ["test", "--install"],
+        ["test", "--host-tree", ".", "--all"],
+        ["test", "--host-tree", ".", "--fast"],
+        ["test", "--host-tree", ".", "--host", "0.18.2"],
+        ["test", "--host-tree", ".", "--comfyui", "."],
+        ["test", "--host-tree", ".", "tests/unit"],
+        ["serve", "--host-tree", "."],
         ["frozen"],
     ],
 )
@@ -63,6 +70,61 @@ def test_an_explicit_host_wins_over_the_environment_variable(monkeypatch, tmp_pa
     monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
     assert cli.parse(["serve"]).comfyui == tmp_path
     assert cli.parse(["serve", "--host", "0.18.2"]).comfyui is None
+
+
+def test_a_host_tree_wins_over_the_environment_variable(monkeypatch, tmp_path):
+    monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
+    assert cli.parse(["test", "--host-tree", "tree"]).comfyui is None
+
+
+def test_a_host_tree_that_is_none_ends_with_one_line_before_anything_is_made(
+    repository, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    command = [sys.executable, str(repository / "dev.py"), "test", "--host-tree", str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: --host-tree") and result.stderr.count("\n") == 1
+    assert not list((tmp_path / "cache").rglob("environments"))
+
+
+@pytest.fixture
+def prepared(monkeypatch, tmp_path):
+    """prepared(*flags): the ground of `dev.py test` for a ComfyUI folder, what was installed for it,
+    and which folder was checked; nothing is fetched."""
+    tree = tmp_path / "tree"
+    (tree / "comfy").mkdir(parents=True)
+    for name in ("main.py", "nodes.py", "requirements.txt"):
+        (tree / name).write_text("")
+    (tree / "comfyui_version.py").write_text('__version__ = "9.9.9"')
+    installed = []
+    checked = []
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(
+        cli, "make_environment", lambda folder, **_: SimpleNamespace(python=1, log=2)
+    )
+    monkeypatch.setattr(cli, "provide_host", lambda name, *_: tmp_path / name)
+    monkeypatch.setattr(
+        cli, "provide_environment", lambda *given, pinned: installed.append((given[1], pinned))
+    )
+    monkeypatch.setattr(cli, "check_requirements", lambda _, tree: checked.append(tree))
+
+    def prepare(*flags):
+        ground = cli.prepare(cli.parse(["test", "--host-tree", str(tree), *flags]))
+        assert ground.hosts == {"9.9.9": tree}
+        return installed.pop(), checked
+
+    return prepare, tree, tmp_path
+
+
+def test_a_host_tree_is_run_in_the_newest_releases_environment_and_checked(prepared):
+    prepare, tree, folder = prepared
+    assert prepare() == ((folder / "0.30.0", True), [tree])
+
+
+def test_with_install_a_host_tree_has_an_environment_of_its_own(prepared):
+    prepare, tree, _ = prepared
+    assert prepare("--install") == ((tree, False), [])
 
 
 def test_only_a_run_of_everything_takes_an_older_host():
@@ -97,6 +159,16 @@ def test_tests_that_are_named_are_run_and_no_others():
         ("main", [one, "tests/unit"], []),
     ]
     assert runs_of(["--all", "tests/unit"], "main", "old") == [("main", ["tests/unit"], [])]
+
+
+def test_a_host_tree_has_the_integration_tests_alone(monkeypatch, repository):
+    monkeypatch.setattr(testing.os, "cpu_count", lambda: 1)
+    ((host, paths, flags),) = runs_of(["--host-tree", "tree"], "0.46.0")
+    there = {path.name for path in repository.glob("tests/integration/test_*.py")}
+    assert host == "0.46.0" and flags == ["-m", "not main_host"]
+    assert {path.removeprefix("tests/integration/") for path in paths} == there
+    one = "tests/integration/test_models.py"
+    assert runs_of(["--host-tree", "tree", one, "-x"], "0.46.0") == [("0.46.0", [one], [])]
 
 
 @pytest.mark.parametrize("cores, workers", [(1, []), (2, ["-n", "2"]), (64, ["-n", "4"])])

@@ -1,8 +1,10 @@
 """dev.py's set-up, with a stand-in for pip: nothing is downloaded."""
 
 import io
+import sys
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,6 +13,7 @@ from devkit import hosts
 from devkit.cache import SetupError, is_done, mark_done, require_space
 from devkit.environment import (
     Environment,
+    check_requirements,
     environment_key,
     host_packages,
     install,
@@ -101,6 +104,64 @@ def test_an_archive_without_comfyui_is_refused(tmp_path):
 def test_a_folder_that_is_no_comfyui_is_refused(tmp_path):
     with pytest.raises(SetupError, match="main.py"):
         hosts.check_user_tree(tmp_path)
+
+
+def test_a_host_tree_that_is_none_is_named_with_what_is_accepted(tmp_path):
+    (tmp_path / "main.py").write_text("")
+    accepted = "the folder .*that holds main.py"
+    for path, said in (
+        (tmp_path / "nowhere", "does not exist"),
+        (tmp_path / "main.py", "is a file"),
+        (tmp_path, r"is no ComfyUI folder \(nodes.py, requirements.txt, comfy not found\)"),
+    ):
+        with pytest.raises(SetupError, match=f"--host-tree {path} {said}: give {accepted}"):
+            hosts.check_user_tree(path, "--host-tree")
+
+
+def test_a_folder_says_which_version_it_is_or_is_called_by_its_name(tmp_path):
+    tree = tmp_path / "ComfyUI-master"
+    tree.mkdir()
+    assert hosts.version_of(tree) == "ComfyUI-master"
+    (tree / "comfyui_version.py").write_text('# made by the build\n__version__ = "0.46.0"\n')
+    assert hosts.version_of(tree) == "0.46.0"
+
+
+def asking(folder, *requirements):
+    """A ComfyUI folder that asks for these."""
+    (folder / "requirements.txt").write_text("\n".join(requirements))
+    return folder
+
+
+HERE = SimpleNamespace(python=sys.executable)  # the environment that runs this test
+
+
+def test_what_a_tree_asks_for_and_is_there_is_enough(tmp_path):
+    """Above the version that is asked for, for other systems, or left out on purpose: all the same."""
+    check_requirements(
+        HERE,
+        asking(
+            tmp_path,
+            "pytest>=7.0.0",
+            "pytest==7.0.0  # older than the one here",
+            "no-such-thing==1; sys_platform == 'other'",
+            "torch==99",
+            "comfyui-embedded-docs==99",
+            "",
+            "#non essential dependencies:",
+        ),
+    )
+
+
+def test_everything_that_a_tree_asks_for_and_is_not_there_is_named_at_once(tmp_path):
+    tree = asking(tmp_path, "no-such-thing>=1.2", "pytest>=9999", "other-thing~=2.0", "pytest")
+    with pytest.raises(SetupError) as error:
+        check_requirements(HERE, tree)
+    said = str(error.value)
+    assert "\n" not in said and str(tree) in said
+    assert f"pytest>=9999 ({pytest.__version__})" in said
+    assert "no-such-thing>=1.2 (not installed), " in said and "other-thing~=2.0 (" in said
+    assert "--install" in said
+    assert said.endswith("-m pip install 'no-such-thing>=1.2' 'pytest>=9999' 'other-thing~=2.0'")
 
 
 def test_torch_and_the_heavy_extras_are_left_out_of_the_requirements():

@@ -59,6 +59,8 @@ class KVStore:
         self._sigmas: dict[Cond, KVSigmas] = {}
         self._complete: dict[tuple[Cond, int], tuple] = {}  # shapes of latents
         self._room: dict[Hashable, Cond] = {}  # conds that took it, by uuid
+        self.extra: dict[tuple[Cond, int], int] = {}
+        """Tokens that stood behind the image when all rows of a cond and image were kept."""
 
     def has_room(self, cond: Cond) -> bool:
         """Whether a cond's keys and values are kept, or would be if it claimed room now."""
@@ -105,6 +107,7 @@ class KVStore:
         self._sigmas = {cond: known for cond, known in self._sigmas.items() if cond in conds}
         self._complete = {key: shape for key, shape in self._complete.items() if key[0] in conds}
         self._room = {uuid: cond for uuid, cond in self._room.items() if cond in conds}
+        self.extra = {key: number for key, number in self.extra.items() if key[0] in conds}
 
     def tick(
         self,
@@ -143,6 +146,7 @@ class KVStore:
         self._sigmas.clear()
         self._complete.clear()
         self._room.clear()
+        self.extra.clear()
 
     @property
     def bytes(self) -> int:
