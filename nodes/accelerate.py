@@ -183,7 +183,8 @@ class Accelerate(RapidNode):
         cls, model: Any, policy: Any = None, policy_file: Any = AUTO, **given: Any
     ) -> io.NodeOutput:
         values = cls.check(**given)
-        if values["mode"] == OFF or (values["mode"] == SPEED and values["speedup"] == 1.0):
+        full = values["mode"] == SPEED and values["speedup"] == 1.0
+        if values["mode"] == OFF or (full and not values["learn"]):
             return io.NodeOutput(model)
         with words_first():
             file = chosen_file(policy, policy_file, values["mode"])

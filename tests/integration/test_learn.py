@@ -63,6 +63,14 @@ def test_so_many_pictures_are_watched_as_tell_how_far_they_disagree(
     assert strip.count("#") == STEPS // 2 and notes["learned"] == {"pictures": 4}
 
 
+def test_full_pictures_that_are_drawn_anyway_teach_as_much(learn, folder, tiny_flux):
+    full = sample(tiny_flux, steps=STEPS, cfg=2.5)
+    latent, strip, notes = learn(tiny_flux, speedup=1.0)
+    assert torch.equal(latent, full) and strip == ALL and "learns_now" in notes
+    assert learn(tiny_flux)[2]["learned"] == {"pictures": 1}
+    assert learn(tiny_flux, speedup=1.0)[1] == ALL  # and stays what was asked for
+
+
 def test_what_was_learned_outlives_the_server(learn, learning, folder, tiny_flux, monkeypatch):
     learn(tiny_flux)
     again = learning.Library(folder)
