@@ -17,6 +17,11 @@ WHOLE = {
     "ref_latents": "reference pictures",
     "ref_contexts": "reference pictures",
     "context_latents": "reference pictures",
+    "clip_fea_ref": "reference pictures",
+    "keyframe_idxs": "guide frames",
+    "audio_embed": "sound",
+    "face_pixel_values": "a face to follow",
+    "reference_motion": "motion to go on from",
     "siglip_feats": "reference pictures",
     "ref_frames": "reference pictures",
     "txt_byt5": "quoted lettering",
@@ -41,6 +46,8 @@ def row(architecture: Architecture) -> str:
     """A family's row."""
     full = sorted({WHOLE[name] for name in architecture.whole})
     tokens = f"exact; all tokens for {', '.join(full)}" if full else "exact"
+    if architecture.all_tokens is not None:
+        tokens = "exact, but always on all tokens"
     quality = "**measured** on a demo model" if architecture.measured else "not measured"
     return f"| {architecture.known_as} | `{architecture.family}` | yes | {tokens} | {quality} |\n"
 

@@ -911,6 +911,7 @@ TINY: dict[str, HostModel] = {
             ),
             latent=(24, 2, 8, 12),
             others=((32, 2, 12),),
+            images=1,
         ),
     ),
     "GenmoMochi": HostModel(

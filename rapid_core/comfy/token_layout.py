@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..architectures import ALONE, APART, IMAGE, JOINT
+from ..architectures import APART, IMAGE, IMAGE_FIRST, JOINT
 from ..engine.sparse import KeyLayout
 from .block_table import BlockInfo
 
@@ -15,7 +15,8 @@ class TokenLayout:
     """Tokens of one model call.
 
     image: image tokens of the latent; padding: tokens that the model itself appends. Text and extra
-    tokens, which stand before and after the image, are counted at the first block."""
+    tokens, which stand before and after the image, are counted at the first block. Text that stands
+    after the image is among the extra ones. known: whether the tokens are as they should be."""
 
     def __init__(self, image: int, padding: int = 0):
         self.image = image
@@ -23,8 +24,10 @@ class TokenLayout:
         self.text = 0
         self.extra = 0
         self.length = 0  # of the whole attention
+        self.known = True
         self.block: BlockInfo | None = None  # that is running
         self._attentions = 0  # of it that have been
+        self._own = 0  # tokens after the image in a block's own tensor
 
     def enter(self, block: BlockInfo, args: dict[str, Any]) -> None:
         """A block begins; `args` are its arguments."""
@@ -52,23 +55,29 @@ class TokenLayout:
         image = self.image if tokens is None else tokens.shape[1]
         return KeyLayout(queries - image - self.extra, self.extra, tokens)
 
+    @property
+    def turned(self) -> int:
+        """By how many tokens the sequence has to be turned for the image to come last, as what is
+        kept of it has it: text may get another length."""
+        image_first = self.block is not None and self.block.group.layout == IMAGE_FIRST
+        return self.extra if image_first else 0
+
     def text_in(self, block: BlockInfo) -> int:
         """Text tokens before the image in a block's own tensor."""
         return self.text if block.group.layout == JOINT else 0
 
+    def extra_in(self, block: BlockInfo) -> int:
+        """Tokens after the image in a block's own tensor."""
+        return self._own if block.group.layout == IMAGE_FIRST else self.extra
+
     def _count(self, block: BlockInfo, args: dict[str, Any]) -> None:
-        length = args["img"].shape[1]
-        if block.group.layout == APART:
-            self.text = args["txt"].shape[1]
-            self.extra = length - self.image
-        elif block.group.layout == ALONE:
-            self.text = 0
-            self.extra = length - self.image
-        else:
+        length, layout = args["img"].shape[1], block.group.layout
+        self.text = args["txt"].shape[1] if layout == APART else 0
+        self.extra = self._own = length - self.image
+        if layout == JOINT:
             self.text = length - self.image - self.padding
-            self.extra = self.padding
-        if self.text < 0 or self.extra < 0:
-            raise RuntimeError(
-                f"RAPID: {length} tokens arrived where {self.image} image tokens were expected"
-            )
+            self.extra = self._own = self.padding
+        if layout == IMAGE_FIRST:
+            self.extra += args["txt"].shape[1]
+        self.known = min(self.text, self._own) >= 0
         self.length = self.text + self.image + self.extra
