@@ -27,7 +27,9 @@ IMAGE, TEXT, BOTH, ONCE, APPROXIMATOR = "image", "text", "both", "once", "approx
 PIXELS = "pixels"  # each of a token's
 AUDIO = "audio"  # the sound's own tokens
 LAYERS = "layers"  # the text as each layer of its encoder has it
-PREPARED = "prepared"  # nothing: the host computes it before the run
+# Nothing: the host computes it before the run, or for some conditionings alone (sound, a face, a
+# camera's path), where it is a small part.
+NOT_COUNTED = "not counted"
 
 
 @dataclass(frozen=True)
@@ -282,7 +284,7 @@ KREA2 = Architecture(
     ((Group("", "blocks", JOINT, form="krea2"),),),
     (
         ("txtfusion.layerwise_blocks", LAYERS),
-        ("txtfusion.projector", PREPARED),  # one column
+        ("txtfusion.projector", NOT_COUNTED),  # one column
         ("txt", TEXT),
         ("blocks", BOTH),
         ("last", BOTH),
@@ -298,7 +300,7 @@ PREDICT2 = Architecture(
     "Anima, Cosmos Predict2",
     ((Group("", "blocks", ALONE, (IMAGE, TEXT), form="predict2"),),),
     (
-        ("llm_adapter", PREPARED),
+        ("llm_adapter", NOT_COUNTED),
         ("adaln", ONCE),
         ("cross_attn.k", TEXT),
         ("cross_attn.v", TEXT),
@@ -312,13 +314,7 @@ PREDICT2 = Architecture(
 KANDINSKY5 = Architecture(
     "kandinsky5",
     "Kandinsky 5 image and video",
-    (
-        (
-            Group(
-                "double_block", "visual_transformer_blocks", ALONE, (IMAGE, TEXT), form="kandinsky5"
-            ),
-        ),
-    ),
+    ((Group("", "visual_transformer_blocks", ALONE, (IMAGE, TEXT), form="kandinsky5"),),),
     (
         ("modulation", ONCE),
         ("pooled_text", ONCE),
@@ -337,8 +333,8 @@ MINIMAX_H3 = Architecture(
     "MiniMax H3",
     ((Group("double_block", "blocks", JOINT, form="minimax_h3"),),),
     (
-        ("token_refiner", PREPARED),
-        ("condition_proj", PREPARED),
+        ("token_refiner", NOT_COUNTED),
+        ("condition_proj", NOT_COUNTED),
         ("adaln", ONCE),
         ("time_", ONCE),
         ("audio_", AUDIO),
@@ -379,7 +375,7 @@ LTX_AV = Architecture(
         ),
     ),
     (
-        ("embeddings_connector", PREPARED),
+        ("embeddings_connector", NOT_COUNTED),
         ("adaln", ONCE),
         ("audio_caption_projection", TEXT),
         ("audio_to_video_attn.to_k", AUDIO),
@@ -398,11 +394,26 @@ LTX_AV = Architecture(
     all_tokens=ReasonCode.TOKENS_WITH_SOUND,
     audio=(2,),
 )
+# For sound, faces, poses and the path of a camera.
+_WAN_EXTRA = (
+    "audio",
+    "music",
+    "face_",
+    "motion_encoder",
+    "frame_packer",
+    "cond_encoder",
+    "control_adapter",
+    "pose",
+    "_mask",
+    "_global",
+    "img_emb",
+)
 WAN = Architecture(
     "wan",
     "Wan 2.1, Wan 2.2, Fun Control, FlowRVS, VACE, Camera, S2V, Animate, HuMo, SCAIL, SCAIL-2, WanDancer",
     ((Group("double_block", "blocks", ALONE, (IMAGE, TEXT)),),),
     (
+        *((part, NOT_COUNTED) for part in _WAN_EXTRA),
         ("cross_attn.k", TEXT),
         ("cross_attn.v", TEXT),
         ("blocks", IMAGE),

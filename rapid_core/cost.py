@@ -18,9 +18,9 @@ from .architectures import (
     BOTH,
     IMAGE,
     LAYERS,
+    NOT_COUNTED,
     ONCE,
     PIXELS,
-    PREPARED,
     TEXT,
     Architecture,
     Group,
@@ -192,7 +192,7 @@ class CostModel:
             PIXELS: image * self.pixels,
             AUDIO: audio,
             LAYERS: text * self.text_layers,
-            PREPARED: 0,
+            NOT_COUNTED: 0,
         }
         return sum(tokens[role] * size for role, size in sizes.items())
 

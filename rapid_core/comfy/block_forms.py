@@ -36,16 +36,6 @@ def _common(args: dict, original: Run) -> BlockCall:
     return BlockCall(args, original)
 
 
-def _kandinsky5(args: dict, original: Run) -> BlockCall:
-    """The host's block gives its tokens, where a hook has to give a dict."""
-
-    def run(given: dict) -> dict:
-        return {"img": original({**args, "x": given["img"], "freqs": given["pe"]})}
-
-    seen = {**args, "img": args["x"], "pe": args["freqs"], "vec": args["time_embed"]}
-    return BlockCall(seen, run, lambda out: {"x": out["img"]})
-
-
 def _minimax_h3(args: dict, original: Run) -> BlockCall:
     """Tokens without rows: a batch of one."""
 
@@ -80,7 +70,6 @@ def _ltx_av(args: dict, original: Run) -> BlockCall:
 
 HOOKED: dict[str, Callable[[dict, Run], BlockCall]] = {
     "": _common,
-    "kandinsky5": _kandinsky5,
     "minimax_h3": _minimax_h3,
     "ltxv": _ltxv,
     "ltx_av": _ltx_av,
@@ -109,6 +98,19 @@ def _krea2(original: Callable, given: tuple, named: dict, kept: dict) -> BlockCa
         return {"img": original(args["img"], args["vec"], args["pe"], *rest, **named)}
 
     return BlockCall({"img": x, "vec": vec, "pe": pe}, run, _tokens)
+
+
+def _kandinsky5(original: Callable, given: tuple, named: dict, kept: dict) -> BlockCall:
+    """The host's own hook calls the block by names that it does not have (0.30)."""
+    del kept
+    x, text, *rest = given
+    named = dict(named)
+    pe = named.pop("freqs")
+
+    def run(args: dict) -> dict:
+        return {"img": original(args["img"], text, *rest, freqs=args["pe"], **named)}
+
+    return BlockCall({"img": x, "pe": pe}, run, _tokens)
 
 
 def _predict2(original: Callable, given: tuple, named: dict, kept: dict) -> BlockCall:
@@ -143,5 +145,6 @@ def _tokens(out: dict) -> Tensor:
 PATCHED: dict[str, Callable[[Callable, tuple, dict, dict], BlockCall]] = {
     "": _next_dit,
     "krea2": _krea2,
+    "kandinsky5": _kandinsky5,
     "predict2": _predict2,
 }

@@ -55,13 +55,6 @@ class TokenLayout:
         image = self.image if tokens is None else tokens.shape[1]
         return KeyLayout(queries - image - self.extra, self.extra, tokens)
 
-    @property
-    def turned(self) -> int:
-        """By how many tokens the sequence has to be turned for the image to come last, as what is
-        kept of it has it: text may get another length."""
-        image_first = self.block is not None and self.block.group.layout == IMAGE_FIRST
-        return self.extra if image_first else 0
-
     def text_in(self, block: BlockInfo) -> int:
         """Text tokens before the image in a block's own tensor."""
         return self.text if block.group.layout == JOINT else 0

@@ -180,14 +180,10 @@ class TokenSubset:
         layout = self.layout.keys(q.shape[axis], self.tokens)
         repeats = self.sharing if axis == 2 and k.shape[1] == named["heads"] else 1
         own_k, own_v = (k, v) if repeats == 1 else (k[:, ::repeats], v[:, ::repeats])
-        turned = self.layout.turned
-        before = layout.text + turned
-        if turned:
-            own_k, own_v = (kept.roll(turned, dims=axis) for kept in (own_k, own_v))
         if self.tokens is None:
             for chunk, cond in enumerate(self.conds):
                 rows = self._chunk(chunk)
-                write = Write(self.images, own_k[rows], own_v[rows], axis, before)
+                write = Write(self.images, own_k[rows], own_v[rows], axis, layout.text)
                 self.store.write(cond, at, write)
             if at == (self.mass_block, 0):
                 asking = slice(layout.text, layout.text + self.layout.image)
@@ -200,15 +196,12 @@ class TokenSubset:
         for chunk, cond in enumerate(self.conds):
             rows = self._chunk(chunk)
             own_places = places[rows]
-            kept_at = self._rows(turned, 0)[rows] if turned else own_places
-            merge = Merge(self.images, own_k[rows], own_v[rows], kept_at, before, total)
+            merge = Merge(self.images, own_k[rows], own_v[rows], own_places, layout.text, total)
             merged = self.store.merge(cond, at, merge)
             seen = _for_keys(_of_rows(mask, rows), merged, own_places)
             own = replace(layout, tokens=self.tokens[rows], chunk=chunk)
             given = named if seen is None else {**named, "mask": seen}
             all_k, all_v = (_repeated(kept, repeats) for kept in (merged.k, merged.v))
-            if turned:
-                all_k, all_v = (kept.roll(-turned, dims=axis) for kept in (all_k, all_v))
             parts.append(attention(q[rows], all_k, all_v, given, own))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 

@@ -38,9 +38,35 @@ TOKENS = (
 )
 WHOLE = ("ChromaRadiance", "LTXAV", "MiniMaxH3")
 ALL = TOKENS + WHOLE
-# Attentions of tokens of their own, and matrices that some conditionings alone use, are not counted.
-COUNTED = {"LTXAV": 0.12, "WAN22_S2V": 0.12, "WAN22_Animate": 0.15, "WAN22_WanDancer": 0.12}
-COUNTED |= {"WAN21_HuMo": 0.12}
+# Not counted: attentions of the sound, what comes before the run, and products of a patch's own
+# weights; a larger part of a tiny model than of another.
+COUNTED = {"LTXAV": 0.12, "MiniMaxH3": 0.12, "ChromaRadiance": 0.25}
+
+
+def _noise(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(7))
+
+
+# What conditionings of Wan's classes may hold: with the first ones some tokens can be computed.
+ADDED = {
+    "a pose": ("WAN21_SCAIL", lambda: {"pose_video_latent": _noise(1, 16, 3, 8, 12)}),
+    "a pose of the first frames": (
+        "WAN22_Animate",
+        lambda: {"pose_video_latent": _noise(1, 16, 2, 8, 12)},
+    ),
+    "two contexts": (
+        "WAN21_Vace",
+        lambda: {
+            "vace_frames": [_noise(1, 32, 3, 8, 12), _noise(1, 32, 3, 8, 12) * 2],
+            "vace_mask": [torch.ones(1, 64, 3, 8, 12)] * 2,
+            "vace_strength": [1.0, 0.5],
+        },
+    ),
+}
+BY_PLACE = {
+    "sound within blocks": ("WAN21_HuMo", lambda: {"audio_embed": _noise(1, 3, 8, 5, 1280)}),
+    "sound between blocks": ("WAN22_S2V", lambda: {"audio_embed": _noise(1, 25, 1024, 12)}),
+}
 
 
 @pytest.fixture(scope="session")
@@ -68,18 +94,24 @@ def attach(pack_module):
     return patch
 
 
-def twice(model, name, cfg=3.0, size=None, **settings):
+def twice(model, name, cfg=3.0, size=None, given=None, **settings):
     tiny = TINY[name].model
     latent = tiny.latent if size is None else (*tiny.latent[:-2], *size)
+    positive, negative = ([[text, {**more, **(given or {})}]] for text, more in prompts(tiny))
     return run_twice(
         model,
         (tiny.images, *latent),
-        tiny.conditioning(0),
-        tiny.conditioning(1),
+        positive,
+        negative,
         cfg,
         others=tiny.others,
         **settings,
     )
+
+
+def prompts(tiny):
+    """Two prompts, as (text, what else is in the conditioning)."""
+    return [tiny.conditioning(seed)[0] for seed in range(2)]
 
 
 def difference(full, other):
@@ -126,38 +158,7 @@ def test_any_subset_gives_what_all_tokens_give(
     assert difference(full, wrong) > 1e-3
 
 
-@pytest.mark.parametrize("name", ["Lens", "JoyImage"])
-def test_what_is_kept_stays_with_its_tokens_where_text_after_them_gets_another_length(
-    name, built, record_of, pack_module, monkeypatch
-):
-    """The host repeats the shorter of two prompts where it joins them, here in the first evaluation
-    only. That changes the attention, so that a subset is near and not exact; it would be far where
-    what is kept were another token's."""
-    import comfy.samplers
-
-    tiny = TINY[name].model
-    text, more = tiny.conditioning(1)[0]
-    short = [[text[:, :8], more]]
-    joined: list[bool] = []
-    monkeypatch.setattr(comfy.samplers, "can_concat_cond", lambda a, b: a is b or joined[-1])
-
-    def choose(observation):
-        joined.append(observation.index == 0)
-        return some_tokens(0.4)(observation)
-
-    def error():
-        patched = choosing(pack_module, built(name), choose)
-        full, partial = run_twice(patched, (1, *tiny.latent), tiny.conditioning(0), short, 3.0)
-        assert 0 < record_of(patched).evaluations[1].token_share[0] < 1
-        return difference(full, partial)
-
-    right = error()
-    layout = pack_module("rapid_core.comfy.token_layout").TokenLayout
-    monkeypatch.setattr(layout, "turned", 0)
-    assert right < 0.5 * error()
-
-
-@pytest.mark.parametrize("name", ["WAN21_Vace", "Kandinsky5", "Krea2", "Anima", "JoyImage"])
+@pytest.mark.parametrize("name", ["WAN21_HuMo", "Krea2", "Anima", "JoyImage"])
 def test_any_subset_of_an_odd_size_gives_what_all_tokens_give(name, built, record_of, pack_module):
     patched = choosing(pack_module, built(name), some_tokens(0.4))
     full, partial = twice(patched, name, size=(10, 17))
@@ -185,6 +186,47 @@ def test_reusing_the_residual_gives_what_the_blocks_give(
     assert then.cost[0] < 0.7 * first.cost[0]
 
 
+@pytest.mark.parametrize("what", [*ADDED, *BY_PLACE])
+def test_blocks_are_reused_with_what_conditionings_of_wan_may_hold(
+    what, built, attach, record_of, pack_module
+):
+    types = pack_module("rapid_core.types")
+    name, make = {**ADDED, **BY_PLACE}[what]
+
+    def second(observation):
+        return types.Action(types.Mode.REUSE if observation.index % 2 else types.Mode.RUN)
+
+    patched = attach(built(name), second, modes=frozenset(types.Mode))
+    full, reused = twice(patched, name, given=make())
+    plain, _ = twice(built(name), name, given=make())
+    without, _ = twice(built(name), name)
+    assert set(record_of(patched).evaluations[1].modes) == {"reuse"}
+    assert torch.equal(full, plain) and difference(full, without) > 1e-3
+    assert difference(full, reused) < CLOSE
+
+
+@pytest.mark.parametrize("what", ADDED)
+def test_some_tokens_are_exact_with_what_conditionings_of_wan_may_hold(
+    what, built, record_of, pack_module
+):
+    name, make = ADDED[what]
+    patched = choosing(pack_module, built(name), some_tokens(0.4))
+    full, partial = twice(patched, name, given=make())
+    evaluation = record_of(patched).evaluations[1]
+    assert 0 < evaluation.token_share[0] < 1, evaluation.reasons
+    assert difference(full, partial) < CLOSE
+
+
+@pytest.mark.parametrize("what", BY_PLACE)
+def test_all_tokens_are_computed_where_something_addresses_them_by_their_place(
+    what, built, record_of, pack_module
+):
+    name, make = BY_PLACE[what]
+    patched = choosing(pack_module, built(name), some_tokens(0.4))
+    full, again = twice(patched, name, given=make())
+    assert torch.equal(full, again) and "cond_given" in codes(record_of(patched))
+
+
 @pytest.mark.parametrize("less", [0, 1])
 @pytest.mark.parametrize("name", ALL)
 def test_sparse_attention_with_all_tiles_is_dense_and_with_one_less_it_is_not(
@@ -198,8 +240,7 @@ def test_sparse_attention_with_all_tiles_is_dense_and_with_one_less_it_is_not(
     def second(observation):
         return types.Action(density=0.5 if observation.index % 2 else 1.0)
 
-    tile = 8 if name in ("LTXV", "LTXAV", "ChromaRadiance", "ZImagePixelSpace") else 16
-    patched = attach(built(name), second, attention=types.Sparsity("gather", tile=tile))
+    patched = attach(built(name), second, attention=types.Sparsity("gather", tile=16))
     dense, thin = twice(patched, name)
     evaluation = record_of(patched).evaluations[1]
     assert set(evaluation.density) == {0.5} and not evaluation.reasons
@@ -234,22 +275,15 @@ def test_region_adaptive_says_why_all_tokens_are_computed(name, built, comfy_hos
     assert codes(record_of(patched)) & {"tokens_mixed", "tokens_with_sound"}
 
 
-def test_more_frames_of_krea_2_are_other_rows_and_are_computed_in_full(built, attach, pack_module):
-    types = pack_module("rapid_core.types")
-    model = built("Krea2")
-    patched = attach(model, lambda observation: types.FULL, modes=frozenset(types.Mode))
-    conds = TINY["Krea2"].model.conditioning
-    shape = (1, 16, 2, 8, 12)
-    try:
-        plain, _ = run_twice(model, shape, conds(0), conds(1), 1.0)
-    except Exception as error:
-        pytest.skip(f"ComfyUI draws no more frames: {error}")
-    hooked, _ = run_twice(patched, shape, conds(0), conds(1), 1.0)
-    assert torch.equal(plain, hooked)
+def test_every_form_that_a_family_names_is_known(pack_module):
+    forms = pack_module("rapid_core.comfy.block_forms")
+    for architecture in pack_module("rapid_core.architectures").ALL:
+        for group in architecture.groups:
+            assert group.form in (forms.HOOKED if group.name else forms.PATCHED)
 
 
 @pytest.mark.parametrize("node", ["reuse", "region", "sparse"])
-@pytest.mark.parametrize("name", ["Kandinsky5", "Krea2"])
+@pytest.mark.parametrize("name", ["LTXV", "Krea2"])
 def test_blocks_that_a_newer_host_calls_in_another_way_are_left_alone(
     name, node, built, comfy_host, record_of, pack_module, monkeypatch
 ):
@@ -258,7 +292,7 @@ def test_blocks_that_a_newer_host_calls_in_another_way_are_left_alone(
     def unlike(*given):
         raise KeyError("x")
 
-    monkeypatch.setitem(forms.HOOKED, "kandinsky5", unlike)
+    monkeypatch.setitem(forms.HOOKED, "ltxv", unlike)
     monkeypatch.setitem(forms.PATCHED, "krea2", unlike)
     node_id, settings = NODES[node]
     schema = comfy_host.nodes.NODE_CLASS_MAPPINGS[node_id].GET_SCHEMA()
@@ -269,7 +303,7 @@ def test_blocks_that_a_newer_host_calls_in_another_way_are_left_alone(
     }
     (patched,) = comfy_host.run_node(node_id, model=built(name), **{**defaults, **settings})
     tiny = TINY[name].model
-    (full,), (drawn,) = tiny.sample(built(name), steps=6), tiny.sample(patched, steps=6)
+    (full,), (drawn,) = tiny.sample(built(name), steps=8), tiny.sample(patched, steps=8)
     assert torch.equal(full, drawn)
     record = record_of(patched)
     assert record.totals["reused"] == record.totals["partial"] == 0
