@@ -189,7 +189,7 @@ class TokenSubset:
                 asking = slice(layout.text, layout.text + self.layout.image)
                 self._report_mass(received_mass(q, k, axis, named["heads"], asking))
             return attention(q, k, v, named, layout)
-        places = self._all_rows()
+        places = self._rows(layout.text, layout.extra)
         total = layout.text + self.layout.image + self.layout.extra
         mask = self._mask(named.get("mask"), places, total)
         parts = []
