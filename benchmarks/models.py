@@ -188,10 +188,11 @@ class Bench:
                 stack.enter_context(patch)
             first, second = run_twice(
                 patched,
-                (2, *tiny.latent),
+                (tiny.images, *tiny.latent),
                 tiny.conditioning(0),
                 tiny.conditioning(1),
                 CFG,
+                others=tiny.others,
             )
         if self.record(patched).evaluations[1].full:
             raise RuntimeError(f"the second evaluation was full: {self.why(self.record(patched))}")

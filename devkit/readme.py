@@ -17,6 +17,11 @@ WHOLE = {
     "ref_latents": "reference pictures",
     "ref_contexts": "reference pictures",
     "context_latents": "reference pictures",
+    "clip_fea_ref": "reference pictures",
+    "keyframe_idxs": "guide frames",
+    "audio_embed": "sound",
+    "face_pixel_values": "a face to follow",
+    "reference_motion": "motion to go on from",
     "siglip_feats": "reference pictures",
     "ref_frames": "reference pictures",
     "txt_byt5": "quoted lettering",
@@ -32,17 +37,26 @@ OTHER = (
 
 
 def table() -> str:
-    """The table in Markdown: measured families first."""
-    families = sorted(ALL, key=lambda architecture: not architecture.measured)
-    return HEAD + "".join(map(row, families)) + OTHER
+    """The table in Markdown: measured families first, then what others have in common."""
+    groups: dict[tuple[str, str], list[Architecture]] = {}
+    for architecture in sorted(ALL, key=lambda architecture: not architecture.measured):
+        groups.setdefault(cells(architecture), []).append(architecture)
+    return HEAD + "".join(row(of, *shared) for shared, of in groups.items()) + OTHER
 
 
-def row(architecture: Architecture) -> str:
-    """A family's row."""
+def cells(architecture: Architecture) -> tuple[str, str]:
+    """What happens inside of a family's models, and what is known of its quality."""
     full = sorted({WHOLE[name] for name in architecture.whole})
     tokens = f"exact; all tokens for {', '.join(full)}" if full else "exact"
-    quality = "**measured** on a demo model" if architecture.measured else "not measured"
-    return f"| {architecture.known_as} | {tokens} | {quality} |\n"
+    if architecture.all_tokens is not None:
+        tokens = "exact, but always on all tokens"
+    return tokens, "**measured** on a demo model" if architecture.measured else "not measured"
+
+
+def row(families: list[Architecture], tokens: str, quality: str) -> str:
+    """The row of families that have these cells."""
+    known_as = "; ".join(architecture.known_as for architecture in families)
+    return f"| {known_as} | {tokens} | {quality} |\n"
 
 
 def with_table(text: str) -> str:

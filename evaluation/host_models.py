@@ -393,7 +393,7 @@ TINY: dict[str, HostModel] = {
     ),
     "Chroma": HostModel("Chroma", "image", FamilyModel("Chroma", _CHROMA)),
     "ChromaRadiance": HostModel(
-        "Chroma Radiance", "image", FamilyModel("ChromaRadiance", _RADIANCE, latent=(3, 64, 96))
+        "Chroma Radiance", "image", FamilyModel("ChromaRadiance", _RADIANCE, latent=(3, 128, 192))
     ),
     "QwenImage": HostModel(
         "Qwen-Image, Qwen-Image-Edit, Layered",
@@ -432,7 +432,7 @@ TINY: dict[str, HostModel] = {
                 "decoder_num_res_blocks": 1,
                 "decoder_max_freqs": 4,
             },
-            latent=(3, 64, 96),
+            latent=(3, 128, 160),
         ),
     ),
     "HunyuanImage21": HostModel(
@@ -909,8 +909,9 @@ TINY: dict[str, HostModel] = {
                 time_embed_hidden_size=128,
                 time_embed_dim=64,
             ),
-            latent=(24, 2, 8, 12),
+            latent=(24, 2, 12, 16),
             others=((32, 2, 12),),
+            images=1,
         ),
     ),
     "GenmoMochi": HostModel(

@@ -94,17 +94,24 @@ def run_twice(
     falsify: Callable[[dict], None] | None = None,
     sigma: float = 0.7,
     mask: torch.Tensor | None = None,
+    others: tuple[tuple[int, ...], ...] = (),
 ) -> list[torch.Tensor]:
     """The same latent (B, C, ...) and noise level evaluated twice within one run: [first, second].
-    falsify: is given the run's model_options between the two."""
+    falsify: is given the run's model_options between the two; others: shapes (C, ...) of the other
+    parts of a latent that has several, which are packed into one."""
+    import comfy.nested_tensor
     import comfy.sample
     import comfy.samplers
 
-    x = torch.randn(latent, generator=torch.Generator().manual_seed(3))
+    zeros: Any = torch.zeros(latent)
+    if others:
+        parts = [zeros, *(torch.zeros(latent[0], *shape) for shape in others)]
+        zeros = comfy.nested_tensor.NestedTensor(parts)
     seen = []
 
     def function(wrapped, noise, sigmas, extra_args=None, callback=None, disable=None):
-        del noise, sigmas, callback, disable
+        del sigmas, callback, disable
+        x = torch.randn(noise.shape, generator=torch.Generator().manual_seed(3))
         s = x.new_ones(x.shape[0]) * sigma
         extra_args = {**(extra_args or {}), "denoise_mask": mask}
         seen.append(wrapped(x, s, **extra_args).clone())
@@ -117,13 +124,13 @@ def run_twice(
     with torch.inference_mode():
         comfy.sample.sample_custom(
             model,
-            x,
+            zeros,
             cfg,
             comfy.samplers.KSAMPLER(function),
             sigmas,
             positive,
             negative,
-            torch.zeros_like(x),
+            zeros,
             noise_mask=mask,
             disable_pbar=True,
             seed=0,

@@ -55,6 +55,8 @@ class FamilyModel:
     """The latent it takes, (C, [T,] H, W)."""
     others: tuple[tuple[int, ...], ...] = ()
     """The other parts of a latent that has several, such as audio beside video."""
+    images: int = 2
+    """Images of a batch that the host takes at most, in tests of two."""
     text: tuple[int, ...] = (16, 64)
     """Text of its conditioning, (tokens, width), after axes of its own where it has such."""
     pooled: int | None = 64

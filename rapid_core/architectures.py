@@ -8,28 +8,43 @@ whole evaluations can be skipped all the same.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from operator import attrgetter
 from typing import Any
 
-# Layout of a block's tokens. Text always stands before the image in the attention.
+from .reasons import ReasonCode
+
+# Layout of a block's tokens. Text stands before the image in the attention, but for IMAGE_FIRST.
 APART = "apart"  # text and image are two tensors that attend together
+IMAGE_FIRST = "image first"  # the same, and the image stands before the text
 JOINT = "joint"  # one tensor, text first
 ALONE = "alone"  # image tokens only; text at most through cross-attention
 
 # What a weight matrix is applied to.
 IMAGE, TEXT, BOTH, ONCE, APPROXIMATOR = "image", "text", "both", "once", "approximator"
+PIXELS = "pixels"  # each of a token's
+AUDIO = "audio"  # the sound's own tokens
+LAYERS = "layers"  # the text as each layer of its encoder has it
+# Nothing: the host computes it before the run, or for some conditionings alone (sound, a face, a
+# camera's path), where it is a small part.
+NOT_COUNTED = "not counted"
 
 
 @dataclass(frozen=True)
 class Group:
     """Blocks of one kind. name: in patches_replace["dit"], or "" where the host has no such hook
     and the blocks' `forward` is patched instead; attribute: the list of blocks; attentions: over
-    "both" or the "image" itself, from the image to the "text"; per block."""
+    "both" or the "image" itself, from the image to the "text" or what else has its keys elsewhere;
+    per block. form: how the host calls a block, where it is not as it mostly does: a name in
+    `comfy/block_forms.py`."""
 
     name: str
     attribute: str
     layout: str
     attentions: tuple[str, ...] = (BOTH,)
+    form: str = ""
 
 
 @dataclass(frozen=True)
@@ -39,7 +54,15 @@ class Architecture:
     applied to), first match wins. hidden: attribute with the width of the attention. whole: extra
     arguments with which all tokens are computed. known_as: models of the family by the names that
     people use. measured: on a trained model of the family, if a small one; of the others only
-    exactness is known."""
+    exactness is known.
+
+    patch_size: attribute with it, or the number. all_tokens: why some tokens can never be computed
+    alone, None where they can. beside: blocks whose outputs are added to the tokens between the
+    others, where a model has them. around: blocks before the stacks, and what they attend to.
+    audio: axes of the second part of a latent (B, C, ...) that its tokens are cut from; none where
+    a latent is one tensor. one_frame: whether more frames than one are other rows. more_text: tokens
+    that the model puts before the text. heads: where the numbers of heads of queries and of keys are
+    found, for models that repeat the latter."""
 
     family: str
     known_as: str
@@ -48,6 +71,14 @@ class Architecture:
     hidden: str = "hidden_size"
     whole: tuple[str, ...] = ()
     measured: bool = False
+    patch_size: str | int = "patch_size"
+    all_tokens: ReasonCode | None = None
+    beside: str = ""
+    around: tuple[tuple[str, str], ...] = ()
+    audio: tuple[int, ...] = ()
+    one_frame: bool = False
+    more_text: int = 0
+    heads: tuple[str, str] | None = None
 
     @property
     def marked(self) -> str:
@@ -64,23 +95,43 @@ class Architecture:
         """Whether some blocks have no hook of the host's."""
         return any(not group.name for group in self.groups)
 
+    def takes(self, shape: Sequence[int]) -> bool:
+        """Whether tokens of a latent (B, C, [T,] H, W) are known."""
+        return len(shape) == 4 or (len(shape) == 5 and (shape[2] == 1 or not self.one_frame))
+
     def fits(self, model: Any) -> bool:
         """Whether a model has everything that is read of a model of this family: AuraFlow's MMDiT
         has another model's class name, and a newer host may have renamed an attribute."""
         try:
             blocks = [len(getattr(model, group.attribute)) for group in self.groups]
+            if getattr(model, "extra_per_block_abs_pos_emb", False):
+                return False  # of Cosmos: positions that are added in every block
+            if self.beside and blocks[-1] - 1 in getattr(model, "vace_layers_mapping", ()):
+                return False  # what is added after the last block is no part of the residual
             return self.width(model) > 0 and self.patch(model) > 0 and all(blocks)
         except (AttributeError, IndexError, TypeError, ValueError):
             return False
 
     def width(self, model: Any) -> int:
         """Channels of a token between the blocks."""
-        return int(getattr(model, self.hidden))
+        return int(attrgetter(self.hidden)(model))
 
     def patch(self, model: Any) -> int:
         """Latent pixels along a side of a token."""
-        size = model.patch_size
+        if isinstance(self.patch_size, int):
+            return self.patch_size
+        size = attrgetter(self.patch_size)(model)
         return int(size[-1] if isinstance(size, (tuple, list)) else size)
+
+    def sharing(self, model: Any) -> int:
+        """Heads of queries that share one of keys and values, which the model repeats for them."""
+        if self.heads is None:
+            return 1
+        try:
+            queries, keys = (int(attrgetter(place)(model)) for place in self.heads)
+        except (AttributeError, TypeError, ValueError):
+            return 1
+        return queries // keys if 0 < keys <= queries and queries % keys == 0 else 1
 
     def image_tokens(self, model: Any, shape: tuple[int, ...]) -> int:
         """Image tokens of a latent (B, C, [T,] H, W); odd sides are padded as the host does."""
@@ -90,6 +141,12 @@ class Architecture:
     def reference_tokens(self, model: Any, latents: Any) -> int:
         """Tokens of reference latents [(B, C, ...)], which are always computed."""
         return sum(self.image_tokens(model, tuple(latent.shape)) for latent in latents or ())
+
+    def audio_tokens(self, shapes: Sequence[Sequence[int]]) -> int:
+        """Tokens of the sound, in a latent whose parts have these shapes (B, C, ...)."""
+        if not self.audio or len(shapes) < 2:
+            return 0
+        return prod(shapes[1][axis] for axis in self.audio)
 
 
 _STREAMS = (
@@ -113,8 +170,19 @@ FLUX = Architecture(
     measured=True,
 )
 FLUX2 = Architecture("flux2", "FLUX.2 dev, klein", (_FLUX_STACK,), _FLUX_WEIGHTS)
-CHROMA = Architecture(
-    "chroma", "Chroma", (_FLUX_STACK,), (("distilled_guidance_layer", APPROXIMATOR), *_FLUX_WEIGHTS)
+_CHROMA_WEIGHTS = (("distilled_guidance_layer", APPROXIMATOR), *_FLUX_WEIGHTS)
+CHROMA = Architecture("chroma", "Chroma", (_FLUX_STACK,), _CHROMA_WEIGHTS)
+RADIANCE = Architecture(
+    "chroma_radiance",
+    "Chroma Radiance",
+    (_FLUX_STACK,),
+    (
+        ("nerf_image_embedder", PIXELS),
+        ("nerf_final_layer", PIXELS),
+        ("nerf_blocks", IMAGE),
+        *_CHROMA_WEIGHTS,
+    ),
+    all_tokens=ReasonCode.TOKENS_MIXED,  # a convolution over the picture comes last
 )
 HUNYUAN = Architecture(
     "hunyuan_video",
@@ -156,11 +224,196 @@ QWEN = Architecture(
     ),
     hidden="inner_dim",
 )
+MAGE_FLOW = Architecture("mage_flow", "Mage-Flow", QWEN.stacks, QWEN.weights, QWEN.hidden)
+AURA = Architecture(
+    "aura_flow",
+    "AuraFlow, Pony V7",
+    (
+        (
+            Group("double_block", "double_layers", APART),
+            Group("single_block", "single_layers", JOINT),
+        ),
+    ),
+    (
+        ("mod", ONCE),
+        ("t_embedder", ONCE),
+        ("attn.w2", IMAGE),
+        ("mlpX", IMAGE),
+        ("double_layers", TEXT),
+        ("single_layers", BOTH),
+        ("cond_seq_linear", TEXT),
+        ("_linear", IMAGE),
+    ),
+    hidden="init_x_linear.out_features",
+    more_text=8,
+)
+LENS = Architecture(
+    "lens",
+    "Lens",
+    ((Group("double_block", "transformer_blocks", IMAGE_FIRST),),),
+    (
+        *_STREAMS[:2],
+        ("txt_", TEXT),
+        ("to_add_out", TEXT),
+        ("time_text_embed", ONCE),
+        ("norm_out", ONCE),
+        ("attn.to_out", IMAGE),
+        ("img_", IMAGE),
+        ("proj_out", IMAGE),
+    ),
+    hidden="inner_dim",
+    patch_size=1,
+)
+JOY_IMAGE = Architecture(
+    "joy_image",
+    "JoyImage Edit",
+    ((Group("double_block", "double_blocks", IMAGE_FIRST),),),
+    (
+        ("time_", ONCE),
+        ("condition_embedder", TEXT),
+        *_STREAMS[:2],
+        ("txt_", TEXT),
+        ("img_", IMAGE),
+        ("proj_out", IMAGE),
+    ),
+    hidden="img_in.out_channels",
+)
+KREA2 = Architecture(
+    "krea2",
+    "Krea 2, Krea 2 Turbo",
+    ((Group("", "blocks", JOINT, form="krea2"),),),
+    (
+        ("txtfusion.layerwise_blocks", LAYERS),
+        ("txtfusion.projector", NOT_COUNTED),  # one column
+        ("txt", TEXT),
+        ("blocks", BOTH),
+        ("last", BOTH),
+        ("first", IMAGE),
+    ),
+    hidden="first.out_features",
+    patch_size="patch",
+    one_frame=True,
+    heads=("blocks.0.attn.heads", "blocks.0.attn.kvheads"),
+)
+PREDICT2 = Architecture(
+    "predict2",
+    "Anima, Cosmos Predict2",
+    ((Group("", "blocks", ALONE, (IMAGE, TEXT), form="predict2"),),),
+    (
+        ("llm_adapter", NOT_COUNTED),
+        ("adaln", ONCE),
+        ("cross_attn.k", TEXT),
+        ("cross_attn.v", TEXT),
+        ("blocks", IMAGE),
+        ("x_embedder", IMAGE),
+        ("final_layer", IMAGE),
+    ),
+    hidden="model_channels",
+    patch_size="patch_spatial",
+)
+KANDINSKY5 = Architecture(
+    "kandinsky5",
+    "Kandinsky 5 image and video",
+    ((Group("", "visual_transformer_blocks", ALONE, (IMAGE, TEXT), form="kandinsky5"),),),
+    (
+        ("modulation", ONCE),
+        ("pooled_text", ONCE),
+        ("time_", ONCE),
+        ("cross_attention.to_key", TEXT),
+        ("cross_attention.to_value", TEXT),
+        ("text_", TEXT),
+        ("visual_", IMAGE),
+        ("out_layer", IMAGE),
+    ),
+    hidden="model_dim",
+    around=(("text_transformer_blocks", TEXT),),
+)
+MINIMAX_H3 = Architecture(
+    "minimax_h3",
+    "MiniMax H3",
+    ((Group("double_block", "blocks", JOINT, form="minimax_h3"),),),
+    (
+        ("token_refiner", NOT_COUNTED),
+        ("condition_proj", NOT_COUNTED),
+        ("adaln", ONCE),
+        ("time_", ONCE),
+        ("audio_", AUDIO),
+        ("video_", IMAGE),
+        ("blocks", BOTH),
+    ),
+    all_tokens=ReasonCode.TOKENS_WITH_SOUND,
+    audio=(2, 3),
+)
+LTXV = Architecture(
+    "ltxv",
+    "LTX-Video",
+    ((Group("double_block", "transformer_blocks", ALONE, (IMAGE, TEXT), form="ltxv"),),),
+    (
+        ("adaln", ONCE),
+        ("attn2.to_k", TEXT),
+        ("attn2.to_v", TEXT),
+        ("caption_projection", TEXT),
+        ("transformer_blocks", IMAGE),
+        ("proj", IMAGE),
+    ),
+    hidden="inner_dim",
+    whole=("keyframe_idxs",),
+    patch_size=1,
+)
+LTX_AV = Architecture(
+    "ltx_av",
+    "LTX-2, LTX-2.3",
+    (
+        (
+            Group(
+                "double_block",
+                "transformer_blocks",
+                ALONE,
+                (IMAGE, TEXT, AUDIO, AUDIO, AUDIO, AUDIO),
+                form="ltx_av",
+            ),
+        ),
+    ),
+    (
+        ("embeddings_connector", NOT_COUNTED),
+        ("adaln", ONCE),
+        ("audio_caption_projection", TEXT),
+        ("audio_to_video_attn.to_k", AUDIO),
+        ("audio_to_video_attn.to_v", AUDIO),
+        ("audio_to_video_attn", IMAGE),
+        ("video_to_audio_attn.to_k", IMAGE),
+        ("video_to_audio_attn.to_v", IMAGE),
+        ("video_to_audio_attn", AUDIO),
+        ("attn2.to_k", TEXT),
+        ("attn2.to_v", TEXT),
+        ("audio_", AUDIO),
+        *LTXV.weights[3:],
+    ),
+    hidden="inner_dim",
+    patch_size=1,
+    all_tokens=ReasonCode.TOKENS_WITH_SOUND,
+    audio=(2,),
+)
+# For sound, faces, poses and the path of a camera.
+_WAN_EXTRA = (
+    "audio",
+    "music",
+    "face_",
+    "motion_encoder",
+    "frame_packer",
+    "cond_encoder",
+    "control_adapter",
+    "pose",
+    "_mask",
+    "_global",
+    "img_emb",
+)
 WAN = Architecture(
     "wan",
-    "Wan 2.1, Wan 2.2, Fun Control, FlowRVS (not VACE, Camera, S2V, Animate, HuMo, SCAIL, WanDancer, causal)",
+    "Wan 2.1, Wan 2.2, Fun Control, FlowRVS, VACE, Camera, S2V, Animate, HuMo, SCAIL, SCAIL-2, WanDancer",
     ((Group("double_block", "blocks", ALONE, (IMAGE, TEXT)),),),
     (
+        *((part, NOT_COUNTED) for part in _WAN_EXTRA),
         ("cross_attn.k", TEXT),
         ("cross_attn.v", TEXT),
         ("blocks", IMAGE),
@@ -169,13 +422,23 @@ WAN = Architecture(
         ("text_emb", TEXT),
     ),
     hidden="dim",
-    whole=("reference_latent", "context_latents", "clip_fea"),
+    whole=(
+        "reference_latent",
+        "context_latents",
+        "clip_fea",
+        "clip_fea_ref",
+        "audio_embed",
+        "face_pixel_values",
+        "reference_motion",
+    ),
+    beside="vace_blocks",
 )
 LUMINA2 = Architecture(
     "lumina2",
     "Lumina Image 2.0",
     ((Group("", "noise_refiner", ALONE, (IMAGE,)),), (Group("", "layers", JOINT),)),
     (
+        ("dec_net", IMAGE),
         ("adaLN", ONCE),
         ("noise_refiner", IMAGE),
         ("context_refiner", TEXT),
@@ -187,10 +450,10 @@ LUMINA2 = Architecture(
     hidden="dim",
     whole=("ref_latents", "ref_contexts", "siglip_feats", "ref_frames"),
     measured=True,
+    around=(("context_refiner", TEXT),),
+    heads=("layers.0.attention.n_local_heads", "layers.0.attention.n_local_kv_heads"),
 )
-Z_IMAGE = Architecture(
-    "z_image", "Z-Image", LUMINA2.stacks, LUMINA2.weights, LUMINA2.hidden, LUMINA2.whole
-)
+Z_IMAGE = replace(LUMINA2, family="z_image", known_as="Z-Image", measured=False)
 
 LUMINA_NEXT = Architecture(
     "lumina_next",
@@ -204,9 +467,32 @@ LUMINA_NEXT = Architecture(
         ("patch_embedder", IMAGE),
         ("norm_out.linear_2", IMAGE),
     ),
+    heads=("config.heads", "config.kv_heads"),
 )
 
-ALL = (FLUX, SD3, LUMINA2, Z_IMAGE, QWEN, FLUX2, CHROMA, HUNYUAN, WAN, LUMINA_NEXT)
+ALL = (
+    FLUX,
+    SD3,
+    LUMINA2,
+    Z_IMAGE,
+    QWEN,
+    FLUX2,
+    CHROMA,
+    HUNYUAN,
+    WAN,
+    LUMINA_NEXT,
+    RADIANCE,
+    MAGE_FLOW,
+    AURA,
+    LENS,
+    JOY_IMAGE,
+    KREA2,
+    PREDICT2,
+    KANDINSKY5,
+    MINIMAX_H3,
+    LTXV,
+    LTX_AV,
+)
 FAMILIES = tuple(a.family for a in ALL)
 
 # By the class of the host's `diffusion_model`.
@@ -215,10 +501,31 @@ _FAMILIES = {
     "OpenAISignatureMMDITWrapper": SD3,
     "MMDiT": SD3,
     "Chroma": CHROMA,
+    "ChromaRadiance": RADIANCE,
     "HunyuanVideo": HUNYUAN,
     "QwenImageTransformer2DModel": QWEN,
+    "MageFlowTransformer2DModel": MAGE_FLOW,
+    "LensTransformer2DModel": LENS,
+    "JoyImageTransformer3DModel": JOY_IMAGE,
+    "SingleStreamDiT": KREA2,
+    "MiniTrainDIT": PREDICT2,
+    "Anima": PREDICT2,
+    "Kandinsky5": KANDINSKY5,
+    "MiniMaxH3Model": MINIMAX_H3,
+    "LTXVModel": LTXV,
+    "LTXAVModel": LTX_AV,
     "WanModel": WAN,
+    "VaceWanModel": WAN,
+    "CameraWanModel": WAN,
+    "WanModel_S2V": WAN,
+    "HumoWanModel": WAN,
+    "AnimateWanModel": WAN,
+    "SCAILWanModel": WAN,
+    "SCAIL2WanModel": WAN,
+    "WanDancerModel": WAN,
+    "CausalWanModel": WAN,
     "NextDiT": LUMINA2,
+    "NextDiTPixelSpace": LUMINA2,
     "LuminaNextDiT": LUMINA_NEXT,  # of rapid_core/comfy/lumina_next
 }
 
@@ -231,4 +538,6 @@ def describe(model: Any) -> Architecture | None:
         family = FLUX2
     if family is LUMINA2 and getattr(model, "pad_tokens_multiple", None):
         family = Z_IMAGE
+    if family is SD3 and hasattr(model, "double_layers"):  # two classes are called MMDiT
+        family = AURA
     return family if family is not None and family.fits(model) else None

@@ -25,6 +25,8 @@ class ReasonCode(Enum):
     SET_TWICE = "set_twice"
     TWO_SCHEDULES = "two_schedules"
     UNKNOWN_TO_REGION = "unknown_to_region"
+    TOKENS_MIXED = "tokens_mixed"
+    TOKENS_WITH_SOUND = "tokens_with_sound"
     MASK_SCALED = "mask_scaled"
     OTHER_BATCH = "other_batch"
     LATENT_RESIZED = "latent_resized"

@@ -35,7 +35,8 @@ def host_facts(
     model = patcher.model.diffusion_model
     shape = tuple(noise.shape)
     parts = parts_of(latent_shapes)
-    known, unread = _known(model, shape, parts, guider.model_options)
+    shapes = [tuple(part) for part in latent_shapes or ()] if parts else [shape]
+    known, unread = _known(model, shapes, guider.model_options)
     architecture = known.get("architecture")
     name = sampler_name(sampler)
     lists = evaluated(guider, name)
@@ -68,16 +69,21 @@ def host_facts(
 
 
 def _known(
-    model: Any, shape: tuple[int, ...], parts: tuple[slice, ...], options: dict
+    model: Any, shapes: Sequence[tuple[int, ...]], options: dict
 ) -> tuple[dict[str, Any], Reason | None]:
     """Facts of the model's tokens, blocks and cost, none where its class or its latents are not
     known; and why, where they could not be read. The one place where a model is looked into before a
-    run: whatever it lacks, whole evaluations can be skipped."""
+    run: whatever it lacks, whole evaluations can be skipped. shapes: of the parts of a latent."""
     try:
         architecture = describe(model)
-        if architecture is None or parts or len(shape) not in (4, 5):
+        shape, packed = shapes[0], len(shapes) > 1
+        if architecture is None or not architecture.takes(shape):
+            return {}, None
+        if packed and not architecture.audio:
             return {}, None
         facts = {
+            "video": shape[1:] if packed else (),
+            "audio_tokens": architecture.audio_tokens(shapes),
             "architecture": architecture,
             "cost": CostModel(model, architecture),
             "patch": architecture.patch(model),

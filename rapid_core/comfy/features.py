@@ -133,7 +133,7 @@ def why_blind(
     family = type(model).__name__ if architecture is None else architecture.family
     if architecture is None or family != spec.family or family not in FAMILIES:
         return Reason(ReasonCode.HEADS_OTHER_FAMILY, family=spec.family, model=family)
-    hidden = int(getattr(model, architecture.hidden))
+    hidden = architecture.width(model)
     if hidden != spec.hidden:
         return Reason(ReasonCode.HEADS_OTHER_WIDTH, width=spec.hidden, model=hidden)
     patch = architecture.patch(model)

@@ -194,7 +194,7 @@ class BatchedModel:
         chosen = [evaluation.actions[i].tokens for i in images]
         tokens = torch.stack([c for c in chosen if c is not None]).repeat(chunks, 1)
         assert self.architecture is not None
-        number = self.architecture.image_tokens(self.model, tuple(arguments.x.shape))
+        number = self.architecture.image_tokens(self.model, self._image_shape(arguments.x))
         residuals = control.narrowed(
             arguments.control, tokens, number, self.architecture, self.model
         )
@@ -280,11 +280,16 @@ class BatchedModel:
         if plan.reuses:
             residuals = [[image.residual((cond, *key)) for image in images] for cond in conds]
         call = blocks.ModelCall(
-            residuals, sigmas, plan.prediction_order, part.action.mode is Mode.REUSE, tap=tap
+            residuals,
+            sigmas,
+            plan.prediction_order,
+            part.action.mode is Mode.REUSE,
+            tap=tap,
+            model=type(self.model).__name__,
         )
         if call.reuse or self.architecture is None:
             return call
-        grid = TokenGrid(tuple(x.shape[1:]), self.architecture.patch(self.model))
+        grid = TokenGrid(self._image_shape(x)[1:], self.architecture.patch(self.model))
         padding = -grid.number % (getattr(self.model, "pad_tokens_multiple", None) or 1)
         call.layout = TokenLayout(grid.number, padding)
         if self.store is not None and self._is_whole_latent(x):
@@ -295,7 +300,14 @@ class BatchedModel:
                 self.store.tick(cond, part.images, sigmas, tokens, x.device)
             stats = [image.token_stats for image in images]
             call.subset = TokenSubset(
-                self.store, conds, part.images, call.layout, part.tokens, stats, plan.mass_block
+                self.store,
+                conds,
+                part.images,
+                call.layout,
+                part.tokens,
+                stats,
+                plan.mass_block,
+                self.architecture.sharing(self.model),
             )
         measures = part.action.measured_density is not None and self.residual is not None
         if plan.attention is not None and (part.action.density < 1.0 or measures):
@@ -343,6 +355,11 @@ class BatchedModel:
         grid = self.run.plan.grid
         return grid is not None and tuple(x.shape[1:]) == grid.shape
 
+    def _image_shape(self, x: Tensor) -> tuple[int, ...]:
+        """Shape (rows, C, [T,] H, W) of what the image tokens are cut from: of a packed latent the
+        video's."""
+        return (x.shape[0], *(self.run.plan.video or x.shape[1:]))
+
     def count(
         self,
         evaluation: Evaluation,
@@ -359,9 +376,10 @@ class BatchedModel:
             references = self.architecture.reference_tokens(
                 self.model, arguments.extra.get("ref_latents")
             )
-            number = self.architecture.image_tokens(self.model, tuple(arguments.x.shape))
+            number = self.architecture.image_tokens(self.model, self._image_shape(arguments.x))
             number += references
-            flops = self.cost.flops(number, arguments.text_tokens)
+            audio = self.run.plan.audio_tokens
+            flops = self.cost.flops(number, arguments.text_tokens, audio=audio)
             full = cost = float(flops.full)
             if mode is Mode.REUSE:
                 cost = float(flops.reuse)

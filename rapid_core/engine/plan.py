@@ -82,6 +82,10 @@ class HostFacts:
     """Sigma at a share of the schedule."""
     parts: tuple[slice, ...] = ()
     """Of a packed latent's last axis (video and audio)."""
+    video: tuple[int, ...] = ()
+    """Shape (C, T, H, W) of the first part of a packed latent, whose tokens are known; else none."""
+    audio_tokens: int = 0
+    """Of the second part."""
     features_refused: Callable[[FeatureSpec], Reason | None] = staticmethod(lambda _spec: None)
     """Why a policy cannot look at the tokens of this run; None where it can."""
     blocks_refused: Reason | None = None
@@ -119,6 +123,9 @@ class RunPlan:
     reach: float | None = None
     """See `TokenRequirements.reach`; None for no limit."""
     parts: tuple[slice, ...] = ()
+    video: tuple[int, ...] = ()
+    """Shape of the first part, where a latent is packed and its tokens are known."""
+    audio_tokens: int = 0
     hooks: bool = False
     """Whether blocks are hooked."""
     tokens: TokenRequirements | None = None
@@ -176,8 +183,9 @@ class RunPlan:
 def plan_run(policies: Sequence[Policy], facts: HostFacts) -> RunPlan:
     """The plan of a run with these policies, in the order in which they were attached."""
     notes = list(facts.notes)
-    if facts.architecture is None and any(p.requirements.tokens for p in policies):
-        notes.append(Reason(ReasonCode.UNKNOWN_TO_REGION, model=facts.model_name))
+    all_tokens = _all_tokens(facts)
+    if all_tokens is not None and any(p.requirements.tokens for p in policies):
+        notes.append(all_tokens)
         policies = [p for p in policies if p.requirements.tokens is None]
     why = unsafe(facts)
     if why is not None and any(p.requirements.safety for p in policies):
@@ -213,6 +221,8 @@ def plan_run(policies: Sequence[Policy], facts: HostFacts) -> RunPlan:
         aim=_aim(needs),
         watch=any(need.watch for need in needs),
         parts=facts.parts,
+        video=facts.video,
+        audio_tokens=facts.audio_tokens,
         hooks=any(need.blocks for need in needs) and no_hooks is None,
         reach=chosen.requirements.reach if chosen.requirements else None,
         tokens=chosen.requirements,
@@ -235,6 +245,14 @@ def plan_run(policies: Sequence[Policy], facts: HostFacts) -> RunPlan:
     return replace(plan, histories=history_bytes(plan, facts)) if policies else plan
 
 
+def _all_tokens(facts: HostFacts) -> Reason | None:
+    """Why some tokens of this model can never be computed alone; None where they can."""
+    if facts.architecture is None:
+        return Reason(ReasonCode.UNKNOWN_TO_REGION, model=facts.model_name)
+    code = facts.architecture.all_tokens
+    return None if code is None else Reason(code, model=facts.architecture.known_as)
+
+
 def history_lengths(plan: RunPlan) -> tuple[int, int, int]:
     """Points that are kept of the guided derivative, of each list's of conditionings, and of each
     conditioning's residual of the blocks."""
@@ -249,7 +267,7 @@ def history_bytes(plan: RunPlan, facts: HostFacts) -> int:
     latents = guided + each * facts.lists + 1 + (plan.aim is not None)
     size = latents * prod(facts.shape) * LATENT_ELEMENT
     if plan.reuses and facts.cost is not None:
-        tokens = facts.shape[0] * facts.image_tokens * len(facts.conds)
+        tokens = facts.shape[0] * (facts.image_tokens + facts.audio_tokens) * len(facts.conds)
         size += residual * tokens * facts.cost.hidden * facts.element
     return size
 
@@ -350,6 +368,7 @@ def kv_bytes(kind: KVKind, facts: HostFacts) -> int:
     cost = facts.cost
     assert cost is not None
     text = max((cond.text_tokens for cond in facts.conds), default=0)
+    text += cost.architecture.more_text
     text += -text % cost.multiple
     image = facts.image_tokens + -facts.image_tokens % cost.multiple
     batch = facts.shape[0]
@@ -357,7 +376,7 @@ def kv_bytes(kind: KVKind, facts: HostFacts) -> int:
         cost.kept_tokens(image, text + cond.reference_tokens) for cond in facts.conds
     )
     pieces = cost.image_attentions() * len(facts.conds) * batch
-    return bytes_of(kind, rows, cost.hidden, pieces, facts.element)
+    return bytes_of(kind, rows, cost.kept_width, pieces, facts.element)
 
 
 @dataclass(frozen=True)

@@ -236,11 +236,11 @@ def test_two_pictures_at_once_as_flow_edit_has_them(
 @pytest.fixture
 def as_shipped(pack_module, monkeypatch):
     """Bounds in the place of those that conftest sets aside."""
-    schedule = pack_module("rapid_core.techniques.step_skip.schedule")
-    from rapid_core.techniques.step_skip import schedule as shipped
+    actor = pack_module("rapid_core.techniques.step_skip.schedule_actor")
+    from rapid_core.techniques.step_skip import schedule_actor as shipped
 
-    monkeypatch.setattr(schedule, "SAFE_ERROR", shipped.SAFE_ERROR)
-    monkeypatch.setattr(schedule, "SAFE_GAP", shipped.SAFE_GAP)
+    monkeypatch.setattr(actor, "SAFE_ERROR", shipped.SAFE_ERROR)
+    monkeypatch.setattr(actor, "SAFE_GAP", shipped.SAFE_GAP)
 
 
 # LanPaint: several looks a step, at latents that it moves by noise of its own.

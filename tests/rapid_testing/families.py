@@ -9,7 +9,7 @@ from rapid_testing import CONTEXT
 
 FROM_FILES = ("flux", "sd3", "sd35")  # the others are built without a file
 
-# Video and audio in one packed latent; not among FAMILIES, since the pack knows no blocks of it.
+# Video and audio in one packed latent; not among FAMILIES, whose latents are one tensor.
 LTX_AUDIO = TINY["LTXAV"].model
 
 _CLASSES = {

@@ -42,7 +42,8 @@ def prose(text: str) -> str:
 def test_the_table_of_models_is_made_from_the_code():
     text = readme.README.read_text(encoding="utf-8")
     assert readme.with_table(text) == text, "run python -m devkit.readme"
-    assert text.count("**measured**") == sum(architecture.measured for architecture in readme.ALL)
+    measured = {readme.cells(a) for a in readme.ALL if a.measured}
+    assert text.count("**measured**") == len(measured)
 
 
 @pytest.mark.parametrize("page", PAGES)
