@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import results
-from benchmarks.names import TOPICS
+from benchmarks.names import RELEASES, TOPICS
 from devkit.base_folder import REPOSITORY
 from devkit.cache import SetupError, cache_root, exclusive
 from devkit.environment import Environment, check_requirements
@@ -33,7 +33,6 @@ from devkit.hosts import check_user_tree, provide_host, version_of
 from devkit.server import script_environment
 from evaluation.files import write_text
 
-RELEASES = ("0.16.3", "0.18.2", "0.24.1", "0.27.0", "0.30.0")
 TESTS = "tests/integration"
 Topic = dict[str, Any]
 """What became of a file of tests: `passed` and `failed` and `skipped` (tests by what they said), `missing` (tests
@@ -198,12 +197,6 @@ def read(path: Path) -> list[dict[str, Any]]:
     return json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
 
 
-def version_key(name: str) -> tuple:
-    """Releases by their numbers, folders after them."""
-    version, *rest = name.split(" ")
-    return len(rest), [int(part) if part.isdigit() else 0 for part in version.split(".")], name
-
-
 def run(args: Namespace) -> str:
     """All that is asked for; where the results are."""
     path = args.out / "hosts.json"
@@ -212,12 +205,12 @@ def run(args: Namespace) -> str:
     names = args.hosts if args.hosts is not None else ([] if folders else RELEASES)
     hosts = [Host(version) for version in names]
     hosts += [Host(version_of(folder), folder) for folder in folders]
-    for host in sorted(hosts, key=lambda one: version_key(one.name)):
+    for host in sorted(hosts, key=lambda one: results.version_key(one.name)):
         row = next((row for row in rows if row["host"] == host.name), None)
         if row is None:
             row = {"host": host.name, "why": None, "topics": {}}
             rows.append(row)
-            rows.sort(key=lambda one: version_key(one["host"]))
+            rows.sort(key=lambda one: results.version_key(one["host"]))
 
         def keep() -> None:
             write_text(path, json.dumps({"rows": rows}, indent=1) + "\n")

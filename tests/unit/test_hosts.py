@@ -188,7 +188,7 @@ def test_a_folder_that_is_no_comfyui_ends_before_anything_is_run(bench, tmp_path
 def test_releases_stand_by_their_numbers_and_folders_behind_them():
     found = ["0.46.0 (folder)", "0.30.0", "0.9.1", "master (folder)", "0.16.3"]
     wanted = ["0.9.1", "0.16.3", "0.30.0", "master (folder)", "0.46.0 (folder)"]
-    assert sorted(found, key=hosts.version_key) == wanted
+    assert sorted(found, key=results.version_key) == wanted
 
 
 # What is shown.
