@@ -3,8 +3,8 @@
     python3 dev.py bench hosts [--hosts 0.16.3 ...] [--host-tree FOLDER ...] [--topics safety ...]
 
 What becomes of every test is kept in `<out>/hosts.json` while the tests run, and the tables of docs/results are
-made anew after each ComfyUI. Run it again, and what is there is left alone but for what failed or
-did not come to its end; `--again` runs all of it again. A topic is a file of tests. Tests that are for
+made anew after each ComfyUI. Run it again, and what is there is left alone: only tests that failed are run again, and
+topics that did not come to their end; `--again` runs all of it again. A topic is a file of tests. Tests that are for
 the newest release alone (marked main_host) are left out on every one. A folder that asks for more than the
 environment has is given as --comfyui, too (before `hosts`), and has an environment of its own.
 """
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import results
-from benchmarks.names import TOPICS
+from benchmarks.names import RELEASES, TOPICS
 from devkit.base_folder import REPOSITORY
 from devkit.cache import SetupError, cache_root, exclusive
 from devkit.environment import Environment, check_requirements
@@ -33,8 +33,8 @@ from devkit.hosts import check_user_tree, provide_host, version_of
 from devkit.server import script_environment
 from evaluation.files import write_text
 
-RELEASES = ("0.16.3", "0.18.2", "0.24.1", "0.27.0", "0.30.0")
 TESTS = "tests/integration"
+UNREAD = "(reading the file)"
 Topic = dict[str, Any]
 """What became of a file of tests: `passed` and `failed` and `skipped` (tests by what they said), `missing` (tests
 without an outcome), `seconds`, `date`."""
@@ -119,38 +119,71 @@ def pending(row: dict[str, Any], topics: list[str]) -> list[str]:
     ]
 
 
+def targets(row: dict[str, Any], name: str) -> list[str]:
+    """What pytest is given for a topic: the tests that failed where all others are known, or its file."""
+    file = f"{TESTS}/test_{name}.py"
+    known = row["topics"].get(name)
+    if known is None or known["missing"] or not known["failed"] or UNREAD in known["failed"]:
+        return [file]
+    return [f"{file}::{test}" for test in known["failed"]]
+
+
+def merged(known: Topic | None, found: Topic, whole: bool) -> Topic:
+    """A topic with what was found now. whole: whether all of its tests were run, or only those that had
+    failed."""
+    if whole or known is None:
+        return found
+    skipped = Counter(known["skipped"]) + Counter(found["skipped"])
+    return {
+        **found,
+        "passed": known["passed"] + found["passed"],
+        "skipped": dict(skipped),
+        "seconds": round(known["seconds"] + found["seconds"], 1),
+    }
+
+
 class Session:
     """Runs pytest on one ComfyUI and keeps what comes of it in the row of that ComfyUI."""
 
-    def __init__(self, tree: Path, row: dict[str, Any], keep: Callable[[], None]) -> None:
+    def __init__(
+        self, tree: Path, row: dict[str, Any], keep: Callable[[], None], again: bool = False
+    ) -> None:
         self.tree = tree
         self.row = row
         self.keep = keep  # is called whenever the row has changed
+        self.again = again  # run what is there, too
 
     def run(self, topics: list[str]) -> None:
         """Run topics in one process, whose imports take longest; again without those that a process ended with, as
-        long as each process brings something."""
+        long as each process brings something. Where tests that failed are not there any more, whole
+        files are run."""
+        whole = self.again
         while topics:
-            done = self._run(topics)
-            if not done:
+            done = self._run(topics, whole)
+            if not done and whole:
                 break
+            whole = whole or not done
             topics = [name for name in topics if name not in done]
 
-    def _run(self, topics: list[str]) -> set[str]:
-        """One process; topics that have something to show for it now."""
+    def _run(self, topics: list[str], whole: bool) -> set[str]:
+        """One process; topics that have something to show for it now. whole: no single tests."""
+        known = self.row["topics"]
+        files = {name: [f"{TESTS}/test_{name}.py"] for name in topics}
+        asked = files if whole else {name: targets(self.row, name) for name in topics}
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "outcomes"
             said: deque[str] = deque(maxlen=50)
             try:
-                self._pytest(topics, file, said)
+                self._pytest([path for name in topics for path in asked[name]], file, said)
             finally:  # also where somebody has stopped it
                 lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
                 found, unread = read_outcomes(lines)
                 began = {name for name, topic in found.items() if ran(topic)}
                 for name in began:
-                    self.row["topics"][name] = found[name]
+                    same = asked[name] == files[name]
+                    known[name] = merged(known.get(name), found[name], same)
                 for name, why in unread.items():
-                    self.row["topics"][name] = {**empty(), "failed": {"(reading the file)": why}}
+                    known[name] = {**empty(), "failed": {UNREAD: why}}
                 if lines and not found:  # all were deselected
                     began = set(topics)
                 self.keep()
@@ -158,9 +191,8 @@ class Session:
         self.keep()
         return began | set(unread)
 
-    def _pytest(self, topics: list[str], file: Path, said: deque[str]) -> None:
+    def _pytest(self, paths: list[str], file: Path, said: deque[str]) -> None:
         """Run the tests; their output is shown, and its end is kept in `said`."""
-        paths = [f"{TESTS}/test_{name}.py" for name in topics]
         command = [sys.executable, "-m", "pytest", *paths, "-m", "not main_host", "-q"]
         process = subprocess.Popen(
             [*command, "-p", "no:cacheprovider", "--outcomes", str(file)],
@@ -198,12 +230,6 @@ def read(path: Path) -> list[dict[str, Any]]:
     return json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
 
 
-def version_key(name: str) -> tuple:
-    """Releases by their numbers, folders after them."""
-    version, *rest = name.split(" ")
-    return len(rest), [int(part) if part.isdigit() else 0 for part in version.split(".")], name
-
-
 def run(args: Namespace) -> str:
     """All that is asked for; where the results are."""
     path = args.out / "hosts.json"
@@ -212,12 +238,12 @@ def run(args: Namespace) -> str:
     names = args.hosts if args.hosts is not None else ([] if folders else RELEASES)
     hosts = [Host(version) for version in names]
     hosts += [Host(version_of(folder), folder) for folder in folders]
-    for host in sorted(hosts, key=lambda one: version_key(one.name)):
+    for host in sorted(hosts, key=lambda one: results.version_key(one.name)):
         row = next((row for row in rows if row["host"] == host.name), None)
         if row is None:
             row = {"host": host.name, "why": None, "topics": {}}
             rows.append(row)
-            rows.sort(key=lambda one: version_key(one["host"]))
+            rows.sort(key=lambda one: results.version_key(one["host"]))
 
         def keep() -> None:
             write_text(path, json.dumps({"rows": rows}, indent=1) + "\n")
@@ -228,7 +254,7 @@ def run(args: Namespace) -> str:
         topics = args.topics if args.again else pending(row, args.topics)
         print(f"== ComfyUI {host.name}: {', '.join(topics) or 'nothing left to run'}", flush=True)
         try:
-            Session(host.tree(), row, keep).run(topics)
+            Session(host.tree(), row, keep, args.again).run(topics)
         except SetupError as error:
             row["why"] = str(error)
             print(error, flush=True)

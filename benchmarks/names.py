@@ -93,6 +93,8 @@ def in_order(rows: Iterable[Row]) -> list[Row]:
     return sorted(rows, key=place)
 
 
+# Releases of ComfyUI that tests are run on, from the oldest that the pack asks for.
+RELEASES = ("0.16.3", "0.18.2", "0.24.1", "0.27.0", "0.30.0")
 # Files of integration tests, in the order in which `dev.py bench hosts` runs and shows them.
 TOPICS = {
     "ground": "loading the pack, sampling",

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.dial.curve import TOLERANCE
-from benchmarks.names import METHODS, MODELS, TARGETS, TOPICS, in_order
+from benchmarks.names import METHODS, MODELS, RELEASES, TARGETS, TOPICS, in_order
 from devkit.base_folder import REPOSITORY
 from evaluation.rows import read
 from evaluation.tables import Column, Row, figure, interval, number, table, text
@@ -601,8 +601,17 @@ def equal(row: Row, name: str) -> str:
 
 # Releases of the host.
 def hosts() -> list[Row]:
-    """One row a ComfyUI, with what became of every topic."""
-    return load("hosts")
+    """One row a ComfyUI, with what became of every topic; releases that nobody has run, too."""
+    rows = {row["host"]: row for row in load("hosts")}
+    nothing = [{"host": name, "why": None, "topics": {}} for name in RELEASES if name not in rows]
+    found = [*rows.values(), *nothing]
+    return sorted(found, key=lambda row: version_key(row["host"]))
+
+
+def version_key(name: str) -> tuple:
+    """Releases by their numbers, folders after them."""
+    version, *rest = name.split(" ")
+    return len(rest), [int(part) if part.isdigit() else 0 for part in version.split(".")], name
 
 
 def host_runs() -> str:

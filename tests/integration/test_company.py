@@ -628,20 +628,33 @@ def test_flux_kv_cache_which_drops_the_tokens_of_references_in_mid_run(
         assert out.isfinite().all()
 
 
-def without_references(model, first):
-    """A model whose references' tokens are dropped from its evaluation `first` on, before the blocks."""
+def sigmas_seen(model):
+    """Sigmas that a FLUX model was called at, each once, as they come."""
+    from comfy.patcher_extension import WrappersMP
+
     seen = []
 
-    def drop(args):
-        sigma = float(args["transformer_options"]["sigmas"][0])
+    def look(executor, *arguments, **named):
+        sigma = float(arguments[7]["sigmas"][0])
         if sigma not in seen:
             seen.append(sigma)
-        number = sum(args["transformer_options"].get("reference_image_num_tokens", []))
-        if number and len(seen) > first:
-            args = {**args, **{place: args[place][:, :-number] for place in ("img", "img_ids")}}
+        return executor(*arguments, **named)
+
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "sigmas seen", look)
+    return seen
+
+
+def without_references(model, first):
+    """A model whose references' tokens are dropped from its evaluation `first` on, before the blocks; the
+    picture has 64."""
+    model = model.clone()
+    seen = sigmas_seen(model)
+
+    def drop(args):
+        if len(seen) > first:
+            args = {**args, **{place: args[place][:, :64] for place in ("img", "img_ids")}}
         return args
 
-    model = model.clone()
     model.set_model_post_input_patch(drop)
     return model
 
@@ -649,13 +662,11 @@ def without_references(model, first):
 def merged(model, first, share=4):
     """A model of whose tokens a part does not pass the blocks from its evaluation `first` on, as token
     merging has it: the last ones are left out, and stand for themselves again at the end."""
-    seen = []
+    model = model.clone()
+    seen = sigmas_seen(model)
     left = []
 
     def take(args):
-        sigma = float(args["transformer_options"]["sigmas"][0])
-        if sigma not in seen:
-            seen.append(sigma)
         left.clear()
         if len(seen) <= first:
             return args
@@ -671,7 +682,6 @@ def merged(model, first, share=4):
         def forward(self, x, *rest, **named):
             return self.layer(torch.cat([x, *left], 1), *rest, **named)
 
-    model = model.clone()
     model.set_model_post_input_patch(take)
     layer = model.get_model_object("diffusion_model.final_layer")
     model.add_object_patch("diffusion_model.final_layer", PutBack(layer))

@@ -112,17 +112,20 @@ def bench(monkeypatch, tmp_path):
     {topic: outcome} or an error. What was run: bench.ran."""
 
     ran = []
+    asked = []
 
     def bench(*processes, hosts_=("0.30.0",), topics=("nodes", "words"), again=False):
         left = list(processes)
 
-        def pytest_(self, names_, file, said):
+        def pytest_(self, paths, file, said):
+            names_ = [hosts.topic_of(path) for path in paths]
             ran.append((self.row["host"], names_))
+            asked.append(paths)
             found = left.pop(0)
             if isinstance(found, str):
                 said.append(found)
                 return
-            tests = [f"tests/integration/test_{name}.py" for name in names_]
+            tests = [path.split("::")[0] for path in paths]
             lines = [{"collected": dict.fromkeys(tests, 1)}]
             for name, result in found.items():
                 test = f"tests/integration/test_{name}.py::test_it"
@@ -136,7 +139,7 @@ def bench(monkeypatch, tmp_path):
         return {row["host"]: row for row in hosts.read(tmp_path / "hosts.json")}
 
     monkeypatch.setattr(hosts.Host, "tree", lambda self: tmp_path)
-    return SimpleNamespace(run=bench, ran=ran)
+    return SimpleNamespace(run=bench, ran=ran, asked=asked)
 
 
 def test_what_is_there_is_left_alone_and_what_failed_is_run_again(bench):
@@ -144,7 +147,9 @@ def test_what_is_there_is_left_alone_and_what_failed_is_run_again(bench):
     assert rows["0.30.0"]["topics"]["words"]["failed"] == {"test_it": "because"}
     rows = bench.run({"words": "passed", "safety": "skipped"}, topics=("nodes", "words", "safety"))
     assert [topics for _, topics in bench.ran] == [["nodes", "words"], ["words", "safety"]]
-    assert rows["0.30.0"]["topics"]["words"]["failed"] == {}
+    words = rows["0.30.0"]["topics"]["words"]
+    assert (words["failed"], words["passed"]) == ({}, 1)
+    assert bench.asked[1][0] == "tests/integration/test_words.py::test_it"
     assert rows["0.30.0"]["topics"]["safety"]["skipped"] == {"because": 1}
     bench.run()
     assert len(bench.ran) == 2
@@ -158,8 +163,25 @@ def test_topics_that_a_process_did_not_come_to_are_run_by_the_next_one(bench):
     assert not hosts.pending(rows["0.30.0"], ["nodes", "words"])
 
 
+def test_what_passed_before_counts_when_what_failed_is_run_again():
+    before = {**hosts.empty(), "passed": 3, "skipped": {"too old": 1}, "failed": {"test_a": "no"}}
+    now = {**hosts.empty(), "skipped": {"too old": 1}}
+    after = hosts.merged(before, now, whole=False)
+    assert (after["passed"], after["skipped"], after["failed"]) == (3, {"too old": 2}, {})
+    assert hosts.merged(before, now, whole=True) == now
+
+
+def test_where_a_test_that_failed_is_gone_its_whole_file_is_run(bench):
+    bench.run({"nodes": "failed"}, topics=("nodes",))
+    rows = bench.run("ERROR: not found: test_it", {"nodes": "passed"}, topics=("nodes",))
+    file = "tests/integration/test_nodes.py"
+    assert bench.asked == [[file], [f"{file}::test_it"], [file]]
+    assert rows["0.30.0"]["topics"]["nodes"]["passed"] == 1 and rows["0.30.0"]["why"] is None
+
+
 def test_tests_that_do_not_begin_are_said_and_not_tried_for_ever(bench):
-    rows = bench.run("ImportError: no module named comfy")
+    error = "ImportError: no module named comfy"
+    rows = bench.run(error, error)
     assert rows["0.30.0"]["why"] == "the tests did not begin: ImportError: no module named comfy"
     assert rows["0.30.0"]["topics"] == {}
     assert bench.run({"nodes": "passed", "words": "passed"})["0.30.0"]["why"] is None
@@ -188,7 +210,7 @@ def test_a_folder_that_is_no_comfyui_ends_before_anything_is_run(bench, tmp_path
 def test_releases_stand_by_their_numbers_and_folders_behind_them():
     found = ["0.46.0 (folder)", "0.30.0", "0.9.1", "master (folder)", "0.16.3"]
     wanted = ["0.9.1", "0.16.3", "0.30.0", "master (folder)", "0.46.0 (folder)"]
-    assert sorted(found, key=hosts.version_key) == wanted
+    assert sorted(found, key=results.version_key) == wanted
 
 
 # What is shown.
