@@ -16,7 +16,7 @@ BETWEEN = 60  # between two columns, where wires bend
 PAD = 20  # between a group's edge and its nodes
 HEAD = 44  # of a group's title
 APART = 40  # between two groups
-LINE, LETTERS = 21, 54  # pixels of a note's line, and how many letters it has
+LINE, LETTERS = 18, 54  # pixels of a note's line, and how many letters it has
 
 # Heights of kinds of nodes as pages give them: the larger one of LiteGraph's and Nodes 2.0's, with
 # what they show during and after a run. tests/browser/test_examples.py compares.
@@ -50,13 +50,13 @@ HEIGHTS = {
     "LTXVScheduler": 178,
     "LTXVSeparateAVLatent": 78,
     "LoadImage": 400,
-    "MarkdownNote": 460,
+    "MarkdownNote": 360,
     "ModelSamplingAuraFlow": 86,
     "ModelSamplingSD3": 86,
     "PreviewAny": 300,
     "PreviewImage": 400,
     "PrimitiveInt": 110,
-    "RAPIDDemoPrompt": 224,
+    "RAPIDDemoPrompt": 260,
     "RAPID_Accelerate": 380,
     "RAPID_Calibrate": 400,
     "RAPID_Compare": 720,
@@ -76,6 +76,7 @@ HEIGHTS = {
     "VAELoader": 110,
 }
 WITH_MAP = 660  # of a report that shows which tokens were computed
+NARROWEST = 225  # pixels of a node in Nodes 2.0
 SIDE = 420  # pixels; what stands at the left is as wide as the note above or below it
 WIDTHS = {
     "CLIPLoader": SIDE,
@@ -96,7 +97,6 @@ WIDTHS = {
     "RAPID_Report": 380,
     "SaveImage": 340,
     "SaveVideo": 340,
-    "VAEDecode": 225,
 }
 FREE = {"SaveImage", "SaveVideo", "PreviewAny", "PreviewImage", "LoadImage", "MarkdownNote"}
 # Kinds that take whatever height they are given.
@@ -152,7 +152,7 @@ def arrange(
     high = heights_of(workflow)
     for name, node in nodes.items():
         width, height = node["size"]
-        widths[name] = max(width, WIDTHS.get(node["type"], 0))
+        widths[name] = max(width, WIDTHS.get(node["type"], NARROWEST))
         heights[name] = high[node["id"]]
         node["size"] = [widths[name], heights[name] if node["type"] in FREE else height]
     workflow["groups"] = []

@@ -176,7 +176,7 @@ TEMPLATES: tuple[Template, ...] = (
     ),
     Template(
         "demo_compare",
-        "02 Demo - compare full and RAPID",
+        "02 Demo - full and RAPID",
         "One seed, drawn twice: with every step, and with half of them. Move the line in RAPID "
         "Compare; below it are both times and how near the pictures are.",
         "同一个种子画两次：一次计算所有步，一次只计算一半。拖动 RAPID 对比中的分界线；下方是"
@@ -189,7 +189,7 @@ TEMPLATES: tuple[Template, ...] = (
     ),
     Template(
         "demo_region",
-        "03 Demo - Region Adaptive and its map",
+        "03 Demo - Region Adaptive",
         "RAPID Region Adaptive on a small SD3-like model:"
         " most steps compute only some parts of the "
         "picture. The map shows how often: yellow always, blue seldom.",
@@ -204,14 +204,14 @@ TEMPLATES: tuple[Template, ...] = (
     ),
     Template(
         "demo_sd3",
-        "04 Demo - guidance and a negative prompt",
+        "04 Demo - with guidance",
         f"A small SD3-like model with cfg 2.5.\n\n{HOW}",
         f"小型类 SD3 模型，cfg 为 2.5。\n\n{HOW_ZH}",
         in_rows(note_above((("model",),)), PROMPTS),
     ),
     Template(
         "demo_policy",
-        "05 Demo - a quarter of the steps by a policy file",
+        "05 Demo - with a policy file",
         "RAPID Accelerate computes a quarter of the steps: those that a policy file says,"
         " which was "
         "made for this demo model. RAPID Calibrate makes such a file for yours.",
