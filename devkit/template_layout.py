@@ -12,11 +12,11 @@ from typing import Any
 
 TITLE = 30  # pixels of a node's title, which lies above its position
 GAP = 36  # between two nodes of a column
-BETWEEN = 100  # between two columns, where wires bend
+BETWEEN = 60  # between two columns, where wires bend
 PAD = 20  # between a group's edge and its nodes
 HEAD = 44  # of a group's title
 APART = 40  # between two groups
-LINE, LETTERS = 21, 56  # pixels of a note's line, and how many letters it has
+LINE, LETTERS = 18, 54  # pixels of a note's line, and how many letters it has
 
 # Heights of kinds of nodes as pages give them: the larger one of LiteGraph's and Nodes 2.0's, with
 # what they show during and after a run. tests/browser/test_examples.py compares.
@@ -50,16 +50,16 @@ HEIGHTS = {
     "LTXVScheduler": 178,
     "LTXVSeparateAVLatent": 78,
     "LoadImage": 400,
-    "MarkdownNote": 460,
+    "MarkdownNote": 360,
     "ModelSamplingAuraFlow": 86,
     "ModelSamplingSD3": 86,
     "PreviewAny": 300,
     "PreviewImage": 400,
     "PrimitiveInt": 110,
-    "RAPIDDemoPrompt": 224,
+    "RAPIDDemoPrompt": 260,
     "RAPID_Accelerate": 380,
     "RAPID_Calibrate": 400,
-    "RAPID_Compare": 640,
+    "RAPID_Compare": 720,
     "RAPID_LoadLuminaNext": 154,
     "RAPID_LoadLuminaNextText": 134,
     "RAPID_LoadPolicy": 130,
@@ -76,19 +76,27 @@ HEIGHTS = {
     "VAELoader": 110,
 }
 WITH_MAP = 660  # of a report that shows which tokens were computed
+NARROWEST = 225  # pixels of a node in Nodes 2.0
+SIDE = 420  # pixels; what stands at the left is as wide as the note above or below it
 WIDTHS = {
-    "MarkdownNote": 440,
-    "CLIPTextEncode": 400,
-    "RAPIDDemoPrompt": 400,
+    "CLIPLoader": SIDE,
+    "CheckpointLoaderSimple": SIDE,
+    "DualCLIPLoader": SIDE,
+    "LTXAVTextEncoderLoader": SIDE,
+    "LoadImage": SIDE,
+    "MarkdownNote": SIDE,
+    "RAPIDDemoPrompt": SIDE,
+    "RAPID_LoadLuminaNext": SIDE,
+    "RAPID_LoadPolicy": SIDE,
+    "UNETLoader": SIDE,
+    "CLIPTextEncode": 380,
+    "PreviewAny": 380,
+    "PreviewImage": 420,
     "RAPID_Accelerate": 300,
-    "RAPID_Report": 380,
     "RAPID_Compare": 480,
+    "RAPID_Report": 380,
     "SaveImage": 340,
     "SaveVideo": 340,
-    "PreviewAny": 420,
-    "PreviewImage": 420,
-    "LoadImage": 320,
-    "VAEDecode": 225,
 }
 FREE = {"SaveImage", "SaveVideo", "PreviewAny", "PreviewImage", "LoadImage", "MarkdownNote"}
 # Kinds that take whatever height they are given.
@@ -107,6 +115,8 @@ class Group:
     columns: Columns
     top: float = 0.0
     """Where its frame begins, or lower where the group above it ends."""
+    before: float = 0.0
+    """Pixels more to the left of its column, for wires that bend far."""
     color: str = "#3f789e"
 
 
@@ -142,12 +152,13 @@ def arrange(
     high = heights_of(workflow)
     for name, node in nodes.items():
         width, height = node["size"]
-        widths[name] = max(width, WIDTHS.get(node["type"], 0))
+        widths[name] = max(width, WIDTHS.get(node["type"], NARROWEST))
         heights[name] = high[node["id"]]
         node["size"] = [widths[name], heights[name] if node["type"] in FREE else height]
     workflow["groups"] = []
     x = 0.0
     for block in blocks:
+        x += max(group.before for group in block)
         y, width = 0.0, 0.0
         for group in block:
             y = max(y, group.top)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ SMALL = ("taesd3", "taef1")  # names of VAEs that are several files
 ROW = 540.0  # pixels from the top at which the lower row of groups begins
 LOW_ROW = 640.0  # the same where RAPID's node is higher
 RAPID, RESULT = "#8b7bd8", "#3f7a4d"  # colours of groups
-READ_ME = (Group("Read me", (("note",),), color="#555"),)
+READ_ME = Group("Read me", (("note",),), color="#555")
 
 
 @dataclass(frozen=True)
@@ -73,43 +73,62 @@ class Template:
         return self.twin.startswith("demo_")
 
 
+def note_above(load: Columns, *under: Group) -> tuple[Block, ...]:
+    """The note above what is loaded, and more groups under that."""
+    return ((READ_ME, Group("Load", load, top=ROW), *under),)
+
+
+def note_below(load: Columns) -> tuple[Block, ...]:
+    """What is loaded above the note."""
+    return ((Group("Load", load), replace(READ_ME, top=ROW)),)
+
+
+def note_beside(load: Columns) -> tuple[Block, ...]:
+    """The note to the left of what is loaded."""
+    return ((READ_ME,), (Group("Load", load),))
+
+
 def in_rows(
-    load: Columns,
+    left: tuple[Block, ...],
     prompt: Columns,
     *,
-    under_load: Block = (),
-    before: Block = (),
+    first: Columns = (),
     speed: Columns = (("accelerate",),),
-    sample: Columns = (("sample", "vae"),),
-    result: Columns = (("report",), (ROW, "decode"), ("save",)),
+    sample: Columns = (("sample", "vae"), (240.0, "decode")),
+    result: Columns = (("report", "save"),),
     row: float = ROW,
 ) -> tuple[Block, ...]:
     """A workflow with one sampler: RAPID's node and the report in the upper row, the prompt and the
     sampler in the lower one, so that the wire between the former passes above the latter.
 
-    before: groups between what is loaded and RAPID's node."""
+    first: what of the prompt stands under RAPID's node, where the rest comes after it."""
+    rapid, given = Group("RAPID", speed, color=RAPID), Group("Prompt and size", prompt, top=row)
+    middle: tuple[Block, ...] = ((rapid, given),)
+    if first:
+        middle = (
+            (rapid, Group("Prompt", first, top=row)),
+            (replace(given, title="Guidance and size"),),
+        )
     return (
-        READ_ME,
-        (Group("Load", load), *under_load),
-        *((before,) if before else ()),
-        (Group("RAPID", speed, color=RAPID), Group("Prompt and size", prompt, top=row)),
-        (Group("Sample", sample, top=row),),
+        *left,
+        *middle,
+        # higher where the wire from RAPID's node has to fall behind a column of the lower row
+        (Group("Sample", sample, top=row - 230 if first else row),),
         (Group("Result", result, color=RESULT),),
     )
 
 
-def compared(load: Columns, prompt: Columns, under_load: Block = ()) -> tuple[Block, ...]:
+def compared(load: Columns, prompt: Columns, *under: Group) -> tuple[Block, ...]:
     """The full run in the upper row, RAPID's in the lower one; they share model, prompt, seed."""
     low = 1420.0
     return (
-        READ_ME,
-        (Group("Load", load), *under_load),
+        (Group("Load", load), *under, replace(READ_ME, top=ROW)),
         (
-            Group("Shared by both", prompt, top=170),
+            Group("Shared by both", prompt, top=170, before=40),
             Group("RAPID", (("accelerate",),), top=low, color=RAPID),
         ),
         (
-            Group("Sample in full", (("sample_full", "vae"),), top=100),
+            Group("Sample in full", (("sample_full", "vae"),), top=100, before=40),
             Group("Sample with RAPID", (("sample_rapid",),), top=low + 110),
         ),
         (Group("Decode", (("decode_full", 180.0, "decode_rapid"),), top=560),),
@@ -143,7 +162,8 @@ def for_model(what: str, what_zh: str) -> tuple[str, str]:
 
 PROMPTS: Columns = (("positive", "negative", "latent"),)
 GUIDED: Columns = (("guidance", "negative", "latent"),)
-PROMPT_FIRST: Block = (Group("Prompt", (("positive",),), top=ROW),)
+PROMPT = Group("Prompt", (("positive",),))
+SHIFTED: Columns = (("shift",), ("accelerate",))
 CUSTOM: Columns = (("guidance", "negative", "sampler", "sigmas", "latent"),)
 
 TEMPLATES: tuple[Template, ...] = (
@@ -152,11 +172,11 @@ TEMPLATES: tuple[Template, ...] = (
         "01 Start here - no download",
         f"A small FLUX-like model that lies in the repository.\n\n{HOW}",
         f"使用仓库自带的小型类 FLUX 模型。\n\n{HOW_ZH}",
-        in_rows((("model",),), GUIDED, under_load=PROMPT_FIRST),
+        in_rows(note_above((("model",),), PROMPT), GUIDED),
     ),
     Template(
         "demo_compare",
-        "02 Demo - compare full and RAPID",
+        "02 Demo - full and RAPID",
         "One seed, drawn twice: with every step, and with half of them. Move the line in RAPID "
         "Compare; below it are both times and how near the pictures are.",
         "同一个种子画两次：一次计算所有步，一次只计算一半。拖动 RAPID 对比中的分界线；下方是"
@@ -164,44 +184,42 @@ TEMPLATES: tuple[Template, ...] = (
         compared(
             (("model",),),
             (("guidance", "negative", "latent", "seed"),),
-            (Group("Prompt", (("positive",),), top=400),),
+            PROMPT,
         ),
     ),
     Template(
         "demo_region",
-        "03 Demo - Region Adaptive and its map",
+        "03 Demo - Region Adaptive",
         "RAPID Region Adaptive on a small SD3-like model:"
         " most steps compute only some parts of the "
         "picture. The map shows how often: yellow always, blue seldom.",
         "在小型类 SD3 模型上使用 RAPID 区域自适应：多数步只计算图像的一部分。热力图显示各处的"
         "计算频率：黄色为每步都算，蓝色为很少计算。",
         in_rows(
-            (("model",),),
+            note_above((("model",),)),
             PROMPTS,
-            sample=(("sample", "vae"), (240.0, "decode")),
-            result=(("report",), ("save_map", 260.0, "save")),
+            result=(("report", "save"), ("save_map",)),
             row=LOW_ROW,
         ),
     ),
     Template(
         "demo_sd3",
-        "04 Demo - guidance and a negative prompt",
+        "04 Demo - with guidance",
         f"A small SD3-like model with cfg 2.5.\n\n{HOW}",
         f"小型类 SD3 模型，cfg 为 2.5。\n\n{HOW_ZH}",
-        in_rows((("model",),), PROMPTS),
+        in_rows(note_above((("model",),)), PROMPTS),
     ),
     Template(
         "demo_policy",
-        "05 Demo - a quarter of the steps by a policy file",
+        "05 Demo - with a policy file",
         "RAPID Accelerate computes a quarter of the steps: those that a policy file says,"
         " which was "
         "made for this demo model. RAPID Calibrate makes such a file for yours.",
         "RAPID 加速只计算四分之一的步，由为该演示模型制作的策略文件指定。RAPID 校准可以为您的"
         "模型制作这样的文件。",
         in_rows(
-            (("model", "policy"),),
+            note_above((("model", "policy"),), PROMPT),
             GUIDED,
-            under_load=PROMPT_FIRST,
             speed=(("accelerate", "about"),),
         ),
     ),
@@ -209,7 +227,7 @@ TEMPLATES: tuple[Template, ...] = (
         "z_image",
         "10 Z-Image - start here",
         *for_model("Z-Image, the model that is not distilled.", "Z-Image（未蒸馏的版本）。"),
-        in_rows((("model", "clip"), ("shift",)), PROMPTS),
+        in_rows(note_above((("model", "clip"),)), PROMPTS, speed=SHIFTED),
     ),
     Template(
         "ltx2",
@@ -220,7 +238,7 @@ TEMPLATES: tuple[Template, ...] = (
             "一次采样 20 步，同时生成视频和声音。若使用蒸馏 LoRA 只跑 8 步，RAPID 能节省的很少。",
         ),
         (
-            READ_ME,
+            (READ_ME,),
             (Group("Load", (("checkpoint", "clip", 1120.0, "audio_vae"),)),),
             (
                 Group(
@@ -261,7 +279,7 @@ TEMPLATES: tuple[Template, ...] = (
             " RAPID 报告，预测各自从头开始：若细节变差，请把两者的 **speedup** 都设为 1.5。",
         ),
         (
-            READ_ME,
+            (READ_ME,),
             (
                 Group(
                     "Load",
@@ -293,7 +311,7 @@ TEMPLATES: tuple[Template, ...] = (
         "qwen_image",
         "13 Qwen-Image",
         *for_model("Qwen-Image, 20 steps.", "Qwen-Image，20 步。"),
-        in_rows((("model", "clip"), ("shift",)), PROMPTS),
+        in_rows(note_above((("model", "clip"),)), PROMPTS, speed=SHIFTED),
     ),
     Template(
         "qwen_image_edit",
@@ -303,27 +321,28 @@ TEMPLATES: tuple[Template, ...] = (
             "在 Load Image 中选择图片，并写明要改什么。",
         ),
         in_rows(
-            (
-                ("model", "clip", "image", 600.0, "vae"),
-                ("shift", 560.0, "scale"),
-                ("norm",),
+            note_beside(
+                (
+                    ("model", "clip", "image", 600.0, "vae"),
+                    ("shift", 560.0, "scale"),
+                    ("norm",),
+                )
             ),
             (("positive", "negative", "encode"),),
-            sample=(("sample",),),
-            result=(("report",), (1400.0, "decode"), ("save",)),
+            sample=(("sample",), (1100.0, "decode")),
         ),
     ),
     Template(
         "flux2_dev",
         "15 FLUX.2 dev",
         *for_model("FLUX.2 dev, 20 steps.", "FLUX.2 dev，20 步。"),
-        in_rows((("model", "clip"),), CUSTOM, before=PROMPT_FIRST),
+        in_rows(note_above((("model", "clip"),)), CUSTOM, first=(("positive",),)),
     ),
     Template(
         "flux1_dev",
         "16 FLUX.1 dev",
         *for_model("FLUX.1 dev, 20 steps.", "FLUX.1 dev，20 步。"),
-        in_rows((("model", "clip"),), GUIDED, before=PROMPT_FIRST),
+        in_rows(note_above((("model", "clip"),)), GUIDED, first=(("positive",),)),
     ),
     Template(
         "flux1_kontext",
@@ -333,17 +352,22 @@ TEMPLATES: tuple[Template, ...] = (
             "在 Load Image 中选择图片，并写明要改什么。",
         ),
         in_rows(
-            (("model", "clip", "image", 380.0, "vae"),),
-            (("guidance",),),
-            before=(
-                Group(
-                    "Prompt and picture",
-                    (("positive", "scale"), (130.0, "negative", 60.0, "encode"), ("reference",)),
-                    top=ROW,
+            (
+                *note_beside((("model", "clip", "image", 380.0, "vae"),)),
+                (
+                    Group(
+                        "Prompt and picture",
+                        (
+                            ("positive", "scale"),
+                            (130.0, "negative", 60.0, "encode"),
+                            ("reference",),
+                        ),
+                        top=ROW,
+                    ),
                 ),
             ),
-            sample=((140.0, "sample"),),
-            result=(("report",), (1200.0, "decode"), ("save",)),
+            (("guidance",),),
+            sample=((140.0, "sample"), (860.0, "decode")),
         ),
     ),
     Template(
@@ -351,7 +375,7 @@ TEMPLATES: tuple[Template, ...] = (
         "18 Stable Diffusion 3.5 Large",
         *for_model("Stable Diffusion 3.5 Large, 28 steps.", "Stable Diffusion 3.5 Large，28 步。"),
         in_rows(
-            ((391.0, "checkpoint"),),
+            note_below(((391.0, "checkpoint"),)),
             PROMPTS,
             sample=(("sample",),),
             result=(("report",), (411.0, "decode"), ("save",)),
@@ -362,8 +386,9 @@ TEMPLATES: tuple[Template, ...] = (
         "19 Lumina Image 2",
         *for_model("Lumina Image 2.0, 30 steps.", "Lumina Image 2.0，30 步。"),
         in_rows(
-            ((391.0, "checkpoint"), ("shift",)),
+            note_below(((391.0, "checkpoint"),)),
             PROMPTS,
+            speed=SHIFTED,
             sample=(("sample",),),
             result=(("report",), (411.0, "decode"), ("save",)),
         ),
@@ -377,11 +402,9 @@ TEMPLATES: tuple[Template, ...] = (
         "按区域自适应采样（RAS）论文的设置使用 RAPID 区域自适应：30 步中有 24 步平均只计算图"
         "像一半的 token。" + UNMEASURED_ZH,
         in_rows(
-            (("model", "clip"),),
+            note_above((("model", "clip"),)),
             PROMPTS,
             speed=(("region",),),
-            sample=(("sample", "vae"), (240.0, "decode")),
-            result=(("report",), (780.0, "save")),
             row=LOW_ROW,
         ),
     ),
@@ -413,7 +436,7 @@ TEMPLATES: tuple[Template, ...] = (
         "可以随时取消：下次会接着进行。\n\n之后，在任何使用该模型的工作流中，RAPID 加速都会自"
         "动找到这个文件。",
         (
-            READ_ME,
+            (READ_ME,),
             (Group("Load", (("model", "clip"), ("shift",))),),
             (
                 Group("How you sample", (("sampler", "sigmas", "latent"),), top=100),
@@ -440,12 +463,10 @@ TEMPLATES: tuple[Template, ...] = (
         "\n\n运行后，RAPID 报告中的热力图显示各处的计算频率。此尺寸约需 6.4 GB 显存，或以 "
         "**memory_limit** 为限。" + UNMEASURED_ZH,
         in_rows(
-            (("model", "image", "clip"),),
+            note_above((("model", "image", "clip"),)),
             GUIDED,
-            before=(Group("Prompt", (("positive",),), top=LOW_ROW),),
+            first=(("positive",),),
             speed=(("region",),),
-            sample=(("sample", "vae"), (240.0, "decode")),
-            result=(("report",), (780.0, "save")),
             row=LOW_ROW,
         ),
     ),

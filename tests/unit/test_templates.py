@@ -41,6 +41,7 @@ def test_names_are_numbered_in_the_order_of_the_table_and_can_be_part_of_an_addr
     titles = [one.title for one in TEMPLATES]
     assert titles == sorted(titles)
     assert all(re.fullmatch(r"\d\d [\w .()-]+", title, re.ASCII) for title in titles)
+    assert max(map(len, titles)) <= 31  # what the page shows of one
     demos = [one.twin for one in TEMPLATES if one.title.startswith("0")]
     assert demos == [one.twin for one in TEMPLATES if one.demo] == TWINS[: len(demos)]
 
