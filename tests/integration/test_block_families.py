@@ -6,7 +6,7 @@ import torch
 
 from benchmarks.models import NODES
 from evaluation.host_models import TINY
-from evaluation.probes import choosing, falsifier, probe, run_twice, some_tokens
+from evaluation.probes import choosing, falsifier, kept_tensors, probe, run_twice, some_tokens
 from rapid_testing.flops import flops_of
 from rapid_testing.records import codes
 
@@ -156,6 +156,22 @@ def test_any_subset_gives_what_all_tokens_give(
     assert difference(full, partial) < CLOSE
     _, wrong = twice(patched, name, falsify=falsifier(pack_module))
     assert difference(full, wrong) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["Krea2", "Lumina2"])
+def test_keys_that_heads_share_are_kept_once(name, built, record_of, pack_module):
+    run_of = pack_module("rapid_core.comfy.bind").run_of
+    patched = choosing(pack_module, built(name), some_tokens(0.4))
+    seen = []
+
+    def look(options):
+        bound = run_of(options)
+        seen.extend(tensor.shape[1] for tensor in kept_tensors(bound.batched.store))
+        assert bound.batched.store.bytes == bound.run.plan.memory
+
+    full, partial = twice(patched, name, falsify=look)
+    assert set(seen) == {1}  # of two heads of queries
+    assert difference(full, partial) < CLOSE
 
 
 @pytest.mark.parametrize("name", ["WAN21_HuMo", "Krea2", "Anima", "JoyImage"])
