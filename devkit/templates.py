@@ -142,9 +142,8 @@ def compared(load: Columns, prompt: Columns, *under: Group) -> tuple[Block, ...]
 
 HOW = (
     "Press **Run**. RAPID Report says how many seconds were saved and how close the picture is "
-    "predicted to be.\n\nThe one thing to set is **speedup** in RAPID Accelerate:"
-    " 2 computes half of "
-    "the steps, 1 is off. For the full picture set it to 1 and run again; the seed is fixed."
+    "predicted to be.\n\nThe one thing to set is **speedup** in RAPID Accelerate: 2 computes half "
+    "of the steps, 1 is off. For the full picture set it to 1 and run again; the seed is fixed."
 )
 HOW_ZH = (
     "点击**运行**。RAPID 报告会显示节省了多少秒，以及预计图像有多接近完整计算的结果。\n\n只需"
@@ -190,9 +189,8 @@ TEMPLATES: tuple[Template, ...] = (
     Template(
         "demo_region",
         "03 Demo - Region Adaptive",
-        "RAPID Region Adaptive on a small SD3-like model:"
-        " most steps compute only some parts of the "
-        "picture. The map shows how often: yellow always, blue seldom.",
+        "RAPID Region Adaptive on a small SD3-like model: most steps compute only some parts of "
+        "the picture. The map shows how often: yellow always, blue seldom.",
         "在小型类 SD3 模型上使用 RAPID 区域自适应：多数步只计算图像的一部分。热力图显示各处的"
         "计算频率：黄色为每步都算，蓝色为很少计算。",
         in_rows(
@@ -212,9 +210,8 @@ TEMPLATES: tuple[Template, ...] = (
     Template(
         "demo_policy",
         "05 Demo - with a policy file",
-        "RAPID Accelerate computes a quarter of the steps: those that a policy file says,"
-        " which was "
-        "made for this demo model. RAPID Calibrate makes such a file for yours.",
+        "RAPID Accelerate computes a quarter of the steps: those that a policy file says, which "
+        "was made for this demo model. RAPID Calibrate makes such a file for yours.",
         "RAPID 加速只计算四分之一的步，由为该演示模型制作的策略文件指定。RAPID 校准可以为您的"
         "模型制作这样的文件。",
         in_rows(
@@ -233,8 +230,8 @@ TEMPLATES: tuple[Template, ...] = (
         "ltx2",
         "11 LTX-2.3 video with sound",
         *for_model(
-            "Video and sound in one run of 20 steps. With the distilled LoRA and 8 steps RAPID can "
-            "save little.",
+            "Video and sound in one run of 20 steps. With the distilled LoRA and 8 steps RAPID "
+            "can save little.",
             "一次采样 20 步，同时生成视频和声音。若使用蒸馏 LoRA 只跑 8 步，RAPID 能节省的很少。",
         ),
         (
@@ -271,10 +268,9 @@ TEMPLATES: tuple[Template, ...] = (
         "wan2.2_t2v",
         "12 Wan 2.2 video",
         *for_model(
-            "Wan 2.2 has two models,"
-            " one for the noisy steps and one for the others. Each has its own "
-            "RAPID Accelerate and RAPID Report, and each begins its predictions anew: if details "
-            "suffer, set **speedup** to 1.5 on both.",
+            "Wan 2.2 has two models, one for the noisy steps and one for the others. Each has its "
+            "own RAPID Accelerate and RAPID Report, and each begins its predictions anew: if "
+            "details suffer, set **speedup** to 1.5 on both.",
             "Wan 2.2 有两个模型，分别负责高噪声和低噪声的步。每个都有自己的 RAPID 加速和"
             " RAPID 报告，预测各自从头开始：若细节变差，请把两者的 **speedup** 都设为 1.5。",
         ),
@@ -396,8 +392,8 @@ TEMPLATES: tuple[Template, ...] = (
     Template(
         "lumina_next",
         "20 Lumina-Next (experimental)",
-        "RAPID Region Adaptive as the paper on region-adaptive sampling (RAS) has it:"
-        " of 30 steps 24 "
+        "RAPID Region Adaptive as the paper on region-adaptive sampling (RAS) has it: of 30 steps "
+        "24 "
         "compute half of the picture's tokens on average. " + UNMEASURED,
         "按区域自适应采样（RAS）论文的设置使用 RAPID 区域自适应：30 步中有 24 步平均只计算图"
         "像一半的 token。" + UNMEASURED_ZH,
@@ -411,11 +407,9 @@ TEMPLATES: tuple[Template, ...] = (
     Template(
         "compare_full_and_rapid",
         "30 Compare full and RAPID",
-        "Z-Image from one seed, drawn twice: with every step,"
-        " and with half of them. Move the line in "
-        "RAPID Compare; below it are both times and how near the pictures are.\n\n"
-        "For another model "
-        "change what is loaded, and the steps and cfg of **both** samplers.",
+        "Z-Image from one seed, drawn twice: with every step, and with half of them. Move the "
+        "line in RAPID Compare; below it are both times and how near the pictures are.\n\nFor "
+        "another model change what is loaded, and the steps and cfg of **both** samplers.",
         "用同一个种子画两次 Z-Image：一次计算所有步，一次只计算一半。拖动 RAPID 对比中的分界"
         "线；下方是两者的用时和接近程度。\n\n换用其他模型时，"
         "请更改加载的模型，以及**两个**采样器的步数和 cfg。",
@@ -424,13 +418,10 @@ TEMPLATES: tuple[Template, ...] = (
     Template(
         "calibrate",
         "31 Calibrate your model",
-        "RAPID Calibrate draws pictures of your model, as long as 40 full ones at the most,"
-        " finds which "
-        "steps matter, and writes a policy file. Put your own model,"
-        " prompts and steps here and press "
-        "**Run** once. You may cancel: the next run goes on from there.\n\n"
-        "Afterwards RAPID Accelerate "
-        "finds the file by itself, in any workflow with this model.",
+        "RAPID Calibrate draws pictures of your model, as long as 40 full ones at the most, finds "
+        "which steps matter, and writes a policy file. Put your own model, prompts and steps here "
+        "and press **Run** once. You may cancel: the next run goes on from there.\n\nAfterwards "
+        "RAPID Accelerate finds the file by itself, in any workflow with this model.",
         "RAPID 校准会用您的模型画图（最多相当于 40 张完整图像的时间），找出哪些步重要，并写出"
         "策略文件。换上您自己的模型、提示词和步数，点击一次**运行**即可。"
         "可以随时取消：下次会接着进行。\n\n之后，在任何使用该模型的工作流中，RAPID 加速都会自"
@@ -451,12 +442,11 @@ TEMPLATES: tuple[Template, ...] = (
     Template(
         "region_mask",
         "32 Region Adaptive with a mask",
-        "Most steps compute only some parts of the picture. Paint a mask in Load Image ("
-        "right click, "
-        "*Open in Mask Editor*) over what has to be most exact, such as a face or lettering: it is "
-        "computed more often. The picture itself is not used, only its mask.\n\n"
-        "After the run the map in "
-        "RAPID Report shows how often each part was computed. It needs about 6.4 GB of memory at this "
+        "Most steps compute only some parts of the picture. Paint a mask in Load Image (right "
+        "click, *Open in Mask Editor*) over what has to be most exact, such as a face or "
+        "lettering: it is computed more often. The picture itself is not used, only its "
+        "mask.\n\nAfter the run the map in RAPID Report shows how often each part was computed. "
+        "It needs about 6.4 GB of memory at this "
         f"size, or what **memory_limit** says. {UNMEASURED}",
         "多数步只计算图像的一部分。在 Load Image 中右键选择*在遮罩编辑器中打开*，涂出最需要精"
         "确的部分，例如人脸或文字：这些部分会更常计算。只使用遮罩，不使用图片本身。"

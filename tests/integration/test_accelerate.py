@@ -707,18 +707,18 @@ def test_a_compiled_model_is_skipped_as_it_was(kind, first, family, accelerate, 
     from comfy_api.torch_helpers import set_torch_compile_wrapper
 
     model, latent = family(kind)
-    settings = {"steps": 8, "cfg": 2.0, "latent": torch.zeros(2, *latent)}
-    plain = even_so(accelerate(model, 2.0))
+    settings = {"steps": STEPS, "cfg": 2.0, "latent": torch.zeros(2, *latent)}
+    plain = accelerate(model, 2.0)
     expected = sample(plain, **settings)
     compiled = model.clone()
     if first == "compiled first":
         set_torch_compile_wrapper(compiled, backend="aot_eager")
-        compiled = even_so(accelerate(compiled, 2.0))
+        compiled = accelerate(compiled, 2.0)
     else:
-        compiled = even_so(accelerate(compiled, 2.0))
+        compiled = accelerate(compiled, 2.0)
         set_torch_compile_wrapper(compiled, backend="aot_eager")
     result = sample(compiled, **settings)
     torch.compiler.reset()
     assert record_of(compiled).strip(0) == record_of(plain).strip(0)
-    assert record_of(compiled).totals["computed"] == 8  # 4 of each image's
+    assert record_of(compiled).strip(0).count("#") == STEPS // 2
     assert (result - expected).abs().max() < 1e-4 * expected.abs().max()
