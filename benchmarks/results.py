@@ -297,7 +297,8 @@ def region_clock() -> str:
     """Seconds by share of tokens."""
 
     def share(row: Row) -> str:
-        return "3/16" if row["share"] == 0.1875 else f"1/{1 / row['share']:.0f}"
+        found = "3/16" if row["share"] == 0.1875 else f"1/{1 / row['share']:.0f}"
+        return f"{found}, `paper`" if row.get("preset") == "paper" else found
 
     def full_run(row: Row) -> str:
         return number(sum(row["full_seconds"]) / len(row["full_seconds"]), 0)
