@@ -5,9 +5,10 @@ ComfyUI.
     python -m demo.train --model lumina_next --init START/lumina_next.safetensors ...
 
 Both have the same words, patches, embedding of time, widths and heads. Lumina's refiner of image
-tokens and its blocks become the blocks, as they are except for what turns queries and keys. What is
-left over is new, and silent until it is trained: attention to the text, which Lumina has in the same
-attention as the image, and the text in the vector that modulates.
+tokens and its blocks become the blocks, as they are except for what turns queries and keys. Text,
+which in Lumina changes from block to block and is attended to together with the image, is read by
+linear maps of the words that come nearest to what Lumina's blocks make of it, and counts as much as
+there on average. The text in the vector that modulates is silent until it is trained.
 """
 
 from __future__ import annotations
@@ -16,11 +17,17 @@ import argparse
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from demo.demo_model import DemoModel, export, load_weights
+from demo.latents import LatentMap
+from demo.pack.words import encode
+from demo.train import Pool
+from demo.twins.layers import rotate
+from demo.twins.lumina import GroupedAttention
 from demo.twins.lumina_next import SIZE
 
 LUMINA = Path(__file__).parent / "models" / "diffusion_models" / "lumina.safetensors"
@@ -68,7 +75,7 @@ def order() -> Tensor:
 
 def transplanted(lumina: dict[str, Tensor]) -> dict[str, Tensor]:
     """Weights of a Lumina-Next-like network that a Lumina-like one has, too, and zeros where text
-    would come in."""
+    would modulate."""
     patches = {"p": SIZE.patch_size, "q": SIZE.patch_size}
     weights = {new: lumina[old] for old, new in OTHERS.items()}
     weights["patch_embedder.proj.weight"] = rearrange(
@@ -88,13 +95,81 @@ def transplanted(lumina: dict[str, Tensor]) -> dict[str, Tensor]:
         weights[f"{new}.attn1.to_q.weight"] = q[:, turned].flatten(0, 1)
         weights[f"{new}.attn1.to_k.weight"] = k[:, turned].flatten(0, 1)
         weights[f"{new}.attn1.to_v.weight"] = v.flatten(0, 1)
-        weights[f"{new}.attn2.to_v.weight"] = torch.zeros(kv_heads * width, SIZE.text_width)
+        weights[f"{new}.attn2.to_q.weight"] = weights[f"{new}.attn1.to_q.weight"]
         for name, number in (("q", heads), ("k", kv_heads)):
             scale = lumina[f"{old}.attention.{name}_norm.weight"][turned]
-            weights[f"{new}.attn1.norm_{name}.weight"] = scale.repeat(number)
+            for attention in ("attn1", "attn2"):
+                weights[f"{new}.{attention}.norm_{name}.weight"] = scale.repeat(number)
+    weights["layers.0.gate"] = torch.zeros(SIZE.heads)  # Lumina's refiner sees no text
     caption = torch.zeros(SIZE.condition_size, SIZE.text_width)
     weights["time_caption_embed.caption_embedder.1.weight"] = caption
     return weights
+
+
+class Reader:
+    """Sees what one block of Lumina's makes of its text: sums of least squares for keys and values,
+    and how much of the attention of image tokens goes there."""
+
+    def __init__(self, attention: GroupedAttention):
+        self.attention = attention
+        self.words = torch.empty(0)  # (B, L, D), as the block of Lumina-Next is to read them
+        self.squares = 1e-3 * torch.eye(SIZE.text_width)
+        self.products = torch.zeros(SIZE.text_width, 2 * SIZE.kv_heads * SIZE.head_size)
+        self.shares: list[Tensor] = []
+        attention.register_forward_pre_hook(self._see)
+
+    def _see(self, _module: nn.Module, given: tuple[Tensor, Tensor]) -> None:
+        x, rope = given
+        tokens, width = self.words.shape[1], SIZE.head_size
+        found = self.attention.qkv(x)
+        words = self.words.flatten(0, 1)
+        self.squares += words.T @ words
+        self.products += words.T @ found[:, :tokens, SIZE.hidden_size :].flatten(0, 1)
+        heads = found.unflatten(2, (-1, width)).transpose(1, 2)
+        q, k, _ = heads.split((SIZE.heads, SIZE.kv_heads, SIZE.kv_heads), 1)
+        q, k = rotate(self.attention.q_norm(q), rope), rotate(self.attention.k_norm(k), rope)
+        k = k.repeat_interleave(SIZE.heads // SIZE.kv_heads, 1)
+        seen = (q[:, :, tokens:] @ k.transpose(2, 3) / width**0.5).softmax(-1)
+        self.shares.append(seen[..., :tokens].sum(-1).mean((0, 2)))
+
+    def weights(self, out: Tensor) -> dict[str, Tensor]:
+        """Of a block's attentions. out: the matrix (D, heads * D) that its output goes through.
+
+        Lumina has (1 - share) image + share text, Lumina-Next image + tanh(gate) text."""
+        inner = SIZE.kv_heads * SIZE.head_size
+        fitted = torch.linalg.solve(self.squares, self.products)
+        share = torch.stack(self.shares).mean(0)
+        ratio = share / (1 - share)
+        largest = ratio.max() / 0.9
+        turned = order()
+        k = fitted[:, :inner].T.unflatten(0, (-1, SIZE.head_size))[:, turned].flatten(0, 1)
+        return {
+            "attn2.to_k.weight": k,
+            "attn2.to_v.weight": fitted[:, inner:].T * largest,
+            "attn2.to_out.0.weight": out * (1 - share).repeat_interleave(SIZE.head_size),
+            "gate": (ratio / largest).atanh(),
+        }
+
+
+def read_text(model: DemoModel, size: int = 256, batches: int = 6) -> dict[str, Tensor]:
+    """Weights of attention to the text, fitted on drawn scenes of `size` pixels."""
+    blocks = [block.attention for block in model.twin.layers]
+    readers = [Reader(attention) for attention in blocks]
+    generator = torch.Generator().manual_seed(0)
+    pool = Pool(size, LatentMap.load(), generator, 64, 1.0, "cpu")
+    for _ in range(batches):
+        data, counts = pool.batch(8)
+        words = F.rms_norm(encode(counts, model.words)[0], (SIZE.text_width,), eps=SIZE.norm_eps)
+        for reader in readers:
+            reader.words = words
+        t = torch.rand(len(data), generator=generator)
+        noise = torch.randn(data.shape, generator=generator)
+        model(torch.lerp(data, noise, t[:, None, None, None]), t, counts, torch.ones(len(data)))
+    found = {}
+    for i, reader in enumerate(readers, 1):
+        of_block = reader.weights(blocks[i - 1].out.weight)
+        found |= {f"layers.{i}.{name}": value for name, value in of_block.items()}
+    return found
 
 
 @torch.no_grad()
@@ -116,7 +191,7 @@ def main() -> None:
             f"beside it; take demo/models/diffusion_models/lumina.safetensors."
         ) from error
     model.words.copy_(lumina.words)
-    weights = transplanted(lumina.twin.state_dict())
+    weights = transplanted(lumina.twin.state_dict()) | read_text(lumina)
     model.twin.load_state_dict({**model.twin.state_dict(), **weights})
     args.out.mkdir(parents=True, exist_ok=True)
     export("lumina_next", model.state_dict(), args.out / "lumina_next.safetensors", seen=0)
