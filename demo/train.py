@@ -178,10 +178,9 @@ class Trainer:
         self.seconds = state["seconds"]
 
     def rate(self, total: int) -> float:
-        """Learning rate factor: short warm-up, constant, linear decay over the last `--decay`
-        share."""
+        """Learning rate factor: warm-up, constant, linear decay over the last `--decay` share."""
         left = max(0.0, 1 - self.seen / total) / max(self.args.decay, 1e-9)
-        return min(1.0, (self.step + 1) / 100) * min(1.0, left + 0.02)
+        return min(1.0, (self.step + 1) / self.args.warm_up) * min(1.0, left + 0.02)
 
     def loss(self, size: int) -> Tensor:
         number = max(1, TOKENS_A_STEP * self.args.batch // 64 // (size // 16) ** 2)
@@ -289,6 +288,9 @@ def main() -> None:
         help="pictures of 128 px a step (same tokens at other sizes)",
     )
     parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument(
+        "--warm-up", type=int, default=100, help="steps in which the rate rises to its height"
+    )
     parser.add_argument(
         "--decay", type=float, default=0.15, help="share of the training over which the rate falls"
     )
