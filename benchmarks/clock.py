@@ -8,7 +8,8 @@ Measured beside theoretical speed-up (FLOPs of the full run over those spent); o
 sampling loop timed whole, a full run before and after each other run, whose mean it is compared with. 6
 evaluations of 28 (FLUX, SD3) or 30 (Lumina, Lumina-Next) compute all tokens, as in the published
 schedules; 3/16 of the tokens is the region suite's "headline". Presets are Region Adaptive's, one run
-each at every share: "ours" has the region suite's settings, "paper" the published ones.
+each at every share: "ours" has the region suite's settings, "paper" the published ones. On a
+machine with other work, see `speedup_computing`: by the seconds in which the process had a core.
 """
 
 from __future__ import annotations
@@ -85,8 +86,6 @@ _LUMINA_NEXT = dict(
         kv_heads=1,
         feed_forward=1280,
         text_width=CONTEXT,
-        channels=16,
-        learn_sigma=False,
     )
 )
 WIDE = {
@@ -107,13 +106,15 @@ def conditioning(seed: int) -> list:
     return [[torch.randn(1, TEXT, CONTEXT, generator=generator), pooled]]
 
 
-def timed(model: Any, steps: int, pixels: int) -> float:
-    """Seconds of one sampling run."""
+def timed(model: Any, steps: int, pixels: int) -> tuple[float, float]:
+    """Seconds of one sampling run: by the clock, and those that this process was computing."""
     import comfy.sample
 
-    latent = torch.zeros(1, 16, pixels // 8, pixels // 8)
+    channels = model.model.latent_format.latent_channels
+    latent = torch.zeros(1, channels, pixels // 8, pixels // 8)
     noise = comfy.sample.prepare_noise(latent, 0)
     start = time.perf_counter()
+    computing = time.process_time()
     comfy.sample.sample(
         model,
         noise,
@@ -127,7 +128,7 @@ def timed(model: Any, steps: int, pixels: int) -> float:
         disable_pbar=True,
         seed=0,
     )
-    return time.perf_counter() - start
+    return time.perf_counter() - start, time.process_time() - computing
 
 
 @dataclass(frozen=True)
@@ -178,16 +179,23 @@ def measure(comfy: Any, kind: str, args: argparse.Namespace) -> list[dict[str, A
         record = patched.model_options["transformer_options"]["rapid"].log.records[-1]
         if run.partial:
             assert record.totals["partial"] == steps - FULL_EVALUATIONS, record.text()
-        measured = (before + after) / 2 / seconds
+        measured, computing = (
+            (first + last) / 2 / own
+            for first, own, last in zip(before, seconds, after, strict=True)
+        )
         theoretical = record.totals["speedup_theoretical"]
         rows.append(
             dict(
                 model=kind,
                 **run.told,
                 steps=steps,
-                seconds=seconds,
-                full_seconds=[before, after],
+                pixels=args.pixels,
+                seconds=seconds[0],
+                full_seconds=[before[0], after[0]],
                 speedup_measured=measured,
+                computing_seconds=seconds[1],
+                full_computing_seconds=[before[1], after[1]],
+                speedup_computing=computing,
                 speedup_theoretical=theoretical,
                 of_theoretical=measured / theoretical,
                 mebibytes=record.bytes / 2**20,

@@ -300,11 +300,16 @@ def region_clock() -> str:
         found = "3/16" if row["share"] == 0.1875 else f"1/{1 / row['share']:.0f}"
         return f"{found}, `paper`" if row.get("preset") == "paper" else found
 
+    def model(row: Row) -> str:
+        size = row.get("pixels", 1024)
+        where = "" if size == 1024 else f", {size} px"
+        return f"{MODELS[row['model']]}, {row['steps']} steps{where}"
+
     def full_run(row: Row) -> str:
         return number(sum(row["full_seconds"]) / len(row["full_seconds"]), 0)
 
     columns = [
-        Column("model", lambda row: f"{MODELS[row['model']]}, {row['steps']} steps"),
+        Column("model", model),
         Column("share of tokens", share),
         Column("full run, s", full_run),
         figure("seconds", "seconds", 0),
