@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -153,7 +154,8 @@ class Reader:
 
 def read_text(model: DemoModel, size: int = 256, batches: int = 6) -> dict[str, Tensor]:
     """Weights of attention to the text, fitted on drawn scenes of `size` pixels."""
-    blocks = [block.attention for block in model.twin.layers]
+    layers: Any = model.twin.layers
+    blocks = [block.attention for block in layers]
     readers = [Reader(attention) for attention in blocks]
     generator = torch.Generator().manual_seed(0)
     pool = Pool(size, LatentMap.load(), generator, 64, 1.0, "cpu")
