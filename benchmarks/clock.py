@@ -1,13 +1,17 @@
 """Seconds of region-adaptive sampling and of RAPID Accelerate on models that are compute-bound: random
 weights, 4,096 image tokens.
 
-    python3 dev.py bench clock [--models flux sd3 lumina] [--shares 0.5 0.25 0.125 0.1875] [--speedups 2 3]
-                               [--pixels 1024]
+    python3 dev.py bench clock [--models flux sd3 lumina lumina_next] [--shares 0.5 0.25 0.125 0.1875]
+                               [--presets ours paper] [--speedups 2 3] [--pixels 1024]
+                               [--clock wall]
 
 Measured beside theoretical speed-up (FLOPs of the full run over those spent); one warm-up call, the
 sampling loop timed whole, a full run before and after each other run, whose mean it is compared with. 6
-evaluations of 28 (FLUX, SD3) or 30 (Lumina) compute all tokens, as in the published schedules; 3/16
-of the tokens is the region suite's "headline".
+evaluations of 28 (FLUX, SD3) or 30 (Lumina, Lumina-Next) compute all tokens, as in the published
+schedules; 3/16 of the tokens is the region suite's "headline". Presets are Region Adaptive's, one run
+each at every share: "ours" has the region suite's settings, "paper" the published ones. `--clock
+process` counts the seconds in which the process had a core: for one thread of a CPU on a machine that
+has other work.
 """
 
 from __future__ import annotations
@@ -15,6 +19,8 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +28,7 @@ import torch
 
 from benchmarks.region import NODE, SIX_FULL
 from devkit.comfy_process import load_everything
+from rapid_core.comfy.lumina_next.config import LuminaNextConfig
 
 CONTEXT = 64  # channels of the text
 TEXT = 77  # its tokens
@@ -73,9 +80,26 @@ _LUMINA = dict(
     axes_lens=[300, 512, 512],
     rope_theta=10000.0,
 )
-WIDE = {"flux": ("Flux", _FLUX), "sd3": ("SD3", _SD3), "lumina": ("Lumina2", _LUMINA)}
+_LUMINA_NEXT = dict(
+    config=LuminaNextConfig(
+        hidden_size=480,
+        layers=6,
+        heads=5,
+        kv_heads=1,
+        feed_forward=1280,
+        text_width=CONTEXT,
+    )
+)
+WIDE = {
+    "flux": ("Flux", _FLUX),
+    "sd3": ("SD3", _SD3),
+    "lumina": ("Lumina2", _LUMINA),
+    "lumina_next": ("rapid_core.comfy.lumina_next.model.LuminaNext", _LUMINA_NEXT),
+}
 SHARES = (0.5, 0.25, 0.125, 0.1875)
-STEPS = {"flux": 28, "sd3": 28, "lumina": 30}
+PRESETS: dict[str, dict[str, Any]] = {"ours": {**NODE, **SIX_FULL}, "paper": {"preset": "paper"}}
+CLOCKS = {"wall": time.perf_counter, "process": time.process_time}
+STEPS = {"flux": 28, "sd3": 28, "lumina": 30, "lumina_next": 30}
 
 
 def conditioning(seed: int) -> list:
@@ -85,13 +109,14 @@ def conditioning(seed: int) -> list:
     return [[torch.randn(1, TEXT, CONTEXT, generator=generator), pooled]]
 
 
-def timed(model: Any, steps: int, pixels: int) -> float:
-    """Seconds of one sampling run."""
+def timed(model: Any, steps: int, pixels: int, now: Callable[[], float]) -> float:
+    """Seconds of one sampling run, by `now`."""
     import comfy.sample
 
-    latent = torch.zeros(1, 16, pixels // 8, pixels // 8)
+    channels = model.model.latent_format.latent_channels
+    latent = torch.zeros(1, channels, pixels // 8, pixels // 8)
     noise = comfy.sample.prepare_noise(latent, 0)
-    start = time.perf_counter()
+    start = now()
     comfy.sample.sample(
         model,
         noise,
@@ -105,21 +130,39 @@ def timed(model: Any, steps: int, pixels: int) -> float:
         disable_pbar=True,
         seed=0,
     )
-    return time.perf_counter() - start
+    return now() - start
 
 
-def by_share(comfy: Any, model: Any, share: float, kv_cache: str) -> Any:
-    """The model with Region Adaptive at a share of the tokens."""
-    inputs = {**NODE, **SIX_FULL, "kv_cache": kv_cache}
-    return comfy.run_node("RAPID_RegionAdaptive", model=model, keep_ratio=share, **inputs)[0]
+@dataclass(frozen=True)
+class Run:
+    """What is measured beside full runs."""
+
+    told: dict[str, Any]
+    """Of the row: what was asked for."""
+    patch: Callable[[Any], Any]
+    """Patch of the model."""
+    partial: bool
+    """Whether all but the evaluations of the published schedules compute some tokens only."""
 
 
-def by_speedup(comfy: Any, model: Any, speedup: float, _kv_cache: str) -> Any:
-    """The model with RAPID Accelerate at a speed-up."""
-    return comfy.run_node("RAPID_Accelerate", model=model, speedup=speedup)[0]
+def runs(comfy: Any, args: argparse.Namespace) -> list[Run]:
+    """All of them."""
 
+    def patch(node: str, **inputs: Any) -> Callable[[Any], Any]:
+        return lambda model: comfy.run_node(node, model=model, **inputs)[0]
 
-PATCHES = {"share": by_share, "speedup_asked": by_speedup}
+    found = []
+    for share in args.shares:
+        for preset in args.presets:
+            inputs = {**PRESETS[preset], "keep_ratio": share}
+            told = {"share": share, "preset": preset}
+            if preset == "ours":
+                inputs["kv_cache"] = told["kv_cache"] = args.kv_cache
+            found.append(Run(told, patch("RAPID_RegionAdaptive", **inputs), partial=True))
+    for speedup in args.speedups:
+        own = patch("RAPID_Accelerate", speedup=speedup)
+        found.append(Run({"speedup_asked": speedup}, own, partial=False))
+    return found
 
 
 def measure(comfy: Any, kind: str, args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -128,27 +171,26 @@ def measure(comfy: Any, kind: str, args: argparse.Namespace) -> list[dict[str, A
 
     model = FamilyModel(*WIDE[kind]).build()
     steps = STEPS[kind]
-    timed(model, 1, args.pixels)
-    before = timed(model, steps, args.pixels)
+    now = CLOCKS[args.clock]
+    timed(model, 1, args.pixels, now)
+    before = timed(model, steps, args.pixels, now)
     rows = []
-    for name, value in [
-        *(("share", share) for share in args.shares),
-        *(("speedup_asked", speedup) for speedup in args.speedups),
-    ]:
-        patched = PATCHES[name](comfy, model, value, args.kv_cache)
-        seconds = timed(patched, steps, args.pixels)
-        after = timed(model, steps, args.pixels)
+    for run in runs(comfy, args):
+        patched = run.patch(model)
+        seconds = timed(patched, steps, args.pixels, now)
+        after = timed(model, steps, args.pixels, now)
         record = patched.model_options["transformer_options"]["rapid"].log.records[-1]
-        if name == "share":
+        if run.partial:
             assert record.totals["partial"] == steps - FULL_EVALUATIONS, record.text()
         measured = (before + after) / 2 / seconds
         theoretical = record.totals["speedup_theoretical"]
         rows.append(
             dict(
                 model=kind,
-                **{name: value},
+                **run.told,
                 steps=steps,
-                kv_cache=args.kv_cache,
+                pixels=args.pixels,
+                clock=args.clock,
                 seconds=seconds,
                 full_seconds=[before, after],
                 speedup_measured=measured,
@@ -168,8 +210,10 @@ def main() -> None:
     )
     parser.add_argument("--models", nargs="+", choices=sorted(WIDE), default=sorted(WIDE))
     parser.add_argument("--shares", nargs="*", type=float, default=SHARES)
+    parser.add_argument("--presets", nargs="+", choices=list(PRESETS), default=["ours"])
     parser.add_argument("--speedups", nargs="*", type=float, default=())
     parser.add_argument("--pixels", type=int, default=1024)
+    parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall")
     parser.add_argument("--kv-cache", default="predict")
     parser.add_argument("--out", type=Path, default=Path("bench_output"))
     parser.add_argument("--base", type=Path, required=True)

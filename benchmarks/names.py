@@ -6,7 +6,12 @@ from collections.abc import Iterable
 
 from evaluation.tables import Row
 
-MODELS = {"flux": "FLUX-like", "sd3": "SD3-like", "lumina": "Lumina-like"}
+MODELS = {
+    "flux": "FLUX-like",
+    "sd3": "SD3-like",
+    "lumina": "Lumina-like",
+    "lumina_next": "Lumina-Next-like",
+}
 METHODS = {
     "full": "full",
     "full_noise1": "full, other noise",

@@ -1,7 +1,7 @@
 """The region suite: region-adaptive sampling beside its published form, blind selections, Cache
 Reuse and fewer steps.
 
-    python3 dev.py bench region [--models flux sd3 lumina] [--prompts 200] [--targets 0.5 0.25 headline]
+    python3 dev.py bench region [--models flux sd3 lumina lumina_next] [--prompts 200] [--targets 0.5 0.25 headline]
                                 [--methods region cache_reuse ...] [--out DIR] [--cost-of flux-dev] [--quick]
 
 Everything is compared at the cost of this pack's Region Adaptive at half and a quarter of the

@@ -275,12 +275,11 @@ def demo() -> str:
 def demo_models() -> str:
     """What the demo models draw."""
     logs = REPOSITORY / "demo" / "models" / "logs"
+    files = {title: logs / f"{name}_evaluation.json" for name, title in MODELS.items()}
     rows = [
-        {
-            "title": title,
-            **json.loads((logs / f"{name}_evaluation.json").read_text(encoding="utf-8")),
-        }
-        for name, title in MODELS.items()
+        {"title": title, **json.loads(file.read_text(encoding="utf-8"))}
+        for title, file in files.items()
+        if file.is_file()  # a model's whose weights are there
     ]
     columns = [
         Column("model", lambda row: f"{row['title']}, cfg {row['settings']['cfg']:g}"),
@@ -314,13 +313,19 @@ def region_clock() -> str:
     """Seconds by share of tokens."""
 
     def share(row: Row) -> str:
-        return "3/16" if row["share"] == 0.1875 else f"1/{1 / row['share']:.0f}"
+        found = "3/16" if row["share"] == 0.1875 else f"1/{1 / row['share']:.0f}"
+        return f"{found}, `paper`" if row.get("preset") == "paper" else found
+
+    def sized(row: Row) -> str:
+        size = row.get("pixels", 1024)
+        where = "" if size == 1024 else f", {size} px"
+        return f"{MODELS[row['model']]}, {row['steps']} steps{where}"
 
     def full_run(row: Row) -> str:
         return number(sum(row["full_seconds"]) / len(row["full_seconds"]), 0)
 
     columns = [
-        Column("model", lambda row: f"{MODELS[row['model']]}, {row['steps']} steps"),
+        Column("model", sized),
         Column("share of tokens", share),
         Column("full run, s", full_run),
         figure("seconds", "seconds", 0),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from demo.pack.words import PAD, TOKENS, VOCABULARY, WIDTH, encode
 from demo.twins import TWINS, LuminaConfig, initialise
+from demo.twins.lumina_next import SIZE
 
 
 class DemoModel(nn.Module):
@@ -40,6 +42,8 @@ def export(kind: str, state: dict[str, Tensor], path: Path, seen: int) -> None:
     meta = {"format": "pt", "model": f"rapid demo {kind}-like", "pictures_seen": str(seen)}
     if kind == "lumina":
         meta["nextdit"] = json.dumps(LuminaConfig().host())
+    if kind == "lumina_next":
+        meta["lumina_next"] = json.dumps(asdict(SIZE))
     save_file(twin, path, metadata=meta)
     words = {"words": state["words"].float().cpu().contiguous()}
     meta = {"vocabulary": json.dumps(VOCABULARY), "tokens": str(TOKENS), "model": kind}

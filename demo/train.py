@@ -25,7 +25,7 @@ from demo import scenes
 from demo.demo_model import DemoModel, export, load_weights
 from demo.latents import LatentMap
 from demo.pack.words import PAD, TOKENS, VOCABULARY, bag
-from demo.twins import TWINS
+from demo.twins import MODULATIONS, TWINS
 
 DROP_PROMPT = 0.1
 TOKENS_A_STEP = 64 * 64  # image tokens of one optimiser step, whatever the size of the pictures
@@ -105,7 +105,8 @@ def optimisers(model: DemoModel, lr: float) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the blocks but the modulations, AdamW for the rest."""
     matrices, rest = [], []
     for name, p in model.named_parameters():
-        inside = STACK.search(name) and p.ndim == 2 and "mod" not in name.lower()
+        modulates = name.removesuffix(".weight").endswith(MODULATIONS)
+        inside = STACK.search(name) and p.ndim == 2 and not modulates
         (matrices if inside else rest).append(p)
     return [
         torch.optim.Muon(
@@ -126,7 +127,8 @@ class Trainer:
         if args.init:
             load_weights(self.model, Path(args.init))
         self.ema = {k: v.clone() for k, v in self.model.state_dict().items()}
-        self.fast = DemoModel(args.model).to(self.device, torch.bfloat16)
+        self.dtype = getattr(torch, args.dtype)
+        self.fast = DemoModel(args.model).to(self.device, self.dtype)
         self.optimisers = optimisers(self.model, args.lr)
         self.generator = torch.Generator().manual_seed(args.seed)
         self.seen = self.step = 0
@@ -176,10 +178,9 @@ class Trainer:
         self.seconds = state["seconds"]
 
     def rate(self, total: int) -> float:
-        """Learning rate factor: short warm-up, constant, linear decay over the last `--decay`
-        share."""
+        """Learning rate factor: warm-up, constant, linear decay over the last `--decay` share."""
         left = max(0.0, 1 - self.seen / total) / max(self.args.decay, 1e-9)
-        return min(1.0, (self.step + 1) / 100) * min(1.0, left + 0.02)
+        return min(1.0, (self.step + 1) / self.args.warm_up) * min(1.0, left + 0.02)
 
     def loss(self, size: int) -> Tensor:
         number = max(1, TOKENS_A_STEP * self.args.batch // 64 // (size // 16) ** 2)
@@ -194,14 +195,14 @@ class Trainer:
         shift = SHIFT * max(1.0, size / 256)
         t = shift * u / (1 + (shift - 1) * u)
         noise = torch.randn(data.shape, generator=gen).to(self.device)
-        x = torch.lerp(data, noise, t[:, None, None, None]).bfloat16()
+        x = torch.lerp(data, noise, t[:, None, None, None]).to(self.dtype)
         target = noise - data
         self.seen += number
-        velocity = self.fast(x, t, counts.bfloat16(), torch.ones(number, device=self.device))
+        velocity = self.fast(x, t, counts.to(self.dtype), torch.ones(number, device=self.device))
         return (velocity.float() - target).square().mean()
 
     def update(self, size: int, total: int) -> float:
-        """One optimiser step on bfloat16 copies of the float32 weights."""
+        """One optimiser step on copies of the float32 weights, in `--dtype`."""
         for slow, fast in zip(self.model.parameters(), self.fast.parameters(), strict=True):
             fast.data.copy_(slow.data)
             fast.grad = None
@@ -288,12 +289,16 @@ def main() -> None:
     )
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument(
+        "--warm-up", type=int, default=100, help="steps in which the rate rises to its height"
+    )
+    parser.add_argument(
         "--decay", type=float, default=0.15, help="share of the training over which the rate falls"
     )
     parser.add_argument("--ema", type=float, default=0.998)
     parser.add_argument("--pool", type=int, default=40000, help="scenes of 128 px kept in memory")
     parser.add_argument("--reuse", type=float, default=6.0, help="times a drawn scene is used")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--save-minutes", type=float, default=5)

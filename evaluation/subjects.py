@@ -25,7 +25,7 @@ class Family:
     """How a demo model is sampled."""
 
     kind: str
-    """flux, sd3 or lumina."""
+    """flux, sd3, lumina or lumina_next."""
     vae: str
     """Name by which the host's VAELoader knows its decoder."""
     cfg: float
@@ -38,8 +38,16 @@ class Family:
 FAMILIES = {"flux": Family("flux", "taef1", 1.0, 1.0), "sd3": Family("sd3", "taesd3", 2.5, None)}
 # As in the paper's table; never tuned on, only reported.
 LUMINA = Family("lumina", "taef1", 2.5, None, steps=30)
-ALL_FAMILIES = {**FAMILIES, "lumina": LUMINA}
-FIRST_BLOCKS = {"flux": "double_blocks", "sd3": "joint_blocks", "lumina": "layers"}
+# With the sigmas of the published pipeline, which are not shifted.
+LUMINA_NEXT = Family("lumina_next", "taef1", 2.5, None, steps=30, scheduler="normal")
+ALL_FAMILIES = {**FAMILIES, "lumina": LUMINA, "lumina_next": LUMINA_NEXT}
+FIRST_BLOCKS = {
+    "flux": "double_blocks",
+    "sd3": "joint_blocks",
+    "lumina": "layers",
+    "lumina_next": "layers",
+}
+LOADERS = {"lumina": "RAPIDDemoLumina", "lumina_next": "RAPIDDemoLuminaNext"}
 
 
 @dataclass(frozen=True)
@@ -64,8 +72,8 @@ class Subject:
         self.family = family
         name = f"{family.kind}.safetensors"
         self.weights = Path(folder_paths.get_full_path_or_raise("diffusion_models", name))
-        if family.kind == "lumina":
-            (self.model,) = comfy.run_node("RAPIDDemoLumina", unet_name=name)
+        if family.kind in LOADERS:
+            (self.model,) = comfy.run_node(LOADERS[family.kind], unet_name=name)
         else:
             (self.model,) = comfy.run_node("UNETLoader", unet_name=name, weight_dtype="default")
         (self.vae,) = comfy.run_node("VAELoader", vae_name=family.vae)

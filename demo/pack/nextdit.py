@@ -5,31 +5,20 @@ in the file's metadata (`nextdit`, JSON: the host's `unet_config`)."""
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import comfy.model_management
 import comfy.model_patcher
 import comfy.supported_models
 import torch
-from safetensors import SafetensorError, safe_open
+
+from . import sized_weights
 
 
 def load(path: str) -> Any:
     """MODEL of a file. Raises ValueError where the file is no such model."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            meta = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 no dict
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"Demo Lumina Loader: {path} cannot be read ({error}); restore it."
-        ) from error
-    if "nextdit" not in meta:
-        raise ValueError(
-            f"Demo Lumina Loader: {path} is not the Lumina-like demo model; pick lumina.safetensors."
-        )
-    return build(json.loads(meta["nextdit"]), weights)
+    settings, weights = sized_weights.read(path, "nextdit", "Demo Lumina Loader", "Lumina")
+    return build(settings, weights)
 
 
 def build(config: dict, weights: dict[str, torch.Tensor]) -> Any:

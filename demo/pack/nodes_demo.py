@@ -1,5 +1,5 @@
-"""Nodes of the demo: text to CONDITIONING for the demo models, and a loader for the Lumina-like
-one."""
+"""Nodes of the demo: text to CONDITIONING for the demo models, and loaders for the Lumina-like and
+the Lumina-Next-like one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import ComfyExtension, io
 
-from . import nextdit, word_table
+from . import lumina_next, nextdit, word_table
 from .words import BACKGROUNDS, COLOURS, PLACES, SHAPES, SIZES, TEXTURES, TOKENS
 
 EXAMPLE = "flat blue background, big red striped circle center"
@@ -85,6 +85,31 @@ class DemoLumina(io.ComfyNode):
         )
 
 
+class DemoLuminaNext(io.ComfyNode):
+    """Loads the Lumina-Next-like demo model: RAPID's classes, with the latents of the demo's world."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="RAPIDDemoLuminaNext",
+            display_name="Demo Lumina-Next Loader",
+            category="RAPID/demo",
+            description="Loads the Lumina-Next-like demo model; for demo models and tests only.",
+            inputs=[
+                io.Combo.Input(
+                    "unet_name", options=folder_paths.get_filename_list("diffusion_models")
+                )
+            ],
+            outputs=[io.Model.Output()],
+        )
+
+    @classmethod
+    def execute(cls, unet_name: str) -> io.NodeOutput:
+        return io.NodeOutput(
+            lumina_next.load(folder_paths.get_full_path_or_raise("diffusion_models", unet_name))
+        )
+
+
 def table_path(model: str) -> Path:
     """The table in one of the host's model folders, else in the demo's own."""
     name = word_table.file_name(model)
@@ -96,4 +121,4 @@ class DemoExtension(ComfyExtension):
     """What the demo pack brings."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [DemoPrompt, DemoLumina]
+        return [DemoPrompt, DemoLumina, DemoLuminaNext]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .words import TOKENS, VOCABULARY, WIDTH, bag, encode
 
-MODELS = ("flux", "sd3", "lumina")
+MODELS = ("flux", "sd3", "lumina", "lumina_next")
 MAX_TOKENS = 64
 
 

@@ -1,5 +1,5 @@
-"""The cost formulas against torch's FLOP counter, and the trainable twins against ComfyUI's
-classes."""
+"""The cost formulas against torch's FLOP counter, and the trainable twins against the classes that
+draw."""
 
 import importlib
 
@@ -66,8 +66,8 @@ def test_the_cost_of_a_reuse_equals_torchs_counter(kind, request):
     assert BATCH * formula.reuse == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
-@pytest.mark.parametrize("kind", ["flux", "sd3", "lumina"])
-def test_a_twin_gives_what_the_hosts_class_gives(kind, comfy_host, demo_pack, tmp_path):
+@pytest.mark.parametrize("kind", ["flux", "sd3", "lumina", "lumina_next"])
+def test_a_twin_gives_what_the_class_that_draws_gives(kind, comfy_host, demo_pack, tmp_path):
     from demo.demo_model import DemoModel, export
 
     torch.manual_seed(0)
@@ -80,11 +80,12 @@ def test_a_twin_gives_what_the_hosts_class_gives(kind, comfy_host, demo_pack, tm
     x = torch.randn(BATCH, 16, HEIGHT, WIDTH)
     context, pooled = torch.randn(BATCH, 8, 64), torch.randn(BATCH, 64)
     t, guidance = torch.tensor([0.7, 0.2]), torch.tensor([1.0, 3.0])
-    scale = {"flux": 1, "sd3": 1000, "lumina": 1}[kind]
+    scale = {"flux": 1, "sd3": 1000, "lumina": 1, "lumina_next": 1}[kind]
     extra = {
         "flux": {"guidance": guidance, "y": pooled},
         "sd3": {"y": pooled},
         "lumina": {"num_tokens": 8},
+        "lumina_next": {},
     }[kind]
     with torch.no_grad():
         wanted = host(x, t * scale, context=context, transformer_options={}, **extra)
@@ -93,16 +94,13 @@ def test_a_twin_gives_what_the_hosts_class_gives(kind, comfy_host, demo_pack, tm
 
 
 def load_demo(demo_pack, kind, path):
-    """The host's diffusion_model of a demo file, as its loader node makes it."""
+    """The diffusion_model of a demo file, as its loader node makes it."""
     import comfy.sd
 
-    if kind == "lumina":
-        return (
-            importlib.import_module(f"{demo_pack.__name__}.nextdit")
-            .load(path)
-            .model.diffusion_model
-        )
-    return comfy.sd.load_diffusion_model(path).model.diffusion_model
+    own = {"lumina": "nextdit", "lumina_next": "lumina_next"}.get(kind)
+    if own is None:
+        return comfy.sd.load_diffusion_model(path).model.diffusion_model
+    return importlib.import_module(f"{demo_pack.__name__}.{own}").load(path).model.diffusion_model
 
 
 @pytest.mark.parametrize("kind", ["flux", "sd3"])
