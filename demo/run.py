@@ -12,10 +12,11 @@ import json
 import platform
 import textwrap
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from demo.measure import Measurement
 from demo.prompts import prompts
@@ -27,7 +28,8 @@ from evaluation.rows import Row, markdown, write
 from evaluation.subjects import FAMILIES
 
 WORKFLOWS = REPOSITORY / "example_workflows" / "api"
-CAPTION = 50  # pixels above each pair
+CAPTION = 56  # pixels above each pair
+FONT = 14  # pixels
 MODES = {"full": "off", "rapid": "speed"}  # of the node, by names of pictures
 
 
@@ -42,40 +44,60 @@ def graph_for(kind: str, prompt: str, seed: int, mode: str, prefix: str) -> dict
     return graph
 
 
-def draw(client: Client, kind: str, texts: list[str], out: Path) -> list[tuple[str, Path, Path]]:
-    """Post each prompt in full and accelerated; (prompt, full picture, accelerated picture)."""
-    rows = []
+@dataclass(frozen=True)
+class Drawn:
+    """A picture that a server drew."""
+
+    path: Path
+    seconds: float | None
+    """Of its sampling, as RAPID Report says it."""
+
+    def caption(self, name: str) -> str:
+        """Its name, with its seconds."""
+        return name if self.seconds is None else f"{name}, {self.seconds:.1f} s"
+
+
+Pair = tuple[str, Drawn, Drawn]
+"""A prompt, its full picture and the accelerated one."""
+
+
+def draw(client: Client, kind: str, texts: list[str], out: Path) -> list[Pair]:
+    """Post each prompt in full and accelerated."""
+    pairs: list[Pair] = []
     for seed, text in enumerate(texts):
-        paths = []
+        drawn = []
         for name, mode in MODES.items():
             start = time.perf_counter()
             outputs = client.run(graph_for(kind, text, seed, mode, f"{kind}_{seed}_{name}"))
-            paths.append(client.save_images(outputs, out / "pictures")[0])
-            report = outputs.get("report", {}).get("text", [""])[0]
-            summary = ", ".join(report.splitlines()[1:3])
+            report = outputs.get("report", {})
+            few = (report.get("rapid_summary") or [{}])[0]
+            path = client.save_images(outputs, out / "pictures")[0]
+            drawn.append(Drawn(path, few.get("seconds")))
+            summary = ", ".join(report.get("text", [""])[0].splitlines()[1:3])
             print(f"{kind} {name}: {time.perf_counter() - start:.1f} s  {summary}")
-        rows.append((text, *paths))
-    return rows
+        full, fast = drawn
+        pairs.append((text, full, fast))
+    return pairs
 
 
-def comparison(rows: list[tuple[str, Path, Path]], path: Path, columns: int = 2) -> None:
-    """Pairs of pictures, full and accelerated, under their prompts; `columns` pairs side by
-    side."""
-    pairs = [
-        (text, Image.open(a).convert("RGB"), Image.open(b).convert("RGB")) for text, a, b in rows
-    ]
-    width, height = pairs[0][1].size
+def comparison(pairs: list[Pair], path: Path, columns: int = 2) -> None:
+    """Pairs of pictures under their prompts; `columns` pairs side by side."""
+    with Image.open(pairs[0][1].path) as first:
+        width, height = first.size
     lines = -(-len(pairs) // columns)
     sheet = Image.new("RGB", (columns * (2 * width + 24) - 16, lines * (height + CAPTION)), "white")
     pen = ImageDraw.Draw(sheet)
+    pen.font = ImageFont.load_default(FONT)
     for i, (text, full, fast) in enumerate(pairs):
         left = (i % columns) * (2 * width + 24)
         top = i // columns * (height + CAPTION)
-        caption = textwrap.wrap(text, 2 * width // 6)[:2]
-        pen.text((left + 2, top + 2), "\n".join([*caption, "full"]), fill="black")
-        pen.text((left + width + 10, top + 2), "\n" * len(caption) + "RAPID", fill="black")
-        sheet.paste(full, (left, top + CAPTION))
-        sheet.paste(fast, (left + width + 8, top + CAPTION))
+        caption = textwrap.wrap(text, 2 * width // (FONT // 2))[:2]
+        pen.text((left + 2, top + 2), "\n".join([*caption, full.caption("full")]), fill="black")
+        below = "\n" * len(caption) + fast.caption("RAPID")
+        pen.text((left + width + 10, top + 2), below, fill="black")
+        for drawn, at in ((full, left), (fast, left + width + 8)):
+            with Image.open(drawn.path) as picture:
+                sheet.paste(picture.convert("RGB"), (at, top + CAPTION))
     sheet.save(path)
 
 
