@@ -2,11 +2,12 @@
 
     python3 dev.py bench hosts [--hosts 0.16.3 ...] [--host-tree FOLDER ...] [--topics safety ...]
 
-What becomes of every test is kept in `<out>/hosts.json` while the tests run, and the tables of docs/results are
-made anew after each ComfyUI. Run it again, and what is there is left alone: only tests that failed are run again, and
-topics that did not come to their end; `--again` runs all of it again. A topic is a file of tests. Tests that are for
-the newest release alone (marked main_host) are left out on every one. A folder that asks for more than the
-environment has is given as --comfyui, too (before `hosts`), and has an environment of its own.
+What became of every test is kept in `<out>/hosts.json` when a process of tests has ended, or was
+interrupted (Ctrl-C), and the tables of docs/results are made anew. Run it again, and what is there is
+left alone: only tests that failed are run again, and topics that did not come to their end;
+`--again` runs all of it again. A topic is a file of tests. Tests that are for the newest release alone
+(marked main_host) are left out on every one. A folder that asks for more than the environment has is
+given as --comfyui, too (before `hosts`), and has an environment of its own.
 """
 
 from __future__ import annotations
