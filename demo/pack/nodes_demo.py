@@ -4,6 +4,7 @@ the Lumina-Next-like one."""
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, ClassVar
 
 import folder_paths
 from comfy_api.latest import ComfyExtension, io
@@ -59,17 +60,26 @@ class DemoPrompt(io.ComfyNode):
         )
 
 
-class DemoLumina(io.ComfyNode):
-    """Loads the Lumina-like demo model: the host's classes in a size that its detection does not
-    know."""
+class DemoLoader(io.ComfyNode):
+    """Loads a demo model that the host's own loader does not know."""
+
+    node_id: ClassVar[str]
+    title: ClassVar[str]
+    model: ClassVar[str]
+    """What it loads, in words."""
+
+    @classmethod
+    def load(cls, path: str) -> Any:
+        """The model of a file."""
+        raise NotImplementedError
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="RAPIDDemoLumina",
-            display_name="Demo Lumina Loader",
+            node_id=cls.node_id,
+            display_name=cls.title,
             category="RAPID/demo",
-            description="Loads the Lumina-like demo model (NextDiT); for demo models and tests only.",
+            description=f"Loads {cls.model}; for demo models and tests only.",
             inputs=[
                 io.Combo.Input(
                     "unet_name", options=folder_paths.get_filename_list("diffusion_models")
@@ -80,34 +90,32 @@ class DemoLumina(io.ComfyNode):
 
     @classmethod
     def execute(cls, unet_name: str) -> io.NodeOutput:
-        return io.NodeOutput(
-            nextdit.load(folder_paths.get_full_path_or_raise("diffusion_models", unet_name))
-        )
+        path = folder_paths.get_full_path_or_raise("diffusion_models", unet_name)
+        return io.NodeOutput(cls.load(path))
 
 
-class DemoLuminaNext(io.ComfyNode):
-    """Loads the Lumina-Next-like demo model: RAPID's classes, with the latents of the demo's world."""
+class DemoLumina(DemoLoader):
+    """The host's classes in a size that its detection does not know."""
 
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="RAPIDDemoLuminaNext",
-            display_name="Demo Lumina-Next Loader",
-            category="RAPID/demo",
-            description="Loads the Lumina-Next-like demo model; for demo models and tests only.",
-            inputs=[
-                io.Combo.Input(
-                    "unet_name", options=folder_paths.get_filename_list("diffusion_models")
-                )
-            ],
-            outputs=[io.Model.Output()],
-        )
+    node_id = "RAPIDDemoLumina"
+    title = "Demo Lumina Loader"
+    model = "the Lumina-like demo model (NextDiT)"
 
     @classmethod
-    def execute(cls, unet_name: str) -> io.NodeOutput:
-        return io.NodeOutput(
-            lumina_next.load(folder_paths.get_full_path_or_raise("diffusion_models", unet_name))
-        )
+    def load(cls, path: str) -> Any:
+        return nextdit.load(path)
+
+
+class DemoLuminaNext(DemoLoader):
+    """RAPID's classes, with the latents of the demo's world."""
+
+    node_id = "RAPIDDemoLuminaNext"
+    title = "Demo Lumina-Next Loader"
+    model = "the Lumina-Next-like demo model"
+
+    @classmethod
+    def load(cls, path: str) -> Any:
+        return lumina_next.load(path)
 
 
 def table_path(model: str) -> Path:

@@ -4,7 +4,6 @@ everything change nothing, and what is computed in part or passed over is exact.
 import pytest
 import torch
 
-from benchmarks.models import NODES
 from evaluation.host_models import TINY
 from evaluation.probes import choosing, falsifier, kept_tensors, probe, run_twice, some_tokens
 from rapid_testing.flops import flops_of
@@ -301,7 +300,7 @@ def test_every_form_that_a_family_names_is_known(pack_module):
 @pytest.mark.parametrize("node", ["reuse", "region", "sparse"])
 @pytest.mark.parametrize("name", ["LTXV", "Krea2"])
 def test_blocks_that_a_newer_host_calls_in_another_way_are_left_alone(
-    name, node, built, comfy_host, record_of, pack_module, monkeypatch
+    name, node, built, patched, record_of, pack_module, monkeypatch
 ):
     forms = pack_module("rapid_core.comfy.block_forms")
 
@@ -310,18 +309,11 @@ def test_blocks_that_a_newer_host_calls_in_another_way_are_left_alone(
 
     monkeypatch.setitem(forms.HOOKED, "ltxv", unlike)
     monkeypatch.setitem(forms.PATCHED, "krea2", unlike)
-    node_id, settings = NODES[node]
-    schema = comfy_host.nodes.NODE_CLASS_MAPPINGS[node_id].GET_SCHEMA()
-    defaults = {
-        slot.id: slot.default
-        for slot in schema.inputs
-        if getattr(slot, "default", None) is not None
-    }
-    (patched,) = comfy_host.run_node(node_id, model=built(name), **{**defaults, **settings})
+    on_it = patched(built(name), node)
     tiny = TINY[name].model
-    (full,), (drawn,) = tiny.sample(built(name), steps=8), tiny.sample(patched, steps=8)
+    (full,), (drawn,) = tiny.sample(built(name), steps=8), tiny.sample(on_it, steps=8)
     assert torch.equal(full, drawn)
-    record = record_of(patched)
+    record = record_of(on_it)
     assert record.totals["reused"] == record.totals["partial"] == 0
     assert "blocks_unread" in codes(record)
 
