@@ -126,6 +126,7 @@ TOPICS = {
     "policy_sampler": "RAPID Policy Sampler",
     "tpdm": "TPDM's heads",
     "lumina_next": "Lumina-Next",
+    "demo_lumina_next": "the Lumina-Next-like demo model",
     "emoji_model": "the emoji model",
     "examples": "example workflows",
     "demo_workflows": "the demo's workflows, through a server",
