@@ -191,13 +191,15 @@ class Calibration:
     def teachers(self) -> list[int]:
         """Pictures that plans are made from which follow pictures closely: those of the first half of
         the prompts; all, where there are too few prompts for any to judge."""
-        half = self.prompts // 2
-        return [n for n in self.numbers if not self.splits or n % self.prompts < half]
+        return [n for n in self.numbers if not self.splits or self._teaches(n)]
 
     @property
     def judges(self) -> list[int]:
         """Pictures that plans are judged on: those of the other prompts."""
-        return [n for n in self.numbers if not self.splits or n not in self.teachers]
+        return [n for n in self.numbers if not self.splits or not self._teaches(n)]
+
+    def _teaches(self, number: int) -> bool:
+        return number % self.prompts < self.prompts // 2
 
     def _costs(self, numbers: Sequence[int]) -> GapCosts:
         """What gaps cost by these pictures."""
@@ -270,8 +272,9 @@ class Calibration:
     ) -> tuple[list[float], list[float]]:
         """PSNR of two plans on the pictures that both were drawn on, of these numbers; the judges' for
         None."""
-        both = [n for n in self._asked.get(plan, ()) if n in self._asked.get(other, ())]
-        both = [n for n in both if n in (self.judges if numbers is None else numbers)]
+        asked = self.judges if numbers is None else numbers
+        drawn, beside = (self._asked.get(p, ()) for p in (plan, other))
+        both = [n for n in drawn if n in beside and n in asked]
         first, second = (self.figures.psnr.get(key_of(p), {}) for p in (plan, other))
         return [first[n] for n in both], [second[n] for n in both]
 

@@ -22,8 +22,8 @@ from .model_key import key_of
 
 FOLDER = "rapid_policies"  # in the host's models folder
 LEARNED = "learned"  # in it
-# Pictures of a model that are drawn in full and watched. From fewer it cannot be told how far pictures
-# disagree, and whoever goes by one alone draws some models' pictures 3 dB farther (docs/lab.md).
+# Pictures of a model that are drawn in full and watched. Fewer do not tell how far pictures disagree,
+# and single ones have led to plans that were 3 dB farther (docs/lab.md).
 ENOUGH = 4
 
 # Names of keys whose runs were watched and showed nothing (a sampler with sigmas of its own, sigmas that
@@ -88,7 +88,7 @@ def lesson_for(policies: Sequence[Policy], guider: Any, facts: HostFacts) -> Les
         why = f"{type(error).__name__}: {error}"
         return Lesson(tuple(policies), (Reason(ReasonCode.NOT_LEARNED, why=why),))
     pictures = 0 if known is None else len(known.tables)
-    enough = known is not None and (pictures >= ENOUGH or known.differs)
+    enough = known is not None and (pictures >= ENOUGH or bool(known.differs))
     if not enough and len(policies) == 1 and key.name not in _SHOW_NOTHING:
         watching = tuple(replace(p, watch=True) if p in learns else p for p in policies)
         said = Reason(ReasonCode.LEARNS_NOW, picture=pictures + 1, of=ENOUGH)
