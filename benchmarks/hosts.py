@@ -27,6 +27,7 @@ from typing import Any
 
 from benchmarks import results
 from benchmarks.names import RELEASES, TOPICS
+from benchmarks.results.hosts import version_key
 from devkit.base_folder import REPOSITORY
 from devkit.cache import SetupError, cache_root, exclusive
 from devkit.environment import Environment, check_requirements
@@ -239,12 +240,12 @@ def run(args: Namespace) -> str:
     names = args.hosts if args.hosts is not None else ([] if folders else RELEASES)
     hosts = [Host(version) for version in names]
     hosts += [Host(version_of(folder), folder) for folder in folders]
-    for host in sorted(hosts, key=lambda one: results.version_key(one.name)):
+    for host in sorted(hosts, key=lambda one: version_key(one.name)):
         row = next((row for row in rows if row["host"] == host.name), None)
         if row is None:
             row = {"host": host.name, "why": None, "topics": {}}
             rows.append(row)
-            rows.sort(key=lambda one: results.version_key(one["host"]))
+            rows.sort(key=lambda one: version_key(one["host"]))
 
         def keep() -> None:
             write_text(path, json.dumps({"rows": rows}, indent=1) + "\n")

@@ -6,7 +6,8 @@ import gc
 import pytest
 import torch
 
-from benchmarks import results
+from benchmarks.results.files import load
+from benchmarks.results.host_models import host_of_models
 from evaluation import host_models
 from evaluation.host_models import NOT_SAMPLED, TINY, here, unnamed
 from rapid_testing.frozen import EVERY
@@ -34,7 +35,7 @@ def built(comfy_host):
             model = tiny.build()
             return model, tiny.sample(model, steps=steps)
         except Exception as error:
-            if comfy_host.version == results.host_of_models():
+            if comfy_host.version == host_of_models():
                 raise
             pytest.skip(f"ComfyUI {comfy_host.version} has another {name}: {error}")
 
@@ -101,5 +102,5 @@ def test_what_no_sampler_draws_with_is_not_among_the_tiny_ones():
 
 
 def test_the_page_has_a_row_of_every_class():
-    rows = [row["class"] for row in results.load("models")]
+    rows = [row["class"] for row in load("models")]
     assert sorted(rows) == sorted(TINY)

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import hosts, names, results
+from benchmarks import hosts, names
+from benchmarks.results.hosts import outcome, version_key
 from devkit.cache import SetupError
 
 TESTS = """
@@ -210,7 +211,7 @@ def test_a_folder_that_is_no_comfyui_ends_before_anything_is_run(bench, tmp_path
 def test_releases_stand_by_their_numbers_and_folders_behind_them():
     found = ["0.46.0 (folder)", "0.30.0", "0.9.1", "master (folder)", "0.16.3"]
     wanted = ["0.9.1", "0.16.3", "0.30.0", "master (folder)", "0.46.0 (folder)"]
-    assert sorted(found, key=results.version_key) == wanted
+    assert sorted(found, key=version_key) == wanted
 
 
 # What is shown.
@@ -219,8 +220,8 @@ def test_releases_stand_by_their_numbers_and_folders_behind_them():
 def test_a_cell_says_what_became_of_a_topic_or_that_it_was_not_run():
     topic = {**hosts.empty(), "passed": 3, "skipped": {"too old": 2}, "failed": {"test_a": "no"}}
     host = {"topics": {"nodes": topic, "words": {**hosts.empty(), "missing": 4}}}
-    assert results.outcome(host, "nodes") == "**1 failed**, 3 passed, 2 skipped (too old)"
+    assert outcome(host, "nodes") == "**1 failed**, 3 passed, 2 skipped (too old)"
     topic["skipped"]["no browser"] = 1
-    assert results.outcome(host, "nodes").endswith("3 skipped (2 reasons, see below)")
-    assert results.outcome(host, "words") == "**4 without an outcome**"
-    assert results.outcome(host, "safety") == "not run"
+    assert outcome(host, "nodes").endswith("3 skipped (2 reasons, see below)")
+    assert outcome(host, "words") == "**4 without an outcome**"
+    assert outcome(host, "safety") == "not run"

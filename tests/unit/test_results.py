@@ -6,6 +6,7 @@ from dataclasses import asdict
 import pytest
 
 from benchmarks import models, names, results
+from benchmarks.results.files import load
 from evaluation import rows, tables
 
 
@@ -39,24 +40,24 @@ def test_every_file_of_figures_is_named_on_a_page():
 )
 def test_every_row_of_quality_is_in_its_table(name):
     made = results.TABLES[name]().splitlines()
-    assert len(made) == len(results.load(name)) + 2
+    assert len(made) == len(load(name)) + 2
 
 
 @pytest.mark.parametrize("name", ["flux", "sd3"])
 def test_every_row_of_sparse_attention_is_in_its_table(name):
     made = results.TABLES[f"sparse_{name}"]().splitlines()
-    rows = [row for row in results.load("sparse_demo") if row["model"] == name]
+    rows = [row for row in load("sparse_demo") if row["model"] == name]
     assert len(made) == len(rows) + 2
 
 
 def test_every_model_class_is_in_a_table():
     made = "".join(results.TABLES[name]() for name in results.TABLES if name.startswith("models_"))
-    lost = [row["class"] for row in results.load("models") if f"`{row['class']}`" not in made]
+    lost = [row["class"] for row in load("models") if f"`{row['class']}`" not in made]
     assert lost == []
 
 
 def test_no_model_class_fails_with_any_node():
-    failed = [line for row in results.load("models") for line in models.errors(row)]
+    failed = [line for row in load("models") for line in models.errors(row)]
     assert failed == []
 
 
@@ -66,7 +67,7 @@ def test_every_paired_difference_is_in_a_table():
         for name in results.TABLES
         if "_differences_" in name
     ]
-    there = [row for name in ("differences", "dial_differences") for row in results.load(name)]
+    there = [row for name in ("differences", "dial_differences") for row in load(name)]
     assert sum(map(len, made)) == len(there)
 
 

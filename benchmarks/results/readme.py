@@ -1,0 +1,56 @@
+"""README's table: about half of the evaluations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from benchmarks.names import MODELS
+from benchmarks.results.files import load
+from evaluation.tables import Column, Row, number, table, text
+
+# A name, and on each model the file and the method at 2x.
+FIVE = (
+    ("**RAPID Accelerate**, `speedup` 2", ("dial", "full_picture"), ("dial", "full_picture")),
+    (
+        "**RAPID Accelerate**, `speedup` 2, `aim` best picture",
+        ("dial", "best_picture"),
+        ("dial", "best_picture"),
+    ),
+    ("no pack, half of the steps with euler", ("dial", "fewer_euler"), ("dial", "fewer_euler")),
+    (
+        "no pack, half of the steps with dpmpp_2m",
+        ("dial", "fewer_dpmpp_2m"),
+        ("dial", "fewer_dpmpp_2m"),
+    ),
+    (
+        "ComfyUI's EasyCache (FLUX-like), LazyCache (SD3-like)",
+        ("policy_flux", "easycache"),
+        ("policy_sd3", "lazycache"),
+    ),
+)
+
+
+def five_rows() -> str:
+    """About half of the evaluations, both models."""
+
+    def decibels(of: str, place: int, name: str) -> Callable[[Row], str]:
+        def cell(row: Row) -> str:
+            file, method = row["methods"][place]
+            (found,) = (
+                r
+                for r in load(file)
+                if (r["model"], r["method"], r["target"]) == (of, method, "2x")
+            )
+            return "-" if found[name] is None else f"{number(found[name])} dB"
+
+        return cell
+
+    columns = [
+        text("about half of the evaluations", "name"),
+        *(
+            Column(f"{MODELS[of]}: to the {goal} picture", decibels(of, place, name))
+            for place, of in enumerate(("flux", "sd3"))
+            for goal, name in (("full", "psnr"), ("converged", "psnr_ode"))
+        ),
+    ]
+    return table(columns, ({"name": name, "methods": methods} for name, *methods in FIVE))
