@@ -120,10 +120,18 @@ def paper_share(subject: Subject, size: int, goal: float) -> float:
     return min(shares, key=lambda share: abs(paper_cost(subject, size, share) - goal))
 
 
-def at_cost(comfy: Any, suite: Suite, target: str, goal: float, number: int) -> list[Method]:
+def at_cost(
+    comfy: Any,
+    suite: Suite,
+    target: str,
+    goal: float,
+    number: int,
+    names: Sequence[str] | None = None,
+) -> list[Method]:
     """Per-token errors, Cache Reuse and fewer steps at the cost `goal`, a share of the full run's;
     thresholds are fitted on `number` development prompts. The first two on the second-order
-    sampler, too, with the same thresholds and so at a cost of their own."""
+    sampler, too, with the same thresholds and so at a cost of their own. names: of methods that are to be
+    drawn; a threshold that none of them needs is not fitted, since that takes dozens of pictures."""
 
     def per_token_error(threshold: float) -> Callable[[Any], Any]:
         return region(comfy, 0.75, preset="per-token error", error_threshold=threshold)
@@ -134,6 +142,8 @@ def at_cost(comfy: Any, suite: Suite, target: str, goal: float, number: int) -> 
         "cache_reuse": partial(patcher, comfy, "cache_reuse"),
     }
     for name, patch in rivals.items():
+        if names is not None and not {name, f"{name}_{SECOND}"} & set(names):
+            continue
         search = partial(threshold_at, suite, goal, number, patch)
         threshold = suite.once(f"{name}/{target}", search)
         if threshold is None:
@@ -161,8 +171,15 @@ def accelerated(comfy: Any, target: str, steps: int, goal: float) -> Method:
     return Method("accelerate_equal", target, patch)
 
 
-def methods(comfy: Any, suite: Suite, number: int, targets: Sequence[str]) -> list[Method]:
-    """Everything the suite compares. number: development prompts that thresholds are fitted on."""
+def methods(
+    comfy: Any,
+    suite: Suite,
+    number: int,
+    targets: Sequence[str],
+    names: Sequence[str] | None = None,
+) -> list[Method]:
+    """Everything the suite compares. number: development prompts that thresholds are fitted on; names: as
+    in `at_cost`."""
     chosen = [Method("full", "1.0"), Method(f"full_{SECOND}", "1.0", sampler=SECOND)]
     for target in targets:
         share, settings = TARGETS[target]
@@ -178,7 +195,7 @@ def methods(comfy: Any, suite: Suite, number: int, targets: Sequence[str]) -> li
         goal = suite.once(f"cost/{target}", partial(cost_on_dev, suite, own, min(2, number)))
         equal = paper_share(suite.subject, suite.scale.size, goal)
         chosen.append(Method("region_paper_equal", target, region(comfy, equal, preset="paper")))
-        chosen += at_cost(comfy, suite, target, goal, number)
+        chosen += at_cost(comfy, suite, target, goal, number, names)
     return chosen
 
 
@@ -195,7 +212,7 @@ def run(comfy: Any, args: argparse.Namespace) -> str:
     with torch.inference_mode():
         for kind in args.models:
             suite = Suite("region", Subject(comfy, ALL_FAMILIES[kind]), judge, args.out, scale)
-            chosen = methods(comfy, suite, dev, targets)
+            chosen = methods(comfy, suite, dev, targets, args.methods)
             suite.run(picked(chosen, args.methods), args.share)
             own = own_cost(suite.subject, scale.size)
             rows += suite.rows(own if args.cost_of == "demo" else published(args.cost_of))
