@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from demo.emoji.latents import MAP_FILE, MODELS
 from demo.emoji.sprites import appearance
-from demo.emoji.words import OBJECT_ROWS, PAD, TOKENS, VOCABULARY, WIDTH, encode
 from demo.latents import LatentMap
+from demo.pack.emoji_words import OBJECT_ROWS, PAD, TOKENS, VOCABULARY, WIDTH
+from demo.pack.words import encode
 from demo.twins import TWINS, LuminaConfig, TwinConfig, initialise
 
 OLD_WORDS = 64  # width of the words of the drawn shapes' world
@@ -90,7 +91,7 @@ def load(path: Path) -> DemoModel:
     if kind not in CONFIGS or meta.get("vocabulary") != json.dumps(VOCABULARY):
         raise WeightsError(
             f"Demo model: {beside} is the word table of {kind!r} for {len(words) - 1} words, accepted is one of "
-            f"{', '.join(CONFIGS)} for the {len(VOCABULARY)} words of demo/emoji/words.py. {repair}"
+            f"{', '.join(CONFIGS)} for the {len(VOCABULARY)} words of demo/pack/emoji_words.py. {repair}"
         )
     model = DemoModel(kind)
     try:

@@ -26,8 +26,8 @@ from demo.emoji.demo_model import WEIGHTS, load
 from demo.emoji.latents import MAP_FILE
 from demo.emoji.look import Guided, noise, sheet
 from demo.emoji.scenes import Scenes
-from demo.emoji.words import OBJECTS, SIZES, bag
 from demo.latents import LatentMap
+from demo.pack.emoji_words import OBJECTS, SIZES, bag
 from demo.taesd import load_decoder
 
 CHUNK = 8

@@ -26,8 +26,8 @@ from tqdm import tqdm
 from demo.emoji import scenes
 from demo.emoji.latents import MAP_FILE, MODELS
 from demo.emoji.scenes import JITTER, SIDES, SPREAD, Scenes
-from demo.emoji.words import MAX_OBJECTS, OBJECTS, PLACES
 from demo.latents import LatentMap
+from demo.pack.emoji_words import MAX_OBJECTS, OBJECTS, PLACES
 
 SIDE = 48
 BASE = 128  # px: larger pictures are averaged down to it

@@ -27,9 +27,9 @@ from demo import scenes as shapes
 from demo.emoji import scenes as emoji
 from demo.emoji.latents import MAP_FILE
 from demo.emoji.look import noise
-from demo.emoji.words import bag
 from demo.latents import MAP_FILE as OLD_MAP
 from demo.latents import LatentMap
+from demo.pack.emoji_words import bag
 
 SHIFT = math.e**1.15  # of the grid, as the hosts' model families have it
 LEAST, MOST = 3, 40  # evaluations tried

@@ -15,7 +15,7 @@ def test_an_exported_model_gives_the_twins_velocity_in_the_host(
     import comfy.sd
 
     from demo.emoji.demo_model import DemoModel, export
-    from demo.emoji.words import WIDTH
+    from demo.pack.emoji_words import WIDTH
 
     torch.manual_seed(0)
     model = DemoModel(kind)

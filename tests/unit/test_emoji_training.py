@@ -18,7 +18,7 @@ from demo.emoji.demo_model import (
 )
 from demo.emoji.latents import MAP_FILE, psnr
 from demo.emoji.sprites import appearance
-from demo.emoji.words import OBJECT_ROWS, VOCABULARY, WIDTH, bag
+from demo.pack.emoji_words import OBJECT_ROWS, VOCABULARY, WIDTH, bag
 from demo.latents import MAP_FILE as OLD_MAP
 from demo.latents import LatentMap
 

@@ -6,7 +6,7 @@ from PIL import Image
 
 from demo.emoji import judge, rules, scenes, sprites
 from demo.emoji.muon import orthogonalised
-from demo.emoji.words import (
+from demo.pack.emoji_words import (
     BACKGROUNDS,
     MAX_OBJECTS,
     OBJECTS,
@@ -19,9 +19,9 @@ from demo.emoji.words import (
     Prompt,
     PromptError,
     bag,
-    encode,
     parse,
 )
+from demo.pack.words import encode
 
 EXAMPLE = "grid blue background, big lobster left, small guitar top right"
 
