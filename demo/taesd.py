@@ -14,9 +14,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from demo import weights
 from demo.latents import CHANNELS, LatentMap
 
 FOLDER = Path(__file__).parent / "models" / "vae_approx"
@@ -110,9 +111,10 @@ def exact_encoder(latents: LatentMap) -> Encoder:
 
 
 def load_decoder(path: Path = FOLDER / "taef1_decoder.safetensors") -> Decoder:
-    """The shipped decoder, in float32."""
+    """The shipped decoder, in float32. Raises `weights.WeightsError`."""
     decoder = Decoder()
-    decoder.load_state_dict({k: v.float() for k, v in load_file(path).items()})
+    what = f"a TAESD decoder of {CHANNELS} channels"
+    weights.fill(decoder, weights.read(path, what)[1], path, what)
     return decoder.requires_grad_(False)
 
 
