@@ -87,6 +87,8 @@ class Sampler:
         self.world = world
         self.device = torch.device(args.device)
         model = world.load_model(Path(args.weights)).requires_grad_(False)
+        if args.model not in (None, model.kind):
+            raise SystemExit(f"--model {args.model}: {args.weights} is a {model.kind}-like model")
         self.model = model.to(self.device, getattr(torch, args.dtype))
         if args.decoder == "linear":
             self.decoder = world.latents(self.device).decode
@@ -210,6 +212,7 @@ def evaluate(args: argparse.Namespace) -> dict:
 def main() -> None:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser.add_argument("--model", help="what the weights have to be; they say it themselves")
     parser.add_argument(
         "--weights", required=True, help="exported weights, their word table beside them"
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from demo import weights
@@ -22,6 +22,7 @@ from demo.latents import CHANNELS, LatentMap
 
 FOLDER = Path(__file__).parent / "models" / "vae_approx"
 FAMILIES = ("taef1", "taesd3")
+SCALES = {"taef1": (0.3611, 0.1159), "taesd3": (1.5305, 0.0609)}  # scale and shift of latents
 WIDTH = 64
 
 
@@ -127,3 +128,15 @@ def export(decoder: Decoder, encoder: Encoder, folder: Path, note: dict[str, str
         save_file(tensors, files[0], metadata={"format": "pt", **note})
         for file in files[1:]:  # the same bytes, so that the repository holds them once
             shutil.copyfile(files[0], file)
+
+
+def one_file(family: str, folder: Path, path: Path) -> None:
+    """Both parts of a family in one file, as VAELoader reads it from `models/vae`, with the family's own
+    scale and shift."""
+    scale, shift = SCALES[family]
+    tensors = {"vae_scale": torch.tensor(scale), "vae_shift": torch.tensor(shift)}
+    for part in ("decoder", "encoder"):
+        for key, value in load_file(folder / f"{family}_{part}.safetensors").items():
+            tensors[f"taesd_{part}.{key}"] = value
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path, metadata={"format": "pt"})
