@@ -9,8 +9,7 @@ from statistics import mean
 from typing import Any
 
 from benchmarks.costs import SPARSITY, cost_function
-from demo.pack.words import TOKENS
-from demo.prompts import prompts
+from demo.world import world_of
 from evaluation.decisions import decisions
 from evaluation.subjects import Subject
 from evaluation.suites import CostOf, Method, Suite
@@ -18,7 +17,6 @@ from rapid_core.architectures import describe
 from rapid_core.cost import CostModel
 from rapid_core.types import Sparsity
 
-TEXT = TOKENS  # of a demo prompt
 SAMPLERS = {
     "euler": 1,
     "dpmpp_2m": 1,
@@ -53,7 +51,8 @@ def own_cost(subject: Subject, size: int, sparsity: Sparsity = SPARSITY) -> Cost
     model = subject.model.model.diffusion_model
     architecture = describe(model)
     assert architecture is not None
-    return cost_function(CostModel(model, architecture), (size // 16) ** 2, TEXT, sparsity)
+    text = world_of(subject.weights).language.tokens
+    return cost_function(CostModel(model, architecture), (size // 16) ** 2, text, sparsity)
 
 
 def cost_on_dev(
@@ -65,7 +64,7 @@ def cost_on_dev(
 ) -> float:
     """Mean cost of a patch over development prompts, as a share of the full run's. alone: every
     picture in a run of its own."""
-    texts = prompts(number, "dev").prompts()
+    texts = world_of(suite.subject.weights).prompts(number, "dev").prompts()
     model = patch(suite.subject.model)
     cost_of = cost(suite.subject, suite.scale.size)
     size = 1 if alone else number

@@ -28,7 +28,6 @@ from benchmarks.command import run_suite, suite_flags
 from benchmarks.costs import PUBLISHED, published
 from benchmarks.equal_cost import COLUMNS, fewer_steps, own_cost, threshold_at
 from benchmarks.replay import at_random, predictions_of, replayed
-from demo.prompts import prompts
 from demo.scene_judge import SceneJudge
 from devkit.base_folder import REPOSITORY
 from evaluation.batches import BATCH
@@ -196,17 +195,17 @@ def run(comfy: Any, args: argparse.Namespace) -> str:
     scale = QUICK if args.quick else Scale()
     number = 2 if args.quick else args.prompts
     dev = 2 if args.quick else 8  # development prompts
-    scenes = prompts(number)
-    judge = SceneJudge(scenes)
     with torch.inference_mode():
         for kind in args.models:
-            suite = Suite("policy", Subject(comfy, ALL_FAMILIES[kind]), judge, args.out, scale)
+            subject = Subject(comfy, ALL_FAMILIES[kind])
+            judge = SceneJudge.of(subject.weights, number)
+            suite = Suite("policy", subject, judge, args.out, scale)
             chosen = methods(comfy, suite, dev, args.speedups, args.policies, args.methods)
             suite.run(picked(chosen, args.methods), args.share)
             own = own_cost(suite.subject, scale.size)
             rows = suite.rows(own if args.cost_of == "demo" else published(args.cost_of))
             lines = suite.verdicts(ours(suite), [f"{s:g}x" for s in args.speedups])
-            lines += spent(suite, scenes.count.tolist())
+            lines += spent(suite, judge.scenes.count.tolist())
             machine = {"torch": torch.__version__, "cost_of": args.cost_of}
             write(args.out / f"policy_{kind}.json", rows, machine)
             texts.append(markdown(rows, COLUMNS) + "\n\n" + "\n".join(lines) + "\n")

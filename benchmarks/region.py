@@ -25,7 +25,6 @@ import torch
 from benchmarks.command import run_suite, suite_flags
 from benchmarks.costs import PUBLISHED, published
 from benchmarks.equal_cost import COLUMNS, cost_on_dev, fewer_steps, own_cost, threshold_at
-from demo.prompts import prompts
 from demo.scene_judge import SceneJudge
 from devkit.base_folder import REPOSITORY
 from evaluation.decisions import Decision
@@ -208,10 +207,11 @@ def run(comfy: Any, args: argparse.Namespace) -> str:
     targets = ("0.25",) if args.quick else args.targets
     number = 2 if args.quick else args.prompts
     dev = 2 if args.quick else 8  # development prompts
-    judge = SceneJudge(prompts(number))
     with torch.inference_mode():
         for kind in args.models:
-            suite = Suite("region", Subject(comfy, ALL_FAMILIES[kind]), judge, args.out, scale)
+            subject = Subject(comfy, ALL_FAMILIES[kind])
+            judge = SceneJudge.of(subject.weights, number)
+            suite = Suite("region", subject, judge, args.out, scale)
             chosen = methods(comfy, suite, dev, targets, args.methods)
             suite.run(picked(chosen, args.methods), args.share)
             own = own_cost(suite.subject, scale.size)

@@ -24,7 +24,6 @@ from benchmarks.attention import clock, masses, ship
 from benchmarks.costs import PUBLISHED, published
 from benchmarks.equal_cost import COLUMNS, cost_on_dev, own_cost
 from benchmarks.region import at_cost
-from demo.prompts import prompts
 from demo.scene_judge import SceneJudge
 from devkit.comfy_process import load_everything
 from evaluation.rows import markdown, write
@@ -88,9 +87,9 @@ def quality(comfy: Any, args: argparse.Namespace) -> str:
     number = 2 if args.quick else args.prompts
     dev = 2 if args.quick else 8  # development prompts
     densities = DENSITIES[1:2] if args.quick else DENSITIES
-    judge = SceneJudge(prompts(number))
     for kind in args.models:
-        suite = Suite("sparse", Subject(comfy, ALL_FAMILIES[kind]), judge, args.out, scale)
+        subject = Subject(comfy, ALL_FAMILIES[kind])
+        suite = Suite("sparse", subject, SceneJudge.of(subject.weights, number), args.out, scale)
         suite.run(picked(methods(comfy, suite, dev, densities), args.methods))
         own = cost(suite.subject, scale.size)
         rows += suite.rows(own if args.cost_of == "demo" else published(args.cost_of))

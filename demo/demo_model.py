@@ -9,9 +9,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from demo import weights
+from demo.pack.language import SHAPES
 from demo.pack.words import PAD, TOKENS, VOCABULARY, WIDTH, encode
 from demo.twins import TWINS, LuminaConfig, initialise
 from demo.twins.lumina_next import SIZE
@@ -22,6 +24,7 @@ class DemoModel(nn.Module):
 
     def __init__(self, kind: str):
         super().__init__()
+        self.kind = kind
         self.twin = initialise(TWINS[kind]())
         self.words = nn.Parameter(torch.randn(len(VOCABULARY) + 1, WIDTH) * 0.5)
 
@@ -52,10 +55,17 @@ def export(kind: str, state: dict[str, Tensor], path: Path, seen: int) -> None:
 
 def load_weights(model: DemoModel, path: Path) -> None:
     """Start from exported weights: `path` is `<kind>.safetensors`, its word table lies beside
-    it."""
-    twin = {f"twin.{k}": v.float() for k, v in load_file(path).items()}
-    words = load_file(path.with_name(f"{path.stem}_words.safetensors"))["words"]
-    model.load_state_dict({**twin, "words": words})
+    it. Raises `weights.WeightsError`."""
+    kind, state = weights.read_model(path, SHAPES, tuple(TWINS))
+    weights.fill(model, state, path, f"a {kind}-like demo model")
+
+
+def load(path: Path) -> DemoModel:
+    """The model of exported weights. Raises `weights.WeightsError`."""
+    kind, state = weights.read_model(path, SHAPES, tuple(TWINS))
+    model = DemoModel(kind)
+    weights.fill(model, state, path, f"a {kind}-like demo model")
+    return model
 
 
 @torch.no_grad()

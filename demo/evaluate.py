@@ -1,10 +1,10 @@
 """How well a demo model draws its prompts, and how rough its sampling trajectories are. No ComfyUI.
 
-    python -m demo.evaluate --model flux --weights demo/models/diffusion_models/flux.safetensors --grid flux.png
+    python -m demo.evaluate --weights demo/models/diffusion_models/flux.safetensors --grid flux.png
 
-Held-out prompts are sampled by Euler's method and decoded by TAESD. Colours are judged by rule
-(`rules`), shapes by the judge (`judge`); both are first tried on true scenes of the same prompts,
-which gives the baseline.
+Held-out prompts of the model's world are sampled by Euler's method, decoded by TAESD and scored as that
+world does it (`demo.world`), which is first tried on true scenes of the same prompts: the baseline.
+`--fid` compares with true scenes by the features of a judge, better not of the one that scores.
 """
 
 from __future__ import annotations
@@ -21,12 +21,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from demo import judge, rules, scenes
-from demo.demo_model import DemoModel, euler, load_weights
-from demo.pack.words import PAD, bag
-from demo.scenes import Scenes
-from demo.taesd import Decoder, load_decoder
-from demo.twins import TWINS
+from demo.demo_model import euler
+from demo.scene_judge import SceneJudge
+from demo.world import SPLITS, World, world_of
+from evaluation import fid
 from evaluation.rows import psnr
 
 CHUNK = 8
@@ -50,7 +48,7 @@ class Velocity:
         v = self._run(x, t, self.counts, g)
         if self.cfg != 1.0:
             empty = torch.zeros_like(self.counts)
-            empty[..., PAD] = 1
+            empty[..., -1] = 1
             v0 = self._run(x, t, empty, g)
             v = v0 + self.cfg * (v - v0)
         if self.before is not None:
@@ -84,13 +82,18 @@ class Sampler:
     """Pictures of prompts by one model; the noise of a prompt depends on the seed and its place in
     the list alone."""
 
-    def __init__(self, args: argparse.Namespace):
+    def __init__(self, args: argparse.Namespace, world: World):
         self.args = args
+        self.world = world
         self.device = torch.device(args.device)
-        model = DemoModel(args.model)
-        load_weights(model, Path(args.weights))
-        self.model = model.requires_grad_(False).to(self.device, getattr(torch, args.dtype))
-        self.decoder: Decoder = load_decoder().to(self.device)
+        model = world.load_model(Path(args.weights)).requires_grad_(False)
+        if args.model not in (None, model.kind):
+            raise SystemExit(f"--model {args.model}: {args.weights} is a {model.kind}-like model")
+        self.model = model.to(self.device, getattr(torch, args.dtype))
+        if args.decoder == "linear":
+            self.decoder = world.latents(self.device).decode
+        else:
+            self.decoder = world.load_decoder().to(self.device)
         self.changes: list[list[float]] = []
 
     def noise(self, start: int, number: int) -> Tensor:
@@ -102,7 +105,8 @@ class Sampler:
         return torch.stack(rows).to(self.device)
 
     def velocity(self, prompts: list[str]) -> Velocity:
-        return Velocity(self.model, bag(prompts).to(self.device), self.args.cfg, self.args.guidance)
+        counts = self.world.bag(prompts).to(self.device)
+        return Velocity(self.model, counts, self.args.cfg, self.args.guidance)
 
     def decode(self, latents: Tensor) -> Tensor:
         """(B, 16, h, w) -> (B, 3, H, W) in 0 .. 1."""
@@ -134,44 +138,6 @@ class Sampler:
         return torch.cat(pictures)
 
 
-def share(right: Tensor) -> float | None:
-    """Mean of a mask, None where there is nothing to count."""
-    return round(float(right.float().mean()), 4) if len(right) else None
-
-
-def score(pictures: Tensor, chosen: Scenes, critic: judge.Judge) -> dict:
-    """Shares of objects and backgrounds that are as the prompt says; `picture`: all of a picture is
-    right."""
-    colour, ground = rules.colours_right(pictures, chosen)
-    named, index = judge.shapes(critic, pictures, chosen)
-    row, k = index.unbind(1)
-    shape = named == chosen.shape[row, k]
-    both = colour & shape
-    wrong = torch.zeros(len(chosen)).index_add(0, row, (~both).float())
-    picture = (wrong == 0) & ground
-    by_count = {}
-    for count in chosen.count.unique().tolist():
-        of = chosen.count == count
-        objects = chosen.count[row] == count
-        by_count[count] = {
-            "pictures": int(of.sum()),
-            "object_colour": share(colour[objects]),
-            "shape": share(shape[objects]),
-            "background": share(ground[of]),
-            "picture": share(picture[of]),
-        }
-    return {
-        "pictures": len(chosen),
-        "objects": len(row),
-        "object_colour": share(colour),
-        "background": share(ground),
-        "shape": share(shape),
-        "object": share(both),
-        "picture": share(picture),
-        "by_count": by_count,
-    }
-
-
 def grid(pictures: Tensor, prompts: list[str], path: Path, columns: int = 6) -> None:
     """PNG of up to 24 pictures with their prompts below."""
     from PIL import Image, ImageDraw  # only the grid needs it
@@ -197,28 +163,35 @@ def evaluate(args: argparse.Namespace) -> dict:
     """All figures of one model, as written to `--json`."""
     # Seeds of the three splits never meet, nor those of the trainings, which start at 0.
     generator = torch.Generator().manual_seed(
-        1_000_000 * (1 + scenes.SPLITS.index(args.split)) + args.seed
+        1_000_000 * (1 + SPLITS.index(args.split)) + args.seed
     )
-    chosen = scenes.sample(args.prompts, generator, args.split)
+    world = world_of(Path(args.weights))
+    chosen = world.sample(args.prompts, generator, args.split)
     prompts = chosen.prompts()
-    critic = judge.load(Path(args.judge))
-    true = scenes.draw(chosen, args.size, args.size, generator)
-    baseline = score(true, chosen, critic)
+    judge = Path(args.judge) if args.judge else world.judge
+    critic = world.load_judge(judge)
+    other = SceneJudge(world, chosen, world.load_judge(Path(args.fid))) if args.fid else None
+    true = world.draw(chosen, args.size, args.size, generator)
+    baseline = world.score(true, chosen, critic)
     print(
         "true scenes:",
         json.dumps({k: v for k, v in baseline.items() if k != "by_count"}),
         flush=True,
     )
     start = time.monotonic()
-    sampler = Sampler(args)
+    sampler = Sampler(args, world)
     pictures = sampler.euler(prompts)
     settings = {k: v for k, v in vars(args).items() if k not in ("grid", "json", "threads")}
-    settings |= {k: Path(settings[k]).name for k in ("weights", "judge")}
+    settings |= {"weights": Path(args.weights).name, "judge": judge.name}
+    settings |= {"model": sampler.model.kind, "world": world.name}
     result = {
         "settings": settings,
         "true_scenes": baseline,
-        "model": score(pictures, chosen, critic),
+        "model": world.score(pictures, chosen, critic),
     }
+    if other is not None:
+        drawn = torch.cat([other.features(picture) for picture in pictures])
+        result["fid"] = round(fid.distance(drawn, other.true_features(args.size)), 4)
     changes = torch.tensor(sampler.changes).mean(0)
     result["velocity_change"] = [round(float(c), 4) for c in changes]
     if args.ode:
@@ -239,12 +212,12 @@ def evaluate(args: argparse.Namespace) -> dict:
 def main() -> None:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument("--model", choices=sorted(TWINS), required=True)
+    parser.add_argument("--model", help="what the weights have to be; they say it themselves")
     parser.add_argument(
         "--weights", required=True, help="exported weights, their word table beside them"
     )
     parser.add_argument("--prompts", type=int, default=200)
-    parser.add_argument("--split", choices=scenes.SPLITS, default="test")
+    parser.add_argument("--split", choices=SPLITS, default="test")
     parser.add_argument("--size", type=int, default=256, help="pixels")
     parser.add_argument("--steps", type=int, default=28)
     parser.add_argument("--cfg", type=float, default=1.0)
@@ -252,7 +225,11 @@ def main() -> None:
     parser.add_argument(
         "--ode", type=int, default=16, help="prompts compared with the converged ODE; 0 for none"
     )
-    parser.add_argument("--judge", default=str(judge.WEIGHTS))
+    parser.add_argument("--decoder", choices=("taesd", "linear"), default="taesd")
+    parser.add_argument("--judge", help="that scores, where it is not the world's")
+    parser.add_argument(
+        "--fid", help="judge by whose features pictures and true scenes are compared"
+    )
     parser.add_argument("--grid", help="PNG of the first 24 pictures")
     parser.add_argument("--json", help="file for the figures")
     parser.add_argument("--seed", type=int, default=0)

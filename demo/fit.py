@@ -16,7 +16,7 @@ from statistics import mean
 from typing import Any
 
 from demo.measure import QUALITY_SIZE, THRESHOLDS
-from demo.prompts import prompts
+from demo.world import world_of
 from devkit.comfy_process import load_everything
 from evaluation.subjects import FAMILIES, STEPS, Subject, patcher
 
@@ -84,9 +84,10 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=sorted(FAMILIES))
     args = parser.parse_args()
     comfy = load_everything(args.base)
-    texts = prompts(NUMBER, "dev").prompts()
     for kind in args.models:
-        fits = fitted(comfy, Subject(comfy, FAMILIES[kind]), texts)
+        subject = Subject(comfy, FAMILIES[kind])
+        texts = world_of(subject.weights).prompts(NUMBER, "dev").prompts()
+        fits = fitted(comfy, subject, texts)
         known = json.loads(THRESHOLDS.read_text(encoding="utf-8")) if THRESHOLDS.exists() else {}
         known[kind] = fits
         THRESHOLDS.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")

@@ -19,12 +19,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from demo import scenes
+from demo import scenes, weights
 from demo.latents import LatentMap
 from demo.pack.words import MAX_OBJECTS, PLACES, SHAPES
 from demo.scenes import Scenes
@@ -135,10 +134,10 @@ def reduced(pictures: Tensor) -> Tensor:
 
 
 def load(path: Path = WEIGHTS) -> Judge:
-    """A trained judge, in float32."""
-    with safe_open(path, framework="pt") as file:
-        judge = Judge(int(file.metadata()["width"]))
-        judge.load_state_dict({key: file.get_tensor(key).float() for key in file.keys()})  # noqa: SIM118 no dict
+    """A trained judge, in float32. Raises `weights.WeightsError`."""
+    meta, tensors = weights.read(path, "a judge of drawn shapes")
+    judge = Judge(int(meta.get("width", 24)))
+    weights.fill(judge, tensors, path, "a judge of drawn shapes")
     return judge.requires_grad_(False)
 
 

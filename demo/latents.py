@@ -12,12 +12,13 @@ from pathlib import Path
 
 import torch
 from einops import rearrange
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from demo import scenes
+from demo import scenes, weights
 
 BLOCK, CHANNELS = 8, 16
+VALUES = 3 * BLOCK**2  # of a block
 MAP_FILE = Path(__file__).parent / "models" / "latent_map.safetensors"
 
 
@@ -31,9 +32,15 @@ class LatentMap:
 
     @classmethod
     def load(cls, path: Path = MAP_FILE, device="cpu") -> LatentMap:
-        """Read the committed map."""
-        tensors = load_file(path, device=str(device))
-        return cls(tensors["forward"], tensors["backward"], tensors["mean"])
+        """Read the committed map. Raises `weights.WeightsError`."""
+        _, tensors = weights.read(path, "a latent map")
+        shapes = {"forward": (CHANNELS, VALUES), "backward": (VALUES, CHANNELS), "mean": (VALUES,)}
+        given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        if given != shapes:
+            raise weights.WeightsError(
+                f"{path} is no latent map of {CHANNELS} channels: it has {given}, {shapes} are accepted."
+            )
+        return cls(**{name: tensor.to(device) for name, tensor in tensors.items()})
 
     def save(self, path: Path = MAP_FILE) -> None:
         """Write the map; every weight file of the demo depends on it, so a new one is a new

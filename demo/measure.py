@@ -66,11 +66,12 @@ class Tally:
 class Measurement:
     """All methods on one demo model."""
 
-    def __init__(self, comfy: Any, kind: str, judge: SceneJudge):
+    def __init__(self, comfy: Any, kind: str, number: int):
+        """number: of prompts."""
         self.subject = Subject(comfy, FAMILIES[kind])
         self.kind = kind
-        self.judge = judge
-        self.prompts = judge.prompts
+        self.judge = SceneJudge.of(self.subject.weights, number)
+        self.prompts = self.judge.prompts
         fitted = thresholds(kind)
         base = self.subject.model
         given = {"speedup": SPEEDUP, "policy_file": "none"}

@@ -19,8 +19,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from demo.measure import Measurement
-from demo.prompts import prompts
-from demo.scene_judge import SceneJudge
+from demo.world import weights_of, world_of
 from devkit.base_folder import REPOSITORY
 from devkit.client import Client
 from devkit.server import ComfyServer
@@ -120,11 +119,10 @@ def measure(base: Path, number: int) -> list[Row]:
     from devkit.comfy_process import load_everything
 
     comfy = load_everything(base)
-    judge = SceneJudge(prompts(number))
     rows: list[Row] = []
     for kind in FAMILIES:
         with torch.inference_mode():
-            rows += Measurement(comfy, kind, judge).rows()
+            rows += Measurement(comfy, kind, number).rows()
     return rows
 
 
@@ -138,11 +136,11 @@ def main() -> None:
     parser.add_argument("--base", type=Path, required=True)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    texts = prompts(args.prompts).prompts()
     pairs = []
     print("starting ComfyUI ...", flush=True)
     with ComfyServer(args.host_tree, args.base) as server:
         for kind in FAMILIES:
+            texts = world_of(weights_of(kind)).prompts(args.prompts).prompts()
             pairs += draw(server.client, kind, texts[:4], args.out)
     comparison(pairs, args.out / "comparison.png")
     rows = measure(args.base, args.prompts)

@@ -17,10 +17,12 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from demo import weights
 from demo.latents import CHANNELS, LatentMap
 
 FOLDER = Path(__file__).parent / "models" / "vae_approx"
 FAMILIES = ("taef1", "taesd3")
+SCALES = {"taef1": (0.3611, 0.1159), "taesd3": (1.5305, 0.0609)}  # scale and shift of latents
 WIDTH = 64
 
 
@@ -110,9 +112,10 @@ def exact_encoder(latents: LatentMap) -> Encoder:
 
 
 def load_decoder(path: Path = FOLDER / "taef1_decoder.safetensors") -> Decoder:
-    """The shipped decoder, in float32."""
+    """The shipped decoder, in float32. Raises `weights.WeightsError`."""
     decoder = Decoder()
-    decoder.load_state_dict({k: v.float() for k, v in load_file(path).items()})
+    what = f"a TAESD decoder of {CHANNELS} channels"
+    weights.fill(decoder, weights.read(path, what)[1], path, what)
     return decoder.requires_grad_(False)
 
 
@@ -125,3 +128,15 @@ def export(decoder: Decoder, encoder: Encoder, folder: Path, note: dict[str, str
         save_file(tensors, files[0], metadata={"format": "pt", **note})
         for file in files[1:]:  # the same bytes, so that the repository holds them once
             shutil.copyfile(files[0], file)
+
+
+def one_file(family: str, folder: Path, path: Path) -> None:
+    """Both parts of a family in one file, as VAELoader reads it from `models/vae`, with the family's own
+    scale and shift."""
+    scale, shift = SCALES[family]
+    tensors = {"vae_scale": torch.tensor(scale), "vae_shift": torch.tensor(shift)}
+    for part in ("decoder", "encoder"):
+        for key, value in load_file(folder / f"{family}_{part}.safetensors").items():
+            tensors[f"taesd_{part}.{key}"] = value
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path, metadata={"format": "pt"})

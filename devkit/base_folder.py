@@ -11,7 +11,7 @@ from devkit.cache import make_folder
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKS = {"rapid": REPOSITORY, "rapid_demo": REPOSITORY / "demo" / "pack"}
-MODEL_FOLDERS = ("diffusion_models", "vae_approx")
+MODEL_FOLDERS = ("diffusion_models", "vae_approx", "vae")
 # Only for the copy where links are not allowed: what ComfyUI does not load.
 NOT_COPIED = shutil.ignore_patterns(
     ".git", "__pycache__", "tests", "benchmarks", "demo_output", "demo"

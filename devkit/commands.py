@@ -105,7 +105,8 @@ def train(ground: Ground, options: argparse.Namespace) -> int:
     with temporary_base(ground.cache, "train") as base:
         scenes, model = base / "prompts.txt", options.model
         subprocess.check_call(
-            [str(ground.python), "-m", "demo.prompts", str(scenes)], env=environment
+            [str(ground.python), "-m", "demo.prompts", str(scenes), "--model", model],
+            env=environment,
         )
         # First, so that what the user gives comes last and wins. Width: under 1 % of such a small
         # model's cost; seed: no noise of the suites' pictures, which are 0 to 199.

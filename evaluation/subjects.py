@@ -27,7 +27,8 @@ class Family:
     kind: str
     """flux, sd3, lumina or lumina_next."""
     vae: str
-    """Name by which the host's VAELoader knows its decoder."""
+    """Name by which the host's VAELoader knows its decoder, where there is none of the model's own,
+    `<kind>.safetensors`."""
     cfg: float
     guidance: float | None
     """Of FLUX's embedding; None where there is none."""
@@ -76,7 +77,8 @@ class Subject:
             (self.model,) = comfy.run_node(LOADERS[family.kind], unet_name=name)
         else:
             (self.model,) = comfy.run_node("UNETLoader", unet_name=name, weight_dtype="default")
-        (self.vae,) = comfy.run_node("VAELoader", vae_name=family.vae)
+        own = name if name in folder_paths.get_filename_list("vae") else family.vae
+        (self.vae,) = comfy.run_node("VAELoader", vae_name=own)
         self.rows = 0  # that passed the blocks in the latest run
         blocks = getattr(self.model.model.diffusion_model, FIRST_BLOCKS[family.kind])
         blocks[0].register_forward_hook(self._count)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -45,15 +46,16 @@ class JudgeFeatures:
 
     name = "the demo's training judge"
 
-    def __init__(self) -> None:
-        from demo import judge
-
-        self.judge = judge
-        self.network = Judged().network
+    def __init__(self, prompts: Sequence[str]) -> None:
+        """prompts: by which the world is known."""
+        judged = Judged()
+        judged.check(prompts)
+        self.network = judged.network
+        self.features = judged.world.features
         self.width = self(torch.zeros(1, 3, SIDE, SIDE)).shape[1]
 
     def __call__(self, pictures: Tensor) -> Tensor:
-        return self.judge.features(self.network, pictures).flatten(1)
+        return self.features(self.network, pictures).flatten(1)
 
 
 class RandomFeatures:
@@ -80,13 +82,13 @@ class RandomFeatures:
         return (F.adaptive_avg_pool2d(x, 3).flatten(1) + FLOOR).log()
 
 
-def features_for(name: str) -> Features:
-    """Features of a name of `FEATURES`; of "auto" CLIP's where it is here, else random ones. Raises
-    ValueError."""
+def features_for(name: str, prompts: Sequence[str] = ()) -> Features:
+    """Features of a name of `FEATURES`; of "auto" CLIP's where it is here, else random ones. prompts:
+    of the training. Raises ValueError."""
     if name not in ("auto", *FEATURES):
         raise ValueError(f"features {name}: give one of auto, {', '.join(FEATURES)}")
     if name in ("judge", "random"):
-        return JudgeFeatures() if name == "judge" else RandomFeatures()
+        return JudgeFeatures(prompts) if name == "judge" else RandomFeatures()
     try:
         return ClipFeatures()
     except ValueError:

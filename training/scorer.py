@@ -165,5 +165,5 @@ def scorer_for(job: Job) -> Scorer:
         assert job.graph.decoder  # raises where there is none
     if not config.omega:
         return Scorer(rewards, pictures)
-    discriminator = Discriminator(features_for(config.features), config.seed)
+    discriminator = Discriminator(features_for(config.features, job.prompts), config.seed)
     return Scorer(rewards, pictures, discriminator, config.omega, config.discriminator_warm_up)

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from statistics import mean
 from typing import Any
 
@@ -15,7 +16,6 @@ from scipy.stats import spearmanr
 from benchmarks.equal_cost import own_cost
 from benchmarks.rivals.tuning import QUICK as QUICK_TUNING
 from benchmarks.rivals.tuning import Effort
-from demo.prompts import prompts
 from demo.scene_judge import SceneJudge
 from evaluation.batches import BATCH
 from evaluation.rows import PSNR_CAP, Row
@@ -57,7 +57,9 @@ class Bench:
             name = f"{name}_{steps}"
         number = 2 if self.args.quick else self.args.prompts or number
         subject = self.subjects[kind]
-        return Suite(name, subject, judge(number), self.args.out, self.scale, steps)
+        return Suite(
+            name, subject, judge(subject.weights, number), self.args.out, self.scale, steps
+        )
 
     def rows(self, suite: Suite) -> list[Row]:
         """The suite's rows, at the demo model's own cost."""
@@ -82,9 +84,9 @@ class Bench:
 
 
 @cache
-def judge(number: int) -> SceneJudge:
-    """The judge of so many test prompts."""
-    return SceneJudge(prompts(number))
+def judge(weights: Path, number: int) -> SceneJudge:
+    """The judge of so many test prompts of a demo model."""
+    return SceneJudge.of(weights, number)
 
 
 def on_sampler(name: str, target: str, patch: Patch, sampler: str) -> Method:

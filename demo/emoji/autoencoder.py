@@ -1,9 +1,12 @@
 """Train the emoji world's TAESD decoder to invert its latent map; the encoder is the map itself, by construction.
 
+    python -m demo.emoji.autoencoder --construct
     python -m demo.emoji.autoencoder --out RUN --steps 3000 --start demo/models/vae_approx/taef1_decoder.safetensors
     python -m demo.emoji.autoencoder --out RUN --steps 3000 --export
 
-The first command starts from the drawn shapes' decoder, its first layer turned to the new map. Both resume RUN.
+The first command is what the shipped files are made by: a decoder that equals the map's inverse (`linear_decoder`),
+without any training. The second starts from the drawn shapes' decoder, its first layer turned to the new map. It and
+the third resume RUN.
 """
 
 from __future__ import annotations
@@ -26,10 +29,12 @@ from demo.emoji.muon import Muon
 from demo.emoji.train import faster_dtype
 from demo.latents import BLOCK, LatentMap
 from demo.latents import MAP_FILE as OLD_MAP
+from demo.linear_decoder import linear_decoder
 from demo.taesd import Decoder, exact_encoder, export
 
 FOLDER = MODELS / "vae_approx"
 SIZES = shapes.SIZES
+MEASURED = {128: 16, 256: 16, 512: 2}  # scenes by pixels, of a decoder that is constructed
 
 
 class Crops(shapes.Crops):
@@ -201,13 +206,26 @@ def psnr(
     return sum(values) / number
 
 
+def construct() -> None:
+    """Write the decoder that equals the map's inverse, with what it measures."""
+    latents = LatentMap.load(MAP_FILE)
+    decoder = linear_decoder(latents)
+    decoder.load_state_dict({k: v.half().float() for k, v in decoder.state_dict().items()})
+    figures = {}
+    for size, number in MEASURED.items():
+        figures[str(size)] = round(psnr(decoder, latents, size, number), 2)
+        print(f"{size} px: {figures[str(size)]} dB, {number} scenes", flush=True)
+    note = {"psnr_dev": json.dumps(figures), "made_by": "demo.linear_decoder"}
+    export(decoder, exact_encoder(latents), FOLDER, note)
+    print(json.dumps({"psnr_dev": figures}))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--out", required=True, help="folder of state and log; resumed if it exists"
-    )
+    parser.add_argument("--out", help="folder of state and log; resumed if it exists")
+    parser.add_argument("--construct", action="store_true", help="train nothing: the map's inverse")
     parser.add_argument("--start", help="decoder of the drawn shapes' world to start from")
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--batch", type=int, default=16)
@@ -228,6 +246,11 @@ def main() -> None:
     )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    if args.construct:
+        construct()
+        return
+    if args.out is None:
+        parser.error("--out: a folder is needed for a training; or give --construct")
     trainer = Trainer(args)
     trainer.run()
     if args.export:

@@ -7,14 +7,17 @@ from pathlib import Path
 
 import torch
 from einops import rearrange
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from demo import weights
 from demo.emoji.latents import MAP_FILE, MODELS
 from demo.emoji.sprites import appearance
-from demo.emoji.words import OBJECT_ROWS, PAD, TOKENS, VOCABULARY, WIDTH, encode
 from demo.latents import LatentMap
+from demo.pack.emoji_words import OBJECT_ROWS, PAD, TOKENS, VOCABULARY, WIDTH
+from demo.pack.language import EMOJI
+from demo.pack.words import encode
 from demo.twins import TWINS, LuminaConfig, TwinConfig, initialise
 
 OLD_WORDS = 64  # width of the words of the drawn shapes' world
@@ -68,37 +71,13 @@ def export(kind: str, state: dict[str, Tensor], path: Path, seen: int) -> None:
     save_file(words, path.with_name(f"{path.stem}_words.safetensors"), metadata=meta)
 
 
-class WeightsError(RuntimeError):
-    """Weights of a demo model that are missing, damaged, or of another model."""
-
-
 def load(path: Path) -> DemoModel:
     """The model of exported weights: `path` is `<kind>.safetensors`, its word table lies beside it.
 
-    Raises WeightsError."""
-    beside = path.with_name(f"{path.stem}_words.safetensors")
-    repair = "Restore both files from the repository (demo/models/emoji/diffusion_models), or train the model again."
-    try:
-        with safe_open(beside, framework="pt") as file:
-            meta, words = file.metadata() or {}, file.get_tensor("words")
-        twin = {f"twin.{k}": v.float() for k, v in load_file(path).items()}
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(
-            f"Demo model: {path} and {beside.name} cannot be read ({error}). {repair}"
-        ) from error
-    kind = meta.get("model", "none")
-    if kind not in CONFIGS or meta.get("vocabulary") != json.dumps(VOCABULARY):
-        raise WeightsError(
-            f"Demo model: {beside} is the word table of {kind!r} for {len(words) - 1} words, accepted is one of "
-            f"{', '.join(CONFIGS)} for the {len(VOCABULARY)} words of demo/emoji/words.py. {repair}"
-        )
+    Raises `weights.WeightsError`."""
+    kind, state = weights.read_model(path, EMOJI, tuple(CONFIGS))
     model = DemoModel(kind)
-    try:
-        model.load_state_dict({**twin, "words": words})
-    except RuntimeError as error:
-        raise WeightsError(
-            f"Demo model: {path} does not hold a {kind}-like model ({error}). {repair}"
-        ) from error
+    weights.fill(model, state, path, f"a {kind}-like demo model")
     return model
 
 

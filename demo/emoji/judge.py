@@ -18,21 +18,22 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from demo import weights
 from demo.emoji import scenes
 from demo.emoji.latents import MAP_FILE, MODELS
 from demo.emoji.scenes import JITTER, SIDES, SPREAD, Scenes
-from demo.emoji.words import MAX_OBJECTS, OBJECTS, PLACES
 from demo.latents import LatentMap
+from demo.pack.emoji_words import MAX_OBJECTS, OBJECTS, PLACES
 
 SIDE = 48
 BASE = 128  # px: larger pictures are averaged down to it
 NONE = len(OBJECTS)
 WEIGHTS = MODELS / "judge.safetensors"
+REPAIR = f"{weights.REPAIR}: python -m demo.emoji.judge"
 
 
 class Judge(nn.Module):
@@ -132,19 +133,11 @@ def reduced(pictures: Tensor) -> Tensor:
     return F.avg_pool2d(pictures, factor) if factor > 1 else pictures
 
 
-class JudgeError(RuntimeError):
-    """Judge weights that are missing, damaged, or made for other objects."""
-
-
 def load(path: Path = WEIGHTS) -> Judge:
-    """A trained judge, in float32. Raises JudgeError."""
-    repair = "Restore it from the repository (demo/models/emoji), or train it: python -m demo.emoji.judge."
-    try:
-        with safe_open(path, framework="pt") as file:
-            judge = Judge(int(file.metadata()["width"]))
-            judge.load_state_dict({key: file.get_tensor(key).float() for key in file.keys()})  # noqa: SIM118
-    except Exception as error:  # safetensors, the file system and torch each have their own
-        raise JudgeError(f"Judge: {path} cannot be read ({error}). {repair}") from error
+    """A trained judge, in float32. Raises `weights.WeightsError`."""
+    meta, tensors = weights.read(path, "a judge of the emoji world", REPAIR)
+    judge = Judge(int(meta.get("width", 48)))
+    weights.fill(judge, tensors, path, "a judge of the emoji world")
     return judge.eval().requires_grad_(False)
 
 

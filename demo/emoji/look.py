@@ -16,8 +16,8 @@ from demo.demo_model import euler
 from demo.emoji import scenes
 from demo.emoji.demo_model import WEIGHTS, DemoModel, load
 from demo.emoji.latents import MAP_FILE
-from demo.emoji.words import PAD, bag
 from demo.latents import LatentMap
+from demo.pack.emoji_words import PAD, bag
 
 CAPTION = 66  # px below each picture
 

@@ -14,7 +14,7 @@ import shutil
 from pathlib import Path
 
 from demo.emoji.sprites import FOLDER, file_of, read
-from demo.emoji.words import OBJECTS
+from demo.pack.emoji_words import OBJECTS
 
 # The package's own label where people would type another word.
 # fmt: off

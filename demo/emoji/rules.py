@@ -7,7 +7,7 @@ from torch import Tensor
 
 from demo.emoji import scenes
 from demo.emoji.scenes import PALETTE, Scenes, shade
-from demo.emoji.words import COLOURS
+from demo.pack.emoji_words import COLOURS
 
 
 def colour_of_pixels(pictures: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from demo.emoji.sprites import MARGIN, sprite
-from demo.emoji.words import (
+from demo.pack.emoji_words import (
     BACKGROUNDS,
     COLOURS,
     MAX_OBJECTS,

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from demo.emoji.words import OBJECTS
+from demo.pack.emoji_words import OBJECTS
 
 FOLDER = Path(__file__).parent / "sprites"
 NATIVE = 256  # px, about: the drawings' own size

@@ -24,9 +24,9 @@ from demo.emoji import scenes
 from demo.emoji.demo_model import CONFIGS, DemoModel, export, load, start_from_shapes
 from demo.emoji.latents import MAP_FILE
 from demo.emoji.muon import Muon
-from demo.emoji.words import PAD, TOKENS
 from demo.latents import MAP_FILE as OLD_MAP
 from demo.latents import LatentMap
+from demo.pack.emoji_words import PAD, TOKENS
 from demo.train import SHIFT, STACK, TOKENS_A_STEP, Stage
 
 

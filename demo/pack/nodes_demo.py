@@ -10,29 +10,26 @@ import folder_paths
 from comfy_api.latest import ComfyExtension, io
 
 from . import lumina_next, nextdit, word_table
-from .words import BACKGROUNDS, COLOURS, PLACES, SHAPES, SIZES, TEXTURES, TOKENS
-
-EXAMPLE = "flat blue background, big red striped circle center"
+from .language import LANGUAGES, SHAPES
 
 
 class DemoPrompt(io.ComfyNode):
-    """Words of the drawn scenes to CONDITIONING, one line an image of the batch."""
+    """Words of the demo models' scenes to CONDITIONING, one line an image of the batch."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        words = "; ".join(", ".join(group) for group in (SIZES, COLOURS, TEXTURES, SHAPES, PLACES))
+        worlds = ". ".join(f"Models of {one.name}: {one.about}" for one in LANGUAGES)
         return io.Schema(
             node_id="RAPIDDemoPrompt",
             display_name="Demo Prompt",
             category="RAPID/demo",
             description=(
                 "Prompt of the demo models, one line an image of the batch: a background, then objects, "
-                f"separated by commas. Background: {', '.join(BACKGROUNDS)} with a colour. Object: {words}. "
-                "Empty: unconditional."
+                f"separated by commas. {worlds}. Empty: unconditional."
             ),
             inputs=[
                 io.String.Input(
-                    "text", multiline=True, default=EXAMPLE, tooltip="One line an image."
+                    "text", multiline=True, default=example(), tooltip="One line an image."
                 ),
                 io.Combo.Input(
                     "model",
@@ -41,18 +38,18 @@ class DemoPrompt(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "tokens",
-                    default=TOKENS,
-                    min=TOKENS,
+                    default=0,
+                    min=0,
                     max=word_table.MAX_TOKENS,
                     optional=True,
-                    tooltip="Length of the context; more than the default appends empty tokens.",
+                    tooltip="Length of the context; 0: as in training, more appends empty tokens.",
                 ),
             ],
             outputs=[io.Conditioning.Output()],
         )
 
     @classmethod
-    def execute(cls, text: str, model: str, tokens: int = TOKENS) -> io.NodeOutput:
+    def execute(cls, text: str, model: str, tokens: int = 0) -> io.NodeOutput:
         """The host meets B lines with its latents row by row: it repeats or cuts them to the
         batch."""
         return io.NodeOutput(
@@ -123,6 +120,14 @@ def table_path(model: str) -> Path:
     name = word_table.file_name(model)
     own = Path(__file__).resolve().parent.parent / "models" / "diffusion_models" / name
     return Path(folder_paths.get_full_path("diffusion_models", name) or own)
+
+
+def example() -> str:
+    """A prompt that the first model reads."""
+    try:
+        return word_table.language_of(table_path(word_table.MODELS[0])).example
+    except word_table.WordTableError:  # which running the node tells
+        return SHAPES.example
 
 
 class DemoExtension(ComfyExtension):

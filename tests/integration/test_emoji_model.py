@@ -1,9 +1,22 @@
-"""The emoji world's models, exported, in ComfyUI's own classes: wider words, the same functions."""
+"""The emoji world's models in ComfyUI: exported ones in its own classes, and the switch rehearsed: the
+FLUX-like model in the place of that of drawn shapes, by the host's own loaders."""
 
 import importlib
+import shutil
 
+import folder_paths
 import pytest
 import torch
+
+from demo.demo_model import DemoModel as ShapesModel
+from demo.demo_model import export as export_shapes
+from demo.emoji.demo_model import DemoModel, export
+from demo.pack.emoji_words import WIDTH
+from demo.scene_judge import SceneJudge
+from demo.switch import switch
+from demo.world import EMOJI, MODELS, SHAPES
+from evaluation.rows import psnr
+from evaluation.subjects import FAMILIES, LUMINA, Subject
 
 BATCH, TOKENS = 2, 6
 
@@ -13,9 +26,6 @@ def test_an_exported_model_gives_the_twins_velocity_in_the_host(
     kind, comfy_host, demo_pack, tmp_path
 ):
     import comfy.sd
-
-    from demo.emoji.demo_model import DemoModel, export
-    from demo.emoji.words import WIDTH
 
     torch.manual_seed(0)
     model = DemoModel(kind)
@@ -42,3 +52,83 @@ def test_an_exported_model_gives_the_twins_velocity_in_the_host(
         wanted = host(x, t * scale, context=context, transformer_options={}, **extra)
         got = model.twin(x, t, context, pooled, guidance)
     assert (wanted - got).abs().max() < 1e-4 * wanted.abs().max()
+
+
+FOLDERS = ("diffusion_models", "vae_approx", "vae")
+
+
+@pytest.fixture
+def switched(comfy_host, demo_pack, tmp_path):
+    """The host, where the FLUX-like model is of the emoji world and the Lumina-like one is not."""
+    comfy_host.load_core_nodes("nodes_flux.py")
+    for name in FOLDERS:
+        (tmp_path / name).mkdir()
+    for file in (MODELS / "vae_approx").iterdir():
+        shutil.copyfile(file, tmp_path / "vae_approx" / file.name)
+    path = tmp_path / "diffusion_models" / "lumina.safetensors"
+    export_shapes("lumina", ShapesModel("lumina").state_dict(), path, 0)
+    switch("flux", EMOJI, tmp_path)
+    for name in FOLDERS:
+        folder_paths.add_model_folder_path(name, str(tmp_path / name), is_default=True)
+    yield comfy_host
+    for name in FOLDERS:
+        folder_paths.folder_names_and_paths[name][0].remove(str(tmp_path / name))
+        folder_paths.filename_list_cache.pop(name, None)
+
+
+def test_the_switched_model_draws_what_it_is_asked_for_and_its_judge_says_so(switched):
+    with torch.inference_mode():
+        subject = Subject(switched, FAMILIES["flux"])
+        judge = SceneJudge.of(subject.weights, 2)
+        assert judge.world is EMOJI
+        latents = subject.sample_many(subject.model, judge.prompts, [0, 1], 256).latent
+        pictures = [subject.picture(latent[None]) for latent in latents]
+        own = subject.model.model.latent_format.process_in(latents)
+        wanted = EMOJI.latents().decode(own)
+    assert pictures[0].shape == (3, 256, 256)
+    assert all(psnr(*pair) > 45 for pair in zip(pictures, wanted, strict=True))
+    found = [judge.right(picture, number) for number, picture in enumerate(pictures)]
+    assert sum(right for right, _ in found) >= 0.5 * sum(named for _, named in found)
+    swapped = [judge.right(picture, 1 - number) for number, picture in enumerate(pictures)]
+    assert sum(right for right, _ in swapped) < sum(right for right, _ in found)
+
+
+def test_a_model_that_stays_in_its_world_keeps_its_decoder(switched):
+    with torch.inference_mode():
+        subject = Subject(switched, LUMINA)
+        latent = torch.randn(1, 16, 6, 6, generator=torch.Generator().manual_seed(0))
+        own = subject.picture(subject.model.model.latent_format.process_out(latent))
+        old = SHAPES.load_decoder()(latent)[0].clamp(0, 1)
+        new = EMOJI.load_decoder()(latent)[0].clamp(0, 1)
+    assert psnr(own, old) > 50 and psnr(own, new) < 30
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("flat red background, big gitar left", r"unknown object 'gitar'.*Did you mean 'guitar'"),
+        ("flat red background" + ", small bee top" * 5, "5 objects given, at most 4 accepted"),
+        ("flat red background, big blue plain circle top", "unknown object 'blue plain circle'"),
+    ],
+)
+def test_a_prompt_that_it_cannot_read_is_answered_by_what_it_can(switched, text, message):
+    with pytest.raises(ValueError, match=message):
+        switched.run_node("RAPIDDemoPrompt", text=text, model="flux")
+
+
+def test_a_context_has_the_length_of_its_world_unless_more_is_asked_for(switched):
+    (own,) = switched.run_node("RAPIDDemoPrompt", text=EMOJI.language.example, model="flux")
+    (more,) = switched.run_node(
+        "RAPIDDemoPrompt", text=EMOJI.language.example, model="flux", tokens=9
+    )
+    assert own[0][0].shape == (1, 6, 128) and more[0][0].shape == (1, 9, 128)
+    assert torch.equal(more[0][0][:, :6], own[0][0])
+    (other,) = switched.run_node("RAPIDDemoPrompt", text="red circle", model="lumina")
+    assert other[0][0].shape == (1, 8, 64)
+
+
+def test_a_word_table_that_is_cut_off_or_missing_is_named_by_the_node(switched):
+    path = Subject(switched, FAMILIES["flux"]).weights.with_name("flux_words.safetensors")
+    path.write_bytes(path.read_bytes()[:900])
+    with pytest.raises(RuntimeError, match="flux_words.safetensors cannot be read.*truncated"):
+        switched.run_node("RAPIDDemoPrompt", text="", model="flux")

@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import save_file
 
 from demo import scenes
-from demo.pack import word_table
+from demo.pack import emoji_words, word_table
+from demo.pack.language import EMOJI, LANGUAGES, SHAPES
 from demo.pack.words import (
     BACKGROUNDS,
     COLOURS,
@@ -23,13 +24,18 @@ from demo.pack.words import (
 
 
 @pytest.fixture
-def table() -> torch.Tensor:
-    """A word table of random vectors."""
+def rows() -> torch.Tensor:
+    """A word table's random vectors."""
     return torch.randn(len(VOCABULARY) + 1, WIDTH)
 
 
-def save(table: torch.Tensor, path, vocabulary=VOCABULARY) -> None:
-    save_file({"words": table}, path, metadata={"vocabulary": json.dumps(vocabulary)})
+@pytest.fixture
+def table(rows) -> word_table.WordTable:
+    return word_table.WordTable(SHAPES, rows)
+
+
+def save(rows: torch.Tensor, path, vocabulary=VOCABULARY) -> None:
+    save_file({"words": rows}, path, metadata={"vocabulary": json.dumps(vocabulary)})
 
 
 def test_prompts_of_scenes_are_read_back_word_by_word():
@@ -68,11 +74,11 @@ def test_an_empty_prompt_is_made_of_empty_tokens():
     assert counts[..., PAD].eq(1).all() and counts[..., :PAD].eq(0).all()
 
 
-def test_a_phrase_is_the_sum_of_its_words_and_the_pooled_vector_the_mean_of_phrases(table):
-    context, pooled = encode(bag(["red circle"]), table)
-    word = {w: table[i] for i, w in enumerate(VOCABULARY)}
+def test_a_phrase_is_the_sum_of_its_words_and_the_pooled_vector_the_mean_of_phrases(rows):
+    context, pooled = encode(bag(["red circle"]), rows)
+    word = {w: rows[i] for i, w in enumerate(VOCABULARY)}
     torch.testing.assert_close(context[0, 0], word["red"] + word["circle"])
-    torch.testing.assert_close(context[0, 1], table[PAD])
+    torch.testing.assert_close(context[0, 1], rows[PAD])
     torch.testing.assert_close(pooled[0], context[0].mean(0))
 
 
@@ -88,7 +94,7 @@ def test_a_longer_context_appends_empty_tokens_and_keeps_the_pooled_vector(table
     [[long, longer]] = word_table.conditioning("red circle", table, 24)
     assert long.shape == (1, 24, WIDTH)
     torch.testing.assert_close(long[:, :TOKENS], short)
-    torch.testing.assert_close(long[0, TOKENS:], table[PAD].expand(16, -1))
+    torch.testing.assert_close(long[0, TOKENS:], table.rows[PAD].expand(16, -1))
     torch.testing.assert_close(longer["pooled_output"], extra["pooled_output"])
 
 
@@ -98,32 +104,63 @@ def test_a_context_of_a_wrong_length_is_refused(table, tokens):
         word_table.conditioning("red circle", table, tokens)
 
 
-def test_a_word_table_is_read_back(table, tmp_path):
-    save(table, tmp_path / "flux_words.safetensors")
-    torch.testing.assert_close(word_table.load(tmp_path / "flux_words.safetensors"), table)
+def test_a_word_table_is_read_back_with_its_language(rows, tmp_path):
+    path = tmp_path / "flux_words.safetensors"
+    save(rows, path)
+    assert word_table.load(path).language is word_table.language_of(path) is SHAPES
+    torch.testing.assert_close(word_table.load(path).rows, rows)
+    emoji = torch.randn(len(EMOJI.vocabulary) + 1, EMOJI.width)
+    save(emoji, path, EMOJI.vocabulary)
+    assert word_table.load(path).language is word_table.language_of(path) is EMOJI
+
+
+@pytest.mark.parametrize("language", LANGUAGES, ids=lambda language: language.name)
+def test_the_example_of_a_language_is_read_by_it_and_by_no_other(language):
+    rows = torch.randn(len(language.vocabulary) + 1, language.width)
+    [[context, extra]] = word_table.conditioning(
+        language.example, word_table.WordTable(language, rows)
+    )
+    assert context.shape == (1, language.tokens, language.width)
+    assert extra["pooled_output"].shape == (1, language.width)
+    for other in LANGUAGES:
+        if other is not language:
+            with pytest.raises(PromptError, match="unknown"):
+                other.bag([language.example], other.tokens)
+
+
+def test_an_unknown_object_is_answered_with_the_nearest_known_names():
+    table = word_table.WordTable(EMOJI, torch.randn(len(EMOJI.vocabulary) + 1, EMOJI.width))
+    with pytest.raises(PromptError, match=r"unknown object 'gitar'.*Did you mean 'guitar'"):
+        word_table.conditioning("flat red background, big gitar left", table)
+    many = "flat red background" + ", small bee top" * (emoji_words.MAX_OBJECTS + 1)
+    with pytest.raises(PromptError, match="5 objects given, at most 4 accepted"):
+        word_table.conditioning(many, table)
 
 
 def test_a_missing_word_table_is_named_by_its_path(tmp_path):
     path = tmp_path / "flux_words.safetensors"
-    with pytest.raises(word_table.WordTableError, match=f"{path} is missing.*restore"):
-        word_table.load(path)
+    for read in (word_table.load, word_table.language_of):
+        with pytest.raises(word_table.WordTableError, match=f"{path} is missing.*restore"):
+            read(path)
 
 
 @pytest.mark.parametrize("size", [0, 5, 600, -4])
-def test_a_truncated_word_table_is_named_by_its_path(table, tmp_path, size):
+def test_a_truncated_word_table_is_named_by_its_path(rows, tmp_path, size):
     path = tmp_path / "flux_words.safetensors"
-    save(table, path)
+    save(rows, path)
     path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(word_table.WordTableError, match=f"{path} cannot be read.*restore"):
-        word_table.load(path)
+    for read in (word_table.load, word_table.language_of):
+        with pytest.raises(word_table.WordTableError, match=f"{path} cannot be read.*restore"):
+            read(path)
 
 
-def test_a_table_for_other_words_or_of_another_shape_is_refused(table, tmp_path):
+def test_a_table_for_other_words_or_of_another_shape_is_refused(rows, tmp_path):
     path = tmp_path / "flux_words.safetensors"
-    save(table, path, (*VOCABULARY[:-1], "mauve"))
-    with pytest.raises(word_table.WordTableError, match="made for other words.*background, mauve"):
+    save(rows, path, (*VOCABULARY[:-1], "mauve"))
+    message = r"made for other words: 31 given, 31 \(shapes\) or 278 \(emoji\) accepted.*background, mauve"
+    with pytest.raises(word_table.WordTableError, match=message):
         word_table.load(path)
-    save(table[:, :32].contiguous(), path)
+    save(rows[:, :32].contiguous(), path)
     with pytest.raises(
         word_table.WordTableError, match=r"shape \(32, 32\), accepted is \(32, 64\)"
     ):

@@ -6,7 +6,7 @@ from PIL import Image
 
 from demo.emoji import judge, rules, scenes, sprites
 from demo.emoji.muon import orthogonalised
-from demo.emoji.words import (
+from demo.pack.emoji_words import (
     BACKGROUNDS,
     MAX_OBJECTS,
     OBJECTS,
@@ -19,9 +19,10 @@ from demo.emoji.words import (
     Prompt,
     PromptError,
     bag,
-    encode,
     parse,
 )
+from demo.pack.words import encode
+from demo.weights import WeightsError
 
 EXAMPLE = "grid blue background, big lobster left, small guitar top right"
 
@@ -252,9 +253,11 @@ def test_the_judge_sees_no_object_on_empty_backgrounds():
 
 
 def test_judge_weights_that_are_missing_or_truncated_are_named(tmp_path):
-    with pytest.raises(judge.JudgeError, match=r"none.safetensors cannot be read.*Restore it"):
+    with pytest.raises(
+        WeightsError, match=r"none.safetensors, a judge.*cannot be read.*Restore it"
+    ):
         judge.load(tmp_path / "none.safetensors")
     whole = judge.WEIGHTS.read_bytes()
     (tmp_path / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(judge.JudgeError, match="cannot be read"):
+    with pytest.raises(WeightsError, match="cannot be read"):
         judge.load(tmp_path / "cut.safetensors")

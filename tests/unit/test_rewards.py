@@ -173,7 +173,7 @@ def test_the_judge_prefers_pictures_of_the_prompt(tmp_path):
 
 def test_prompts_that_the_judge_cannot_read_are_refused_at_once():
     with pytest.raises(
-        ValueError, match="reward judge: 'a cat' is not a prompt of the demo's scenes"
+        ValueError, match="reward judge: shapes: 'a cat' is not a prompt of the demo's scenes"
     ):
         Mixture(parsed("judge"), [SCENE, "a cat"])
 

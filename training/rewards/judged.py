@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -54,28 +55,35 @@ class Agreement(Reward):
 
 
 class Judged(Reward):
-    """Shapes of the demo's scenes, by the judge that trains and scores no benchmark."""
+    """What the demo's scenes show, by the judge of their world that trains and scores no benchmark."""
 
     name = "judge"
-    about = "mean probability of the prompt's shapes, by the demo's training judge"
+    about = "mean probability of what the prompt names, by the demo's training judge"
 
-    def __init__(self) -> None:
+    def __init__(self, prompts: Sequence[str] = ()) -> None:
+        """prompts: by which the world is known; of none that of the first ones asked about."""
         try:
-            from demo import critic, judge
+            from demo import world
         except ImportError:
             raise ValueError(
                 "reward judge needs the folder demo/ of RAPID's repository, for its demo models "
                 "only"
             ) from None
-        self.critic = critic
-        self.network = judge.load(critic.WEIGHTS)
+        self.world_of_prompts = world.world_of_prompts
+        self.world: Any = None
+        self.network: Any = None
+        if prompts:
+            self.check(prompts)
 
     def check(self, prompts: Sequence[str]) -> None:
         try:
-            self.critic.read(prompts)
-        except ValueError as error:
+            self.world = self.world_of_prompts(prompts)
+            self.network = self.world.load_judge(self.world.judge_training)
+        except (ValueError, RuntimeError) as error:
             raise ValueError(f"reward judge: {error}") from None
 
     def __call__(self, drawn: Drawn) -> list[float]:
-        chosen = self.critic.read([drawn.reference.prompt] * len(drawn.pictures))
-        return drawn.by_image(self.critic.confidence(self.network, drawn.pictures, chosen))
+        if self.world is None:
+            self.check([drawn.reference.prompt])
+        chosen = self.world.read([drawn.reference.prompt] * len(drawn.pictures))
+        return drawn.by_image(self.world.confidence(self.network, drawn.pictures, chosen))

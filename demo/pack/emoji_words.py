@@ -12,21 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "white", "black")
-SIZES = ("small", "big", "huge")
-BACKGROUNDS = ("flat", "gradient", "noise", "grid")
-PLACES = (
-    "top left",
-    "top",
-    "top right",
-    "left",
-    "center",
-    "right",
-    "bottom left",
-    "bottom",
-    "bottom right",
-)
-PLACE_WORDS = ("top", "bottom", "left", "right", "center")
+from .words import BACKGROUNDS, COLOURS, FILLERS, PLACE_WORDS, PLACES, SIZES, PromptError
+
 # fmt: off
 OBJECTS = (
     "accordion", "airplane", "ambulance", "apple", "avocado", "backpack", "balloon", "banana", "baseball", "basket",
@@ -57,7 +44,6 @@ OBJECTS = (
 )
 # fmt: on
 VOCABULARY = COLOURS + SIZES + BACKGROUNDS + PLACE_WORDS + ("background",) + OBJECTS
-FILLERS = frozenset(("a", "an", "the", "at", "in", "on", "of", "with", "and"))
 
 MAX_OBJECTS = 4
 TOKENS = MAX_OBJECTS + 2  # background, four objects, one spare: the fixed length of a prompt
@@ -70,10 +56,6 @@ GRAMMAR = (
     f"A prompt is 'KIND COLOUR background', then up to {MAX_OBJECTS} times ', SIZE OBJECT PLACE', "
     "e.g. 'grid blue background, big lobster left, small guitar top right'"
 )
-
-
-class PromptError(ValueError):
-    """A prompt that the demo models cannot read."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +85,7 @@ def _pick(word: str, known: tuple[str, ...], what: str, phrase: str) -> int:
     listed = (
         ", ".join(known)
         if len(known) < 12
-        else f"{len(known)} names, listed as OBJECTS in demo/emoji/words.py"
+        else f"{len(known)} names, listed as OBJECTS in demo/pack/emoji_words.py"
     )
     raise PromptError(
         f"Demo Prompt: unknown {what} {word!r} in {phrase!r}. {offer}Known: {listed}. {GRAMMAR}."
@@ -180,11 +162,3 @@ def bag(prompts: list[str], tokens: int = TOKENS) -> Tensor:
             for word in phrases[column] if column < len(phrases) else [PAD]:
                 counts[row, column, word] += 1
     return counts
-
-
-def encode(counts: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
-    """CONDITIONING (B, tokens, WIDTH) and pooled vector (B, WIDTH) of phrase word counts.
-
-    A phrase is the sum of its words' vectors; the pooled vector is the mean over phrases."""
-    context = counts.to(table) @ table
-    return context, context.mean(dim=1)

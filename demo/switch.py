@@ -1,0 +1,111 @@
+"""Put a demo model of another world in the place of the one that is there: its weights, word table, VAE
+and the prompts of its examples.
+
+    python -m demo.switch flux --world emoji
+
+Models that share the VAE's name and stay in their world get one of their own, `vae/<model>.safetensors`,
+which `evaluation.subjects` then takes. What is left to do is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+from demo.pack.word_table import file_name
+from demo.taesd import one_file
+from demo.world import MODELS, WORLDS, World, world_of
+from devkit.base_folder import REPOSITORY
+from evaluation.subjects import ALL_FAMILIES
+
+EXAMPLES = REPOSITORY / "example_workflows" / "api"
+LEFT = """Left to do for {kind}, in this order:
+- python3 dev.py bench and demo in small, and a look at the pictures
+- python -m demo.evaluate --weights {weights} --json demo/models/logs/{kind}_evaluation.json{cfg}
+- demo/fit.py --models {kind}: thresholds of the caches
+- policies/demo-{kind}-* and benchmarks/policies: fitted on the old weights, to be made anew or taken away
+- python -m devkit.templates, then dev.py test tests/browser/test_examples.py --pictures .
+- docs/demo_{kind}.png, docs/comparison.png (dev.py demo), docs/results (python -m benchmarks.results)"""
+
+
+def keep_vae(vae: str, kinds: list[str], models: Path) -> None:
+    """Write a VAE of their own, as it is now, for models of these kinds."""
+    for kind in kinds:
+        one_file(vae, models / "vae_approx", models / "vae" / f"{kind}.safetensors")
+
+
+def sharing(kind: str, world: World, models: Path) -> list[str]:
+    """Kinds of models that have the VAE's name in common with one that changes to `world`, and stay in
+    another."""
+    found = []
+    for other, family in ALL_FAMILIES.items():
+        weights = models / "diffusion_models" / f"{other}.safetensors"
+        own = (models / "vae" / f"{other}.safetensors").exists()
+        if other != kind and family.vae == ALL_FAMILIES[kind].vae and weights.exists() and not own:
+            found += [other] if world_of(weights) is not world else []
+    return found
+
+
+def ask_for(kind: str, world: World, examples: Path) -> list[str]:
+    """Give the example workflows of a kind a prompt of its world; names of the changed ones."""
+    changed = []
+    for path in sorted(examples.glob("demo_*.json")):
+        graph = json.loads(path.read_text(encoding="utf-8"))
+        prompts = [
+            node["inputs"] for node in graph.values() if node["class_type"] == "RAPIDDemoPrompt"
+        ]
+        mine = [inputs for inputs in prompts if inputs["model"] == kind and inputs["text"]]
+        for inputs in mine:
+            inputs["text"] = world.language.example
+        if mine:
+            path.write_text(
+                json.dumps(graph, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+            )
+            changed.append(path.name)
+    return changed
+
+
+def switch(kind: str, world: World, models: Path = MODELS) -> Path:
+    """Put the world's files of a kind into `models`; the weights. Raises `weights.WeightsError` and
+    FileNotFoundError before anything is changed."""
+    source = world.folder / "diffusion_models" / f"{kind}.safetensors"
+    target = models / "diffusion_models" / source.name
+    vae = ALL_FAMILIES[kind].vae
+    world.load_model(source)
+    files = {source: target, source.with_name(file_name(kind)): target.with_name(file_name(kind))}
+    for part in ("decoder", "encoder"):
+        name = f"{vae}_{part}.safetensors"
+        files[world.folder / "vae_approx" / name] = models / "vae_approx" / name
+    missing = [str(path) for path in files if not path.exists()]
+    if missing:
+        raise FileNotFoundError(
+            f"{', '.join(missing)}: not there; the world has no {kind} to show yet"
+        )
+    keep_vae(vae, sharing(kind, world, models), models)
+    for old, new in files.items():
+        shutil.copyfile(old, new)
+    (models / "vae" / source.name).unlink(missing_ok=True)
+    return target
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    worlds = {world.name: world for world in WORLDS}
+    parser.add_argument("model", choices=sorted(ALL_FAMILIES))
+    parser.add_argument("--world", choices=sorted(worlds), default="emoji")
+    args = parser.parse_args()
+    world = worlds[args.world]
+    weights = switch(args.model, world)
+    for name in ask_for(args.model, world, EXAMPLES):
+        print(f"prompt of {name} changed")
+    cfg = ALL_FAMILIES[args.model].cfg
+    cfg = "" if cfg == 1 else f" --cfg {cfg:g}"
+    print(LEFT.format(kind=args.model, weights=weights.relative_to(REPOSITORY), cfg=cfg))
+
+
+if __name__ == "__main__":
+    main()
