@@ -158,6 +158,7 @@ class Accelerate(RapidNode):
                 ),
             ],
             hidden=[io.Hidden.unique_id],
+            not_idempotent=True,  # see node_of
         )
 
     @classmethod

@@ -116,6 +116,7 @@ class Calibrate(RapidNode):
                 ),
             ],
             hidden=[io.Hidden.unique_id],
+            not_idempotent=True,  # see node_of
         )
 
     @classmethod

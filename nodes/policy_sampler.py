@@ -54,6 +54,7 @@ class PolicySampler(RapidNode):
                 ),
             ],
             hidden=[io.Hidden.unique_id],
+            not_idempotent=True,  # see node_of
         )
 
     @classmethod

@@ -215,6 +215,7 @@ class RegionAdaptive(RapidNode):
                 ),
             ],
             hidden=[io.Hidden.unique_id],
+            not_idempotent=True,  # see node_of
         )
 
     @classmethod

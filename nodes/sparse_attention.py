@@ -145,6 +145,7 @@ class SparseAttention(RapidNode):
                 ),
             ],
             hidden=[io.Hidden.unique_id],
+            not_idempotent=True,  # see node_of
         )
 
     @classmethod

@@ -2,20 +2,32 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { nodeAt, nodesOf, root } from "./runs.js";
+import { isOpen, kindIn, nodeAt, nodesOf, root, workflowOf } from "./runs.js";
 import { line, loadWords, speak } from "./words.js";
 
 const LINE = "$$node-text-preview"; // the page's widget
 const LEFT_OUT = [2, 4]; // modes of nodes that are muted or bypassed
 
+let running; // id of the run that goes on
+
 function isOurs(node) {
   return node?.comfyClass?.startsWith("RAPID_");
 }
 
-// The page has written the server's words, which are English.
-function translate({ nodeId }) {
-  const node = nodeAt(nodeId);
-  const widget = isOurs(node) && node.widgets?.find((one) => one.name === LINE);
+// The page has written the server's words, which are English, on whatever node of the open graph has that number: also
+// where the run is of another workflow, or the node lies outside of the subgraph that is open.
+async function told({ nodeId, prompt_id }) {
+  const run = prompt_id ?? running;
+  const workflow = run && (await workflowOf(run)); // of a run that began before this page nothing is known
+  const node = isOpen(workflow) ? nodeAt(nodeId) : undefined;
+  const written = app.canvas.graph?.getNodeById(String(nodeId).split(":").at(-1));
+  const ours = node ? isOurs(node) : kindIn(workflow, nodeId)?.startsWith("RAPID_");
+  if (written && written !== node && ours) takeAway(written);
+  if (isOurs(node)) translate(node);
+}
+
+function translate(node) {
+  const widget = node.widgets?.find((one) => one.name === LINE);
   if (!widget) return;
   speak(app.extensionManager?.setting?.get("Comfy.Locale"));
   widget.value = line(String(widget.value));
@@ -38,8 +50,11 @@ app.registerExtension({
   name: "rapid.line",
   async init() {
     await loadWords();
-    api.addEventListener("progress_text", ({ detail }) => queueMicrotask(() => translate(detail)));
-    api.addEventListener("execution_start", () => clear((node) => LEFT_OUT.includes(node.mode)));
+    api.addEventListener("progress_text", ({ detail }) => told(detail));
+    api.addEventListener("execution_start", ({ detail }) => {
+      running = detail.prompt_id;
+      clear((node) => LEFT_OUT.includes(node.mode));
+    });
     // How far a run had come that ended too early is no result.
     for (const end of ["execution_error", "execution_interrupted"]) api.addEventListener(end, () => clear(() => true));
   },

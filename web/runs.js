@@ -28,7 +28,7 @@ export function* nodesOf(graph) {
 // outputs; full: what is too large to be kept.
 export async function deliver({ prompt_id, node, display_node }, kind, shown, full) {
   const [workflow, path] = [await workflowOf(prompt_id), display_node ?? node];
-  const here = workflow?.id === undefined || workflow.id === root().id ? nodeAt(path) : null;
+  const here = isOpen(workflow) ? nodeAt(path) : null;
   if (here?.rapidPanel && here.comfyClass === kind) {
     here.rapidPanel.show(shown, full);
     store(here.graph?.id, here.id, shown);
@@ -37,15 +37,32 @@ export async function deliver({ prompt_id, node, display_node }, kind, shown, fu
   }
 }
 
-// Ids of the graph and the node that an execution id such as "3:12" stands for in a workflow that is not open.
-function placeIn(workflow, path) {
+// The graph of a workflow that is not open in which an execution id such as "3:12" names a node, and the node's own id.
+function insideOf(workflow, path) {
   const steps = String(path).split(":");
   const graphs = workflow?.definitions?.subgraphs ?? [];
   const graph = steps.slice(0, -1).reduce((outer, id) => {
     const kind = outer?.nodes?.find((node) => String(node.id) === id)?.type;
     return graphs.find((one) => one.id === kind);
   }, workflow);
-  return [graph?.id, steps.at(-1)];
+  return [graph, steps.at(-1)];
+}
+
+// Ids of the graph and the node that an execution id stands for in a workflow that is not open.
+function placeIn(workflow, path) {
+  const [graph, id] = insideOf(workflow, path);
+  return [graph?.id, id];
+}
+
+// The class of the node that an execution id stands for in such a workflow, or undefined.
+export function kindIn(workflow, path) {
+  const [graph, id] = insideOf(workflow, path);
+  return graph?.nodes?.find((node) => String(node.id) === id)?.type;
+}
+
+// Whether a workflow that a run is of is the one that is open. Those in API form have no id and count as open.
+export function isOpen(workflow) {
+  return workflow?.id === undefined || workflow.id === root().id;
 }
 
 // The workflows that runs are of, by run: asked for when something has to be shown. A run that nothing was found of, as

@@ -45,7 +45,11 @@ SAMPLER_LOG = RunLog()
 
 
 def node_of(hidden: Any) -> str:
-    """Execution id of a node; empty where it is called from elsewhere than a graph."""
+    """Execution id of a node; empty where it is called from elsewhere than a graph.
+
+    Nodes that keep it have to be `not_idempotent`: else the host takes their output from its cache
+    for a node of another id, in the next workflow, and what is told goes to the id of before.
+    (V3 hides `unique_id` from the cache's own check.)"""
     return str(hidden.unique_id or "") if hidden else ""
 
 

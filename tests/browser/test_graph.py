@@ -23,6 +23,10 @@ SAY = """async ([run, node, output]) => { const { api } = await import("/scripts
   await new Promise(then => setTimeout(then, 500)) }"""
 RENUMBER = """number => { const n = app.graph._nodes.find(n => n.comfyClass === "RAPID_Report"); n.id = number;
   app.graph._nodes_by_id[number] = n }"""
+LINES = """() => app.graph._nodes.flatMap(n => (n.widgets ?? [])
+  .filter(w => w.name === "$$node-text-preview").map(w => [n.id, w.value]))"""
+HEARD = """async () => { const { api } = await import("/scripts/api.js"); window.heard = [];
+  api.addEventListener("progress_text", ({ detail }) => window.heard.push(detail)) }"""
 GREYED = """kind => app.graph._nodes.find(n => n.comfyClass === kind).widgets.filter(w => w.disabled)
   .map(w => w.name)"""
 CHOOSE = """([kind, name, value]) => { const n = app.graph._nodes.find(n => n.comfyClass === kind);
@@ -205,6 +209,43 @@ def test_a_bypassed_node_does_not_tell_of_the_run_before(graph, vue):
     assert re.match(r"RAPID: about [\d.]+ s for 10 steps, so it was computed in full", text)
     few = page.outputs("RAPID_Report")["rapid_summary"][0]
     assert few["full"] is True and few["seconds"] > 0 and few["evaluations"] == 10
+
+
+@pytest.mark.parametrize("vue", [False, True], ids=["litegraph", "nodes2"])
+def test_a_line_does_not_go_to_the_node_of_its_number_in_another_workflow(graph, vue):
+    page = graph(**{"Comfy.VueNodes.Enabled": vue})
+    workflow, other = opened("demo_flux", 512), opened("demo_sd3")
+    for node in workflow["nodes"]:
+        if node["type"] == "KSampler":
+            node["widgets_values"][:3] = [51 + vue, "fixed", 400]  # long enough
+    page.load(workflow)
+    (number,) = (node["id"] for node in workflow["nodes"] if node["type"] == "RAPID_Accelerate")
+    page.do(HEARD)
+    page.page.get_by_test_id("queue-button").click()
+    page.page.wait_for_function(f"() => ({LINES})().length === 1")
+    page.load(other)  # while it goes on
+    heard = page.do("() => window.heard.length")
+    assert str(page.node("RAPID_Accelerate")["id"]) == str(number)
+    page.page.wait_for_function("n => window.heard.length > n + 1", arg=heard)
+    assert page.do(LINES) == []
+    page.load(workflow)  # and back: it is told again
+    page.page.wait_for_function(f"() => ({LINES})().length === 1")
+    page.do(
+        "async () => { const { api } = await import('/scripts/api.js'); await api.interrupt(null) }"
+    )
+    page.page.wait_for_function(f"() => ({LINES})().length === 0")
+
+
+def test_a_line_is_of_the_node_that_is_there_where_its_model_was_made_for_another_workflow(graph):
+    """The server keeps what nodes gave, and does not ask how they are numbered."""
+    page = graph()
+    page.load(opened("demo_flux"))
+    page.run()
+    page.load(example("demo_flux", sample={"seed": 61}))  # the same nodes under other ids
+    page.run()
+    page.page.wait_for_function(f"() => ({LINES})().length === 1")
+    ((node, text),) = page.do(LINES)
+    assert node == "accelerate" and text.startswith("10/10 · ")
 
 
 @pytest.mark.parametrize("vue", [False, True], ids=["litegraph", "nodes2"])

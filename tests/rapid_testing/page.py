@@ -21,8 +21,9 @@ USUAL = {
 }
 PATIENCE = 120_000  # milliseconds
 DIALOG = ".p-dialog-mask, [role=dialog]"
+BADGES = 24  # pixels of the graph above a node's title, where its badges are
 # Up to three quarters of the page for some nodes; their place on it, in pixels: left, top, width,
-# height.
+# height; and how many pixels of the page one of the graph is.
 FRAME = """kinds => { const c = app.canvas, page = c.canvas.getBoundingClientRect();
   c.deselectAll();
   c.draw(true, true);
@@ -34,7 +35,7 @@ FRAME = """kinds => { const c = app.canvas, page = c.canvas.getBoundingClientRec
   c.ds.offset[1] = page.height / 2 / scale - top - height / 2;
   c.draw(true, true);
   return [(left + c.ds.offset[0]) * scale + page.left, (top + c.ds.offset[1]) * scale + page.top, width * scale,
-    height * scale]; }"""
+    height * scale, scale]; }"""
 
 
 class Graph:
@@ -168,7 +169,8 @@ class Graph:
         return latest["outputs"][number]
 
     def shot(self, path: Path, *kinds: str, margin: int = 24) -> None:
-        """Screenshot of the nodes of some kinds, or of all, in the middle of the page."""
+        """Screenshot of the nodes of some kinds, or of all, with their badges, in the middle of the
+        page."""
         clip, before = self._framed(kinds, margin), None
         for _ in range(20):  # nodes that have just come into view find their size
             if clip == before:
@@ -180,7 +182,8 @@ class Graph:
     def _framed(self, kinds: tuple[str, ...], margin: int) -> dict[str, float]:
         """Bring these nodes to the middle of the page, with nothing selected, and say where on the
         page they are."""
-        left, top, width, height = self.do(FRAME, list(kinds))
+        left, top, width, height, scale = self.do(FRAME, list(kinds))
+        top, height = top - BADGES * scale, height + BADGES * scale
         left, top, width, height = map(round, (left, top, width, height))
         clip = {"x": max(0, left - margin), "y": max(0, top - margin)}
         return clip | {
