@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.results.demo_report import demo, demo_models
+from benchmarks.results.demo_report import demo, demo_models, trajectories
 from benchmarks.results.dial import accelerate_clock, curve, few, quality_mode, samplers
 from benchmarks.results.files import FOLDER
 from benchmarks.results.gpu import gpu_flops, gpu_memory
@@ -35,6 +35,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "five_rows": five_rows,
     "demo": demo,
     "demo_models": demo_models,
+    "trajectories": trajectories,
     "dial_flux": lambda: quality("dial", "flux", suite="dial_speed"),
     "dial_sd3": lambda: quality("dial", "sd3", suite="dial_speed"),
     "dial_differences_flux": lambda: differences("dial_speed", "flux"),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 from benchmarks.names import MODELS
-from benchmarks.results.files import load
+from benchmarks.results.files import FOLDER, load, read_json
 from benchmarks.results.quality import CONVERGED, method, model, to_full, worst
 from devkit.base_folder import REPOSITORY
 from evaluation.tables import Column, figure, number, table
@@ -41,11 +42,40 @@ def demo_models() -> str:
     columns = [
         Column("model", lambda row: f"{row['title']}, cfg {row['settings']['cfg']:g}"),
         Column("prompts", lambda row: str(row["settings"]["prompts"])),
-        Column("object colour", lambda row: number(row["model"]["object_colour"], 3)),
+        Column("object colour", lambda row: number(row["model"].get("object_colour"), 3)),
         Column("background", lambda row: number(row["model"]["background"], 3)),
-        Column("shape", lambda row: number(row["model"]["shape"], 3)),
+        # Of the emoji world: the object itself.
+        Column("shape", lambda row: number(row["model"].get("shape", row["model"]["object"]), 3)),
         Column("to the converged picture", lambda row: number(row["psnr_to_ode"]["mean"])),
         Column("worst", lambda row: number(row["psnr_to_ode"]["worst"])),
         Column("of prompts", lambda row: str(row["psnr_to_ode"]["prompts"])),
+    ]
+    return table(columns, rows)
+
+
+def trajectories() -> str:
+    """How smooth sampling is on demo models, and how much work their pictures need."""
+
+    def change(first: int, last: int | None) -> Callable[[Row], str]:
+        def mean(row: Row) -> str:
+            part = row["velocity_change"][first:last]
+            return number(sum(part) / len(part), 3)
+
+        return mean
+
+    rows = [read_json(file.stem) for file in sorted(FOLDER.glob("trajectories_*.json"))]
+    columns = [
+        Column(
+            "model", lambda row: f"{MODELS[row['settings']['model']]}, {row['settings']['world']}"
+        ),
+        Column("prompts", lambda row: str(row["prompts"])),
+        Column("change at first", change(0, 4)),
+        Column("in the middle", change(4, -4)),
+        Column("in the last step", change(-1, None)),
+        Column("evaluations for 40 dB", lambda row: number(row["needed_mean"])),
+        Column("their deviation", lambda row: number(row["needed_deviation"])),
+        Column(
+            "10 %, 50 %, 90 %", lambda row: ", ".join(number(n) for n in row["needed_10_50_90"])
+        ),
     ]
     return table(columns, rows)

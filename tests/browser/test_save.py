@@ -5,6 +5,7 @@ import json
 import pytest
 
 from rapid_testing import examples
+from rapid_testing.texts import text
 
 REPORT = ".rapid-report"
 PATH = "/rapid/policies"
@@ -70,7 +71,7 @@ def test_a_timeline_is_saved_and_replayed_on_another_seed_and_prompt(graph, pict
     assert again["notes"] == []
 
     nodes = workflow(7, speedup=speedup)
-    nodes["positive"]["inputs"]["text"] = "flat green background, big blue ring center"
+    nodes["positive"]["inputs"]["text"] = text("green")
     nodes["load"] = {"class_type": "RAPID_LoadPolicy", "inputs": {"policy": f"{name}.safetensors"}}
     nodes["accelerate"]["inputs"]["policy"] = ["load", 0]
     other = run(page, nodes)

@@ -16,6 +16,7 @@ from rapid_core.policy_file.format import write
 from rapid_core.policy_file.heads import head_metadata, head_tensors
 from rapid_core.techniques.heads.rapid3 import Heads
 from rapid_testing.actors import METADATA
+from rapid_testing.texts import text
 
 pytestmark = pytest.mark.main_host
 
@@ -83,7 +84,7 @@ def test_the_cost_of_the_published_preset_is_what_it_comes_to(ready, kind):
     for share in (0.5, 0.19):
         model = region.region(ready, share, preset="paper")(subject.model)
         with torch.inference_mode():
-            drawn = subject.sample_many(model, ["a red circle"], [0], 128, subject.family.steps)
+            drawn = subject.sample_many(model, [text("striped")], [0], 128, subject.family.steps)
         made = decisions(model, 0, round(drawn.computed))
         came = equal_cost.own_cost(subject, 128)(made) / subject.family.steps
         assert region.paper_cost(subject, 128, share) == pytest.approx(came)
@@ -260,7 +261,7 @@ def test_the_learn_bench_draws_by_what_full_pictures_and_calibrations_have_shown
 def test_a_sampler_that_fails_beside_the_node_is_said_to(ready):
     suite = SimpleNamespace(
         subject=Subject(ready, FAMILIES["flux"]),
-        prompts=["a red circle"],
+        prompts=[text("striped")],
         scale=SimpleNamespace(size=64),
         steps=2,
     )

@@ -11,6 +11,7 @@ from PIL import Image
 from demo.run import MODES, graph_for
 from devkit.base_folder import REPOSITORY
 from devkit.client import WorkflowError
+from rapid_testing.texts import text
 
 pytestmark = pytest.mark.server
 
@@ -44,7 +45,7 @@ def test_the_example_draws_a_picture_and_reports(server, kind, tmp_path):
 def test_the_demo_draws_a_full_picture_and_one_of_half_of_the_steps(server, kind, tmp_path):
     drawn = {}
     for name, mode in MODES.items():
-        graph = graph_for(kind, "flat red background, big blue plain circle center", 0, mode, name)
+        graph = graph_for(kind, text("red", kind), 0, mode, name)
         graph["latent"]["inputs"].update(width=128, height=128)
         outputs = server.client.run(graph)
         server.client.save_images(outputs, tmp_path)
@@ -129,11 +130,8 @@ def test_after_other_runs_the_picture_is_that_of_a_fresh_process(
 
 
 def test_one_line_an_image_of_a_batch(server, tmp_path):
-    text = (
-        "flat red background, big blue plain circle center\n"
-        "flat blue background, big red plain square center"
-    )
-    graph = workflow("flux", **{"positive.text": text, "latent.batch_size": 2})
+    lines = f"{text('red')}\n{text('blue')}"
+    graph = workflow("flux", **{"positive.text": lines, "latent.batch_size": 2})
     outputs = server.client.run(graph)
     assert len(server.client.save_images(outputs, tmp_path)) == 2
     record = json.loads(outputs["report"]["rapid_record"][0])
@@ -141,9 +139,9 @@ def test_one_line_an_image_of_a_batch(server, tmp_path):
 
 
 def test_an_unknown_word_is_named(server):
-    with pytest.raises(WorkflowError, match="'tiger'"):
+    with pytest.raises(WorkflowError, match="'xylophone'"):
         server.client.run(
-            workflow("flux", **{"positive.text": "flat red background, big blue tiger"})
+            workflow("flux", **{"positive.text": "flat red background, big xylophone center"})
         )
 
 

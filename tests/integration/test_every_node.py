@@ -10,6 +10,7 @@ import torch
 from devkit.base_folder import REPOSITORY
 from rapid_testing.frozen import NODES
 from rapid_testing.sampling import empty_latent, make_conditioning, sample
+from rapid_testing.texts import text
 
 pytestmark = pytest.mark.quick
 STEPS = 10
@@ -55,8 +56,7 @@ def demo_flux(comfy_host, demo_pack):
     (model,) = comfy_host.run_node(
         "UNETLoader", unet_name="flux.safetensors", weight_dtype="default"
     )
-    text = "grid blue background, big red striped circle top left"
-    (positive,) = comfy_host.run_node("RAPIDDemoPrompt", text=text, model="flux")
+    (positive,) = comfy_host.run_node("RAPIDDemoPrompt", text=text("grid"), model="flux")
     return model, positive
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from devkit.base_folder import REPOSITORY
 from devkit.comfy_process import import_comfy
+from rapid_testing.texts import text
 from training.config import TrainConfig, parse
 from training.graph import Graph
 from training.heads import train_heads
@@ -20,9 +21,9 @@ from training.schedules import train_schedules
 
 PROMPTS = [
     "flat red background",
-    "flat blue background, big red striped circle center",
+    text("striped"),
     "grid green background",
-    "flat yellow background, small blue plain cross top right",
+    text("small"),
 ]
 CORE = ("nodes_flux.py", "nodes_sd3.py")
 BEGIN = "the trainings begin"

@@ -27,21 +27,21 @@ def test_the_solvers_are_of_second_order(solver, steps):
 def test_changes_are_those_of_the_velocity_relative_to_the_one_before():
     _, changes = trajectories.euler(lambda x, sigma: x * 0 + 1 + sigma, torch.ones(1, 4), 8)
     v = [1 + sigma for sigma in trajectories.grid(8)[:-1]]
-    assert changes == pytest.approx([(a - b) / a for a, b in zip(v[:-1], v[1:], strict=True)])
+    wanted = [(a - b) / a for a, b in zip(v[:-1], v[1:], strict=True)]
+    assert changes == pytest.approx(wanted, rel=1e-4)
 
 
-@pytest.mark.parametrize("rate", [0.5, 4.0])
-def test_a_rougher_field_needs_more_evaluations_and_one_fewer_does_not_do(rate):
-    def field(x, sigma):
-        return (rate * math.cos(3 * rate * sigma)) * torch.ones_like(x)
-
-    start = torch.zeros(1, 4)
-    found = trajectories.needed(field, start, lambda x: x, 40.0)
-    truth = trajectories.heun(field, start, 101)
-    assert trajectories.psnr(trajectories.adams(field, start, found), truth) >= 40
-    if found > trajectories.LEAST:
-        assert trajectories.psnr(trajectories.adams(field, start, found - 1), truth) < 40
-    assert found == 3 if rate < 1 else found > 6
+def test_as_many_evaluations_are_needed_as_do_and_one_fewer_does_not():
+    found = []
+    for size in (0.03, 1.0):  # the error goes with it
+        start = torch.full((1, 4), size)
+        truth = trajectories.heun(linear, start, 101)
+        number = trajectories.needed(linear, start, lambda x: x, 40.0)
+        assert trajectories.psnr(trajectories.adams(linear, start, number), truth) >= 40
+        if number > trajectories.LEAST:
+            assert trajectories.psnr(trajectories.adams(linear, start, number - 1), truth) < 40
+        found.append(number)
+    assert found[0] < found[1] < trajectories.MOST
 
 
 @pytest.mark.parametrize(
@@ -55,11 +55,13 @@ def test_figures_of_a_model_of_either_world_are_kept_and_gone_on_from(
     with torch.no_grad():
         for p in made.parameters():
             p.add_(0.02 * torch.randn_like(p))
+    monkeypatch.setattr(trajectories, "MOST", 4)
+    monkeypatch.setattr(trajectories, "STEPS", 4)
     weights, out = tmp_path / "flux.safetensors", tmp_path / "flux.json"
     export_model("flux", made.state_dict(), weights, 0)
     flags = ["--weights", str(weights), "--size", "32", "--truth", "4", "--json", str(out)]
     first = trajectories.measure(trajectories.parser().parse_args([*flags, "--prompts", "1"]))
-    assert len(first["velocity_change"]) == 27 and 3 <= first["pictures"][0]["needed"] <= 40
+    assert len(first["velocity_change"]) == 3 and first["pictures"][0]["needed"] in (3, 4)
     both = trajectories.measure(trajectories.parser().parse_args([*flags, "--prompts", "2"]))
     assert both["pictures"][0] == first["pictures"][0] and both["prompts"] == 2
     assert json.loads(out.read_text()) == both
