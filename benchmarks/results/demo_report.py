@@ -9,7 +9,7 @@ from benchmarks.names import MODELS
 from benchmarks.results.files import FOLDER, load, read_json
 from benchmarks.results.quality import CONVERGED, method, model, to_full, worst
 from devkit.base_folder import REPOSITORY
-from evaluation.tables import Column, figure, number, table
+from evaluation.tables import Column, Row, figure, number, table
 
 
 def demo() -> str:
