@@ -104,7 +104,12 @@ def ask_for_help(page, kind, title):
 
 
 @pytest.mark.parametrize(
-    "locale, title", [("en", "RAPID Region Adaptive"), ("zh", "RAPID 区域自适应")]
+    "locale, title",
+    [
+        ("en", "RAPID Region Adaptive"),
+        ("zh", "RAPID 区域自适应"),
+        ("zh-TW", "RAPID 區域自適應"),
+    ],
 )
 def test_help_opens_in_the_users_language(graph, locale, title):
     page = graph(**{"Comfy.Locale": locale})
