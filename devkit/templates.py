@@ -555,7 +555,8 @@ def complete(workflow: dict[str, Any], one: Template) -> dict[str, Any]:
             node["widgets_values"] = [note(one)]
             node["title"] = "Read me"
     workflow["id"] = str(uuid.uuid5(uuid.NAMESPACE_URL, one.twin))
-    workflow["extra"] = {"ds": {"scale": 1, "offset": [0, 0]}}
+    # the mark: web/titles.js says its titles in the page's language
+    workflow["extra"] = {"ds": {"scale": 1, "offset": [0, 0]}, "rapid_template": True}
     return arrange(workflow, one.blocks, ids)
 
 

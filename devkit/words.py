@@ -1,5 +1,5 @@
 """What ComfyUI's interface says of the nodes, in locales/<language>/nodeDefs.json; English is made
-from the schemas.
+from the schemas, Traditional Chinese of the Simplified.
 
 After words of a node have changed: RAPID_HOST_TREE=<folder of a ComfyUI> python -m devkit.words"""
 
@@ -15,6 +15,7 @@ from typing import Any
 
 from devkit.base_folder import REPOSITORY, make_base_folder, remove_base_folder
 from devkit.comfy_process import import_comfy
+from devkit.traditional import write as write_traditional
 
 
 def path_of(language: str) -> Path:
@@ -52,8 +53,8 @@ def nodes_of(pack: ModuleType) -> list[Any]:
 
 
 def main() -> None:
-    """Write locales/en/nodeDefs.json, and help pages in English where the page looks for them
-    first."""
+    """Write locales/en/nodeDefs.json, help pages in English where the page looks for them first, and
+    all that is in Traditional Chinese."""
     base = make_base_folder(Path(tempfile.mkdtemp(prefix="rapid-words-")))
     try:
         pack = import_comfy(base).load_pack(base / "custom_nodes" / "rapid")
@@ -63,6 +64,7 @@ def main() -> None:
         path.write_text(text + "\n", encoding="utf-8", newline="\n")
         for page in (REPOSITORY / "web" / "docs").glob("*.md"):  # asked for by its language first
             (page.with_suffix("") / "en.md").write_bytes(page.read_bytes())
+        write_traditional()
         print(f"{path}: {len(nodes_of(pack))} nodes")
     finally:
         remove_base_folder(base)

@@ -47,6 +47,11 @@ export function reason(given) {
   return text === undefined ? given.text : fill(text, given.params ?? {});
 }
 
+// A title of a template; itself where there are no words.
+export function title(text) {
+  return find(`titles.${text}`) ?? text;
+}
+
 // The line on a node in the page's language. The server says it in English, part by part as `line` in the table has it.
 export function line(text) {
   const [english, here] = [tables.en?.rapid?.line ?? {}, tables[language]?.rapid?.line ?? {}];

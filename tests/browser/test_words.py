@@ -104,7 +104,12 @@ def ask_for_help(page, kind, title):
 
 
 @pytest.mark.parametrize(
-    "locale, title", [("en", "RAPID Region Adaptive"), ("zh", "RAPID 区域自适应")]
+    "locale, title",
+    [
+        ("en", "RAPID Region Adaptive"),
+        ("zh", "RAPID 区域自适应"),
+        ("zh-TW", "RAPID 區域自適應"),
+    ],
 )
 def test_help_opens_in_the_users_language(graph, locale, title):
     page = graph(**{"Comfy.Locale": locale})
@@ -122,6 +127,23 @@ def test_help_opens_in_the_users_language(graph, locale, title):
     assert [
         address for kind, _, address in page.said if kind == "error" and "/docs/" in address
     ] == []
+
+
+@pytest.mark.parametrize("vue", [False, True], ids=["litegraph", "nodes2"])
+def test_titles_of_a_template_are_in_the_users_language_and_others_stay(graph, vue):
+    titles = "() => [app.graph._groups, app.graph._nodes].map(all => all.map(one => one.title))"
+    page = graph(**{"Comfy.Locale": "zh", "Comfy.VueNodes.Enabled": vue})
+    workflow = examples.opened("demo_compare")
+    page.load(workflow)
+    groups, nodes = page.do(titles)
+    assert "加载" in groups and "完整采样" in groups and "Load" not in groups
+    assert "K采样器（完整）" in nodes and "请先阅读" in nodes
+    if vue:
+        page.page.get_by_text("K采样器（完整）", exact=True).first.wait_for()
+    del workflow["extra"]["rapid_template"]  # somebody else's workflow
+    page.load(workflow)
+    groups, nodes = page.do(titles)
+    assert "Load" in groups and "KSampler (full)" in nodes
 
 
 def test_the_report_speaks_the_users_language(graph):

@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from devkit import traditional
 from rapid_core.reasons import ReasonCode, text
 from rapid_core.record import verdict
 from rapid_core.types import Reason
@@ -114,3 +115,23 @@ def test_the_parts_of_the_line_on_a_node_are_those_that_the_page_translates(word
         for value in words["en"]["rapid"]["line"].values()
     ]
     assert all(any(pattern.fullmatch(part) for pattern in known) for part in parts)
+
+
+def test_traditional_chinese_is_made_of_the_simplified():
+    """`python -m devkit.words` makes it so."""
+    letters = {*traditional.SIMPLIFIED, *traditional.SAME}
+    assert len(traditional.SIMPLIFIED) == len(traditional.TRADITIONAL) > 200
+    made = traditional.pairs()
+    assert len(made) > 10
+    for path, source in made.items():
+        text = source.read_text(encoding="utf-8")
+        unknown = set(CHINESE.findall(text)) - letters
+        assert (source.name, unknown) == (source.name, set()), "add them to devkit/traditional.py"
+        assert path.read_text(encoding="utf-8") == traditional.traditional(text)
+
+
+def test_words_that_one_letter_for_letter_would_get_wrong_are_right():
+    assert (
+        traditional.traditional("复制策略文件，限制内存，合并采样。RAPID")
+        == "複製策略檔案，限制記憶體，合併取樣。RAPID"
+    )

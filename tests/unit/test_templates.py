@@ -120,3 +120,11 @@ def test_the_blueprint_is_made_of_a_templates_nodes():
         if link["origin_id"] in nodes:
             given = nodes[link["origin_id"]]["outputs"][link["origin_slot"]]
             assert link["id"] in given["links"] and given["type"] == link["type"]
+
+
+def test_every_title_of_a_template_is_told_in_chinese(workflow, repository):
+    """By web/titles.js, out of this table. Titles that a node has by itself are the page's own."""
+    words = json.loads((repository / "locales/zh/main.json").read_text(encoding="utf-8"))
+    titles = [one["title"] for one in [*workflow["groups"], *workflow["nodes"]] if "title" in one]
+    assert workflow["extra"]["rapid_template"] is True
+    assert set(titles) - set(words["rapid"]["titles"]) <= {"RAPID"}
