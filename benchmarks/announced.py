@@ -2,6 +2,8 @@
 
     python3 dev.py bench gpu --fake [--models flux_dev ...]
 
+It goes on where it was stopped: what is in the file already, and did not fail, is not counted again.
+
 The model's class runs in the real ComfyUI in its real size on fake tensors, which have shapes and no
 numbers; sampler, latents and decisions are real. Counted: FLOPs by torch's counter beside
 `rapid_core.cost`, and what is still held after each evaluation that the full run does not hold,
@@ -10,6 +12,7 @@ beside what the plan announced to the host's loader."""
 from __future__ import annotations
 
 import itertools
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -279,22 +282,35 @@ def weights(model: Any) -> dict[str, int]:
     }
 
 
-def count(comfy: Any, name: str, real: RealModel, log: Callable[[str], None]) -> dict[str, Any]:
-    """All of one model; what cannot be counted has its reason in place of it."""
-    found: dict[str, Any] = {"model": name, "title": real.title, "cases": []}
+def count(
+    comfy: Any,
+    real: RealModel,
+    found: dict[str, Any],
+    save: Callable[[], None],
+    log: Callable[[str], None],
+) -> None:
+    """All of one model that `found` has not yet, case by case, each saved as it is known; what cannot
+    be counted has its reason in place of it."""
+    there = {row["case"]: row for row in found.setdefault("cases", []) if "failed" not in row}
+    missing = [case for case in CASES if case not in there]
+    if not missing and "parameters" in found:
+        return
+    found.pop("failed", None)
     try:
         model, forward = fake_model(real)
         found |= weights(model)
     except Exception as error:
-        return {**found, "failed": reason(error)}
-    for case in CASES:
+        found["failed"] = reason(error)
+    for case in missing if "failed" not in found else ():
+        start = time.monotonic()
         try:
-            row = count_case(comfy, model, forward, real, case, case in COUNTED)
+            there[case] = count_case(comfy, model, forward, real, case, case in COUNTED)
         except Exception as error:
-            row = {"case": case, "failed": reason(error)}
-        found["cases"].append(row)
-        log(f"{name}: {row}")
-    return found
+            there[case] = {"case": case, "failed": reason(error)}
+        found["cases"] = [there[name] for name in CASES if name in there]
+        log(f"{real.title}: {there[case]}, {time.monotonic() - start:.0f} s")
+        save()
+    save()
 
 
 def reason(error: BaseException) -> str:

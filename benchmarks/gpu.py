@@ -13,7 +13,7 @@ The budget of time is shared by the models that are left: where it is short they
 down to 8, and what does not fit into it is named as not measured. A model that cannot be built or
 run is a row with its reason. --tiny takes the same classes in small, for a test on a CPU. --fake
 counts memory and FLOPs on fake tensors instead (`benchmarks.announced`), into
-<out>/gpu_announced.json."""
+<out>/gpu_announced.json, and goes on with what is there already."""
 
 from __future__ import annotations
 
@@ -333,15 +333,26 @@ def machine(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def fake(comfy: Any, args: argparse.Namespace) -> None:
-    """Memory and FLOPs without a card, into <out>/gpu_announced.json."""
+    """Memory and FLOPs without a card, into <out>/gpu_announced.json, and goes on with what is there already."""
     from benchmarks import announced
     from evaluation.real_sizes import REAL, TINY
 
     table = TINY if args.tiny else REAL
-    rows = []
+    path = args.out / "gpu_announced.json"
+    content: dict[str, Any] = {"torch": torch.__version__, "rows": []}
+    if path.is_file():
+        known = json.loads(path.read_text(encoding="utf-8"))
+        if known["torch"] == content["torch"]:
+            content = known
+    rows = {row["model"]: row for row in content["rows"]}
+
+    def keep() -> None:
+        content["rows"] = [rows[name] for name in table if name in rows]
+        save(path, content)
+
     for name in args.models:
-        rows.append(announced.count(comfy, name, table[name], lambda line: print(line, flush=True)))
-        save(args.out / "gpu_announced.json", {"torch": torch.__version__, "rows": rows})
+        found = rows.setdefault(name, {"model": name, "title": table[name].title})
+        announced.count(comfy, table[name], found, keep, lambda line: print(line, flush=True))
 
 
 def save(path: Path, content: Any) -> None:

@@ -107,7 +107,7 @@ class FamilyModel:
         """Parts of the latents (B, C, ...) as KSampler draws them with Euler. first: number of the
         first image of a batch of two, whose noise it has."""
         latent = self.empty_latent(batch)
-        noise = comfy.sample.prepare_noise(self.empty_latent(2), 0)
+        noise = comfy.sample.prepare_noise(self.empty_latent(max(batch, 2)), 0)
         parts = noise.unbind() if self.others else [noise]
         own = [part[first : first + batch].clone() for part in parts]
         noise = comfy.nested_tensor.NestedTensor(own) if self.others else own[0]

@@ -341,7 +341,6 @@ MINIMAX_H3 = Architecture(
         ("video_", IMAGE),
         ("blocks", BOTH),
     ),
-    all_tokens=ReasonCode.TOKENS_WITH_SOUND,
     audio=(2, 3),
 )
 LTXV = Architecture(

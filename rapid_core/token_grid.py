@@ -4,6 +4,7 @@ columns."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor
@@ -12,10 +13,15 @@ from torch import Tensor
 @dataclass(frozen=True)
 class TokenGrid:
     """Tokens of a latent (C, [T,] H, W) cut into patches of `patch` x `patch` pixels; odd sides are
-    padded."""
+    padded.
 
-    shape: tuple[int, ...]  # of one latent, (C, H, W) or (C, T, H, W)
+    Video and sound may be packed into one latent (1, L), the video first and `beside` numbers of
+    sound behind it: then the tokens are the video's, and the sound is computed whenever anything
+    is."""
+
+    shape: tuple[int, ...]  # of the picture or video, (C, H, W) or (C, T, H, W)
     patch: int = 2
+    beside: int = 0
 
     @property
     def size(self) -> tuple[int, int, int]:
@@ -33,6 +39,21 @@ class TokenGrid:
     def pixels(self) -> tuple[int, ...]:
         """Frames, height and width of the latent; without frames for a picture."""
         return self.shape[1:]
+
+    @property
+    def latent(self) -> tuple[int, ...]:
+        """Shape of the latent as it is sampled."""
+        return (1, prod(self.shape) + self.beside) if self.beside else self.shape
+
+    def video(self, latent: Tensor) -> Tensor:
+        """What the tokens are cut from, (C, [T,] H, W), of a latent."""
+        return latent[0, : prod(self.shape)].view(self.shape) if self.beside else latent
+
+    def with_video(self, latent: Tensor, video: Tensor) -> Tensor:
+        """The latent with another video."""
+        if not self.beside:
+            return video
+        return torch.cat((video.flatten(), latent[0, prod(self.shape) :]))[None]
 
     def to_pixels(self, values: Tensor) -> Tensor:
         """One value a token (N,) -> one a latent pixel, (1, H, W) or (1, T, H, W)."""
@@ -55,6 +76,14 @@ class TokenGrid:
     def mask(self, tokens: Tensor) -> Tensor:
         """Numbers of tokens (K,) -> mask of their latent pixels, (1, H, W) or (1, T, H, W)."""
         return self.to_pixels(self.chosen(tokens))
+
+    def latent_mask(self, tokens: Tensor) -> Tensor:
+        """The same for the latent as it is sampled, with all of the sound."""
+        mask = self.mask(tokens)
+        if not self.beside:
+            return mask
+        sound = torch.ones(self.beside, dtype=torch.bool, device=mask.device)
+        return torch.cat((mask.expand(self.shape).flatten(), sound))[None]
 
     def chosen(self, tokens: Tensor) -> Tensor:
         """Numbers of tokens (K,) -> mask (N,)."""

@@ -37,12 +37,15 @@ def _common(args: dict, original: Run) -> BlockCall:
 
 
 def _minimax_h3(args: dict, original: Run) -> BlockCall:
-    """Tokens without rows: a batch of one."""
+    """Tokens without rows: a batch of one. The video is the last of the segments that modulations
+    are for, so that where some of its tokens run, the segments' places still are those of the rest."""
 
     def run(given: dict) -> dict:
-        return {"img": original({**args, "img": given["img"][0]})["img"][None]}
+        inside = {**args, "img": given["img"][0], "rope_freqs": given["pe"]}
+        return {"img": original(inside)["img"][None]}
 
-    return BlockCall({**args, "img": args["img"][None]}, run, lambda out: {"img": out["img"][0]})
+    seen = {**args, "img": args["img"][None], "pe": args["rope_freqs"]}
+    return BlockCall(seen, run, lambda out: {"img": out["img"][0]})
 
 
 def _ltxv(args: dict, original: Run) -> BlockCall:

@@ -207,9 +207,11 @@ class Conditions:
         grid, needs = self.run.plan.grid, self.run.plan.tokens
         assert tokens is not None and grid is not None and needs is not None
         predicted = self._predicted(key, evaluation, image, latent)
-        mask = grid.mask(tokens)
+        mask = grid.latent_mask(tokens)
         if needs.interpolate:
-            predicted = predicted + normalized_convolution(out - predicted, mask, grid.patch)
+            wrong = grid.video(out - predicted)
+            spread = normalized_convolution(wrong, grid.mask(tokens), grid.patch)
+            predicted = grid.with_video(predicted, grid.video(predicted) + spread)
         return torch.where(mask, out, predicted.to(out))
 
     def _remember(self, evaluation: Evaluation, key: CondKey, x: Tensor, out: Tensor) -> None:
@@ -220,7 +222,7 @@ class Conditions:
             if sigma <= 0:
                 continue
             tokens = evaluation.actions[i].tokens
-            where = None if tokens is None or grid is None else grid.mask(tokens)
+            where = None if tokens is None or grid is None else grid.latent_mask(tokens)
             self.run.images[i].cond(key).add(sigma, (x[i] - out[i]) / sigma, where)
 
     def _check_history(

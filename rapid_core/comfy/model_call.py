@@ -353,7 +353,7 @@ class BatchedModel:
         """Whether a call sees the run's own latent; a conditioning with an area sees a part of it,
         and is computed in full."""
         grid = self.run.plan.grid
-        return grid is not None and tuple(x.shape[1:]) == grid.shape
+        return grid is not None and tuple(x.shape[1:]) == grid.latent
 
     def _image_shape(self, x: Tensor) -> tuple[int, ...]:
         """Shape (rows, C, [T,] H, W) of what the image tokens are cut from: of a packed latent the
@@ -388,7 +388,7 @@ class BatchedModel:
                 seen = None if self.store is None else self.store.keys_seen(ran)
                 seen = None if seen is None else seen + references
                 partial = self.cost.flops(
-                    number, arguments.text_tokens, ran + references, seen=seen
+                    number, arguments.text_tokens, ran + references, seen=seen, audio=audio
                 )
                 cost = float(partial.full)
         for i in images:

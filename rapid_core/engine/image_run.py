@@ -249,11 +249,11 @@ class ImageRun:
         return next(ends) - next(ends)
 
     def _ran(self, action: Action) -> Tensor | None:
-        """Mask of the latent where an action computes tokens, (1, H, W) or (1, T, H, W); None for
-        all of it."""
+        """Mask of the latent where an action computes tokens, (1, H, W), (1, T, H, W) or, of a packed
+        one, (1, L); None for all of it."""
         if self.token_stats is None or action.tokens is None:
             return None
-        return self.token_stats.grid.mask(action.tokens)
+        return self.token_stats.grid.latent_mask(action.tokens)
 
     def _step(self, evaluation: Evaluation) -> Step | None:
         """Sigmas of the step that an evaluation begins; None where it is a second look at a step, or

@@ -242,7 +242,8 @@ def plan_run(policies: Sequence[Policy], facts: HostFacts) -> RunPlan:
         notes=tuple([*notes, *chosen.notes, *features.notes]),
         advice=_advice(policies),
     )
-    return replace(plan, histories=history_bytes(plan, facts)) if policies else plan
+    # Also where no policy is left: the run is recorded, and keeps its histories all the same.
+    return replace(plan, histories=history_bytes(plan, facts))
 
 
 def _all_tokens(facts: HostFacts) -> Reason | None:
@@ -318,10 +319,11 @@ def _tokens(policies: Sequence[Policy], facts: HostFacts) -> _TokenPlan:
     if not needed or facts.architecture is None or facts.cost is None:
         return _TokenPlan()
     tokens = needed[-1]
-    grid = TokenGrid(facts.shape[1:], facts.patch)
+    shape = facts.video or facts.shape[1:]
+    grid = TokenGrid(shape, facts.patch, prod(facts.shape[1:]) - prod(shape))
     notes = []
-    if tokens.focus is not None and tokens.focus.shape[-2:] != facts.shape[-2:]:
-        sizes = (" x ".join(map(str, size[-2:])) for size in (tokens.focus.shape, facts.shape))
+    if tokens.focus is not None and tokens.focus.shape[-2:] != shape[-2:]:
+        sizes = (" x ".join(map(str, size[-2:])) for size in (tokens.focus.shape, shape))
         mask, latent = sizes
         notes.append(Reason(ReasonCode.MASK_SCALED, mask=mask, latent=latent))
     limit = tokens.memory_limit * GIB
@@ -372,8 +374,9 @@ def kv_bytes(kind: KVKind, facts: HostFacts) -> int:
     text += -text % cost.multiple
     image = facts.image_tokens + -facts.image_tokens % cost.multiple
     batch = facts.shape[0]
+    around = text + facts.audio_tokens
     rows = batch * sum(
-        cost.kept_tokens(image, text + cond.reference_tokens) for cond in facts.conds
+        cost.kept_tokens(image, around + cond.reference_tokens) for cond in facts.conds
     )
     pieces = cost.image_attentions() * len(facts.conds) * batch
     return bytes_of(kind, rows, cost.kept_width, pieces, facts.element)

@@ -42,6 +42,9 @@ class TokenStats:
         self.attention: Tensor | None = None
         self.error: Tensor | None = None  # before the evaluation in progress
         self._error_now: Tensor | None = None  # with it
+        # Of the sound in a latent of both, 0-d, which is computed whenever any token is.
+        self.sound: Tensor | float = 0.0
+        self._sound_now: Tensor | None = None
         self._attention_now: Tensor | None = None
 
     def accumulate(
@@ -65,13 +68,31 @@ class TokenStats:
             scale = points[-1].value.float().abs().mean().clamp_min(SMALLEST)
             again = torch.as_tensor(points[-1].sigma == sigma)
             errors = torch.where(again, latent_change.float().abs() / scale, errors)
-        self._error_now = self.error + step_weight * self.grid.to_tokens(errors.mean(0))
+        tokens, sound = self._by_part(errors, points[-1].value)
+        self._error_now = self.error + step_weight * tokens
         self._masks_to(self.age.device)
         focused = self._focused_error()
         assert focused is not None
         limits = (self.error_threshold, NEAR * self.error_threshold)
         over = torch.stack([focused >= limit for limit in limits]) | (self.age >= self.max_age)
+        if sound is not None:
+            # It has no tokens to choose from: where it is wrong, everything is computed.
+            self._sound_now = sound * step_weight + self.sound
+            over = over | torch.stack([self._sound_now >= limit for limit in limits])[:, None]
         return (over if self.may_run is None else over & self.may_run).sum(1).float()
+
+    def _by_part(self, errors: Tensor, latest: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Errors (C, ...) relative to the mean of the latest derivative, as those of the tokens (N,),
+        and of the sound, 0-d, in a latent that has any: each relative to its own part."""
+        video = self.grid.video(errors)
+        if not self.grid.beside:
+            return self.grid.to_tokens(video.mean(0)), None
+        size = latest.float().abs()
+        sound = slice(-self.grid.beside, None)
+        own = self.grid.video(size).mean(), size[..., sound].mean()
+        shares = [size.mean() / mean.clamp_min(SMALLEST) for mean in own]
+        tokens = self.grid.to_tokens(video.mean(0)) * shares[0]
+        return tokens, errors[..., sound].mean() * shares[1]
 
     def _focused_error(self) -> Tensor | None:
         """Error with this evaluation; a mask doubles it, so that white tokens reach the threshold
@@ -94,7 +115,7 @@ class TokenStats:
         return TokenState(
             self.grid.size,
             self.age,
-            points[-1].value,
+            self.grid.video(points[-1].value),
             self.change,
             self.selectable,
             self.attention,
@@ -108,6 +129,8 @@ class TokenStats:
         """The evaluation was computed: `derivative` is new where its tokens ran, `before` the latest
         one known until now."""
         change = self._changes(derivative, before)
+        self.sound = 0.0
+        self._sound_now = None
         if action.tokens is None:
             self.since_full = 0
             if self._attention_now is not None:
@@ -136,6 +159,7 @@ class TokenStats:
             self.since_full += 1
         self.age = None if self.age is None else self.age + 1
         self.error = self._passed_error()
+        self.sound = self.sound if self._sound_now is None else self._sound_now
 
     def _passed_error(self) -> Tensor | None:
         """Error of the tokens that were not computed."""
@@ -146,8 +170,9 @@ class TokenStats:
         with."""
         if before is None:
             return torch.ones(self.grid.number, device=derivative.device)
-        moved = self.grid.to_tokens((derivative.float() - before.float()).abs().mean(0))
-        return moved / derivative.float().abs().mean().clamp_min(SMALLEST)
+        derivative, before = (self.grid.video(value).float() for value in (derivative, before))
+        moved = self.grid.to_tokens((derivative - before).abs().mean(0))
+        return moved / derivative.abs().mean().clamp_min(SMALLEST)
 
 
 def stats_of_run(

@@ -1,6 +1,8 @@
 """Blocks and tokens of the families that are built from the host's tiny classes: hooks that compute
 everything change nothing, and what is computed in part or passed over is exact."""
 
+from math import prod
+
 import pytest
 import torch
 
@@ -34,8 +36,9 @@ TOKENS = (
     "MageFlow",
     "ZImagePixelSpace",
     "LTXV",
+    "MiniMaxH3",
 )
-WHOLE = ("ChromaRadiance", "LTXAV", "MiniMaxH3")
+WHOLE = ("ChromaRadiance", "LTXAV")
 ALL = TOKENS + WHOLE
 # Not counted: attentions of the sound, what comes before the run, and products of a patch's own
 # weights; a larger part of a tiny model than of another.
@@ -155,6 +158,40 @@ def test_any_subset_gives_what_all_tokens_give(
     assert difference(full, partial) < CLOSE
     _, wrong = twice(patched, name, falsify=falsifier(pack_module))
     assert difference(full, wrong) > 1e-3
+
+
+def test_sound_is_computed_with_any_subset_of_the_video(built, record_of, pack_module):
+    tiny = TINY["MiniMaxH3"].model
+    patched = choosing(pack_module, built("MiniMaxH3"), some_tokens(0.4))
+    full, wrong = twice(patched, "MiniMaxH3", falsify=falsifier(pack_module))
+    assert 0 < record_of(patched).evaluations[1].token_share[0] < 1
+    sound = slice(prod(tiny.latent), None)
+    changed = full[..., sound] != wrong[..., sound]  # by keys of the video that are wrong
+    assert changed.float().mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"preset": "per-token error", "keep_ratio": 0.75, "error_threshold": 2.0},
+        {"preset": "custom", "inactive": "interpolate", "kv_cache": "8 bit"},
+        {"preset": "custom", "metric": "l2", "kv_cache": "predict"},
+        {"preset": "custom", "metric": "attention", "kv_cache": "last value"},
+        {"preset": "paper"},
+    ],
+)
+def test_region_adaptive_goes_through_a_run_of_video_and_sound(
+    settings, built, record_of, comfy_host, pack
+):
+    given = {"keep_ratio": 0.5, "error_threshold": 0.0, **settings}
+    (patched,) = comfy_host.run_node("RAPID_RegionAdaptive", model=built("MiniMaxH3"), **given)
+    parts = TINY["MiniMaxH3"].model.sample(patched, steps=12)
+    assert all(part.isfinite().all() for part in parts)
+    record = record_of(patched)
+    assert record.grid == (2, 6, 8)
+    # On random weights the errors of all tokens come to the threshold together.
+    done = "skipped" if settings["preset"] == "per-token error" else "partial"
+    assert record.totals[done] > 0, record.text()
 
 
 @pytest.mark.parametrize("name", ["Krea2", "Lumina2"])

@@ -183,3 +183,46 @@ def test_masks_are_of_the_images_of_a_batch_or_of_the_frames_of_a_video():
     assert painted(video, 2, masks[1:]).min() == 1
     alone = painted(TokenGrid((4, 1, 8, 8)), 2, masks)
     assert alone.mean(1).tolist() == [0, 1]  # pictures of a model that has frames
+
+
+def test_of_video_and_sound_in_one_latent_tokens_are_the_videos_and_all_of_the_sound_is_computed():
+    grid = TokenGrid((3, 2, 4, 6), 2, beside=5)
+    latent = torch.arange(3.0 * 2 * 4 * 6 + 5)[None]
+    assert grid.latent == tuple(latent.shape) and grid.number == 12
+    video = grid.video(latent)
+    assert video.shape == grid.shape and torch.equal(grid.with_video(latent, video), latent)
+    other = grid.with_video(latent, video * 0)
+    assert not other[0, :-5].any() and torch.equal(other[0, -5:], latent[0, -5:])
+    mask = grid.latent_mask(torch.tensor([0, 7]))
+    assert mask.shape == latent.shape and mask[0, -5:].all()
+    assert torch.equal(grid.video(mask), grid.mask(torch.tensor([0, 7])).expand(grid.shape))
+    alone = TokenGrid((3, 4, 6), 2)
+    assert alone.latent == alone.shape and alone.latent_mask(torch.tensor([1])).shape == (1, 4, 6)
+    assert alone.with_video(latent, video) is video
+
+
+def test_where_the_sound_is_wrong_everything_is_computed_however_right_the_video():
+    grid = TokenGrid((2, 1, 4, 4), 2, beside=8)
+    stats = TokenStats(grid, error_threshold=0.1, max_age=100)
+    history = History(3)
+    rough = torch.zeros(1, 40)
+    rough[0, 32:] = 0.01  # beside the video it is next to nothing
+    for turn, sigma in enumerate((1.0, 0.9, 0.8)):
+        derivative = torch.ones(1, 40) * 10
+        derivative[0, 32:] = 0.01
+        derivative = derivative + rough * (-1) ** turn
+        before = history.points[-1].value if history.points else None
+        history.add(sigma, derivative)
+        stats.computed(FULL, derivative, before)
+
+    def over(weight=1.0):
+        sigma = torch.tensor(0.7)
+        return stats.accumulate(history.points, sigma, 1, None, torch.tensor(weight)).tolist()
+
+    assert over() == [4, 4]
+    assert over(0.0) == [0, 0]
+    assert over(1e-3) == [0, 0]
+    stats.passed_over()  # what was passed over adds up
+    assert stats.sound > 0
+    stats.computed(FULL, history.points[-1].value, None)
+    assert over(0.0) == [0, 0]
