@@ -60,6 +60,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "region_flux": lambda: quality("region_flux", "flux"),
     "region_corrected_flux": lambda: quality("region_corrected", "flux"),
     "region_corrected_sd3": lambda: quality("region_corrected", "sd3"),
+    "region_lumina_next": lambda: quality("region_lumina_next", "lumina_next"),
     "region_lumina": lambda: quality("region_lumina", "lumina"),
     "region_differences_sd3": lambda: differences("region", "sd3"),
     "region_differences_flux": lambda: differences("region", "flux"),
