@@ -17,17 +17,18 @@ function isOurs(node) {
 // The page has written the server's words, which are English, on whatever node of the open graph has that number: also
 // where the run is of another workflow, or the node lies outside of the subgraph that is open.
 async function told({ nodeId, prompt_id }) {
+  await null; // the page writes first
+  translate(nodeAt(nodeId));
   const run = prompt_id ?? running;
   const workflow = run && (await workflowOf(run)); // of a run that began before this page nothing is known
   const node = isOpen(workflow) ? nodeAt(nodeId) : undefined;
   const written = app.canvas.graph?.getNodeById(String(nodeId).split(":").at(-1));
   const ours = node ? isOurs(node) : kindIn(workflow, nodeId)?.startsWith("RAPID_");
   if (written && written !== node && ours) takeAway(written);
-  if (isOurs(node)) translate(node);
 }
 
 function translate(node) {
-  const widget = node.widgets?.find((one) => one.name === LINE);
+  const widget = isOurs(node) && node.widgets?.find((one) => one.name === LINE);
   if (!widget) return;
   speak(app.extensionManager?.setting?.get("Comfy.Locale"));
   widget.value = line(String(widget.value));

@@ -179,7 +179,7 @@ class Graph:
             clip, before = self._framed(kinds, margin), clip
         self.page.screenshot(path=str(path), clip=clip)
 
-    def _framed(self, kinds: tuple[str, ...], margin: int) -> dict[str, float]:
+    def _framed(self, kinds: tuple[str, ...], margin: int) -> dict[str, int]:
         """Bring these nodes to the middle of the page, with nothing selected, and say where on the
         page they are."""
         left, top, width, height, scale = self.do(FRAME, list(kinds))
