@@ -16,6 +16,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -184,7 +185,7 @@ def evaluate(args: argparse.Namespace) -> dict:
     settings = {k: v for k, v in vars(args).items() if k not in ("grid", "json", "threads")}
     settings |= {"weights": Path(args.weights).name, "judge": judge.name}
     settings |= {"model": sampler.model.kind, "world": world.name}
-    result = {
+    result: dict[str, Any] = {
         "settings": settings,
         "true_scenes": baseline,
         "model": world.score(pictures, chosen, critic),

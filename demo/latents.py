@@ -31,7 +31,7 @@ class LatentMap:
         self.mean = mean
 
     @classmethod
-    def load(cls, path: Path = MAP_FILE, device="cpu") -> LatentMap:
+    def load(cls, path: Path = MAP_FILE, device: torch.device | str = "cpu") -> LatentMap:
         """Read the committed map. Raises `weights.WeightsError`."""
         _, tensors = weights.read(path, "a latent map")
         shapes = {"forward": (CHANNELS, VALUES), "backward": (VALUES, CHANNELS), "mean": (VALUES,)}

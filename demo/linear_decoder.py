@@ -19,13 +19,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
 from demo.latents import CHANNELS, LatentMap
-from demo.taesd import WIDTH, Block, Decoder
+from demo.taesd import WIDTH, Decoder
 
 LIMIT = 8.0  # of latents
 REACH = (
@@ -70,7 +71,8 @@ class Rows:
 class Units:
     """The outputs of a convolution, given out one after the other."""
 
-    layer: nn.Conv2d
+    layer: Any
+    """Conv2d."""
     ones: Rows | None = None
     """A channel of ones before the convolution, in place of the bias that it does not have."""
     used: int = field(default=0)
@@ -100,7 +102,7 @@ class Units:
 class Stage:
     """A block: two layers of hidden units, whose outputs are added to the block's input."""
 
-    def __init__(self, block: Block):
+    def __init__(self, block: Any):
         first, second, third = block.conv[0], block.conv[2], block.conv[4]
         self.first, self.second, self.third = Units(first), Units(second), Units(third)
 

@@ -83,7 +83,8 @@ class Judged(Reward):
             raise ValueError(f"reward judge: {error}") from None
 
     def __call__(self, drawn: Drawn) -> list[float]:
-        if self.world is None:
-            self.check([drawn.reference.prompt])
-        chosen = self.world.read([drawn.reference.prompt] * len(drawn.pictures))
+        prompt = drawn.reference.prompt
+        if self.network is None:
+            self.check([prompt])
+        chosen = self.world.read([prompt] * len(drawn.pictures))
         return drawn.by_image(self.world.confidence(self.network, drawn.pictures, chosen))
