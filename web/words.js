@@ -52,6 +52,12 @@ export function title(text) {
   return find(`titles.${text}`) ?? text;
 }
 
+// A choice of an input, with its value behind it; the value itself where there are no words.
+export function choice(value) {
+  const here = find(`choices.${value}`);
+  return here === undefined || here === value ? String(value ?? "") : `${here} (${value})`;
+}
+
 // The line on a node in the page's language. The server says it in English, part by part as `line` in the table has it.
 export function line(text) {
   const [english, here] = [tables.en?.rapid?.line ?? {}, tables[language]?.rapid?.line ?? {}];

@@ -146,6 +146,22 @@ def test_titles_of_a_template_are_in_the_users_language_and_others_stay(graph, v
     assert "Load" in groups and "KSampler (full)" in nodes
 
 
+@pytest.mark.parametrize("vue", [False, True], ids=["litegraph", "nodes2"])
+def test_choices_are_in_the_users_language_and_keep_their_values(graph, vue):
+    page = graph(**{"Comfy.Locale": "zh", "Comfy.VueNodes.Enabled": vue})
+    load(page, "demo_compare")
+    shown = page.do(
+        "() => { const node = app.graph._nodes.find(n => n.comfyClass === 'RAPID_Accelerate');"
+        " const mode = node.widgets.find(w => w.name === 'mode');"
+        " return [mode.value, mode._displayValue ?? '', mode.options.getOptionLabel(mode.value)] }"
+    )
+    assert shown[0] == "speed" and shown[2] == "速度 (speed)"
+    if vue:
+        page.page.get_by_text("速度 (speed)", exact=True).first.wait_for()
+    else:
+        assert shown[1] == "速度 (speed)"
+
+
 def test_the_report_speaks_the_users_language(graph):
     page = graph(**{"Comfy.Locale": "zh"})
     load(page, "demo_region")

@@ -64,6 +64,24 @@ def test_every_input_and_output_has_a_tooltip(nodes):
     assert [place for place, text in texts(words_of(nodes)) if not text] == []
 
 
+def test_every_choice_has_words_in_the_page(nodes):
+    """But for the names of files, metrics and libraries."""
+    names = {"l2", "gather", "flex", "xformers", "64", "16", "128"}
+    for language in ("en", "zh", "zh-TW"):
+        file = path_of(language).with_name("main.json")
+        known = json.loads(file.read_text(encoding="utf-8"))["rapid"]["choices"]
+        asked = {
+            option
+            for schema in (node.GET_SCHEMA() for node in nodes)
+            for slot in schema.inputs
+            if slot.id not in NO_WORDS.get(schema.node_id, ())
+            for option in getattr(slot, "options", None) or ()
+            if not option.endswith(".safetensors")
+        }
+        assert asked - names == set(known)
+        assert language == "en" or all(CHINESE.search(text) for text in known.values())
+
+
 def test_english_words_are_those_of_the_schemas(nodes, spoken):
     made = words_of(nodes)
     assert json.dumps(spoken["en"]) == json.dumps(made), (
