@@ -242,8 +242,7 @@ def plan_run(policies: Sequence[Policy], facts: HostFacts) -> RunPlan:
         notes=tuple([*notes, *chosen.notes, *features.notes]),
         advice=_advice(policies),
     )
-    # Also where no policy is left: the run is recorded, and keeps its histories all the same.
-    return replace(plan, histories=history_bytes(plan, facts))
+    return replace(plan, histories=history_bytes(plan, facts)) if policies else plan
 
 
 def _all_tokens(facts: HostFacts) -> Reason | None:

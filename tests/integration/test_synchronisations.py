@@ -145,7 +145,8 @@ def test_a_batch_of_any_class_that_decides_differently_waits_once_an_evaluation(
         pytest.skip("ComfyUI draws one of it at a time")
     some = known.all_tokens is None
     model = divided(model, some)
-    check_divided(record_of(model), waits_of_class(model, name, steps=12, batch=4), some)
+    waits = waits_of_class(model, name, steps=12, batch=4)
+    check_divided(record_of(model), waits, some)
 
 
 @pytest.mark.parametrize("name", ["accelerate 2", "per token", "region", "sparse", "8 bit"])
