@@ -11,6 +11,7 @@ from .reasons import ReasonCode
 from .record import RunRecord
 from .types import Reason
 
+SHORT = 8  # steps of a run in which there is little to gain, whatever was saved
 LITTLE = 0.1  # share of the evaluations; a run that skipped less says why
 GOAL = 1 / 3  # share of the evaluations that the advised threshold skips
 # Those that are advised, of two digits; above 0.5 pictures would suffer.
@@ -32,6 +33,27 @@ SAID = {
 
 
 def advice(record: RunRecord) -> list[Reason]:
+    """What to say of what a finished run saved."""
+    short = _short(record)
+    # Which steps of a short run are always computed is no more than a part of that.
+    little = [r for r in _little(record) if not (short and r.code == ReasonCode.LITTLE_FEW.value)]
+    return [*short, *little]
+
+
+def _short(record: RunRecord) -> list[Reason]:
+    """That there is little to gain in a run of few steps, and what was done, where no note says it."""
+    steps = len(record.sigmas) - 1
+    acts = any(p.get("technique") in ("cache_reuse", "region_adaptive") for p in record.policies)
+    said = SAID | {ReasonCode.SHORT_RUN.value}
+    if not 0 < steps <= SHORT or not acts or any(note.code in said for note in record.notes):
+        return []
+    full = sum(e.token_share == (1.0,) * len(e.modes) for e in record.evaluations)
+    return [
+        Reason(ReasonCode.LITTLE_SHORT, steps=steps, full=full, evaluations=len(record.evaluations))
+    ]
+
+
+def _little(record: RunRecord) -> list[Reason]:
     """Why a finished run of a policy that skips saved less than a tenth; nothing where it saved
     more, in whatever way, or where the record already says why."""
     totals = record.totals

@@ -99,6 +99,7 @@ class ReasonCode(Enum):
     ADVISE_SHARE = "advise_share"
     LITTLE_CLOSENESS = "little_closeness"
     LITTLE_FEW = "little_few"
+    LITTLE_SHORT = "little_short"
     LITTLE_WINDOW = "little_window"
     LITTLE_THRESHOLD = "little_threshold"
     LITTLE_ROUGH = "little_rough"

@@ -7,6 +7,7 @@ import pytest
 from rapid_core.advice import THRESHOLDS, advice, threshold_for
 from rapid_core.reasons import ReasonCode, text
 from rapid_core.record import EvaluationRecord, RunRecord
+from rapid_core.techniques.region.policy import RegionPolicy
 from rapid_core.techniques.step_skip.schedule import SchedulePolicy
 from rapid_core.techniques.step_skip.threshold import ThresholdPolicy
 from rapid_core.types import Mode, Observation, Reason, Window
@@ -107,10 +108,25 @@ def test_where_the_threshold_was_high_enough_it_was_the_window_or_the_safety_che
 
 def test_few_steps_are_said_to_be_few():
     policy = ThresholdPolicy(threshold=0.05)
-    assert codes(advice(record(policy, steps=4))) == ["little_few"]
-    few, number = advice(record(policy, steps=8))
-    assert text(few) == "8 steps: the first 3 are always computed"
+    few, number = advice(record(policy, steps=9))
+    assert text(few) == "9 steps: the first 3 are always computed"
     assert number.code == "little_threshold" and number.params["needed"] > 0.05
+
+
+def test_short_runs_say_in_one_sentence_that_there_is_little_to_gain_and_what_was_done():
+    policy = ThresholdPolicy(threshold=0.05)
+    first, *rest = advice(record(policy, steps=8))
+    assert text(first) == (
+        "little to gain here: this run has only 8 steps; 8 of 8 evaluations were computed in full"
+    )
+    assert "little_few" not in codes(rest)
+    saved = ["run"] * 6 + ["skip"] * 2
+    assert text(*advice(record(policy, steps=8, modes=saved))).endswith(
+        "6 of 8 evaluations were computed in full"
+    )
+    assert codes(advice(record(RegionPolicy(keep_ratio=0.5), steps=4))) == ["little_short"]
+    noted = {"notes": (Reason(ReasonCode.FEW_STEPS, steps=4, few=6),)}
+    assert advice(record(policy, steps=4, **noted)) == []
 
 
 def test_a_closeness_that_takes_nearly_all_steps_is_named():
