@@ -177,8 +177,8 @@ TEMPLATES: tuple[Template, ...] = (
         "demo_compare",
         "02 Demo - full and RAPID",
         "One seed, drawn twice: with every step, and with half of them. Move the line in RAPID "
-        "Compare; below it are both times and how near the pictures are.",
-        "同一个种子画两次：一次计算所有步，一次只计算一半。拖动 RAPID 对比中的分界线；下方是"
+        "Compare; above them are both times and how near the pictures are.",
+        "同一个种子画两次：一次计算所有步，一次只计算一半。拖动 RAPID 对比中的分界线；上方是"
         "两者的用时和接近程度。",
         compared(
             (("model",),),
@@ -408,10 +408,10 @@ TEMPLATES: tuple[Template, ...] = (
         "compare_full_and_rapid",
         "30 Compare full and RAPID",
         "Z-Image from one seed, drawn twice: with every step, and with half of them. Move the "
-        "line in RAPID Compare; below it are both times and how near the pictures are.\n\nFor "
+        "line in RAPID Compare; above them are both times and how near the pictures are.\n\nFor "
         "another model change what is loaded, and the steps and cfg of **both** samplers.",
         "用同一个种子画两次 Z-Image：一次计算所有步，一次只计算一半。拖动 RAPID 对比中的分界"
-        "线；下方是两者的用时和接近程度。\n\n换用其他模型时，"
+        "线；上方是两者的用时和接近程度。\n\n换用其他模型时，"
         "请更改加载的模型，以及**两个**采样器的步数和 cfg。",
         compared((("model", "clip"), ("shift",)), (("positive", "negative", "latent", "seed"),)),
     ),

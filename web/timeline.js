@@ -34,7 +34,7 @@ export function headline(record) {
   const parts = [full ? word("took_instead", { took, full: seconds(full) }) : took];
   if (factor) parts.push(word("speedup_theoretical", { factor: factor.toFixed(2) }));
   const made = element("div", "headline");
-  parts.forEach((part, i) => made.append(element("span", "", i < parts.length - 1 ? `${part},` : part), " "));
+  parts.forEach((part, i) => made.append(element("span", "", i < parts.length - 1 ? part + word("comma").trimEnd() : part), " "));
   made.lastChild.remove();
   return made;
 }
@@ -55,7 +55,7 @@ export function totals(record) {
   if (partial) parts.push(word("of_them_partial", { number: partial, percent: partialShare(record) }));
   if (reused) parts.push(word("number_reused", { number: reused }));
   if (skipped) parts.push(word("number_skipped", { number: skipped }));
-  return parts.join(", ");
+  return parts.join(word("comma"));
 }
 
 // Of the image tokens, in the evaluations that computed some; in percent.
@@ -81,7 +81,7 @@ export function details(record) {
     const mean = errors.reduce((sum, error) => sum + error, 0) / errors.length;
     parts.push(word("mean_error", { error: mean.toFixed(3) }));
   }
-  return parts.join(", ");
+  return parts.join(word("comma"));
 }
 
 // Hover text of a cell.

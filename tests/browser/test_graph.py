@@ -206,7 +206,7 @@ def test_a_bypassed_node_does_not_tell_of_the_run_before(graph, vue):
     page.page.wait_for_function("() => !document.body.innerText.includes('10/10 · ')")
     page.look_at("RAPID_Report", ".rapid-report")
     text = shown(page)["text"]
-    assert re.match(r"RAPID: about [\d.]+ s for 10 steps, so it was computed in full", text)
+    assert re.match(r"RAPID: about [\d.]+ s for 10 steps, all of them computed in full", text)
     few = page.outputs("RAPID_Report")["rapid_summary"][0]
     assert few["full"] is True and few["seconds"] > 0 and few["evaluations"] == 10
 

@@ -65,8 +65,9 @@ def test_values_have_the_same_names_in_both_languages(words):
 
 
 def test_chinese_words_are_chinese(words):
+    signs = {"comma"}
     for section in words["zh"]["rapid"].values():
-        said = {key: PARAMETER.sub("", value) for key, value in section.items()}
+        said = {key: PARAMETER.sub("", value) for key, value in section.items() if key not in signs}
         assert [key for key, value in said.items() if value and not CHINESE.search(value)] == []
 
 
