@@ -80,36 +80,32 @@ def outcome(host: Row, name: str) -> str:
 
 def host_skipped() -> str:
     """Why tests were skipped."""
-    columns = [
-        text("ComfyUI", "host"),
-        Column("tests", lambda row: TOPICS[row["topic"]]),
-        text("skipped", "count"),
-        Column("why", lambda row: in_a_cell(row["why"])),
-    ]
-    rows = [
-        {"host": row["host"], "topic": name, "why": why, "count": count}
-        for row in hosts()
-        for name, topic in in_topics(row)
-        for why, count in topic["skipped"].items()
-    ]
-    return table(columns, rows) if rows else "None of those that were run."
+    return listed(
+        "skipped",
+        text("skipped", "value"),
+        Column("why", lambda row: in_a_cell(row["key"])),
+    )
 
 
 def host_failed() -> str:
     """Tests that failed, and what they said."""
-    columns = [
-        text("ComfyUI", "host"),
-        Column("tests", lambda row: TOPICS[row["topic"]]),
-        Column("test", lambda row: f"`{in_a_cell(row['test'])}`"),
-        Column("what it said", lambda row: in_a_cell(row["why"])),
-    ]
+    return listed(
+        "failed",
+        Column("test", lambda row: f"`{in_a_cell(row['key'])}`"),
+        Column("what it said", lambda row: in_a_cell(row["value"])),
+    )
+
+
+def listed(of: str, *columns: Column) -> str:
+    """What topics have under `of`, one row a key and its value."""
     rows = [
-        {"host": row["host"], "topic": name, "test": test, "why": why}
+        {"host": row["host"], "topic": name, "key": key, "value": value}
         for row in hosts()
         for name, topic in in_topics(row)
-        for test, why in topic["failed"].items()
+        for key, value in topic[of].items()
     ]
-    return table(columns, rows) if rows else "None of those that were run."
+    where = [text("ComfyUI", "host"), Column("tests", lambda row: TOPICS[row["topic"]])]
+    return table([*where, *columns], rows) if rows else "None of those that were run."
 
 
 def in_topics(host: Row) -> list[tuple[str, Row]]:
