@@ -29,28 +29,19 @@ from demo.latents import CHANNELS, LatentMap
 from demo.taesd import WIDTH, Decoder
 
 LIMIT = 8.0  # of latents
-REACH = (
-    16.0  # of combinations of latents of unit variance, the largest that signs are multiplied with
-)
-RANGE = 1.5  # the same of pixels
+# The largest that signs are multiplied with: combinations of latents of unit variance, and pixels.
+REACH, RANGE = 16.0, 1.5
 COMPARED = 8  # latents by which cells are compared; no more units are free
-ALIKE = 0.005  # cells that differ by less, all compared latents together, have no sign; by thrice that, a full one
+# Cells that differ by less, all compared latents together, have no sign; by thrice that, a full one.
+ALIKE = 0.005
 KNOTS = ((0.5, 1.0), (1.5, 2.0), (2.4, 2.7))  # of the broken lines, for each sign; those of a block
-VERTICAL, BOTH = (
-    16,
-    13,
-)  # combinations of latents that vary from top to bottom, and in both directions
+# Combinations of latents that vary from top to bottom, and in both directions.
+VERTICAL, BOTH = 16, 13
 MIDDLE = (1, 1)
-AXES = {
-    "x": ((1, 0), (1, 2)),
-    "y": ((0, 1), (2, 1)),
-}  # (row, column) of the neighbours before and after
-DIAGONALS = (
-    ((0, 2), 1),
-    ((2, 0), 1),
-    ((0, 0), -1),
-    ((2, 2), -1),
-)  # what differences there say of x times y
+# (row, column) of the neighbours before and after.
+AXES = {"x": ((1, 0), (1, 2)), "y": ((0, 1), (2, 1))}
+# What differences there say of x times y.
+DIAGONALS = (((0, 2), 1), ((2, 0), 1), ((0, 0), -1), ((2, 2), -1))
 
 
 @dataclass(frozen=True)
