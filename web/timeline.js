@@ -34,7 +34,8 @@ export function headline(record) {
   const parts = [full ? word("took_instead", { took, full: seconds(full) }) : took];
   if (factor) parts.push(word("speedup_theoretical", { factor: factor.toFixed(2) }));
   const made = element("div", "headline");
-  parts.forEach((part, i) => made.append(element("span", "", i < parts.length - 1 ? part + word("comma").trimEnd() : part), " "));
+  const comma = word("comma").trimEnd();
+  parts.forEach((part, i) => made.append(element("span", "", i < parts.length - 1 ? part + comma : part), " "));
   made.lastChild.remove();
   return made;
 }
