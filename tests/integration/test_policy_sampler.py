@@ -337,7 +337,9 @@ def test_a_batch_counts_what_each_image_was_evaluated(
     assert totals["skipped"] == evaluations - computed
     assert totals["speedup_theoretical"] == pytest.approx(evaluations / computed, rel=1e-3)
     chose = {"file": "jumps.safetensors", "evaluations": "3, 6, 4", "steps": STEPS}
-    assert record.notes == (reason("SAMPLER_CHOSE", **chose),)
+    short = {"steps": STEPS, "full": 3, "evaluations": max(made)}
+    notes = (reason("SAMPLER_CHOSE", **chose), reason("LITTLE_SHORT", **short))
+    assert record.notes == notes[: 1 + beside]
 
 
 def test_the_progress_of_a_batch_never_goes_back_and_previews_all_of_it(
@@ -504,6 +506,7 @@ def test_beside_another_technique_it_only_chooses_steps_and_the_record_says_so(
     assert set(record.notes) == {
         reason("SAMPLER_CHOSE", file=file, evaluations=made, steps=STEPS),
         reason("SAMPLER_HEADS_IDLE", file=file, heads="cache, sparse", why=why),
+        reason("LITTLE_SHORT", steps=STEPS, full=4, evaluations=7),
     }
     assert record.totals["skipped"] > 0 and record.totals["reused"] == 0
     assert all("." in record.strip(i) for i in range(batch))
