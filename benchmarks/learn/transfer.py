@@ -60,7 +60,7 @@ def places(lesson: Lesson) -> Iterator[Elsewhere]:
     size = scale.size
     many = len(lesson.suite.prompts)
     yield Elsewhere("wide", family, replace(scale, width=size * 3 // 2), min(48, many))
-    yield Elsewhere("large", family, replace(scale, size=size * 2), min(24, many))
+    yield Elsewhere("large", family, replace(scale, size=size * 2), min(8, many))
     if family.cfg != 1.0:
         yield Elsewhere("cfg_4", replace(family, cfg=4.0), scale, min(100, many))
     yield Elsewhere("beta", replace(family, scheduler="beta"), scale, min(100, many))

@@ -14,6 +14,9 @@ from typing import Any
 NEAREST_FIRST = ("sigmas", "guidance", "size", "sampler", "references", "patches")
 DIGITS = 4  # of a sigma after the point that count; rounding on another device is below them
 SIDE = 1.2  # sides of a class of sizes are less than this factor apart
+# Areas farther apart than this factor say nothing about each other: what was learned at 256 px cost
+# up to 1.7 dB at 512 px, a factor of 4, and nothing at one of 1.5 (docs/results/learning.md).
+NEAR_AREA = 2.0
 KINDS = {"references": bool, "sigmas": (list, tuple)}  # of fields that are not text
 
 
@@ -70,10 +73,13 @@ class ModelKey:
 
     def difference(self, other: ModelKey) -> tuple[str, ...] | None:
         """Fields in which another key differs, nearest first; none for the same. None where what was
-        learned of one says nothing about the other: other weights, or another family."""
+        learned of one says nothing about the other: other weights, another family, or a size that
+        is far from it."""
         if any(
             getattr(self, n) != getattr(other, n) for n in ("family", "architecture", "weights")
         ):
+            return None
+        if self.size != other.size and not _near(_area(self.size), _area(other.size)):
             return None
         return tuple(
             name for name in NEAREST_FIRST if self._compared(name) != other._compared(name)
@@ -95,6 +101,16 @@ def size_class(sides: Sequence[int]) -> str:
     two of a class are less than 20 % apart, and those that differ by half never are of one. Raises
     ValueError for a side below 1."""
     return "x".join(str(round(SIDE ** round(math.log(side, SIDE)))) for side in sides)
+
+
+def _area(size: str) -> int:
+    """Positions of a latent of a class of sizes; 0 for what is none."""
+    sides = size.split("x")
+    return math.prod(map(int, sides)) if all(map(str.isdecimal, sides)) else 0
+
+
+def _near(area: int, other: int) -> bool:
+    return max(area, other) <= NEAR_AREA * min(area, other)
 
 
 def _finite(value: Any) -> bool:

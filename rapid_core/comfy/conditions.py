@@ -219,7 +219,7 @@ class Conditions:
         grid = self.run.plan.grid
         for i in evaluation.images(Mode.RUN):
             sigma = evaluation.sigmas[i]
-            if sigma <= 0:
+            if sigma <= 0 or not self.run.plan.predicts:
                 continue
             tokens = evaluation.actions[i].tokens
             where = None if tokens is None or grid is None else grid.latent_mask(tokens)

@@ -175,6 +175,11 @@ class RunPlan:
         return self.attention is not None and self.attention.keeps_residual
 
     @property
+    def predicts(self) -> bool:
+        """Whether anything may be made from what was computed, so that it is kept."""
+        return bool(self.policies)
+
+    @property
     def reuses(self) -> bool:
         """Whether residuals of the blocks are measured."""
         return Mode.REUSE in self.modes and self.no_hooks is None
@@ -242,7 +247,7 @@ def plan_run(policies: Sequence[Policy], facts: HostFacts) -> RunPlan:
         notes=tuple([*notes, *chosen.notes, *features.notes]),
         advice=_advice(policies),
     )
-    return replace(plan, histories=history_bytes(plan, facts)) if policies else plan
+    return replace(plan, histories=history_bytes(plan, facts)) if plan.predicts else plan
 
 
 def _all_tokens(facts: HostFacts) -> Reason | None:

@@ -231,7 +231,7 @@ class Run:
             sigma = evaluation.sigmas[i]
             ran = evaluation.actions[i].mode is Mode.RUN
             image.keep_conds(evaluation.cond_keys)
-            if sigma > 0 and (ran or image.corrector is not None):
+            if self.plan.predicts and sigma > 0 and (ran or image.corrector is not None):
                 derivative = (x[i] - denoised[i]) / sigma
                 if ran:
                     image.remember(evaluation, x[i].clone(), derivative)

@@ -216,6 +216,17 @@ def test_what_keeps_no_keys_on_the_device_announces_its_histories_alone(
     assert plan.memory == 0 and 0 < plan.histories < 20 * 4 * 16**3
 
 
+def test_a_run_in_which_nothing_may_be_predicted_keeps_and_announces_nothing(
+    tiny_flux, accelerate, bound_runs, record_of
+):
+    held = []
+    patched = accelerate(tiny_flux)
+    drawn = sample(patched, steps=2, callback=lambda *_: held.append(bound_runs[-1].run.bytes))
+    assert "few_steps" in codes(record_of(patched))
+    assert held == [0, 0] and bound_runs[-1].run.plan.histories == 0
+    assert torch.equal(drawn, sample(tiny_flux, steps=2))
+
+
 @pytest.mark.parametrize("area", [(8, 8, 0, 0), (16, 16, 0, 4), (16, 16, 0, 0)])
 def test_keys_and_values_are_kept_only_where_an_area_is_the_whole_latent(
     tiny_sd3, region, cache_of, record_of, area

@@ -173,7 +173,7 @@ def test_threads_lose_nothing(folder):
 
 
 def test_processes_lose_nothing_but_what_is_too_much(folder, repository):
-    other = replace(KEY, size="1x96x96")
+    other = replace(KEY, size="1x80x80")
     keys = [json.dumps(key.to_json()) for key in (KEY, other)]
     running = [
         subprocess.Popen([sys.executable, "-c", WRITER, str(folder), number, *keys], cwd=repository)
@@ -207,7 +207,7 @@ def test_the_nearest_key_stands_in_for_one_that_nothing_is_known_of(library):
     assert nearest() is None
     learn(1, patches="aa", sampler="dpmpp_2m", pictures=5)
     assert nearest() == (("sampler", "patches"), [1] * 5)
-    learn(2, guidance="CFGGuider 4", size="1x32x32")
+    learn(2, guidance="CFGGuider 4", size="1x54x54")
     assert nearest() == (("guidance", "size"), [2])
     learn(3, patches="aa", pictures=3)
     assert nearest() == (("patches",), [3] * 3)
@@ -266,7 +266,7 @@ def test_without_a_folder_things_are_known_as_long_as_the_process_runs(tmp_path,
     assert failed.code == ReasonCode.LEARNED_NOT_KEPT.value
     library.add(KEY, [table(2)])
     assert errors(library.find(KEY)) == [1, 2]
-    assert library.find(replace(KEY, size="1x96x96")).differs == ("size",)
+    assert library.find(replace(KEY, size="1x80x80")).differs == ("size",)
     (entry,) = library.entries()
     assert (entry.name, entry.size, entry.modified) == (KEY.name, 0, None)
     assert entry.key == KEY and entry.pictures == 2 and not entry.error
@@ -511,7 +511,7 @@ def test_what_cannot_be_opened_stays_where_it_is(library, folder):
 
 
 def test_a_bad_file_keeps_no_other_from_being_found(folder, file):
-    other = replace(KEY, size="1x96x96")
+    other = replace(KEY, size="1x80x80")
     Library(folder).add(other, [table(5)])
     cut(file)
     assert errors(Library(folder).find(KEY)) == [5]
@@ -545,7 +545,7 @@ def test_a_file_replaced_by_one_as_long_and_as_old_is_seen(library, folder, file
 
 
 def test_entries_have_size_date_and_what_they_are_of(library, folder, file):
-    other = replace(KEY, size="1x96x96")
+    other = replace(KEY, size="1x80x80")
     library.add(other, [table()] * 3)
     os.utime(file, (1e9, 1e9))
     entries = {entry.key: entry for entry in library.entries()}

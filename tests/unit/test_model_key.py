@@ -63,6 +63,16 @@ def test_what_differs_is_named_nearest_first():
         assert changed(*names).difference(KEY) == names
 
 
+@pytest.mark.parametrize(
+    ("size", "near"),
+    [("46x46", False), ("32x54", True), ("22x32", True), ("16x16", False), ("64x64", False)]
+    + [("2x32x32", True), ("3x32x32", False), ("", False), ("12a", False)],
+)
+def test_nothing_follows_from_sizes_that_are_far_away(size, near):
+    other = dataclasses.replace(KEY, size=size)
+    assert KEY.difference(other) == other.difference(KEY) == (("size",) if near else None)
+
+
 @pytest.mark.parametrize("name", ["family", "architecture", "weights"])
 def test_nothing_follows_from_other_weights_or_another_family(name):
     assert KEY.difference(changed(name)) is None
