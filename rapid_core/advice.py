@@ -45,7 +45,9 @@ def _short(record: RunRecord) -> list[Reason]:
     steps = len(record.sigmas) - 1
     acts = any(p.get("technique") in ("cache_reuse", "region_adaptive") for p in record.policies)
     said = SAID | {ReasonCode.SHORT_RUN.value}
-    if not 0 < steps <= SHORT or not acts or any(note.code in said for note in record.notes):
+    if not 0 < steps <= SHORT or not acts or not record.evaluations:
+        return []
+    if any(note.code in said for note in record.notes):
         return []
     full = sum(e.token_share == (1.0,) * len(e.modes) for e in record.evaluations)
     return [

@@ -107,7 +107,7 @@ class RunRecorder:
             sigmas=plan.sigmas,
             policies=self.policies,
             evaluations=evaluations,
-            seconds=self._stopped - self._started if self._started else 0.0,
+            seconds=self._stopped - self._started if self._started and self._stopped else 0.0,
             bytes=self.peak,
             status=status,
             notes=tuple(self.notes),

@@ -72,7 +72,25 @@ def test_a_guider_that_gives_two_tensors_is_computed_in_full(tiny_flux, patched,
     assert torch.equal(out, custom(tiny_flux, first_of_what_is_given, sigmas_of(model), **run))
     (reason,) = [n for n in record_of(model).notes if n.code == "not_one_tensor"]
     assert reason.params == {"given": "2 values"} and record_of(model).status == "finished"
+    assert record_of(model).seconds == 0  # not known: no evaluation was followed to its end
+    assert "little_short" not in [n.code for n in record_of(model).notes]
     assert not any(e.token_share != (1.0,) for e in record_of(model).evaluations)
+
+
+def test_a_run_that_ends_within_its_first_evaluation_took_no_time_below_zero(
+    tiny_flux, patched, record_of
+):
+    import comfy.model_management
+
+    interruption = comfy.model_management.InterruptProcessingException
+
+    def stop(denoised):
+        raise interruption
+
+    model = patched(tiny_flux, "accelerate 2")
+    with pytest.raises(interruption):
+        custom(model, first_of_what_is_given, sigmas_of(model), guider=guider_class(stop))
+    assert record_of(model).status == "interrupted" and record_of(model).seconds == 0
 
 
 @pytest.mark.parametrize(

@@ -4,15 +4,17 @@ from dataclasses import replace
 
 from rapid_core.types import FULL, Mode, Observation, Window
 
+WHOLE = Window(1.0, 0.0)
 
-def marks_of(policy, steps, euler=True, forced=(), blind=False, safe=False, **known):
+
+def marks_of(policy, steps, euler=True, forced=(), blind=False, safe=False, window=WHOLE, **known):
     """Run the actor on a schedule of equal steps; forced: evaluations that are computed whatever
     the answer; blind: whether sigmas are not told; safe: whether the policy stays as it is where it
-    asks for safety; known: of the image."""
+    asks for safety; window: sigmas between which it acts; known: of the image."""
     if hasattr(policy, "safe") and not safe:
         policy = replace(policy, safe=False)
     sigmas = tuple(1 - i / steps for i in range(steps)) + (0.0,)
-    actor, history, out, since = policy.start(Window(1.0, 0.0)), (), [], 0
+    actor, history, out, since = policy.start(window), (), [], 0
     for i in range(steps):
         action = actor.act(
             Observation(

@@ -140,6 +140,30 @@ def test_a_step_that_others_had_skipped_is_not_paid_for():
     assert text(answers) == text(marks_of(SchedulePolicy(speedup=2.0), 8)[0])
 
 
+@pytest.mark.parametrize("speedup", [1.5, 2.0, 8.0])
+@pytest.mark.parametrize("searched", [False, True])
+@pytest.mark.parametrize("forced", [(), (7,), (6, 9)])
+def test_outside_of_the_window_nothing_is_skipped(speedup, searched, forced):
+    """Nor to pay for what had to be computed within, and whatever a file's schedule says."""
+    steps = 20
+    sigmas = tuple(1 - i / steps for i in range(steps)) + (0.0,)
+    schedule = Schedule(evenly_spaced(7, steps), sigmas) if searched else None
+    policy = SchedulePolicy(speedup=speedup, schedule=schedule)
+    window = Window(0.76, 0.39)
+    marks = text(marks_of(policy, steps, forced=forced, window=window)[0])
+    assert set(marks[:5]) == set(marks[13:]) == {"#"} and "." in marks[5:13]
+
+
+def test_in_its_window_a_searched_schedule_computes_where_it_would_in_all_of_the_run():
+    """It has them dense at the beginning of the window and sparse at its end."""
+    steps = 20
+    sigmas = tuple(1 - i / steps for i in range(steps)) + (0.0,)
+    schedule = Schedule(tuple(i < 9 or i in (14, 19) for i in range(steps)), sigmas)
+    window = Window(0.81, 0.0)
+    marks = text(marks_of(SchedulePolicy(speedup=1.2, schedule=schedule), steps, window=window)[0])
+    assert marks[:4] == "####" and marks[4:12].count("#") > 2 * marks[12:].count("#") > 0
+
+
 def test_without_known_sigmas_what_is_skipped_is_predicted_by_the_polynomial():
     """As after token subsets, whose parts have sigmas of their own."""
     seen, _ = marks_of(SchedulePolicy(speedup=2.0), 12)

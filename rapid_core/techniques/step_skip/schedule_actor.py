@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...quadrature.closeness import error_for
@@ -23,6 +23,8 @@ SAFE_ERROR = 1.0
 TRUSTED_ERROR = 0.5
 # Of runs with steps as long as those of so many a quarter is skipped at most (docs/lab.md).
 SHORT_RUN = 10
+# (number of steps to compute, sigmas (N + 1,)) -> whether each of N steps is.
+Choose = Callable[[int, Sequence[float]], tuple[bool, ...]]
 
 
 class ScheduleActor(Actor):
@@ -100,11 +102,15 @@ class ScheduleActor(Actor):
         return observation.index == step and observation.computed > planned
 
     def _pay(self, step: int, sigmas: Sequence[float]) -> None:
-        """Compute one evaluation less from here on."""
+        """Compute one evaluation less from here on, of those in the window."""
         self._paid += 1
         self._unplanned_step = None
-        left = max(0, sum(self.computed[step:]) - 1)
-        self.computed[step:] = [*best_spaced(left + 1, sigmas[step - 1 :])[1:]]
+        inside = [i for i in range(step, len(sigmas) - 1) if sigmas[i] in self.window]
+        if not inside:
+            return
+        first, end = inside[0], inside[-1] + 1
+        left = max(0, sum(self.computed[first:end]) - 1)
+        self.computed[first:end] = best_spaced(left + 1, sigmas[first - 1 : end + 1])[1:]
 
     def settle(self, observation: Observation) -> list[bool]:
         """Which steps are computed, as far as that can be settled before the run; settled once."""
@@ -129,26 +135,26 @@ class ScheduleActor(Actor):
         if steps > 1 and count < 2:
             self._note(ReasonCode.ONE_EVALUATION, steps=steps, speedup=policy.speedup)
         if schedule is None or count < 2:
-            return self._spaced(count, observation.sigmas)
+            return self._in_window(count, observation.sigmas, self._best)
         fits = schedule.fits(observation.sigmas)
         if count <= FEW and not fits:  # where the last one lies decides the picture
             self._note(ReasonCode.SCHEDULE_TOO_SHORT, file=policy.source)
-            return best_spaced(count, observation.sigmas)
+            return self._in_window(count, observation.sigmas, best_spaced)
         if not fits or (schedule.gram is not None and not observation.euler):
             self._note(ReasonCode.SCHEDULE_MOVED, file=policy.source)
         elif schedule.gram is not None:
             self._predictor = GramPredictor(schedule.gram, schedule.sigmas)
-        return schedule.computed_on(count, observation.sigmas)
+        return self._in_window(count, observation.sigmas, schedule.computed_on)
 
-    def _spaced(self, count: int, sigmas: Sequence[float]) -> tuple[bool, ...]:
-        """The best `count` steps; those outside of the window are computed beside."""
+    def _in_window(self, count: int, sigmas: Sequence[float], choose: Choose) -> tuple[bool, ...]:
+        """The `count` steps that are chosen; those outside of the window are computed beside."""
         inside = [i for i, sigma in enumerate(sigmas[:-1]) if sigma in self.window]
         steps = len(sigmas) - 1
         if len(inside) == steps or not inside:
-            return self._best(count, sigmas) if inside else (True,) * steps
+            return choose(count, sigmas) if inside else (True,) * steps
         first, last = inside[0], inside[-1]
         few = max(2, count - steps + len(inside))
-        within = self._best(few, sigmas[first : last + 2])
+        within = choose(few, sigmas[first : last + 2])
         return (*(True,) * first, *within, *(True,) * (steps - 1 - last))
 
     def _best(self, count: int, sigmas: Sequence[float]) -> tuple[bool, ...]:
