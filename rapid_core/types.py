@@ -306,7 +306,8 @@ class Observation:
     have been predicted."""
     gap_error: float | None = None
     """What the latest gap, once its far end was computed, was found to have moved the latent wrongly:
-    mean square, relative to that of the denoised latent. None where no gap has ended yet."""
+    mean square, relative to that of the denoised latent. None where no gap has ended yet, or since
+    what a gap cannot be corrected over: a prompt, a ControlNet or guidance that began or ended."""
     since_full: int = -1
     """Evaluations that did not compute all tokens since the last that did; -1 before the first."""
     since_measured: int = -1

@@ -77,6 +77,7 @@ class ImageRun:
         self._shifts: list[tuple[int, Tensor]] = []
         self._trend: tuple[Tensor, Tensor] | None = None
         self._last_step = -1
+        self._turned = False  # since the latest evaluation that computed all tokens
 
     def cond(self, key: CondKey) -> History:
         """History of a conditioning's derivative."""
@@ -177,12 +178,23 @@ class ImageRun:
             None if self.token_stats is None else self.token_stats.state(self.guided, over_and_near)
         )
 
+    def turn(self) -> None:
+        """From this evaluation on the guided derivative is of other conditionings: what is known of it
+        does not lead there, and a gap that ends there cannot be corrected."""
+        self._turned = True
+        self.gap_error = None
+        if self.corrector is not None:
+            self.corrector.reset()
+
     def remember(self, evaluation: Evaluation, latent: Tensor, derivative: Tensor) -> None:
         """The evaluation was computed: derivative (C, ...) of this image."""
         action = evaluation.actions[self.number]
         sigma = evaluation.sigmas[self.number]
-        points = self.guided.points
         where = self._ran(action)
+        if self._turned and where is None:
+            self.guided.clear()
+            self._turned = False
+        points = self.guided.points
         fresh = self.guided.last_sigma != sigma
         if len(points) > self.plan.prediction_order and fresh:
             guess = self.guided.predict(sigma, self.plan.prediction_order, self.plan.reach)

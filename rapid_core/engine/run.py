@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
@@ -67,6 +68,8 @@ class Run:
             for image, own in zip(self.images, stats, strict=True):
                 image.token_stats = own
         self._occurrence = 0
+        # Conditionings that the latest evaluation asked for, and lists of them as often as it did.
+        self._asked: tuple[set[Hashable], Counter[Hashable]] | None = None
         self._on_device: tuple[Tensor, Tensor] | None = None  # sigmas and step weights
 
     def _image(self, number: int, mask: Tensor | None) -> ImageRun:
@@ -225,9 +228,12 @@ class Run:
         that ran. Returns what the sampler is given, (B, C, ...): `denoised`, and where a gap has
         ended, with its correction."""
         self.evaluations += 1
+        turned = self._turned(evaluation)
         given = denoised
         for image in self.images:
             i = image.number
+            if turned:
+                image.turn()
             sigma = evaluation.sigmas[i]
             ran = evaluation.actions[i].mode is Mode.RUN
             image.keep_conds(evaluation.cond_keys)
@@ -242,6 +248,15 @@ class Run:
                     given[i] = x[i] - sigma * corrected
             image.executed(evaluation.actions[i])
         return given
+
+    def _turned(self, evaluation: Evaluation) -> bool:
+        """Whether an evaluation is of other conditionings than the one before: a prompt, a ControlNet
+        or guidance, that of a skipped layer, too, has begun or ended."""
+        if not evaluation.cond_keys:  # another node answered
+            return False
+        before = self._asked
+        self._asked = evaluation.cond_keys, evaluation.cond_lists
+        return before is not None and before != self._asked
 
     def closeness(self) -> list[float | None]:
         """Predicted PSNR in dB of each image to its full picture; None where nothing is known, as

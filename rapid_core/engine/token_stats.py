@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..quadrature.sigmas import ROUNDING
 from ..token_grid import TokenGrid
 from ..transfer import to_device
 from ..types import Action, TokenState
@@ -66,7 +67,8 @@ class TokenStats:
             return sigma.new_full((2,), -1.0, dtype=torch.float32)
         if latent_change is not None:
             scale = points[-1].value.float().abs().mean().clamp_min(SMALLEST)
-            again = torch.as_tensor(points[-1].sigma == sigma)
+            # What is told in double precision was remembered in single.
+            again = abs(points[-1].sigma - sigma) <= ROUNDING * sigma
             errors = torch.where(again, latent_change.float().abs() / scale, errors)
         tokens, sound = self._by_part(errors, points[-1].value)
         self._error_now = self.error + step_weight * tokens

@@ -329,6 +329,89 @@ def test_a_negative_that_comes_and_goes(tiny_sd3, patched, record_of, name, come
         assert "cond_without_history" in codes(record)
 
 
+# Prompts that begin and end, and guidance that ends: what a gap was before it says nothing of what is
+# after it.
+
+
+def saying(number, **settings):
+    """A conditioning whose text is one number."""
+    [[text, more]] = make_conditioning(0)
+    return [[torch.full_like(text, number), {**more, **settings}]]
+
+
+def constant_by_prompt(model):
+    """A model whose derivative is one and the same for each prompt of `saying`: predictions are exact."""
+    derivatives = torch.randn(3, 16, 16, 16, generator=torch.Generator().manual_seed(5))
+
+    def by_prompt(apply_model, given):
+        x = given["input"]
+        which = given["c"]["c_crossattn"][:, 0, 0].long()
+        return x - given["timestep"].view(-1, 1, 1, 1) * derivatives[which].to(x)
+
+    model.set_model_unet_function_wrapper(by_prompt)
+    return model
+
+
+@pytest.mark.parametrize("cfg", [1.0, 3.0])
+@pytest.mark.parametrize("at", [0.3, 0.5, 0.6])
+def test_a_gap_is_not_corrected_across_the_end_of_a_prompt(tiny_sd3, patched, record_of, cfg, at):
+    plain = constant_by_prompt(tiny_sd3)
+    model = patched(plain, "accelerate 2")
+    prompts = saying(0, end_percent=at) + saying(1, start_percent=at)
+    run = dict(steps=20, cfg=cfg, positive=prompts, negative=saying(2))
+    out, full = (sample(m, **run) for m in (model, plain))
+    assert record_of(model).totals["skipped"] == 10
+    assert torch.allclose(out, full, atol=1e-5)
+
+
+@pytest.mark.parametrize("until", [0.9, 0.7, 0.5])
+def test_a_gap_is_not_corrected_across_the_end_of_guidance(tiny_sd3, patched, record_of, until):
+    """As of nodes with a schedule of cfg, under which the positive prompt goes on."""
+    import comfy.samplers
+
+    class Scheduled(comfy.samplers.CFGGuider):
+        def predict_noise(self, x, timestep, model_options={}, seed=None):  # noqa: B006
+            self.cfg = 3.0 if timestep[0] > until else 1.0
+            return super().predict_noise(x, timestep, model_options, seed)
+
+        def set_conds(self, *_):
+            super().set_conds(saying(0), saying(2))
+
+    plain = constant_by_prompt(tiny_sd3)
+    model = patched(plain, "accelerate 2")
+    euler = comfy.samplers.sampler_object("euler")
+    run = dict(sigmas=sigmas_of(model, 20), cfg=3.0, guider=Scheduled)
+    out, full = (custom(m, euler, **run) for m in (model, plain))
+    assert record_of(model).totals["skipped"] == 10
+    assert torch.allclose(out, full, atol=1e-5)
+
+
+@pytest.mark.parametrize("until", [0.9, 0.7, 0.5])
+def test_a_gap_is_not_corrected_across_the_end_of_a_second_look_at_a_prompt(
+    tiny_sd3, patched, record_of, until
+):
+    """As skip-layer guidance has it, with a part of the run to act in."""
+    import comfy.samplers
+
+    def look_again(given):
+        out, x, sigma = given["denoised"], given["input"], given["sigma"]
+        if sigma[0] <= until:
+            return out
+        options = given["model_options"]
+        (again,) = comfy.samplers.calc_cond_batch(
+            given["model"], [given["cond"]], x, sigma, options
+        )
+        return out + 0.5 * (again - given["uncond_denoised"])
+
+    plain = constant_by_prompt(tiny_sd3)
+    plain.set_model_sampler_post_cfg_function(look_again)
+    model = patched(plain, "accelerate 2")
+    run = dict(steps=20, cfg=3.0, positive=saying(0), negative=saying(2))
+    out, full = (sample(m, **run) for m in (model, plain))
+    assert record_of(model).totals["skipped"] == 10
+    assert torch.allclose(out, full, atol=1e-5)
+
+
 # NAG, and skip-layer guidance.
 
 

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -147,20 +148,27 @@ def test_tokens_that_a_mask_keeps_are_not_forgotten_by_error_estimates(
         assert not selectable or stats.age[may_run].max() <= MAX_AGE + MAX_WAIT
 
 
-def test_a_second_look_at_a_sigma_goes_by_what_changed():
+@pytest.mark.parametrize(
+    "told", [torch.tensor(0.7), torch.tensor(0.7).double(), torch.tensor(0.7, dtype=torch.float64)]
+)
+@pytest.mark.parametrize("partial", [False, True])
+def test_a_second_look_at_a_sigma_goes_by_what_changed(told, partial):
     """heun computes a sigma twice; there both predictions agree, and only the latent says what
-    changed."""
+    changed. What is told in double precision is remembered in single."""
     grid, track = TokenGrid((4, 16, 16)), History(3)
     stats = TokenStats(grid, None, None, 0.1, MAX_AGE)
-    for sigma in (0.9, 0.8, 0.7):
+    *before, last = torch.tensor((1.0, 0.9, 0.8, 0.7)).tolist()
+    for sigma in before:
         stats.computed(FULL, torch.ones(4, 16, 16), None)
         track.add(sigma, torch.ones(4, 16, 16))
+    ran = torch.ones(1, 16, 16, dtype=torch.bool) if partial else None
+    track.add(last, torch.ones(4, 16, 16), ran)
     changed = torch.zeros(4, 16, 16)
     changed[:, :2, :2] = 0.5
     changed[:, :2, 2:4] = 0.07
 
     def look(changed):
-        return stats.accumulate(track.points, torch.tensor(0.7), 1, 4.0, torch.tensor(1.0), changed)
+        return stats.accumulate(track.points, told, 1, 4.0, torch.tensor(1.0), changed)
 
     assert (look(None).tolist(), look(changed).tolist()) == ([0, 0], [1, 2])
 

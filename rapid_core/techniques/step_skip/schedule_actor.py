@@ -72,10 +72,10 @@ class ScheduleActor(Actor):
             return False
         gap, measured = observation.gap_error, observation.measured_error
         bad = gap is not None and gap != self._seen and not gap <= SAFE_GAP
-        self._seen = gap
+        self._seen = self._seen if gap is None else gap
         if measured is not None:
             # Of noise that a sampler adds a derivative may differ much and a gap little.
-            counts = self._skipped and gap is None
+            counts = self._skipped and self._seen is None
             bad = bad or not math.isfinite(measured) or (counts and measured > SAFE_ERROR)
         if bad:
             self._distrusts = True
