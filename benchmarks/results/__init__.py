@@ -17,7 +17,7 @@ from benchmarks.results.gpu import gpu_flops, gpu_memory
 from benchmarks.results.heads import heads_ablations, heads_trained
 from benchmarks.results.host_models import host_models
 from benchmarks.results.hosts import host_failed, host_runs, host_skipped, host_topics
-from benchmarks.results.learning import learned
+from benchmarks.results.learning import learned, transferred
 from benchmarks.results.quality import differences, quality
 from benchmarks.results.readme import five_rows
 from benchmarks.results.region import region_clock
@@ -54,6 +54,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "learned_flux": lambda: learned("flux"),
     "learned_sd3": lambda: learned("sd3"),
     "learned_lumina": lambda: learned("lumina"),
+    "transferred": transferred,
     "samplers_flux": lambda: samplers("flux"),
     "samplers_sd3": lambda: samplers("sd3"),
     "region_sd3": lambda: quality("region_sd3", "sd3"),

@@ -1,4 +1,4 @@
-"""Table of what is learned of a model."""
+"""Tables of what is learned of a model."""
 
 from __future__ import annotations
 
@@ -25,6 +25,14 @@ LEARNED = {
     "prior_lumina": "eight pictures of the Lumina-like model",
     "even": "nothing, evenly spaced steps",
 }
+
+PLACES = {
+    "wide": "384 x 256 px",
+    "large": "512 x 512 px",
+    "cfg_4": "cfg 4",
+    "beta": "scheduler `beta`",
+}  # suites of `benchmarks.learn.transfer`
+MODELS = {"flux": "FLUX-like", "sd3": "SD3-like", "lumina": "Lumina-like"}
 
 
 def learned(of: str) -> str:
@@ -62,3 +70,31 @@ def learned(of: str) -> str:
     ]
     there = {r["method"] for r in found}
     return table(columns, ({"method": name} for name in LEARNED if name in there))
+
+
+def transferred() -> str:
+    """How much nearer pictures come elsewhere by what was learned in the usual place."""
+    gains = {
+        (r["model"], r["suite"], r["target"]): r
+        for r in load("learn_differences")
+        if r["suite"] in PLACES
+    }
+    targets = sorted({target for *_, target in gains}, key=lambda t: (t[0], t.endswith("best")))
+    drawn = {(model, place): r["prompts"] for (model, place, _), r in gains.items()}
+
+    def decibels(target: str) -> Callable[[Row], str]:
+        def cell(row: Row) -> str:
+            gain = gains[row["model"], row["place"], target]
+            same = gain.get("same_plan")
+            return "same steps" if same else interval(gain["difference"], gain["ci"], sign=True)
+
+        return cell
+
+    columns = [
+        Column("model", lambda row: MODELS[row["model"]]),
+        Column("used at", lambda row: PLACES[row["place"]]),
+        Column("prompts", lambda row: str(drawn[row["model"], row["place"]])),
+        *(Column(f"{target} picture, dB", decibels(target)) for target in targets),
+    ]
+    there = [(model, place) for model in MODELS for place in PLACES if (model, place) in drawn]
+    return table(columns, ({"model": model, "place": place} for model, place in there))
