@@ -10,6 +10,7 @@ from ..rapid_core.comfy.learning import FOLDER, LEARNED
 from ..rapid_core.policy_file.format import read
 from ..rapid_core.policy_file.policies import policy_of
 from .base import RapidNode, words_first
+from .weight_files import stamp_of as file_stamp
 
 SHIPPED = Path(__file__).parent.parent / "policies"
 NONE = "(no policy files)"
@@ -47,10 +48,10 @@ def names() -> list[str]:
     return sorted(made, key=lambda name: name in shipped)
 
 
-def stamp_of(name: str) -> tuple[str, int]:
-    """Another one when the policy of this name was changed."""
-    path = folder_paths.get_full_path(FOLDER, name)
-    return name, Path(path).stat().st_mtime_ns if path else 0
+def stamp_of(name: str | None) -> tuple[str | None, int]:
+    """Another one when the policy of this name was changed. None stands for a name that comes over
+    a link and is not known yet."""
+    return file_stamp(FOLDER, name)
 
 
 class LoadPolicy(RapidNode):

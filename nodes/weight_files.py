@@ -40,7 +40,8 @@ def refusal(folder: str, name: str | None, given: str) -> bool | str:
     return True
 
 
-def stamp_of(folder: str, name: str) -> tuple[str, int]:
-    """Another one when the file of this name was changed."""
-    path = folder_paths.get_full_path(folder, name)
+def stamp_of(folder: str, name: str | None) -> tuple[str | None, int]:
+    """Another one when the file of this name was changed. None stands for a name that comes over a
+    link and is not known yet."""
+    path = None if name is None else folder_paths.get_full_path(folder, name)
     return name, Path(path).stat().st_mtime_ns if path else 0

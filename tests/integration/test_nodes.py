@@ -206,6 +206,21 @@ def test_an_api_client_may_leave_out_all_that_has_a_default(validate, node_id):
         assert validate(node_id) == []
 
 
+@pytest.mark.parametrize(
+    "node_id, name",
+    [
+        ("RAPID_LoadPolicy", "policy"),
+        ("RAPID_LoadLuminaNext", "model_name"),
+        ("RAPID_LoadLuminaNextText", "text_encoder"),
+        ("RAPID_Accelerate", "policy_file"),
+    ],
+)
+def test_a_file_whose_name_comes_over_a_link_is_not_loaded_anew_for_every_run(nodes, node_id, name):
+    """The host gives None for it, and loads again where that raises."""
+    stamps = [nodes[node_id].fingerprint_inputs(**{name: None}) for _ in range(2)]
+    assert stamps[0] == stamps[1]
+
+
 def test_a_policy_file_that_is_not_there_is_refused_before_anything_runs(nodes):
     said = nodes["RAPID_LoadPolicy"].validate_inputs(policy="none.safetensors")
     assert said.startswith("RAPID Load Policy: policy = 'none.safetensors' was given; there is ")
