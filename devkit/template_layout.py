@@ -7,98 +7,124 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 TITLE = 30  # pixels of a node's title, which lies above its position
-GAP = 36  # between two nodes of a column
-BETWEEN = 60  # between two columns, where wires bend
-PAD = 20  # between a group's edge and its nodes
-HEAD = 44  # of a group's title
-APART = 40  # between two groups
-LINE, LETTERS = 18, 54  # pixels of a note's line, and how many letters it has
+GAP = 28  # between two nodes of a column; a node that says an error in Nodes 2.0 gets 24 higher
+BETWEEN = 36  # between two columns, where wires bend
+PAD = 10  # between a group's edge and its nodes
+HEAD = 36  # of a group's title
+APART = 20  # between two groups
+LINE, BREAK = 15, 9  # pixels of a note's line, and of what is free above a paragraph or an item
+LETTER = 6  # of a letter of it, with its share of the margins
+
+# The page opens a template from its list so that the nodes take three quarters of the window, and
+# LiteGraph draws no text below a scale of READABLE. Hence narrow columns and little space between.
+WINDOW = (1440, 900)  # pixels of a common one, all of which the graph lies behind
+SHARE, EDGE = 0.75, 10  # of the window; pixels of the graph around the nodes
+READABLE = 8 / 14  # 8 pixels of the node's font, whose size is 14 (the setting MinFontSizeForLOD)
 
 # Heights of kinds of nodes as pages give them: the larger one of LiteGraph's and Nodes 2.0's, with
-# what they show during and after a run. tests/browser/test_examples.py compares.
+# what they show after a run. tests/browser/test_examples.py compares.
 HEIGHTS = {
-    "BasicScheduler": 142,
+    "BasicScheduler": 118,
     "CFGNorm": 114,
-    "CLIPLoader": 138,
-    "CLIPTextEncode": 224,
-    "CLIPTextEncodeLumina2": 224,
+    "CLIPLoader": 114,
+    "CLIPTextEncode": 140,
+    "CLIPTextEncodeLumina2": 140,
     "CheckpointLoaderSimple": 126,
-    "ConditioningZeroOut": 58,
-    "CreateVideo": 134,
-    "DualCLIPLoader": 166,
-    "EmptyFlux2LatentImage": 142,
-    "EmptyHunyuanLatentVideo": 170,
-    "EmptyLTXVLatentVideo": 170,
-    "EmptyLatentImage": 142,
-    "EmptySD3LatentImage": 142,
-    "Flux2Scheduler": 142,
-    "FluxGuidance": 86,
-    "FluxKontextImageScale": 58,
-    "KSampler": 286,
-    "KSamplerAdvanced": 358,
-    "KSamplerSelect": 86,
-    "LTXAVTextEncoderLoader": 138,
-    "LTXVAudioVAEDecode": 78,
-    "LTXVAudioVAELoader": 110,
-    "LTXVConcatAVLatent": 78,
-    "LTXVConditioning": 106,
-    "LTXVEmptyLatentAudio": 142,
-    "LTXVScheduler": 178,
-    "LTXVSeparateAVLatent": 78,
-    "LoadImage": 400,
-    "MarkdownNote": 360,
-    "ModelSamplingAuraFlow": 86,
-    "ModelSamplingSD3": 86,
-    "PreviewAny": 300,
+    "ConditioningZeroOut": 34,
+    "CreateVideo": 110,
+    "DualCLIPLoader": 142,
+    "EmptyFlux2LatentImage": 118,
+    "EmptyHunyuanLatentVideo": 146,
+    "EmptyLTXVLatentVideo": 146,
+    "EmptyLatentImage": 118,
+    "EmptySD3LatentImage": 118,
+    "Flux2Scheduler": 118,
+    "FluxGuidance": 62,
+    "FluxKontextImageScale": 34,
+    "KSampler": 262,
+    "KSamplerAdvanced": 334,
+    "KSamplerSelect": 62,
+    "LTXAVTextEncoderLoader": 114,
+    "LTXVAudioVAEDecode": 54,
+    "LTXVAudioVAELoader": 86,
+    "LTXVConcatAVLatent": 54,
+    "LTXVConditioning": 82,
+    "LTXVEmptyLatentAudio": 118,
+    "LTXVScheduler": 154,
+    "LTXVSeparateAVLatent": 54,
+    "LoadImage": 352,
+    "MarkdownNote": 300,
+    "ModelSamplingAuraFlow": 62,
+    "ModelSamplingSD3": 62,
+    "PreviewAny": 150,
     "PreviewImage": 400,
-    "PrimitiveInt": 110,
-    "RAPIDDemoPrompt": 260,
-    "RAPID_Accelerate": 380,
+    "PrimitiveInt": 82,
+    "RAPIDDemoPrompt": 184,
+    "RAPID_Accelerate": 294,
     "RAPID_Calibrate": 400,
-    "RAPID_Compare": 720,
-    "RAPID_LoadLuminaNext": 154,
-    "RAPID_LoadLuminaNextText": 134,
-    "RAPID_LoadPolicy": 130,
-    "RAPID_RegionAdaptive": 480,
+    "RAPID_Compare": 640,
+    "RAPID_LoadLuminaNext": 130,
+    "RAPID_LoadLuminaNextText": 110,
+    "RAPID_LoadPolicy": 106,
+    "RAPID_RegionAdaptive": 390,
     "RAPID_Report": 400,
-    "ReferenceLatent": 78,
-    "SamplerCustom": 254,
-    "SaveImage": 400,
-    "SaveVideo": 400,
-    "TextEncodeQwenImageEditPlus": 224,
-    "UNETLoader": 110,
-    "VAEDecode": 78,
-    "VAEEncode": 78,
-    "VAELoader": 110,
+    "ReferenceLatent": 54,
+    "SamplerCustom": 230,
+    "SaveImage": 360,
+    "SaveVideo": 360,
+    "TextEncodeQwenImageEditPlus": 182,
+    "UNETLoader": 86,
+    "VAEDecode": 54,
+    "VAEEncode": 54,
+    "VAELoader": 86,
 }
 WITH_MAP = 660  # of a report that shows which tokens were computed
 NARROWEST = 225  # pixels of a node in Nodes 2.0
-SIDE = 420  # pixels; what stands at the left is as wide as the note above or below it
+# At the least what LiteGraph makes of the longest title.
 WIDTHS = {
-    "CLIPLoader": SIDE,
-    "CheckpointLoaderSimple": SIDE,
-    "DualCLIPLoader": SIDE,
-    "LTXAVTextEncoderLoader": SIDE,
-    "LoadImage": SIDE,
-    "MarkdownNote": SIDE,
-    "RAPIDDemoPrompt": SIDE,
-    "RAPID_LoadLuminaNext": SIDE,
-    "RAPID_LoadPolicy": SIDE,
-    "UNETLoader": SIDE,
-    "CLIPTextEncode": 380,
-    "PreviewAny": 380,
-    "PreviewImage": 420,
-    "RAPID_Accelerate": 300,
-    "RAPID_Compare": 480,
-    "RAPID_Report": 380,
-    "SaveImage": 340,
-    "SaveVideo": 340,
+    "CLIPLoader": 270,
+    "CLIPTextEncode": 284,
+    "CLIPTextEncodeLumina2": 344,
+    "CheckpointLoaderSimple": 284,
+    "DualCLIPLoader": 284,
+    "KSampler": 230,
+    "KSamplerAdvanced": 270,
+    "LTXAVTextEncoderLoader": 284,
+    "LoadImage": 324,
+    "MarkdownNote": 284,
+    "ModelSamplingSD3": 260,
+    "PreviewAny": 284,
+    "PreviewImage": 380,
+    "RAPIDDemoPrompt": 284,
+    "RAPID_Accelerate": 270,
+    "RAPID_Calibrate": 300,
+    "RAPID_Compare": 380,
+    "RAPID_LoadLuminaNext": 300,
+    "RAPID_LoadLuminaNextText": 300,
+    "RAPID_LoadPolicy": 284,
+    "RAPID_RegionAdaptive": 284,
+    "RAPID_Report": 300,
+    "SaveImage": 280,
+    "SaveVideo": 280,
+    "TextEncodeQwenImageEditPlus": 376,
+    "UNETLoader": 270,
 }
-FREE = {"SaveImage", "SaveVideo", "PreviewAny", "PreviewImage", "LoadImage", "MarkdownNote"}
+FREE = {
+    "CLIPTextEncode",
+    "CLIPTextEncodeLumina2",
+    "LoadImage",
+    "MarkdownNote",
+    "PreviewAny",
+    "PreviewImage",
+    "RAPIDDemoPrompt",
+    "SaveImage",
+    "SaveVideo",
+    "TextEncodeQwenImageEditPlus",
+}
 # Kinds that take whatever height they are given.
 
 
@@ -118,10 +144,14 @@ class Group:
     before: float = 0.0
     """Pixels more to the left of its column, for wires that bend far."""
     color: str = "#3f789e"
+    widths: Mapping[str, float] = field(default_factory=dict)
+    """Of nodes that are not as wide as their kind."""
+    heights: Mapping[str, float] = field(default_factory=dict)
+    """Of nodes that are not as high as their kind, which takes whatever height it is given."""
 
 
 Block = tuple[Group, ...]
-"""Groups from top to bottom."""
+"""Groups from top to bottom, of one width."""
 
 
 def column_places(
@@ -148,36 +178,55 @@ def arrange(
     if sorted(named) != sorted(nodes):
         odd = sorted({*named} ^ {*nodes}) or sorted({n for n in named if named.count(n) > 1})
         raise ValueError(f"every node has to be in one group, which is not so of {', '.join(odd)}")
-    heights, widths = {}, {}
-    high = heights_of(workflow)
-    for name, node in nodes.items():
-        width, height = node["size"]
-        widths[name] = max(width, WIDTHS.get(node["type"], NARROWEST))
-        heights[name] = high[node["id"]]
-        node["size"] = [widths[name], heights[name] if node["type"] in FREE else height]
+    wide = {name: WIDTHS.get(node["type"], NARROWEST) for name, node in nodes.items()}
+    for group in (group for block in blocks for group in block):
+        wide.update(group.widths)
     workflow["groups"] = []
     x = 0.0
     for block in blocks:
         x += max(group.before for group in block)
-        y, width = 0.0, 0.0
-        for group in block:
+        columns = [column_widths(group, wide) for group in block]
+        inside = max(map(row_width, columns))
+        for group, widths in zip(block, columns, strict=True):
+            widths[-1] += inside - row_width(widths)
+            for column, width in zip(group.columns, widths, strict=True):
+                for name in filter(nodes.get, column):
+                    _resize(nodes[name], width, group.heights.get(name))
+        high = heights_of(workflow)
+        heights = {name: high[node["id"]] for name, node in nodes.items()}
+        y = 0.0
+        for group, widths in zip(block, columns, strict=True):
             y = max(y, group.top)
-            right, bottom, left = x + PAD, y + HEAD, x + PAD
-            for column in group.columns:
-                left = right if column is group.columns[0] else right + BETWEEN
-                # of one width, or a wire from a narrow node would run behind a wide one
-                wide = max(widths[name] for name in column if isinstance(name, str))
-                right = left + wide
+            bottom, left = y + HEAD, x + PAD
+            for column, width in zip(group.columns, widths, strict=True):
                 for name, place in column_places(column, y + HEAD, heights):
                     nodes[name]["pos"] = [left, place]
-                    nodes[name]["size"][0] = wide
                     bottom = max(bottom, place + heights[name])
-            frame = [x, y, right + PAD - x, bottom + PAD - y]
+                left += width + BETWEEN
+            frame = [x, y, inside + 2 * PAD, bottom + PAD - y]
             workflow["groups"].append(_frame(len(workflow["groups"]) + 1, group, frame))
-            width = max(width, frame[2])
             y += frame[3] + APART
-        x += width + BETWEEN
+        x += inside + 2 * PAD + BETWEEN
     return workflow
+
+
+def column_widths(group: Group, wide: Mapping[str, float]) -> list[float]:
+    """Of a group's columns: of each its widest node's, or a wire from a narrow node would run behind
+    a wide one."""
+    return [max(wide[name] for name in filter(wide.get, column)) for column in group.columns]
+
+
+def row_width(widths: list[float]) -> float:
+    """Of columns beside each other."""
+    return sum(widths) + BETWEEN * (len(widths) - 1)
+
+
+def _resize(node: dict[str, Any], width: float, height: float | None) -> None:
+    """Give a node a width, and a height where it takes any; None is its kind's."""
+    kind = node["type"]
+    if kind == "MarkdownNote" and height is None:
+        height = _note_height(node["widgets_values"][0], width)
+    node["size"] = [width, (height or HEIGHTS[kind]) if kind in FREE else node["size"][1]]
 
 
 def heights_of(workflow: dict[str, Any]) -> dict[int, float]:
@@ -186,19 +235,19 @@ def heights_of(workflow: dict[str, Any]) -> dict[int, float]:
     found = {}
     for node in workflow["nodes"]:
         kind, height = node["type"], node["size"][1]
-        found[node["id"]] = HEIGHTS[kind] if kind in FREE else max(height, HEIGHTS[kind])
+        found[node["id"]] = height if kind in FREE else max(height, HEIGHTS[kind])
         if kind == "RAPID_Report" and "RAPID_RegionAdaptive" in kinds:
             found[node["id"]] = WITH_MAP
-        if kind == "MarkdownNote":
-            found[node["id"]] = max(HEIGHTS[kind], _lines(node["widgets_values"][0]) * LINE + 40)
     return found
 
 
-def _lines(text: str) -> int:
-    """Lines that a note takes, about; a letter of Chinese is as wide as two."""
+def _note_height(text: str, width: float) -> float:
+    """What a note of some width needs, about; a letter of Chinese is as wide as two."""
     shown = re.sub(r"\]\([^)]*\)", "]", text)
-    wide = [sum(2 if ord(c) > 0x2E80 else 1 for c in line) for line in shown.split("\n")]
-    return sum(max(1, -(-length // LETTERS)) for length in wide)
+    paragraphs = [line for line in shown.split("\n") if line]
+    wide = [sum(2 if ord(c) > 0x2E80 else 1 for c in one) for one in paragraphs]
+    letters = int(width / LETTER)
+    return 50 + sum(BREAK + LINE * -(-length // letters) for length in wide)
 
 
 def _node(workflow: dict[str, Any], number: int) -> dict[str, Any]:
@@ -281,6 +330,16 @@ def frame_of(group: dict[str, Any]) -> Box:
     """A group's frame."""
     x, y, width, height = group["bounding"]
     return Box(x, y, x + width, y + height)
+
+
+def opening_scale(workflow: dict[str, Any], window: tuple[int, int] = WINDOW) -> float:
+    """At which the page opens a template from its list, in a window of some width and height: by the
+    nodes' sizes as they are saved, without groups."""
+    nodes = workflow["nodes"]
+    left, top = (min(node["pos"][k] for node in nodes) for k in (0, 1))
+    right, bottom = (max(node["pos"][k] + node["size"][k] for node in nodes) for k in (0, 1))
+    width, height = right - left + 2 * EDGE, bottom - top + TITLE + 2 * EDGE
+    return SHARE * min(window[0] / width, window[1] / height)
 
 
 def wires_of(workflow: dict[str, Any]) -> list[Wire]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from devkit.base_folder import REPOSITORY
-from devkit.template_layout import Block, Columns, Group, arrange
+from devkit.template_layout import Block, Columns, Group, arrange, opening_scale
 
 FOLDER = REPOSITORY / "example_workflows"
 # Folders of models/ by loader and input.
@@ -36,8 +36,10 @@ FILES = {
 }
 SMALL = ("taesd3", "taef1")  # names of VAEs that are several files
 
-ROW = 540.0  # pixels from the top at which the lower row of groups begins
-LOW_ROW = 640.0  # the same where RAPID's node is higher
+ROW = 290.0  # pixels from the top at which the sampler's group begins
+LANE = 56.0  # pixels from the top that are left free, for the wire from RAPID's node to the report
+# How a template's file is seen that is opened as a file; from its list the page fits all into view.
+VIEW = {"scale": 0.6, "offset": [120, 160]}
 RAPID, RESULT = "#8b7bd8", "#3f7a4d"  # colours of groups
 READ_ME = Group("Read me", (("note",),), color="#555")
 
@@ -73,19 +75,25 @@ class Template:
         return self.twin.startswith("demo_")
 
 
-def note_above(load: Columns, *under: Group) -> tuple[Block, ...]:
-    """The note above what is loaded, and more groups under that."""
-    return ((READ_ME, Group("Load", load, top=ROW), *under),)
+# What comes of a run: the report above the picture; beside it where the report shows a map on the
+# picture; before it where the report hands on what is decoded.
+PICTURE: Block = (
+    Group("Report", (("report",),), color=RESULT),
+    Group("Result", (("decode",), ("save",)), color=RESULT),
+)
+WITH_MAP: Block = (Group("Result", ((340.0, "decode"), ("report", "save")), color=RESULT),)
+SERIAL: Block = (Group("Result", (("report",), (430.0, "decode"), ("save",)), color=RESULT),)
 
 
-def note_below(load: Columns) -> tuple[Block, ...]:
-    """What is loaded above the note."""
-    return ((Group("Load", load), replace(READ_ME, top=ROW)),)
+def note_above(load: Columns, *under: Group, width: float = 0.0) -> tuple[Block, ...]:
+    """The note above what is loaded, and more groups under that. width: at the least."""
+    note = replace(READ_ME, widths={"note": width} if width else {})
+    return ((note, Group("Load", load), *under),)
 
 
-def note_beside(load: Columns) -> tuple[Block, ...]:
-    """The note to the left of what is loaded."""
-    return ((READ_ME,), (Group("Load", load),))
+def note_below(load: Columns, top: float = 0.0) -> tuple[Block, ...]:
+    """What is loaded, and the note under it. top: where they begin."""
+    return ((Group("Load", load, top=top), READ_ME),)
 
 
 def in_rows(
@@ -94,49 +102,66 @@ def in_rows(
     *,
     first: Columns = (),
     speed: Columns = (("accelerate",),),
-    sample: Columns = (("sample", "vae"), (240.0, "decode")),
-    result: Columns = (("report", "save"),),
+    sample: Columns = (("sample", "vae"),),
+    low: float = 0.0,
     row: float = ROW,
+    results: Block = PICTURE,
 ) -> tuple[Block, ...]:
-    """A workflow with one sampler: RAPID's node and the report in the upper row, the prompt and the
-    sampler in the lower one, so that the wire between the former passes above the latter.
+    """A workflow with one sampler: RAPID's node and the report in the upper row, the prompt below the
+    former, the picture below the latter. The wire between the two passes above the sampler.
 
-    first: what of the prompt stands under RAPID's node, where the rest comes after it."""
-    rapid, given = Group("RAPID", speed, color=RAPID), Group("Prompt and size", prompt, top=row)
+    first: what of the prompt stands under RAPID's node, where the rest comes after it. low, row:
+    where the prompt and the sampler begin."""
+    rapid, given = Group("RAPID", speed, color=RAPID), Group("Prompt and size", prompt, top=low)
     middle: tuple[Block, ...] = ((rapid, given),)
     if first:
-        middle = (
-            (rapid, Group("Prompt", first, top=row)),
-            (replace(given, title="Guidance and size"),),
-        )
-    return (
-        *left,
-        *middle,
-        # higher where the wire from RAPID's node has to fall behind a column of the lower row
-        (Group("Sample", sample, top=row - 230 if first else row),),
-        (Group("Result", result, color=RESULT),),
-    )
+        # lower, for the wire from RAPID's node to the sampler
+        after = replace(given, title="Guidance and size", top=LANE + 120)
+        middle = ((rapid, Group("Prompt", first)), (after,))
+    return (*left, *middle, (Group("Sample", sample, top=row),), results)
 
 
-def compared(load: Columns, prompt: Columns, *under: Group) -> tuple[Block, ...]:
-    """The full run in the upper row, RAPID's in the lower one; they share model, prompt, seed."""
-    low = 1420.0
+def compared(
+    left: Block,
+    prompt: Columns,
+    low: float,
+    *,
+    bend: float = 0.0,
+    heights: Mapping[str, float] | None = None,
+    widths: Mapping[str, float] | None = None,
+) -> tuple[Block, ...]:
+    """The full run in the upper row, RAPID's in the lower one; they share model, prompt, seed.
+
+    low: where the lower row begins. bend: more room for the wires between the rows. heights: of
+    what is shared. widths: of the results."""
+    heights, widths = dict(heights or {}), dict(widths or {})
     return (
-        (Group("Load", load), *under, replace(READ_ME, top=ROW)),
+        left,
         (
-            Group("Shared by both", prompt, top=170, before=40),
-            Group("RAPID", (("accelerate",),), top=low, color=RAPID),
+            Group("Shared by both", prompt, top=LANE + 50, heights=heights),
+            Group("RAPID", (("accelerate",),), top=low, color=RAPID, before=bend),
         ),
         (
-            Group("Sample in full", (("sample_full", "vae"),), top=100, before=40),
-            Group("Sample with RAPID", (("sample_rapid",),), top=low + 110),
+            Group("Sample in full", (("sample_full",),), top=LANE),
+            # the wire from RAPID's node to its report passes above the VAE
+            Group("Sample with RAPID", (("sample_rapid", 160.0, "vae"),), top=LANE + 370),
         ),
-        (Group("Decode", (("decode_full", 180.0, "decode_rapid"),), top=560),),
         (
-            Group("Report on the full run", (("report_full",),), color=RESULT),
-            Group("Report on RAPID", (("report_rapid",),), top=low, color=RESULT),
+            Group("Report on the full run", (("report_full",),), color=RESULT, widths=widths),
+            Group("Decode", (("decode_full", "decode_rapid"),)),
+            Group("Report on RAPID", (("report_rapid",),), low, color=RESULT, widths=widths),
         ),
-        (Group("Compare", (("compare", "save"),), top=560, color=RESULT),),
+        (
+            Group(
+                "Compare",
+                (("compare", "save"),),
+                top=66,
+                before=bend,
+                color=RESULT,
+                widths=widths,
+                heights={"save": 320},
+            ),
+        ),
     )
 
 
@@ -163,6 +188,7 @@ PROMPTS: Columns = (("positive", "negative", "latent"),)
 GUIDED: Columns = (("guidance", "negative", "latent"),)
 PROMPT = Group("Prompt", (("positive",),))
 SHIFTED: Columns = (("shift",), ("accelerate",))
+FOUR = ("positive", "positive_2", "positive_3", "negative")
 CUSTOM: Columns = (("guidance", "negative", "sampler", "sigmas", "latent"),)
 
 TEMPLATES: tuple[Template, ...] = (
@@ -171,7 +197,7 @@ TEMPLATES: tuple[Template, ...] = (
         "01 Start here - no download",
         f"A small FLUX-like model that lies in the repository.\n\n{HOW}",
         f"使用仓库自带的小型类 FLUX 模型。\n\n{HOW_ZH}",
-        in_rows(note_above((("model",),), PROMPT), GUIDED),
+        in_rows(note_above((("model",),), PROMPT, width=360), GUIDED),
     ),
     Template(
         "demo_compare",
@@ -181,9 +207,10 @@ TEMPLATES: tuple[Template, ...] = (
         "同一个种子画两次：一次计算所有步，一次只计算一半。拖动 RAPID 对比中的分界线；上方是"
         "两者的用时和接近程度。",
         compared(
-            (("model",),),
+            (Group("Load", (("model",),)), PROMPT, replace(READ_ME, widths={"note": 300})),
             (("guidance", "negative", "latent", "seed"),),
-            PROMPT,
+            low=822,
+            bend=16,
         ),
     ),
     Template(
@@ -196,8 +223,11 @@ TEMPLATES: tuple[Template, ...] = (
         in_rows(
             note_above((("model",),)),
             PROMPTS,
-            result=(("report", "save"), ("save_map",)),
-            row=LOW_ROW,
+            results=(
+                Group(
+                    "Result", ((340.0, "decode"), ("report", "save"), ("save_map",)), color=RESULT
+                ),
+            ),
         ),
     ),
     Template(
@@ -205,7 +235,7 @@ TEMPLATES: tuple[Template, ...] = (
         "04 Demo - with guidance",
         f"A small SD3-like model with cfg 2.5.\n\n{HOW}",
         f"小型类 SD3 模型，cfg 为 2.5。\n\n{HOW_ZH}",
-        in_rows(note_above((("model",),)), PROMPTS),
+        in_rows(note_above((("model",),), width=360), PROMPTS),
     ),
     Template(
         "demo_policy",
@@ -215,7 +245,7 @@ TEMPLATES: tuple[Template, ...] = (
         "RAPID 加速只计算四分之一的步，由为该演示模型制作的策略文件指定。RAPID 校准可以为您的"
         "模型制作这样的文件。",
         in_rows(
-            note_above((("model", "policy"),), PROMPT),
+            note_above((("model", "policy"),), PROMPT, width=360),
             GUIDED,
             speed=(("accelerate", "about"),),
         ),
@@ -224,7 +254,7 @@ TEMPLATES: tuple[Template, ...] = (
         "z_image",
         "10 Z-Image - start here",
         *for_model("Z-Image, the model that is not distilled.", "Z-Image（未蒸馏的版本）。"),
-        in_rows(note_above((("model", "clip"),)), PROMPTS, speed=SHIFTED),
+        in_rows(note_below((("model", "clip"),)), PROMPTS, speed=SHIFTED),
     ),
     Template(
         "ltx2",
@@ -235,29 +265,32 @@ TEMPLATES: tuple[Template, ...] = (
             "一次采样 20 步，同时生成视频和声音。若使用蒸馏 LoRA 只跑 8 步，RAPID 能节省的很少。",
         ),
         (
-            (READ_ME,),
-            (Group("Load", (("checkpoint", "clip", 1120.0, "audio_vae"),)),),
+            (
+                Group("Load", (("checkpoint", "clip"),)),
+                replace(READ_ME, top=420),
+                Group("Load, sound", (("audio_vae",),), top=1080),
+            ),
             (
                 Group(
                     "Prompt and size",
                     (("positive", "negative", "latent_video", "latent_audio"),),
-                    top=240,
+                    top=170,
                 ),
             ),
             (
-                Group("RAPID", (("accelerate",),), top=130, color=RAPID),
+                Group("RAPID", (("accelerate",),), top=100, color=RAPID),
                 Group("Conditions", (("rate", "latent", "sampler", "sigmas"),)),
             ),
-            (Group("Sample", (("sample",),), top=760),),
-            (Group("Report", (("report",),), top=130, color=RESULT),),
+            (Group("Sample", (("sample",),), top=480),),
+            (Group("Report", (("report",),), top=100, color=RESULT),),
             (
                 Group(
                     "Result",
                     (
-                        (300.0, "parts"),
-                        ("decode", 1350.0, "decode_audio"),
-                        (500.0, "video"),
-                        ("save",),
+                        (400.0, "parts"),
+                        ("decode", 900.0, "decode_audio"),
+                        (300.0, "video"),
+                        (200.0, "save"),
                     ),
                     color=RESULT,
                 ),
@@ -275,29 +308,34 @@ TEMPLATES: tuple[Template, ...] = (
             " RAPID 报告，预测各自从头开始：若细节变差，请把两者的 **speedup** 都设为 1.5。",
         ),
         (
-            (READ_ME,),
             (
+                Group("Load", (("model_high", "clip"),)),
+                READ_ME,
+                Group("Load, low noise", (("model_low",),), top=1148),
+            ),
+            (
+                Group("RAPID, high noise", (("shift_high",), ("accelerate_high",)), color=RAPID),
+                Group("Prompt and size", PROMPTS),
                 Group(
-                    "Load",
-                    (
-                        ("model_high", "clip", 1180.0, "model_low"),
-                        ("shift_high", 1380.0, "shift_low"),
-                    ),
+                    "RAPID, low noise",
+                    (("shift_low",), ("accelerate_low",)),
+                    top=1148,
+                    color=RAPID,
                 ),
             ),
-            (
-                Group("RAPID, high noise", (("accelerate_high",),), color=RAPID),
-                Group("Prompt and size", PROMPTS, top=ROW),
-                Group("RAPID, low noise", (("accelerate_low",),), top=1600, color=RAPID),
-            ),
-            (Group("Sample, high noise", (("sample_high",),), top=100),),
+            (Group("Sample, high noise", (("sample_high",),), top=LANE + 14),),
             (Group("Report, high noise", (("report_high",),), color=RESULT),),
-            (Group("Sample, low noise", (("sample_low",),), top=1700),),
+            (Group("Sample, low noise", (("sample_low",),), top=800),),
             (
                 Group(
                     "Result",
-                    (("vae", "report_low"), (200.0, "decode"), (200.0, "video"), ("save",)),
-                    top=1446,
+                    (
+                        ("vae", "report_low"),
+                        (150.0, "decode"),
+                        (150.0, "video"),
+                        (150.0, "save"),
+                    ),
+                    top=1004,
                     color=RESULT,
                 ),
             ),
@@ -307,7 +345,7 @@ TEMPLATES: tuple[Template, ...] = (
         "qwen_image",
         "13 Qwen-Image",
         *for_model("Qwen-Image, 20 steps.", "Qwen-Image，20 步。"),
-        in_rows(note_above((("model", "clip"),)), PROMPTS, speed=SHIFTED),
+        in_rows(note_below((("model", "clip"),)), PROMPTS, speed=SHIFTED),
     ),
     Template(
         "qwen_image_edit",
@@ -317,28 +355,33 @@ TEMPLATES: tuple[Template, ...] = (
             "在 Load Image 中选择图片，并写明要改什么。",
         ),
         in_rows(
-            note_beside(
+            note_below(
                 (
-                    ("model", "clip", "image", 600.0, "vae"),
-                    ("shift", 560.0, "scale"),
+                    ("model", "clip", "image", 180.0, "vae"),
+                    ("shift", 300.0, "scale"),
                     ("norm",),
-                )
+                ),
             ),
             (("positive", "negative", "encode"),),
-            sample=(("sample",), (1100.0, "decode")),
+            sample=(("sample",),),
+            row=500,
+            results=(
+                Group("Report", (("report",),), color=RESULT),
+                Group("Result", ((520.0, "decode"), (200.0, "save")), color=RESULT),
+            ),
         ),
     ),
     Template(
         "flux2_dev",
         "15 FLUX.2 dev",
         *for_model("FLUX.2 dev, 20 steps.", "FLUX.2 dev，20 步。"),
-        in_rows(note_above((("model", "clip"),)), CUSTOM, first=(("positive",),)),
+        in_rows(note_below((("model", "clip"),)), CUSTOM, first=(("positive",),), row=LANE),
     ),
     Template(
         "flux1_dev",
         "16 FLUX.1 dev",
         *for_model("FLUX.1 dev, 20 steps.", "FLUX.1 dev，20 步。"),
-        in_rows(note_above((("model", "clip"),)), GUIDED, first=(("positive",),)),
+        in_rows(note_below((("model", "clip"),)), GUIDED, first=(("positive",),), row=LANE),
     ),
     Template(
         "flux1_kontext",
@@ -347,23 +390,26 @@ TEMPLATES: tuple[Template, ...] = (
             "Choose a picture in Load Image and say what to change.",
             "在 Load Image 中选择图片，并写明要改什么。",
         ),
-        in_rows(
+        (
+            (Group("Load", (("model", "clip", "image", "vae"),)),),
             (
-                *note_beside((("model", "clip", "image", 380.0, "vae"),)),
-                (
-                    Group(
-                        "Prompt and picture",
-                        (
-                            ("positive", "scale"),
-                            (130.0, "negative", 60.0, "encode"),
-                            ("reference",),
-                        ),
-                        top=ROW,
+                Group("RAPID", (("accelerate",),), color=RAPID),
+                Group(
+                    "Prompt and picture",
+                    (
+                        ("positive", "scale"),
+                        (100.0, "negative", 40.0, "encode"),
+                        ("reference",),
+                        ("guidance",),
                     ),
                 ),
+                replace(READ_ME, top=880),
             ),
-            (("guidance",),),
-            sample=((140.0, "sample"), (860.0, "decode")),
+            (Group("Sample", (("sample",),), top=480),),
+            (
+                Group("Report", (("report",),), color=RESULT),
+                Group("Result", ((280.0, "decode"), ("save",)), color=RESULT),
+            ),
         ),
     ),
     Template(
@@ -371,10 +417,12 @@ TEMPLATES: tuple[Template, ...] = (
         "18 Stable Diffusion 3.5 Large",
         *for_model("Stable Diffusion 3.5 Large, 28 steps.", "Stable Diffusion 3.5 Large，28 步。"),
         in_rows(
-            note_below(((391.0, "checkpoint"),)),
+            note_below((("checkpoint",),), top=270),
             PROMPTS,
             sample=(("sample",),),
-            result=(("report",), (411.0, "decode"), ("save",)),
+            low=430,
+            row=460,
+            results=SERIAL,
         ),
     ),
     Template(
@@ -382,11 +430,13 @@ TEMPLATES: tuple[Template, ...] = (
         "19 Lumina Image 2",
         *for_model("Lumina Image 2.0, 30 steps.", "Lumina Image 2.0，30 步。"),
         in_rows(
-            note_below(((391.0, "checkpoint"),)),
+            note_below((("checkpoint",),), top=270),
             PROMPTS,
             speed=SHIFTED,
             sample=(("sample",),),
-            result=(("report",), (411.0, "decode"), ("save",)),
+            low=430,
+            row=460,
+            results=SERIAL,
         ),
     ),
     Template(
@@ -398,10 +448,10 @@ TEMPLATES: tuple[Template, ...] = (
         "按区域自适应采样（RAS）论文的设置使用 RAPID 区域自适应：30 步中有 24 步平均只计算图"
         "像一半的 token。" + UNMEASURED_ZH,
         in_rows(
-            note_above((("model", "clip"),)),
+            note_below((("model", "clip"),)),
             PROMPTS,
             speed=(("region",),),
-            row=LOW_ROW,
+            results=WITH_MAP,
         ),
     ),
     Template(
@@ -413,7 +463,17 @@ TEMPLATES: tuple[Template, ...] = (
         "用同一个种子画两次 Z-Image：一次计算所有步，一次只计算一半。拖动 RAPID 对比中的分界"
         "线；上方是两者的用时和接近程度。\n\n换用其他模型时，"
         "请更改加载的模型，以及**两个**采样器的步数和 cfg。",
-        compared((("model", "clip"), ("shift",)), (("positive", "negative", "latent", "seed"),)),
+        compared(
+            (
+                Group("Load", (("model", "clip"), ("shift",)), widths={"model": 232, "clip": 232}),
+                READ_ME,
+            ),
+            (("positive", "negative", "latent", "seed"),),
+            low=784,
+            bend=12,
+            heights={"positive": 104, "negative": 104},
+            widths={"report_full": 280, "report_rapid": 280, "compare": 330},
+        ),
     ),
     Template(
         "calibrate",
@@ -427,15 +487,15 @@ TEMPLATES: tuple[Template, ...] = (
         "可以随时取消：下次会接着进行。\n\n之后，在任何使用该模型的工作流中，RAPID 加速都会自"
         "动找到这个文件。",
         (
-            (READ_ME,),
-            (Group("Load", (("model", "clip"), ("shift",))),),
             (
-                Group("How you sample", (("sampler", "sigmas", "latent"),), top=100),
-                Group(
-                    "Prompts like yours", (("positive", "positive_2", "positive_3", "negative"),)
-                ),
+                replace(READ_ME, heights={"note": 330}),
+                Group("Load", (("model", "clip"), ("shift",)), top=430),
             ),
-            (Group("RAPID", (("calibrate",),), color=RAPID),),
+            (
+                Group("How you sample", (("sampler", "sigmas", "latent"),)),
+                Group("Prompts like yours", (FOUR,), heights=dict.fromkeys(FOUR, 104)),
+            ),
+            (Group("RAPID", (("calibrate",),), top=430, color=RAPID),),
             (Group("What was found", (("about", "plot"),), color=RESULT),),
         ),
     ),
@@ -452,12 +512,15 @@ TEMPLATES: tuple[Template, ...] = (
         "确的部分，例如人脸或文字：这些部分会更常计算。只使用遮罩，不使用图片本身。"
         "\n\n运行后，RAPID 报告中的热力图显示各处的计算频率。此尺寸约需 6.4 GB 显存，或以 "
         "**memory_limit** 为限。" + UNMEASURED_ZH,
-        in_rows(
-            note_above((("model", "image", "clip"),)),
-            GUIDED,
-            first=(("positive",),),
-            speed=(("region",),),
-            row=LOW_ROW,
+        (
+            (
+                Group("RAPID", (("model", "image"), ("region",)), color=RAPID),
+                Group("Prompt", (("clip",), ("positive",))),
+                replace(READ_ME, heights={"note": 280}),
+            ),
+            (Group("Guidance and size", GUIDED, top=LANE + 120),),
+            (Group("Sample", (("sample", "vae"),), top=LANE),),
+            WITH_MAP,
         ),
     ),
 )
@@ -556,7 +619,7 @@ def complete(workflow: dict[str, Any], one: Template) -> dict[str, Any]:
             node["title"] = "Read me"
     workflow["id"] = str(uuid.uuid5(uuid.NAMESPACE_URL, one.twin))
     # the mark: web/titles.js says its titles in the page's language
-    workflow["extra"] = {"ds": {"scale": 1, "offset": [0, 0]}, "rapid_template": True}
+    workflow["extra"] = {"ds": VIEW, "rapid_template": True}
     return arrange(workflow, one.blocks, ids)
 
 
@@ -567,12 +630,12 @@ def write(workflow: dict[str, Any], path: Path) -> None:
 
 
 def main() -> None:
-    """Lay out all templates that are there, and write their notes anew."""
+    """Lay out all templates that are there, write their notes anew, and say at which scale each opens."""
     for one in TEMPLATES:
         if one.path.is_file():
             workflow = json.loads(one.path.read_text(encoding="utf-8"))
             write(complete(workflow, one), one.path)
-            print(one.path.name)
+            print(f"{opening_scale(workflow):.3f}  {one.path.name}")
 
 
 if __name__ == "__main__":

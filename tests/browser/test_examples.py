@@ -181,6 +181,36 @@ def test_nothing_lies_over_anything_else_in_the_page(graph, one, vue):
     assert {kind: high for kind, high in higher.items() if kind not in layout.FREE} == {}
 
 
+def test_the_first_template_opens_at_a_zoom_at_which_text_is_drawn(graph):
+    """In a window of a common size, out of the page's list as people open it. Nodes 2.0 draws its text
+    at every zoom."""
+    page = graph()
+    with page.window(*layout.WINDOW):
+        page.open_template("rapid", TEMPLATES[0].title)
+        page.page.wait_for_function(
+            "() => app.graph._nodes.some(n => n.comfyClass === 'RAPID_Report')"
+        )
+        scale, no_text = page.do("() => [app.canvas.ds.scale, app.canvas.low_quality]")
+    assert not no_text
+    workflow = json.loads(TEMPLATES[0].path.read_text(encoding="utf-8"))
+    assert scale == pytest.approx(layout.opening_scale(workflow), abs=0.005)
+
+
+def test_a_template_that_is_opened_as_a_file_begins_at_its_upper_left_corner(graph):
+    """At a zoom at which text is drawn, to the right of the page's bar, below its tabs."""
+    page = graph()
+    workflow = examples.opened("wan2.2_t2v")  # the largest
+    page.load(workflow)
+    page.page.wait_for_function("n => app.graph._nodes.length === n", arg=len(workflow["nodes"]))
+    (x, y), left, top, no_text = page.do(
+        "() => { const bar = kind => document.querySelector(kind).getBoundingClientRect(); "
+        "return [app.canvas.ds.convertOffsetToCanvas([0, 0]), bar('.side-tool-bar-container').right, "
+        "bar('.workflow-tabs-container').bottom, app.canvas.low_quality] }"
+    )
+    assert not no_text
+    assert left < x < left + 100 and top < y < top + 100
+
+
 def test_every_template_has_a_thumbnail_that_is_small():
     for one in TEMPLATES:
         with Image.open(one.picture) as picture:
@@ -197,8 +227,7 @@ def test_templates_are_among_the_pages(server):
 @pytest.mark.quick
 def test_the_first_picture_comes_as_readme_says(graph):
     page = graph()
-    for word in ("Templates", "rapid", TEMPLATES[0].title):
-        page.page.get_by_text(word, exact=True).first.click()
+    page.open_template("rapid", TEMPLATES[0].title)
     page.page.wait_for_function("() => app.graph._nodes.some(n => n.comfyClass === 'RAPID_Report')")
     page.run()
     page.page.wait_for_selector(

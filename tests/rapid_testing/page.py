@@ -4,7 +4,8 @@ shows."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,25 @@ class Graph:
             else "g => app.loadApiJson(g, 'example')"
         )
         self.do(way, workflow)
+
+    @contextmanager
+    def window(self, width: int, height: int) -> Iterator[None]:
+        """A window of another size for a while."""
+        before = self.page.viewport_size
+        self.page.set_viewport_size({"width": width, "height": height})
+        self.page.wait_for_function("w => app.canvas.canvas.width === w", arg=width)
+        try:
+            yield
+        finally:
+            self.page.set_viewport_size(before)
+
+    def open_template(self, pack: str, title: str) -> None:
+        """Choose a template out of the page's list, as people do."""
+        self.page.get_by_text("Templates", exact=True).first.click()
+        offered = self.page.locator(DIALOG).first  # tabs of the page have titles of templates, too
+        for word in (pack, title):
+            offered.get_by_text(word, exact=True).first.click()
+        offered.wait_for(state="hidden")
 
     def look_at(self, kind: str, selector: str = "") -> None:
         """Bring the first node of a kind into view, without which its elements may not be there,

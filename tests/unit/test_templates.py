@@ -11,6 +11,14 @@ from devkit import template_layout as layout
 from devkit.templates import FOLDER, TEMPLATES, api, files, note, numbers, template
 
 TWINS = [one.twin for one in TEMPLATES]
+# Scales of those that open without text in a window of 1440 x 900, at the least.
+LARGE = {
+    "ltx2": 0.39,
+    "wan2.2_t2v": 0.34,
+    "qwen_image_edit": 0.45,
+    "flux1_kontext": 0.45,
+    "lumina2": 0.5,
+}
 CONTROL = {"fixed", "randomize", "increment", "decrement"}
 
 
@@ -56,6 +64,18 @@ def test_a_template_lies_as_the_table_says(one, workflow):
     ids = {**numbers(api(one.twin)), "note": max(node["id"] for node in workflow["nodes"])}
     layout.arrange(workflow, one.blocks, ids)
     assert [node["pos"] for node in workflow["nodes"]] == places
+
+
+def test_a_template_opens_at_a_scale_at_which_litegraph_draws_text(one, workflow):
+    """Those of LARGE are too long a chain of nodes for a window of 1440 x 900."""
+    scale = layout.opening_scale(workflow)
+    assert (scale < layout.READABLE) == (one.twin in LARGE)
+    assert scale >= LARGE.get(one.twin, layout.READABLE)
+
+
+def test_the_first_template_has_some_scale_to_spare():
+    workflow = json.loads(TEMPLATES[0].path.read_text(encoding="utf-8"))
+    assert layout.opening_scale(workflow) >= 0.65
 
 
 def test_seeds_stay(workflow):
