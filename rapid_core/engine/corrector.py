@@ -111,3 +111,9 @@ class Corrector:
             self.owed = owed
             return derivative
         return derivative + (owed / (stop - start)).to(derivative.dtype)
+
+    @property
+    def bytes(self) -> int:
+        """Memory of what gaps have moved the latent, and of what is owed."""
+        held = (tensor for tensor in (self.moved, self.owed) if tensor is not None)
+        return sum(tensor.numel() * tensor.element_size() for tensor in held)

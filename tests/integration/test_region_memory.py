@@ -9,6 +9,7 @@ import torch
 
 from evaluation.probes import kept_tensors
 from rapid_testing.records import codes, the_note
+from rapid_testing.safety import even_so
 from rapid_testing.sampling import make_conditioning, sample
 
 GIB = 2**30
@@ -205,6 +206,17 @@ def test_the_host_is_asked_for_the_memory_of_the_run_and_draws_the_same(
     )
     assert torch.equal(sample(region(model), **settings), announced)
     assert max(asked) == plain
+
+
+@pytest.mark.parametrize("cfg", [1.0, 3.0])
+@pytest.mark.parametrize("name", ["accelerate 2", "skip", "reuse", "per token", "region"])
+def test_what_is_announced_is_what_the_report_says_was_held(
+    tiny_sd3, patched, record_of, bound_runs, name, cfg
+):
+    model = even_so(patched(tiny_sd3, name))
+    sample(model, steps=14, cfg=cfg, latent=torch.zeros(2, 16, 16, 16))
+    plan = bound_runs[-1].run.plan
+    assert record_of(model).bytes == plan.memory + plan.histories
 
 
 @pytest.mark.parametrize("kv_cache", ["none", "host memory"])
