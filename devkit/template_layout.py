@@ -26,7 +26,9 @@ SHARE, EDGE = 0.75, 10  # of the window; pixels of the graph around the nodes
 READABLE = 8 / 14  # 8 pixels of the node's font, whose size is 14 (the setting MinFontSizeForLOD)
 
 # Heights of kinds of nodes as pages give them: the larger one of LiteGraph's and Nodes 2.0's, with
-# what they show after a run. tests/browser/test_examples.py compares.
+# what they show after a run. tests/browser/test_examples.py compares. RAPID Accelerate and Region
+# Adaptive have room for the advanced inputs that Nodes 2.0 unfolds, which then take 382 and 494
+# pixels, together with what is free between their group and the one below.
 HEIGHTS = {
     "BasicScheduler": 118,
     "CFGNorm": 114,
@@ -54,7 +56,7 @@ HEIGHTS = {
     "LTXVConcatAVLatent": 54,
     "LTXVConditioning": 82,
     "LTXVEmptyLatentAudio": 118,
-    "LTXVScheduler": 154,
+    "LTXVScheduler": 198,
     "LTXVSeparateAVLatent": 54,
     "LoadImage": 352,
     "MarkdownNote": 300,
@@ -64,16 +66,16 @@ HEIGHTS = {
     "PreviewImage": 400,
     "PrimitiveInt": 82,
     "RAPIDDemoPrompt": 184,
-    "RAPID_Accelerate": 294,
+    "RAPID_Accelerate": 322,
     "RAPID_Calibrate": 400,
     "RAPID_Compare": 640,
-    "RAPID_LoadLuminaNext": 130,
+    "RAPID_LoadLuminaNext": 194,
     "RAPID_LoadLuminaNextText": 110,
     "RAPID_LoadPolicy": 106,
-    "RAPID_RegionAdaptive": 390,
+    "RAPID_RegionAdaptive": 434,
     "RAPID_Report": 400,
     "ReferenceLatent": 54,
-    "SamplerCustom": 230,
+    "SamplerCustom": 242,
     "SaveImage": 360,
     "SaveVideo": 360,
     "TextEncodeQwenImageEditPlus": 182,

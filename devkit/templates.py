@@ -247,7 +247,8 @@ TEMPLATES: tuple[Template, ...] = (
         in_rows(
             note_above((("model", "policy"),), PROMPT, width=360),
             GUIDED,
-            speed=(("accelerate", "about"),),
+            speed=(("accelerate", 32.0, "about"),),
+            row=340,
         ),
     ),
     Template(
@@ -268,7 +269,7 @@ TEMPLATES: tuple[Template, ...] = (
             (
                 Group("Load", (("checkpoint", "clip"),)),
                 replace(READ_ME, top=420),
-                Group("Load, sound", (("audio_vae",),), top=1080),
+                Group("Load, sound", (("audio_vae",),), top=1150),
             ),
             (
                 Group(
@@ -288,7 +289,7 @@ TEMPLATES: tuple[Template, ...] = (
                     "Result",
                     (
                         (400.0, "parts"),
-                        ("decode", 900.0, "decode_audio"),
+                        ("decode", 970.0, "decode_audio"),
                         (300.0, "video"),
                         (200.0, "save"),
                     ),
@@ -323,7 +324,7 @@ TEMPLATES: tuple[Template, ...] = (
                     color=RAPID,
                 ),
             ),
-            (Group("Sample, high noise", (("sample_high",),), top=LANE + 14),),
+            (Group("Sample, high noise", (("sample_high",),), top=LANE + 44),),
             (Group("Report, high noise", (("report_high",),), color=RESULT),),
             (Group("Sample, low noise", (("sample_low",),), top=800),),
             (
