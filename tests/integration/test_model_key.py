@@ -340,8 +340,8 @@ def test_nodes_of_this_pack_do_not_count(look, family, accelerate, region, kind)
         (dict(scheduler="beta"), "sigmas"),
         (dict(steps=9), "sigmas"),
         (dict(sampler="dpmpp_2m"), "sampler"),
-        (dict(latent=empty_latent(height=48, width=32)), "size"),
-        (dict(latent=empty_latent(height=32, width=32)), "size"),
+        (dict(latent=empty_latent(height=24, width=16)), "size"),
+        (dict(latent=empty_latent(height=16, width=12)), "size"),
         (
             dict(positive=make_conditioning(0, reference_latents=[torch.zeros(1, 16, 16, 16)])),
             "references",
@@ -351,6 +351,10 @@ def test_nodes_of_this_pack_do_not_count(look, family, accelerate, region, kind)
 )
 def test_another_run_of_a_model_is_known_by_what_differs(look, key, flux, sampling, differs):
     assert key.difference(look(flux, **sampling)) == (differs,)
+
+
+def test_a_picture_of_four_times_the_area_is_no_run_nearby(look, key, flux):
+    assert key.difference(look(flux, latent=empty_latent(height=32, width=32))) is None
 
 
 @pytest.mark.parametrize(
