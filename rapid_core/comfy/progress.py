@@ -40,7 +40,7 @@ def so_far(evaluations: Sequence[EvaluationRecord], sigmas: Sequence[float]) -> 
     means over images."""
     last = evaluations[-1]
     steps = len(sigmas) - 1
-    step = min(steps, max(1, sum(sigma >= last.sigma for sigma in sigmas)))
+    step = min(steps, last.step + 1)  # by its sigma it may be another: samplers may tell others
     images = len(last.modes)
     skipped = sum(mode != Mode.RUN.value for e in evaluations for mode in e.modes) / images
     partial = sum(0 < share < 1 for e in evaluations for share in e.token_share) / images

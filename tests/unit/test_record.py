@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rapid_core.comfy.batch_rows import NotSliceable, rows_of, take_rows
+from rapid_core.comfy.progress import so_far
 from rapid_core.reasons import ReasonCode
 from rapid_core.record import (
     REMEMBERED,
@@ -46,6 +47,14 @@ def record(*evaluations, fingerprint="a", images=1):
         bytes=2**20,
         fingerprint=fingerprint,
     )
+
+
+@pytest.mark.parametrize("sigma", [0.75, 0.45, 0.2])
+def test_the_line_of_a_run_counts_steps_whatever_sigma_a_sampler_tells(sigma):
+    """As Detail Daemon does, which tells lower ones."""
+    second = replace(evaluation(1, "skip"), sigma=sigma, step=1)
+    line = so_far([evaluation(0, "run"), second], (1.0, 0.75, 0.5, 0.25, 0.0))
+    assert line == "2/4 · 1 skipped · 2.0x"
 
 
 def test_totals_count_every_image_of_every_evaluation():
