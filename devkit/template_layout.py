@@ -156,6 +156,11 @@ Block = tuple[Group, ...]
 """Groups from top to bottom, of one width."""
 
 
+def names_in(column: tuple[str | float, ...]) -> list[str]:
+    """The nodes of a column."""
+    return [entry for entry in column if isinstance(entry, str)]
+
+
 def column_places(
     column: tuple[str | float, ...], top: float, heights: Mapping[str, float]
 ) -> Iterator[tuple[str, float]]:
@@ -175,13 +180,13 @@ def arrange(
     """Put the nodes of a UI workflow in their places, and frames around them. ids: of nodes by the
     names that groups know them by. Every node has to be in one group."""
     nodes = {name: _node(workflow, number) for name, number in ids.items()}
-    named = [entry for block in blocks for group in block for c in group.columns for entry in c]
-    named = [entry for entry in named if isinstance(entry, str)]
+    groups = [group for block in blocks for group in block]
+    named = [name for group in groups for column in group.columns for name in names_in(column)]
     if sorted(named) != sorted(nodes):
         odd = sorted({*named} ^ {*nodes}) or sorted({n for n in named if named.count(n) > 1})
         raise ValueError(f"every node has to be in one group, which is not so of {', '.join(odd)}")
-    wide = {name: WIDTHS.get(node["type"], NARROWEST) for name, node in nodes.items()}
-    for group in (group for block in blocks for group in block):
+    wide: dict[str, float] = {n: WIDTHS.get(node["type"], NARROWEST) for n, node in nodes.items()}
+    for group in groups:
         wide.update(group.widths)
     workflow["groups"] = []
     x = 0.0
@@ -190,9 +195,9 @@ def arrange(
         columns = [column_widths(group, wide) for group in block]
         inside = max(map(row_width, columns))
         for group, widths in zip(block, columns, strict=True):
-            widths[-1] += inside - row_width(widths)
+            widths[-1] += inside - row_width(widths)  # groups of a block are of one width
             for column, width in zip(group.columns, widths, strict=True):
-                for name in filter(nodes.get, column):
+                for name in names_in(column):
                     _resize(nodes[name], width, group.heights.get(name))
         high = heights_of(workflow)
         heights = {name: high[node["id"]] for name, node in nodes.items()}
@@ -215,7 +220,7 @@ def arrange(
 def column_widths(group: Group, wide: Mapping[str, float]) -> list[float]:
     """Of a group's columns: of each its widest node's, or a wire from a narrow node would run behind
     a wide one."""
-    return [max(wide[name] for name in filter(wide.get, column)) for column in group.columns]
+    return [max(wide[name] for name in names_in(column)) for column in group.columns]
 
 
 def row_width(widths: list[float]) -> float:
