@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ from demo.weights import WeightsError
 SHAPES = Path(train.__file__).parents[1] / "models" / "diffusion_models"
 
 
-def run(monkeypatch, out, pictures: int) -> Path:
+def run(monkeypatch, out, pictures: int, *more: str) -> Path:
     """Train to `pictures` of 128 px, one a step."""
     arguments = [
         "train",
@@ -38,7 +39,7 @@ def run(monkeypatch, out, pictures: int) -> Path:
         "--dtype",
         "float32",
     ]
-    monkeypatch.setattr(sys, "argv", [*arguments, "--device", "cpu", "--pool", "64"])
+    monkeypatch.setattr(sys, "argv", [*arguments, "--device", "cpu", "--pool", "64", *more])
     train.main()
     return out / "state.pt"
 
@@ -50,6 +51,46 @@ def test_a_training_resumes_where_it_stopped_and_exports_what_can_be_loaded(monk
     assert (state["seen"], state["step"]) == (3, 3)
     model = load(tmp_path / "flux.safetensors")
     assert (model.words - state["ema"]["words"]).abs().max() < 1e-6
+
+
+class Told(torch.nn.Module):
+    """Gives 3 where a prompt is and 1 where none is; remembers what strengths it was told."""
+
+    def __init__(self):
+        super().__init__()
+        self.strengths: list[float] = []
+        self.nothing = torch.nn.Parameter(torch.zeros(()))
+
+    def forward(self, x, t, counts, guidance):
+        if torch.is_grad_enabled():
+            self.strengths += guidance.tolist()
+        said = counts[:, :, :-1].sum((1, 2)) > 0
+        value = torch.where(said, 3.0, 1.0) + 2 * (guidance - 1) * said
+        return value[:, None, None, None].expand_as(x) + self.nothing
+
+
+def test_guidance_is_taught_as_what_a_prompt_changes_at_the_strength_that_is_told(monkeypatch):
+    arguments = {"guidance": 3.0, "drop": 0.25, "batch": 64, "object_weight": 1.0}
+    trainer = object.__new__(train.Trainer)
+    trainer.args, trainer.device = SimpleNamespace(**arguments), torch.device("cpu")
+    trainer.fast, trainer.dtype, trainer.seen = Told(), torch.float32, 0
+    trainer.generator = torch.Generator().manual_seed(0)
+    data, counts = torch.zeros(64, 16, 16, 16), bag(["grid blue background, big lobster left"])
+    batch = data, counts.repeat(64, 1, 1), torch.zeros(64, 16, 16, dtype=torch.bool)
+    trainer.pool = lambda size: SimpleNamespace(batch=lambda number: batch)
+    loss, _ = trainer.loss(128)
+    told = torch.tensor(trainer.fast.strengths)
+    assert told.min() == 1 and 2 < told.max() <= 3
+    assert 0.4 < (told == 1).float().mean() < 0.8
+    # The target is noise and what the prompt changes, 2 for each unit of strength above 1: what is left
+    # of the model's answer is 3 with a prompt and 1 without one. With the noise's variance 10 and 2, of
+    # which three quarters have a prompt.
+    assert 7 < loss < 9
+
+
+def test_a_model_that_is_told_no_strength_is_taught_no_guidance(monkeypatch, tmp_path):
+    with pytest.raises(SystemExit, match="--guidance: 3 given for sd3; it is 1"):
+        run(monkeypatch, tmp_path, 1, "--model", "sd3", "--guidance", "3")
 
 
 def test_like_objects_start_with_like_words():
