@@ -99,7 +99,7 @@ def interrupt(monkeypatch):
     return lambda number: state.update(left=number)
 
 
-@pytest.mark.parametrize("effort", ["few", "normal"])
+@pytest.mark.parametrize("effort", ["few", pytest.param("normal", marks=pytest.mark.main_host)])
 def test_accelerate_takes_the_file_at_any_speedup(
     calibrate, accelerate, record_of, folder, drawn, tiny_model, effort
 ):
@@ -122,6 +122,7 @@ def test_accelerate_takes_the_file_at_any_speedup(
         assert latent.isfinite().all() and strip.count("#") <= max(1, math.floor(STEPS / speedup))
 
 
+@pytest.mark.main_host
 def test_several_prompts_are_drawn_in_turn(calibrate, folder, tiny_flux, monkeypatch):
     import comfy.sample
 
@@ -190,6 +191,7 @@ def test_cancel_keeps_what_was_drawn_and_the_next_start_goes_on(
         ]
 
 
+@pytest.mark.main_host
 def test_other_inputs_start_anew_and_lost_latents_are_drawn_again(
     calibrate, folder, drawn, interrupt, tiny_flux
 ):
