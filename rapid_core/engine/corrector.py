@@ -115,5 +115,4 @@ class Corrector:
     @property
     def bytes(self) -> int:
         """Memory of what gaps have moved the latent, and of what is owed."""
-        held = (tensor for tensor in (self.moved, self.owed) if tensor is not None)
-        return sum(tensor.numel() * tensor.element_size() for tensor in held)
+        return sum(t.nbytes for t in (self.moved, self.owed) if t is not None)

@@ -78,7 +78,7 @@ class History:
     @property
     def bytes(self) -> int:
         """Memory of the values."""
-        return sum(p.value.numel() * p.value.element_size() for p in self._points)
+        return sum(p.value.nbytes for p in self._points)
 
 
 def predict(

@@ -321,7 +321,7 @@ class ImageRun:
         """Memory of all histories, of the latent that the latest is of, and of what a gap has moved."""
         histories = [self.guided, *self.conds.values(), *self.residuals.values()]
         latent = self.last_latent
-        own = 0 if latent is None else latent.numel() * latent.element_size()
+        own = 0 if latent is None else latent.nbytes
         own += 0 if self.watcher is None else self.watcher.bytes
         own += 0 if self.corrector is None else self.corrector.bytes
         return own + sum(history.bytes for history in histories)

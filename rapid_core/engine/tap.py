@@ -149,7 +149,7 @@ class FeatureStore:
     @property
     def bytes(self) -> int:
         """Memory of the features that are kept between evaluations."""
-        return sum(_bytes(f.tokens) + _bytes(f.modulation) for f in self.latest.values())
+        return sum(f.tokens.nbytes + f.modulation.nbytes for f in self.latest.values())
 
 
 def guided(positive: Tensor, negative: Tensor, scale: float) -> Tensor:
@@ -158,7 +158,3 @@ def guided(positive: Tensor, negative: Tensor, scale: float) -> Tensor:
         return positive.to(torch.float32, copy=True)
     base = negative.float()
     return base + scale * (positive.to(base) - base)  # conditions may have been on two devices
-
-
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()

@@ -69,4 +69,4 @@ class Watcher:
     def bytes(self) -> int:
         """Memory of what is kept."""
         kept = [*self.rows.values(), *(t for t in (self.picture, self._places) if t is not None)]
-        return sum(t.numel() * t.element_size() for t in kept)
+        return sum(t.nbytes for t in kept)

@@ -152,4 +152,4 @@ class KVStore:
     def bytes(self) -> int:
         """Memory held."""
         held = (t for entry in self._entries.values() for t in entry.tensors)
-        return sum(t.numel() * t.element_size() for t in held)
+        return sum(t.nbytes for t in held)

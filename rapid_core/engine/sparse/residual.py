@@ -108,7 +108,7 @@ class SparseResidual:
         """Memory held."""
         held = [known.tiles for known in self._measured.values()]
         held += [value for known in self._measured.values() for _, value in known.points]
-        return sum(t.numel() * t.element_size() for t in held)
+        return sum(t.nbytes for t in held)
 
 
 @dataclass(frozen=True)
