@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
+from benchmarks.names import MODELS
 from benchmarks.results.files import FOLDER, load
 from evaluation.tables import Column, Row, interval, number, table
 
@@ -32,7 +33,13 @@ PLACES = {
     "cfg_4": "cfg 4",
     "beta": "scheduler `beta`",
 }  # suites of `benchmarks.learn.transfer`
-MODELS = {"flux": "FLUX-like", "sd3": "SD3-like", "lumina": "Lumina-like"}
+
+
+def nearer(gain: Row) -> str:
+    """How much nearer pictures come, in dB with the interval."""
+    if gain.get("same_plan"):
+        return "same steps"
+    return interval(gain["difference"], gain["ci"], sign=True)
 
 
 def learned(of: str) -> str:
@@ -57,9 +64,7 @@ def learned(of: str) -> str:
                 return number(rows[key][name])
             if key not in gains:
                 return "-"
-            gain = gains[key]
-            same = gain.get("same_plan")
-            return "same steps" if same else interval(gain["difference"], gain["ci"], sign=True)
+            return nearer(gains[key])
 
         return cell
 
@@ -83,12 +88,7 @@ def transferred() -> str:
     drawn = {(model, place): r["prompts"] for (model, place, _), r in gains.items()}
 
     def decibels(target: str) -> Callable[[Row], str]:
-        def cell(row: Row) -> str:
-            gain = gains[row["model"], row["place"], target]
-            same = gain.get("same_plan")
-            return "same steps" if same else interval(gain["difference"], gain["ci"], sign=True)
-
-        return cell
+        return lambda row: nearer(gains[row["model"], row["place"], target])
 
     columns = [
         Column("model", lambda row: MODELS[row["model"]]),
