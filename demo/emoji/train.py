@@ -10,6 +10,10 @@ where a picture is hard and leaves the optimum, a mean for each latent, where it
 `--guidance 3` puts guidance into the weights of a FLUX-like model, as FLUX.1 dev has it (Meng et al. 2023): the model
 is told a strength g, of half of the pictures 1 and else anything up to 3, and learns (noise - data) + (g - 1) (v - v0),
 where v and v0 are what it gives itself at g = 1 with and without the prompt.
+
+`--teacher` lets a model of another kind begin quickly: it learns the velocities of one that is trained already, which
+have none of the chance that is in noise - data (Salimans and Ho 2022). Losses are to the teacher then, not to data.
+The last part is to be trained without: with it a model becomes no better than its teacher.
 """
 
 from __future__ import annotations
@@ -131,6 +135,9 @@ class Trainer:
             if self.dtype == torch.float32
             else DemoModel(args.model).to(self.device, self.dtype)
         )
+        self.teacher = load(Path(args.teacher)) if args.teacher else None
+        if self.teacher is not None:
+            self.teacher.to(self.device, self.dtype).requires_grad_(False)
         self.optimisers = optimisers(self.model, args.lr)
         self.generator = torch.Generator().manual_seed(args.seed)
         self.seen = self.step = 0
@@ -214,6 +221,9 @@ class Trainer:
             strength[~guided] = 1.0  # nothing to strengthen without a prompt
             more = (strength[guided] - 1)[:, None, None, None]
             target[guided] += more * self.change_by_prompt(x[guided], t[guided], counts[guided])
+        if self.teacher is not None:
+            with torch.no_grad():
+                target = self.teacher(x, t, counts, strength).float()
         velocity = self.fast(x, t, counts, strength)
         error = (velocity.float() - target).square().mean(1)
         weight = 1 + (self.args.object_weight - 1) * covered
@@ -319,6 +329,10 @@ def main() -> None:
     parser.add_argument("--shapes", help="start from weights of the drawn shapes' world")
     parser.add_argument("--init", help="start from exported weights of this world")
     parser.add_argument(
+        "--teacher",
+        help="exported weights of this world, of any kind, whose velocities are learned",
+    )
+    parser.add_argument(
         "--batch",
         type=int,
         default=64,
@@ -358,6 +372,10 @@ def main() -> None:
         raise SystemExit(
             f"--guidance: {args.guidance:g} given for {args.model}; it is 1 or more, and 1 for all "
             "but flux, since no other model is told a strength"
+        )
+    if args.guidance > 1 and args.teacher:
+        raise SystemExit(
+            "--teacher and --guidance given; a guided model teaches itself, so give one of them"
         )
     torch.set_num_threads(args.threads)
     Trainer(args).run(args.stages)

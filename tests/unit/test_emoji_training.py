@@ -69,15 +69,22 @@ class Told(torch.nn.Module):
         return value[:, None, None, None].expand_as(x) + self.nothing
 
 
-def test_guidance_is_taught_as_what_a_prompt_changes_at_the_strength_that_is_told(monkeypatch):
-    arguments = {"guidance": 3.0, "drop": 0.25, "batch": 64, "object_weight": 1.0}
+def trainer_of(model: torch.nn.Module, **more) -> train.Trainer:
+    """A trainer of 64 grey pictures with one prompt."""
+    arguments = {"guidance": 1.0, "drop": 0.25, "batch": 64, "object_weight": 1.0, **more}
     trainer = object.__new__(train.Trainer)
     trainer.args, trainer.device = SimpleNamespace(**arguments), torch.device("cpu")
-    trainer.fast, trainer.dtype, trainer.seen = Told(), torch.float32, 0
+    trainer.fast, trainer.dtype, trainer.seen = model, torch.float32, 0
+    trainer.teacher = None
     trainer.generator = torch.Generator().manual_seed(0)
     data, counts = torch.zeros(64, 16, 16, 16), bag(["grid blue background, big lobster left"])
     batch = data, counts.repeat(64, 1, 1), torch.zeros(64, 16, 16, dtype=torch.bool)
     trainer.pool = lambda size: SimpleNamespace(batch=lambda number: batch)
+    return trainer
+
+
+def test_guidance_is_taught_as_what_a_prompt_changes_at_the_strength_that_is_told():
+    trainer = trainer_of(Told(), guidance=3.0)
     loss, _ = trainer.loss(128)
     told = torch.tensor(trainer.fast.strengths)
     assert told.min() == 1 and 2 < told.max() <= 3
@@ -91,6 +98,35 @@ def test_guidance_is_taught_as_what_a_prompt_changes_at_the_strength_that_is_tol
 def test_a_model_that_is_told_no_strength_is_taught_no_guidance(monkeypatch, tmp_path):
     with pytest.raises(SystemExit, match="--guidance: 3 given for sd3; it is 1"):
         run(monkeypatch, tmp_path, 1, "--model", "sd3", "--guidance", "3")
+
+
+def test_a_teacher_is_asked_the_same_and_without_chance():
+    trainer = trainer_of(Told())
+    by_data, _ = trainer.loss(128)
+    trainer.teacher = Told()
+    by_teacher, plain = trainer.loss(128)
+    assert by_data > 1 and by_teacher == plain == 0
+    assert not trainer.teacher.strengths  # asked without gradients
+
+
+def test_a_teacher_can_be_of_another_kind_and_is_named_when_it_is_not_there(monkeypatch, tmp_path):
+    run(monkeypatch, tmp_path / "teacher", 1)
+    teacher = str(tmp_path / "teacher" / "flux.safetensors")
+    out = tmp_path / "student"
+    run(monkeypatch, out, 2, "--model", "sd3", "--teacher", teacher)
+    assert load(out / "sd3.safetensors").kind == "sd3"
+    with pytest.raises(WeightsError, match="missing.safetensors"):
+        run(
+            monkeypatch,
+            out,
+            3,
+            "--model",
+            "sd3",
+            "--teacher",
+            str(tmp_path / "missing.safetensors"),
+        )
+    with pytest.raises(SystemExit, match="--teacher and --guidance given"):
+        run(monkeypatch, tmp_path, 1, "--teacher", teacher, "--guidance", "3")
 
 
 def test_like_objects_start_with_like_words():
