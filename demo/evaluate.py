@@ -167,6 +167,8 @@ def evaluate(args: argparse.Namespace) -> dict:
         1_000_000 * (1 + SPLITS.index(args.split)) + args.seed
     )
     world = world_of(Path(args.weights))
+    if args.guidance is None:
+        args.guidance = world.guidance
     chosen = world.sample(args.prompts, generator, args.split)
     prompts = chosen.prompts()
     judge = Path(args.judge) if args.judge else world.judge
@@ -222,7 +224,9 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=256, help="pixels")
     parser.add_argument("--steps", type=int, default=28)
     parser.add_argument("--cfg", type=float, default=1.0)
-    parser.add_argument("--guidance", type=float, default=1.0)
+    parser.add_argument(
+        "--guidance", type=float, help="of a FLUX-like model; its world's where not given"
+    )
     parser.add_argument(
         "--ode", type=int, default=16, help="prompts compared with the converged ODE; 0 for none"
     )

@@ -49,7 +49,8 @@ def sharing(kind: str, world: World, models: Path) -> list[str]:
 
 
 def ask_for(kind: str, world: World, examples: Path) -> list[str]:
-    """Give the example workflows of a kind a prompt of its world; names of the changed ones."""
+    """Give the example workflows of a kind a prompt of its world and its strength of guidance; names of
+    the changed ones."""
     changed = []
     for path in sorted(examples.glob("demo_*.json")):
         graph = json.loads(path.read_text(encoding="utf-8"))
@@ -59,6 +60,9 @@ def ask_for(kind: str, world: World, examples: Path) -> list[str]:
         mine = [inputs for inputs in prompts if inputs["model"] == kind and inputs["text"]]
         for inputs in mine:
             inputs["text"] = world.language.example
+        for node in graph.values() if mine else ():
+            if node["class_type"] == "FluxGuidance":
+                node["inputs"]["guidance"] = world.guidance
         if mine:
             path.write_text(
                 json.dumps(graph, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"

@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from demo.world import world_of
+
 STEPS = 28
 CACHE_REUSE = dict(
     start_percent=0.0, end_percent=1.0, max_consecutive=3, forecast_order=1, level="skip", guard=0.5
@@ -30,17 +32,17 @@ class Family:
     """Name by which the host's VAELoader knows its decoder, where there is none of the model's own,
     `<kind>.safetensors`."""
     cfg: float
-    guidance: float | None
-    """Of FLUX's embedding; None where there is none."""
+    guided: bool = False
+    """Whether FLUX's embedding tells it a strength of guidance: its world's."""
     steps: int = STEPS
     scheduler: str = "simple"
 
 
-FAMILIES = {"flux": Family("flux", "taef1", 1.0, 1.0), "sd3": Family("sd3", "taesd3", 2.5, None)}
+FAMILIES = {"flux": Family("flux", "taef1", 1.0, guided=True), "sd3": Family("sd3", "taesd3", 2.5)}
 # As in the paper's table; never tuned on, only reported.
-LUMINA = Family("lumina", "taef1", 2.5, None, steps=30)
+LUMINA = Family("lumina", "taef1", 2.5, steps=30)
 # With the sigmas of the published pipeline, which are not shifted.
-LUMINA_NEXT = Family("lumina_next", "taef1", 2.5, None, steps=30, scheduler="normal")
+LUMINA_NEXT = Family("lumina_next", "taef1", 2.5, steps=30, scheduler="normal")
 ALL_FAMILIES = {**FAMILIES, "lumina": LUMINA, "lumina_next": LUMINA_NEXT}
 FIRST_BLOCKS = {
     "flux": "double_blocks",
@@ -73,6 +75,7 @@ class Subject:
         self.family = family
         name = f"{family.kind}.safetensors"
         self.weights = Path(folder_paths.get_full_path_or_raise("diffusion_models", name))
+        self.world = world_of(self.weights)
         if family.kind in LOADERS:
             (self.model,) = comfy.run_node(LOADERS[family.kind], unet_name=name)
         else:
@@ -89,10 +92,9 @@ class Subject:
     def conditioning(self, prompt: str) -> list:
         """CONDITIONING of a prompt, or of several, one a line."""
         (out,) = self.comfy.run_node("RAPIDDemoPrompt", text=prompt, model=self.family.kind)
-        if self.family.guidance is not None and prompt:
-            (out,) = self.comfy.run_node(
-                "FluxGuidance", conditioning=out, guidance=self.family.guidance
-            )
+        if self.family.guided and prompt:
+            guidance = self.world.guidance
+            (out,) = self.comfy.run_node("FluxGuidance", conditioning=out, guidance=guidance)
         return out
 
     def sample(

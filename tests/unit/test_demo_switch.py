@@ -70,6 +70,7 @@ def test_the_examples_of_the_model_and_no_other_ask_for_what_it_knows(tmp_path):
             "inputs": {"text": SHAPES.language.example, "model": "flux"},
         },
         "negative": {"class_type": "RAPIDDemoPrompt", "inputs": {"text": "", "model": "flux"}},
+        "guidance": {"class_type": "FluxGuidance", "inputs": {"guidance": 1.0}},
     }
     other = json.loads(json.dumps(nodes).replace("flux", "sd3"))
     (tmp_path / "demo_flux.json").write_text(json.dumps(nodes))
@@ -79,3 +80,6 @@ def test_the_examples_of_the_model_and_no_other_ask_for_what_it_knows(tmp_path):
     assert found["positive"]["inputs"]["text"] == EMOJI.language.example
     assert found["negative"]["inputs"]["text"] == ""
     assert json.loads((tmp_path / "demo_sd3.json").read_text()) == other
+    assert found["guidance"]["inputs"]["guidance"] == EMOJI.guidance > 1
+    kept = json.loads((tmp_path / "demo_sd3.json").read_text())
+    assert kept["guidance"]["inputs"]["guidance"] == 1
