@@ -22,6 +22,7 @@ from demo.latents import CHANNELS, LatentMap
 
 FOLDER = Path(__file__).parent / "models" / "vae_approx"
 FAMILIES = ("taef1", "taesd3")
+DECODER = FOLDER / "taesd3_decoder.safetensors"  # of the drawn shapes' world
 SCALES = {"taef1": (0.3611, 0.1159), "taesd3": (1.5305, 0.0609)}  # scale and shift of latents
 WIDTH = 64
 
@@ -111,7 +112,7 @@ def exact_encoder(latents: LatentMap) -> Encoder:
     return encoder
 
 
-def load_decoder(path: Path = FOLDER / "taef1_decoder.safetensors") -> Decoder:
+def load_decoder(path: Path = DECODER) -> Decoder:
     """The shipped decoder, in float32. Raises `weights.WeightsError`."""
     decoder = Decoder()
     what = f"a TAESD decoder of {CHANNELS} channels"

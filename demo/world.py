@@ -26,7 +26,7 @@ from demo.pack.language import EMOJI as EMOJI_LANGUAGE
 from demo.pack.language import SHAPES as SHAPES_LANGUAGE
 from demo.pack.language import Language
 from demo.pack.word_table import file_name, language_of
-from demo.taesd import Decoder, load_decoder
+from demo.taesd import DECODER, Decoder, load_decoder
 
 MODELS = Path(__file__).parent / "models"
 SPLITS = scenes.SPLITS
@@ -120,7 +120,7 @@ class World:
 SHAPES = World(
     SHAPES_LANGUAGE,
     MODELS,
-    MODELS / "vae_approx" / "taesd3_decoder.safetensors",
+    DECODER,
     scenes.sample,
     scenes.Scenes.joined,
     scenes.draw,

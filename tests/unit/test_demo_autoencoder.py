@@ -7,7 +7,9 @@ from safetensors.torch import load_file
 from demo import scenes
 from demo.autoencoder import Crops, psnr
 from demo.latents import LatentMap
-from demo.taesd import FAMILIES, FOLDER, Decoder, Encoder, exact_encoder, load_decoder
+from demo.taesd import DECODER, SCALES, Decoder, Encoder, exact_encoder, load_decoder, one_file
+from demo.world import weights_of, world_of
+from evaluation.subjects import ALL_FAMILIES
 
 
 @pytest.fixture(scope="module")
@@ -40,18 +42,33 @@ def test_the_constructed_encoder_equals_the_latent_map(latents):
     )
 
 
-@pytest.mark.parametrize("part", ["encoder", "decoder"])
-def test_both_families_ship_the_same_float16_tensors(part):
-    first, second = (load_file(FOLDER / f"{family}_{part}.safetensors") for family in FAMILIES)
-    reference = (Encoder if part == "encoder" else Decoder)().state_dict()
-    assert first.keys() == second.keys() == reference.keys()
-    assert all(torch.equal(first[k], second[k]) and first[k].dtype == torch.float16 for k in first)
+@pytest.mark.parametrize("kind", [*ALL_FAMILIES])
+def test_the_host_decodes_a_model_by_its_worlds_vae_in_float16(kind, tmp_path):
+    weights = weights_of(kind)
+    if not weights.exists():
+        pytest.skip(f"there is no {kind}-like model yet")
+    own = weights.parents[1] / "vae" / weights.name
+    if not own.exists():
+        own = tmp_path / "vae.safetensors"
+        one_file(ALL_FAMILIES[kind].vae, weights.parents[1] / "vae_approx", own)
+    found, world = load_file(own), world_of(weights)
+    assert found.pop("vae_scale").item() == pytest.approx(SCALES[ALL_FAMILIES[kind].vae][0])
+    assert found.pop("vae_shift").item() == pytest.approx(SCALES[ALL_FAMILIES[kind].vae][1])
+    assert len(found) == len(Encoder().state_dict()) + len(Decoder().state_dict())
+    for part, network in (("decoder", Decoder()), ("encoder", Encoder())):
+        file = world.decoder.with_name(world.decoder.name.replace("decoder", part))
+        for key, value in load_file(file).items():
+            assert value.dtype == torch.float16 and value.shape == network.state_dict()[key].shape
+            assert torch.equal(value, found[f"taesd_{part}.{key}"])
 
 
 def test_the_shipped_encoder_imitates_the_latent_map(latents):
     encoder = Encoder()
     encoder.load_state_dict(
-        {k: v.float() for k, v in load_file(FOLDER / "taef1_encoder.safetensors").items()}
+        {
+            k: v.float()
+            for k, v in load_file(DECODER.with_name("taesd3_encoder.safetensors")).items()
+        }
     )
     chosen = scenes.sample(2, torch.Generator().manual_seed(0))
     pictures = scenes.draw(chosen, 64, 64, torch.Generator().manual_seed(0))

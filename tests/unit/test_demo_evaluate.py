@@ -6,11 +6,12 @@ import sys
 import pytest
 
 from demo import evaluate
-from demo.world import EMOJI, SHAPES, weights_of
+from demo.world import EMOJI, SHAPES, weights_of, world_of
 
+LEFT = next(k for k in ("flux", "sd3", "lumina") if world_of(weights_of(k)) is SHAPES)
 CASES = {
-    "shapes": (SHAPES, weights_of("flux")),
-    "emoji": (EMOJI, EMOJI.folder / "diffusion_models" / "flux.safetensors"),
+    "shapes": (SHAPES, LEFT, weights_of(LEFT)),
+    "emoji": (EMOJI, "flux", EMOJI.folder / "diffusion_models" / "flux.safetensors"),
 }
 
 
@@ -27,10 +28,10 @@ def test_it_says_which_world_was_judged_and_by_which_judges(name, monkeypatch, t
     monkeypatch.setattr(
         evaluate, "heun", lambda velocity, x, steps: evaluate.euler(velocity, x, velocity.counts, 2)
     )
-    world, weights = CASES[name]
+    world, kind, weights = CASES[name]
     flags = ("--weights", str(weights), "--fid", str(world.judge_training))
     found = run(monkeypatch, tmp_path / "out.json", *flags)
-    assert (found["settings"]["world"], found["settings"]["model"]) == (name, "flux")
+    assert (found["settings"]["world"], found["settings"]["model"]) == (name, kind)
     assert found["settings"]["judge"] == "judge.safetensors"
     assert found["model"]["pictures"] == found["true_scenes"]["pictures"] == 2
     assert found["fid"] > 0 and len(found["velocity_change"]) == 1

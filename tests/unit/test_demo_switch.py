@@ -13,13 +13,17 @@ from demo.emoji import demo_model as emoji_model
 from demo.switch import ask_for, switch
 from demo.taesd import SCALES
 from demo.weights import WeightsError
-from demo.world import EMOJI, MODELS, SHAPES, world_of
+from demo.world import EMOJI, SHAPES, world_of
 
 
 @pytest.fixture
 def models(tmp_path):
     """A folder of models of drawn shapes."""
-    shutil.copytree(MODELS / "vae_approx", tmp_path / "vae_approx")
+    (tmp_path / "vae_approx").mkdir()
+    for family in SCALES:
+        for part in ("decoder", "encoder"):
+            source = SHAPES.decoder.with_name(SHAPES.decoder.name.replace("decoder", part))
+            shutil.copyfile(source, tmp_path / "vae_approx" / f"{family}_{part}.safetensors")
     (tmp_path / "diffusion_models").mkdir()
     for kind in ("flux", "sd3", "lumina"):
         path = tmp_path / "diffusion_models" / f"{kind}.safetensors"
@@ -44,7 +48,7 @@ def test_it_brings_weights_words_and_vae_and_leaves_the_others_theirs(models):
         "vae/lumina.safetensors",
     }
     kept = load_file(models / "vae" / "lumina.safetensors")
-    for key, value in load_file(MODELS / "vae_approx" / "taesd3_decoder.safetensors").items():
+    for key, value in load_file(SHAPES.decoder).items():
         assert torch.equal(kept[f"taesd_decoder.{key}"], value)
     assert (float(kept["vae_scale"]), float(kept["vae_shift"])) == pytest.approx(SCALES["taef1"])
 

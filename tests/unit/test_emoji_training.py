@@ -22,8 +22,9 @@ from demo.latents import MAP_FILE as OLD_MAP
 from demo.latents import LatentMap
 from demo.pack.emoji_words import OBJECT_ROWS, VOCABULARY, WIDTH, bag
 from demo.weights import WeightsError
+from demo.world import SHAPES, weights_of, world_of
 
-SHAPES = Path(train.__file__).parents[1] / "models" / "diffusion_models"
+OF_SHAPES = [k for k in ("flux", "sd3", "lumina") if world_of(weights_of(k)) is SHAPES]
 
 
 def run(monkeypatch, out, pictures: int, *more: str) -> Path:
@@ -140,8 +141,7 @@ def test_like_objects_start_with_like_words():
     assert torch.equal(DemoModel().words[OBJECT_ROWS, OLD_WORDS:], table)
 
 
-@pytest.mark.skipif(not SHAPES.exists(), reason="the drawn shapes' weights are gone")
-@pytest.mark.parametrize("kind", ["flux", "sd3", "lumina"])
+@pytest.mark.parametrize("kind", OF_SHAPES)
 def test_a_model_started_from_shapes_already_knows_backgrounds(kind):
     latents, generator = LatentMap.load(MAP_FILE), torch.Generator().manual_seed(0)
     chosen = scenes.sample(8, generator)
@@ -151,7 +151,7 @@ def test_a_model_started_from_shapes_already_knows_backgrounds(kind):
     for started in (False, True):
         model = DemoModel(kind)
         if started:
-            start_from_shapes(model, SHAPES / f"{kind}.safetensors", OLD_MAP)
+            start_from_shapes(model, weights_of(kind), OLD_MAP)
         with torch.no_grad():
             velocity = model(
                 torch.lerp(data, noise, 0.7),
@@ -188,9 +188,9 @@ def test_weights_that_are_missing_truncated_or_of_another_world_are_named(tmp_pa
     file.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(WeightsError, match="cannot be read"):
         load(file)
-    if SHAPES.exists():
+    for kind in OF_SHAPES:
         with pytest.raises(
             WeightsError,
-            match=r"of a flux model of the world shapes, accepted is one of flux, sd3, lumina of the",
+            match=rf"of a {kind} model of the world shapes, accepted is one of flux, sd3, lumina of the",
         ):
-            load(SHAPES / "flux.safetensors")
+            load(weights_of(kind))
