@@ -466,6 +466,7 @@ LUMINA_NEXT = Architecture(
         ("patch_embedder", IMAGE),
         ("norm_out.linear_2", IMAGE),
     ),
+    measured=True,
     heads=("config.heads", "config.kv_heads"),
 )
 
