@@ -24,6 +24,14 @@ export function linkInto(node, ...types) {
   return input && node.graph.getLink(input.link);
 }
 
+// Connect by ids and slots, as links have them: an end that is no node is an input or an output of the subgraph itself.
+export function connect(graph, [from, slot], [to, input], reroute) {
+  const [source, target] = [graph.getNodeById(from), graph.getNodeById(to)];
+  if (source && target) source.connect(slot, target, input, reroute);
+  else if (target) graph.inputs?.[slot]?.connect(target.inputs[input], target, reroute);
+  else if (source) graph.outputs?.[input]?.connect(source.outputs[slot], source, reroute);
+}
+
 // A RAPID node that changes a model.
 export function isPatch(node) {
   const ours = node?.comfyClass?.startsWith("RAPID_") ?? false;
@@ -70,10 +78,25 @@ export function after(node, types = WAY) {
   return found.slice(1);
 }
 
+// What made the latent that comes into a node: the nearest before it that takes a model, or undefined.
+function makerOf(node) {
+  const link = linkInto(node, "LATENT");
+  const origin = link && node.graph.getNodeById(link.origin_id);
+  if (!origin) return undefined;
+  return origin.comfyClass !== REPORT_NODE && slotOf(origin.inputs, ...PATCHES) >= 0 ? origin : makerOf(origin);
+}
+
+// Whether a report is of what is made with the model of these links; one that nothing comes into may be.
+export function reportsOn(report, links) {
+  const maker = makerOf(report);
+  const way = maker ? [maker, ...before(maker, PATCHES)] : [];
+  return !maker || links.some((link) => way.some((node) => node.id === link.target_id));
+}
+
 // Whether steps are skipped already on the model of a link.
 export function skipsAlready(graph, link) {
   const [source, target] = [graph.getNodeById(link.origin_id), graph.getNodeById(link.target_id)];
-  const way = [source, ...before(source, PATCHES), target, ...after(target, PATCHES)];
+  const way = [source, ...before(source, PATCHES), ...(target ? [target, ...after(target, PATCHES)] : [])];
   return way.some((node) => SKIPS.includes(node?.comfyClass));
 }
 
@@ -114,23 +137,23 @@ export class Branch {
         if (SEEDS.includes(input.widget?.name)) this.seeded.push([node, copy, input.name]);
         continue;
       }
-      const [source, slot] = this.source(node.graph, link);
-      source?.connect(slot, copy, copy.findInputSlot(input.name));
+      const source = this.source(node.graph, link);
+      if (source) connect(node.graph, source, [copy.id, copy.findInputSlot(input.name)]);
     }
     return copy;
   }
 
-  // Where a copy has from what the original has from a link: (node, slot).
+  // Where a copy has from what the original has from a link: (id, slot), or null.
   source(graph, link) {
     const origin = graph.getNodeById(link.origin_id);
-    if (!origin || !(isPatch(origin) || [...before(origin, WAY)].some(isPatch))) return [origin, link.origin_slot];
+    if (!origin || !(isPatch(origin) || [...before(origin, WAY)].some(isPatch))) return [link.origin_id, link.origin_slot];
     if (isPatch(origin)) return this.through(origin, "MODEL");
     if (origin.comfyClass === REPORT_NODE && origin.outputs[link.origin_slot].type === "LATENT") return this.through(origin, "LATENT");
-    return [this.copy(origin), link.origin_slot];
+    return [this.copy(origin).id, link.origin_slot];
   }
 
   through(node, type) {
     const link = linkInto(node, type);
-    return link ? this.source(node.graph, link) : [null, 0];
+    return link ? this.source(node.graph, link) : null;
   }
 }
