@@ -18,10 +18,22 @@ export function linksOf(node, slot) {
   return (node.outputs?.[slot]?.links ?? []).map((id) => node.graph.getLink(id)).filter((link) => link);
 }
 
-// The link into the first input of these types that has one, or undefined.
+// What a link carries: an input of a Reroute takes any type.
+export function typeOf(graph, { origin_id: id, origin_slot: slot, type }) {
+  return graph.getNodeById(id)?.outputs?.[slot]?.type ?? type;
+}
+
+// Links into inputs of these types, or from outputs of these.
+function linksInto(node, types) {
+  const linked = (node?.inputs ?? []).filter(({ link }) => link != null);
+  return linked.map((input) => [input, node.graph.getLink(input.link)])
+    .filter(([input, link]) => link && (types.includes(input.type) || types.includes(typeOf(node.graph, link))))
+    .map(([, link]) => link);
+}
+
+// The first of these, or undefined.
 export function linkInto(node, ...types) {
-  const input = (node?.inputs ?? []).find((one) => types.includes(one.type) && one.link != null);
-  return input && node.graph.getLink(input.link);
+  return linksInto(node, types)[0];
 }
 
 // Connect by ids and slots, as links have them: an end that is no node is an input or an output of the subgraph itself.
@@ -46,15 +58,14 @@ export function isSampler(node) {
 // The link that brings a sampler its model, where there is one; guiders lie between.
 export function modelLink(node) {
   for (let link = linkInto(node, ...PATCHES); link; link = linkInto(node.graph.getNodeById(link.origin_id), ...PATCHES)) {
-    if (link.type === "MODEL") return link;
+    if (typeOf(node.graph, link) === "MODEL") return link;
   }
   return undefined;
 }
 
 function* before(node, types, seen = new Set()) {
-  for (const { type, link: id } of node.inputs ?? []) {
-    const link = types.includes(type) && id != null ? node.graph.getLink(id) : null;
-    const source = link && node.graph.getNodeById(link.origin_id);
+  for (const link of linksInto(node, types)) {
+    const source = node.graph.getNodeById(link.origin_id);
     if (!source || seen.has(source)) continue;
     seen.add(source);
     yield source;
@@ -106,7 +117,7 @@ export function samplerAfter(node) {
 
 // What first makes pictures of what comes from a node.
 export function decoderAfter(node) {
-  return after(node).find((one) => !one.comfyClass.startsWith("RAPID_") && slotOf(one.outputs, "IMAGE") >= 0);
+  return after(node).find((one) => !one.comfyClass?.startsWith("RAPID_") && slotOf(one.outputs, "IMAGE") >= 0);
 }
 
 // The LATENT output of a sampler that is in use; its first without one.

@@ -2,7 +2,7 @@
 // with the full picture.
 
 import { app } from "../../scripts/app.js";
-import { ACCELERATE_NODE, COMPARE_NODE, REPORT_NODE, Branch, connect, linkInto, linksOf, modelLink, slotOf } from "./branches.js";
+import { ACCELERATE_NODE, COMPARE_NODE, REPORT_NODE, Branch, connect, linkInto, linksOf, modelLink, slotOf, typeOf } from "./branches.js";
 import { reportsOn, decoderAfter, isPatch, isSampler, latentSlot, samplerAfter, skipsAlready } from "./branches.js";
 import { loadWords, speak, word } from "./words.js";
 
@@ -64,7 +64,7 @@ function linksAt(graph, segment) {
 
 function insertEntry(graph, links, place) {
   const [link] = links;
-  if (link?.type !== "MODEL" || !graph.getNodeById(link.origin_id) || skipsAlready(graph, link)) return [];
+  if (!link || typeOf(graph, link) !== "MODEL" || !graph.getNodeById(link.origin_id) || skipsAlready(graph, link)) return [];
   return [{ content: word("menu.insert"), callback: () => edit(() => [insert(graph, links, place)]) }];
 }
 
@@ -104,7 +104,7 @@ function compare(graph, decoder) {
   const [bottom, right] = [1, 0].map((k) => Math.max(...graph._nodes.map((one) => one.pos[k] + one.size[k])));
   const added = [];
   const branch = new Branch((copy, original) => {
-    copy.title = word("menu.full", { title: original.title });
+    if (original.title) copy.title = word("menu.full", { title: original.title });
     copy.pos = [original.pos[0], original.pos[1]];
     added.push(copy);
   });

@@ -323,3 +323,34 @@ def test_a_report_is_put_before_the_output_of_a_subgraph(graph):
     assert ["KSampler", "RAPID Report", "latent"] in links
     assert [(a, b) for a, b, _ in links if b == "out"] == [("RAPID Report", "out")]
     assert mine(page) == []
+
+
+@BOTH
+def test_reroute_nodes_are_part_of_the_way(graph, vue):
+    """The page's own ones, which have an input of any type and are no nodes of the server's."""
+    page = graph(**{"Comfy.VueNodes.Enabled": vue})
+    page.load(examples.opened("demo_flux"))
+    page.do(
+        f"""() => {{ {FIND} const [a, s, d] = ["RAPID_Accelerate", "KSampler", "VAEDecode"].map(f);
+        app.graph.remove(f("RAPID_Report"));
+        for (const [from, to, input] of [[a, s, "model"], [s, d, "samples"]]) {{
+          const r = LiteGraph.createNode("Reroute"); app.graph.add(r); r.title = input; r.pos = [to.pos[0], -600];
+          from.connect(0, r, 0); r.connect(0, to, input) }} }}"""
+    )
+    right_click(page, "KSampler")
+    page.page.get_by_text("Clone", exact=True).filter(visible=True).first.wait_for()
+    entry = page.page.get_by_text("Insert RAPID Accelerate", exact=True).filter(visible=True)
+    assert not entry.count()  # there is one before it
+    page.page.keyboard.press("Escape")
+    page.page.mouse.click(800, 850)
+    right_click(page, "RAPID_Accelerate")
+    choose(page, "Compare with full")
+    links = page.do(LINKS)
+    for link in (
+        ["Load Diffusion Model", "model · full", ""],
+        ["model · full", "KSampler · full", "model"],
+        ["KSampler · full", "RAPID Report", "latent"],
+        ["samples · full", "VAE Decode · full", "samples"],
+    ):
+        assert link in links
+    assert mine(page) == []
