@@ -174,8 +174,12 @@ class Accelerate(RapidNode):
 
     @classmethod
     def fingerprint_inputs(cls, policy_file: Any = AUTO, mode: Any = SPEED, **_: Any) -> Any:
-        """Changes with the files that may be gone by, so that the host runs the node again."""
-        if policy_file == AUTO and mode == SPEED:
+        """Changes with the files that may be gone by, so that the host runs the node again. None
+        stands for what comes over a link."""
+        speed = mode in (SPEED, None)
+        if policy_file is None and speed:
+            return stamp_of(None)
+        if policy_file == AUTO and speed:
             return stamp()
         return stamp_of(str(policy_file)) if is_name(policy_file) else policy_file
 

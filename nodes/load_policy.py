@@ -48,10 +48,10 @@ def names() -> list[str]:
     return sorted(made, key=lambda name: name in shipped)
 
 
-def stamp_of(name: str | None) -> tuple[str | None, int]:
+def stamp_of(name: str | None) -> tuple[tuple[str | None, int], ...]:
     """Another one when the policy of this name was changed. None stands for a name that comes over
-    a link and is not known yet."""
-    return file_stamp(FOLDER, name)
+    a link and is not known yet: it may be that of any."""
+    return tuple(file_stamp(FOLDER, one) for one in (names() if name is None else [name]))
 
 
 class LoadPolicy(RapidNode):

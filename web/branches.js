@@ -18,10 +18,30 @@ export function linksOf(node, slot) {
   return (node.outputs?.[slot]?.links ?? []).map((id) => node.graph.getLink(id)).filter((link) => link);
 }
 
-// The link into the first input of these types that has one, or undefined.
+// What a link carries: an input of a Reroute takes any type.
+export function typeOf(graph, { origin_id: id, origin_slot: slot, type }) {
+  return graph.getNodeById(id)?.outputs?.[slot]?.type ?? type;
+}
+
+// Links into inputs of these types, or from outputs of these.
+function linksInto(node, types) {
+  const linked = (node?.inputs ?? []).filter(({ link }) => link != null);
+  return linked.map((input) => [input, node.graph.getLink(input.link)])
+    .filter(([input, link]) => link && (types.includes(input.type) || types.includes(typeOf(node.graph, link))))
+    .map(([, link]) => link);
+}
+
+// The first of these, or undefined.
 export function linkInto(node, ...types) {
-  const input = (node?.inputs ?? []).find((one) => types.includes(one.type) && one.link != null);
-  return input && node.graph.getLink(input.link);
+  return linksInto(node, types)[0];
+}
+
+// Connect by ids and slots, as links have them: an end that is no node is an input or an output of the subgraph itself.
+export function connect(graph, [from, slot], [to, input], reroute) {
+  const [source, target] = [graph.getNodeById(from), graph.getNodeById(to)];
+  if (source && target) source.connect(slot, target, input, reroute);
+  else if (target) graph.inputs?.[slot]?.connect(target.inputs[input], target, reroute);
+  else if (source) graph.outputs?.[input]?.connect(source.outputs[slot], source, reroute);
 }
 
 // A RAPID node that changes a model.
@@ -38,15 +58,14 @@ export function isSampler(node) {
 // The link that brings a sampler its model, where there is one; guiders lie between.
 export function modelLink(node) {
   for (let link = linkInto(node, ...PATCHES); link; link = linkInto(node.graph.getNodeById(link.origin_id), ...PATCHES)) {
-    if (link.type === "MODEL") return link;
+    if (typeOf(node.graph, link) === "MODEL") return link;
   }
   return undefined;
 }
 
 function* before(node, types, seen = new Set()) {
-  for (const { type, link: id } of node.inputs ?? []) {
-    const link = types.includes(type) && id != null ? node.graph.getLink(id) : null;
-    const source = link && node.graph.getNodeById(link.origin_id);
+  for (const link of linksInto(node, types)) {
+    const source = node.graph.getNodeById(link.origin_id);
     if (!source || seen.has(source)) continue;
     seen.add(source);
     yield source;
@@ -70,10 +89,25 @@ export function after(node, types = WAY) {
   return found.slice(1);
 }
 
+// What made the latent that comes into a node: the nearest before it that takes a model, or undefined.
+function makerOf(node) {
+  const link = linkInto(node, "LATENT");
+  const origin = link && node.graph.getNodeById(link.origin_id);
+  if (!origin) return undefined;
+  return origin.comfyClass !== REPORT_NODE && slotOf(origin.inputs, ...PATCHES) >= 0 ? origin : makerOf(origin);
+}
+
+// Whether a report is of what is made with the model of these links; one that nothing comes into may be.
+export function reportsOn(report, links) {
+  const maker = makerOf(report);
+  const way = maker ? [maker, ...before(maker, PATCHES)] : [];
+  return !maker || links.some((link) => way.some((node) => node.id === link.target_id));
+}
+
 // Whether steps are skipped already on the model of a link.
 export function skipsAlready(graph, link) {
   const [source, target] = [graph.getNodeById(link.origin_id), graph.getNodeById(link.target_id)];
-  const way = [source, ...before(source, PATCHES), target, ...after(target, PATCHES)];
+  const way = [source, ...before(source, PATCHES), ...(target ? [target, ...after(target, PATCHES)] : [])];
   return way.some((node) => SKIPS.includes(node?.comfyClass));
 }
 
@@ -83,7 +117,7 @@ export function samplerAfter(node) {
 
 // What first makes pictures of what comes from a node.
 export function decoderAfter(node) {
-  return after(node).find((one) => !one.comfyClass.startsWith("RAPID_") && slotOf(one.outputs, "IMAGE") >= 0);
+  return after(node).find((one) => !one.comfyClass?.startsWith("RAPID_") && slotOf(one.outputs, "IMAGE") >= 0);
 }
 
 // The LATENT output of a sampler that is in use; its first without one.
@@ -114,23 +148,23 @@ export class Branch {
         if (SEEDS.includes(input.widget?.name)) this.seeded.push([node, copy, input.name]);
         continue;
       }
-      const [source, slot] = this.source(node.graph, link);
-      source?.connect(slot, copy, copy.findInputSlot(input.name));
+      const source = this.source(node.graph, link);
+      if (source) connect(node.graph, source, [copy.id, copy.findInputSlot(input.name)]);
     }
     return copy;
   }
 
-  // Where a copy has from what the original has from a link: (node, slot).
+  // Where a copy has from what the original has from a link: (id, slot), or null.
   source(graph, link) {
     const origin = graph.getNodeById(link.origin_id);
-    if (!origin || !(isPatch(origin) || [...before(origin, WAY)].some(isPatch))) return [origin, link.origin_slot];
+    if (!origin || !(isPatch(origin) || [...before(origin, WAY)].some(isPatch))) return [link.origin_id, link.origin_slot];
     if (isPatch(origin)) return this.through(origin, "MODEL");
     if (origin.comfyClass === REPORT_NODE && origin.outputs[link.origin_slot].type === "LATENT") return this.through(origin, "LATENT");
-    return [this.copy(origin), link.origin_slot];
+    return [this.copy(origin).id, link.origin_slot];
   }
 
   through(node, type) {
     const link = linkInto(node, type);
-    return link ? this.source(node.graph, link) : [null, 0];
+    return link ? this.source(node.graph, link) : null;
   }
 }

@@ -27,8 +27,9 @@ function row(entry, again) {
   const forget = element("button", "", word("learned.forget"));
   forget.addEventListener("click", async () => {
     forget.disabled = true;
-    const answer = await api.fetchApi(`${PATH}/${encodeURIComponent(entry.name)}`, { method: "DELETE" });
-    if (answer.ok || answer.status === 404) return again();
+    const answer = await api.fetchApi(`${PATH}/${encodeURIComponent(entry.name)}`, { method: "DELETE" })
+      .catch(() => null); // the server is gone, which the list will say
+    if (!answer || answer.ok || answer.status === 404) return again();
     forget.textContent = (await answer.json()).error;
   });
   const cells = [title(entry), word("learned.pictures", entry), kilobytes(entry.size), date(entry.modified)];

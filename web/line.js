@@ -47,6 +47,11 @@ function clear(test) {
   for (const node of nodesOf(root())) if (isOurs(node) && test(node)) takeAway(node);
 }
 
+// How far a run had come that ended too early is no result; what is told of another workflow's runs is.
+async function ended({ prompt_id: run }) {
+  if (isOpen(await workflowOf(run))) clear(() => true);
+}
+
 app.registerExtension({
   name: "rapid.line",
   async init() {
@@ -56,7 +61,6 @@ app.registerExtension({
       running = detail.prompt_id;
       clear((node) => LEFT_OUT.includes(node.mode));
     });
-    // How far a run had come that ended too early is no result.
-    for (const end of ["execution_error", "execution_interrupted"]) api.addEventListener(end, () => clear(() => true));
+    for (const end of ["execution_error", "execution_interrupted"]) api.addEventListener(end, ({ detail }) => ended(detail));
   },
 });

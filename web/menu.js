@@ -2,8 +2,8 @@
 // with the full picture.
 
 import { app } from "../../scripts/app.js";
-import { ACCELERATE_NODE, COMPARE_NODE, REPORT_NODE, Branch, linkInto, linksOf, modelLink, slotOf } from "./branches.js";
-import { decoderAfter, isPatch, isSampler, latentSlot, samplerAfter, skipsAlready } from "./branches.js";
+import { ACCELERATE_NODE, COMPARE_NODE, REPORT_NODE, Branch, connect, linkInto, linksOf, modelLink, slotOf, typeOf } from "./branches.js";
+import { reportsOn, decoderAfter, isPatch, isSampler, latentSlot, samplerAfter, skipsAlready } from "./branches.js";
 import { loadWords, speak, word } from "./words.js";
 
 const REACH = 14; // pixels of the graph across a wire that count as on it
@@ -64,19 +64,22 @@ function linksAt(graph, segment) {
 
 function insertEntry(graph, links, place) {
   const [link] = links;
-  if (link?.type !== "MODEL" || !graph.getNodeById(link.origin_id) || skipsAlready(graph, link)) return [];
+  if (!link || typeOf(graph, link) !== "MODEL" || !graph.getNodeById(link.origin_id) || skipsAlready(graph, link)) return [];
   return [{ content: word("menu.insert"), callback: () => edit(() => [insert(graph, links, place)]) }];
 }
 
-// RAPID Accelerate in the way of links that have one source. Reports of that model get the new node's.
+// RAPID Accelerate in the way of links that have one source. Reports on what is made with it get the new node's model.
 function insert(graph, links, place) {
   const source = graph.getNodeById(links[0].origin_id);
   const slot = links[0].origin_slot;
-  const reports = linksOf(source, slot).filter((link) => graph.getNodeById(link.target_id)?.comfyClass === REPORT_NODE);
-  const targets = new Set([...links, ...reports].map((link) => [link.target_id, link.target_slot]));
+  const reports = linksOf(source, slot).filter(({ target_id: id }) => {
+    const target = graph.getNodeById(id);
+    return target?.comfyClass === REPORT_NODE && reportsOn(target, links);
+  });
+  const targets = [...links, ...reports].map((link) => [link.target_id, link.target_slot]);
   const node = add(graph, ACCELERATE_NODE, place);
   source.connect(slot, node, slotOf(node.inputs, "MODEL"), links[0].parentId);
-  for (const [id, input] of targets) node.connect(slotOf(node.outputs, "MODEL"), graph.getNodeById(id), input);
+  for (const target of targets) connect(graph, [node.id, slotOf(node.outputs, "MODEL")], target);
   return node;
 }
 
@@ -85,9 +88,9 @@ function report(graph, sampler) {
   const [slot, model] = [latentSlot(sampler), modelLink(sampler)];
   const targets = linksOf(sampler, slot).map((link) => [link.target_id, link.target_slot]);
   const node = add(graph, REPORT_NODE, [sampler.pos[0] + sampler.size[0] + GAP, sampler.pos[1]]);
-  graph.getNodeById(model.origin_id).connect(model.origin_slot, node, slotOf(node.inputs, "MODEL"));
+  connect(graph, [model.origin_id, model.origin_slot], [node.id, slotOf(node.inputs, "MODEL")]);
   sampler.connect(slot, node, slotOf(node.inputs, "LATENT"));
-  for (const [id, input] of targets) node.connect(slotOf(node.outputs, "LATENT"), graph.getNodeById(id), input);
+  for (const target of targets) connect(graph, [node.id, slotOf(node.outputs, "LATENT")], target);
   return node;
 }
 
@@ -101,7 +104,7 @@ function compare(graph, decoder) {
   const [bottom, right] = [1, 0].map((k) => Math.max(...graph._nodes.map((one) => one.pos[k] + one.size[k])));
   const added = [];
   const branch = new Branch((copy, original) => {
-    copy.title = word("menu.full", { title: original.title });
+    if (original.title) copy.title = word("menu.full", { title: original.title });
     copy.pos = [original.pos[0], original.pos[1]];
     added.push(copy);
   });

@@ -6,7 +6,7 @@ const VOTES = "rapid.votes:";
 const MOST_VOTES = 1000; // of one node
 const Z = 1.96; // of a 95 % interval
 
-const unkept = new WeakMap(); // of nodes in graphs that have no id of their own
+const unkept = new WeakMap(); // of nodes whose votes the browser does not keep
 
 function boxOf(node) {
   const graph = graphOf(node);
@@ -15,10 +15,10 @@ function boxOf(node) {
 
 // Fingerprint of a pair -> "a", "b" or "same".
 export function votesOf(node) {
+  if (unkept.has(node)) return unkept.get(node);
   const box = boxOf(node);
-  if (!box) return unkept.get(node) ?? {};
   try {
-    return JSON.parse(localStorage.getItem(box)) ?? {};
+    return (box && JSON.parse(localStorage.getItem(box))) || {};
   } catch {
     return {}; // pages may be denied a storage
   }
@@ -35,11 +35,13 @@ export function noVotes(node) {
 
 function put(node, votes) {
   const box = boxOf(node);
-  if (!box) unkept.set(node, votes);
+  unkept.set(node, votes);
   try {
-    if (box) localStorage.setItem(box, JSON.stringify(votes));
+    if (!box) return; // the graph has no id of its own
+    localStorage.setItem(box, JSON.stringify(votes));
+    unkept.delete(node);
   } catch {
-    unkept.set(node, votes); // the browser's room is used up
+    // The browser's room is used up: they last until the page is closed.
   }
 }
 

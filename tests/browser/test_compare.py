@@ -90,6 +90,7 @@ def test_a_blind_comparison_tells_nothing_before_the_vote_and_counts_it(graph):
     panel.get_by_role("button", name="No difference").click()
     assert f"B was preferred in {b} of 1" in panel.inner_text()
     assert "1 without a preference" in panel.inner_text()
+    page.look_at("RAPID_Compare")  # it has grown since, and its end may be out of the window
     panel.get_by_role("button", name="Forget votes").click()
     assert "without a preference" not in panel.inner_text()
 
@@ -106,6 +107,25 @@ def test_the_interval_of_votes_is_wilsons(graph):
     assert figures[1] == pytest.approx((0.0, 0.4345), abs=1e-3)
     assert figures[2] == pytest.approx((0.5655, 1.0), abs=1e-3)
     assert figures[3] == (None, None)
+
+
+def test_a_vote_counts_where_the_browser_keeps_nothing(graph):
+    """As where its room is used up, or a page may keep nothing."""
+    page = graph()
+    found = page.do(
+        """async () => { const { keepVote, noVotes, tally, votesOf } = await import("/extensions/rapid/votes.js");
+        const node = { id: 3, graph: { id: "5a3d8c1e-3f57-4c0e-9d0a-6f1f6f2f7b11" } };
+        const before = Storage.prototype.setItem, a = () => tally(votesOf(node)).a, counts = [];
+        keepVote(node, "first", "a"); counts.push(a());
+        Storage.prototype.setItem = () => { throw new DOMException("full", "QuotaExceededError") };
+        keepVote(node, "second", "a"); counts.push(a());
+        keepVote(node, "third", "a"); counts.push(a());
+        Storage.prototype.setItem = before;
+        keepVote(node, "fourth", "a"); counts.push(a());
+        noVotes(node); counts.push(a());
+        return counts }"""
+    )
+    assert found == [1, 2, 3, 4, 0]
 
 
 def test_a_comparison_speaks_the_users_language(graph):

@@ -236,6 +236,24 @@ def test_a_line_does_not_go_to_the_node_of_its_number_in_another_workflow(graph,
     page.page.wait_for_function(f"() => ({LINES})().length === 0")
 
 
+def test_a_line_stays_where_the_run_of_another_workflow_ends_early(graph):
+    page = graph()
+    page.load(opened("demo_sd3"))
+    page.run()
+    other = page.latest
+    page.load(opened("demo_flux"))
+    broken(page, "KSampler", "seed", 71)  # else the server has it all
+    page.run()
+    page.page.wait_for_function(f"() => ({LINES})().length === 1")
+    end = """async run => { const { api } = await import("/scripts/api.js");
+      api.dispatchEvent(new CustomEvent("execution_interrupted", { detail: { prompt_id: run } }));
+      await new Promise(then => setTimeout(then, 1000)) }"""
+    page.do(end, other)
+    assert len(page.do(LINES)) == 1
+    page.do(end, page.latest)
+    assert page.do(LINES) == []
+
+
 def test_a_line_is_of_the_node_that_is_there_where_its_model_was_made_for_another_workflow(graph):
     """The server keeps what nodes gave, and does not ask how they are numbered."""
     page = graph()

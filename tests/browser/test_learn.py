@@ -43,6 +43,22 @@ def test_it_learns_from_the_first_pictures_and_the_list_shows_and_forgets_it(gra
     page.page.keyboard.press("Escape")
 
 
+def test_an_entry_stays_usable_where_the_server_does_not_answer(graph):
+    page = graph()
+    entry = dict(name="a.safetensors", size=2048, modified=0, pictures=4, error=None)
+    entry |= dict(family="Flux", patched=False, sampler="euler", steps=12, guidance="cfg 1")
+    answers = [lambda route: route.fulfill(json=[entry])]
+    gone = lambda route: route.abort()  # noqa: E731
+    page.page.route("**/rapid/learned**", lambda r: (answers.pop() if answers else gone)(r))
+    page.do("() => app.extensionManager.command.execute('Comfy.ShowSettingsDialog')")
+    page.page.get_by_text("RAPID", exact=True).first.click()
+    page.page.wait_for_selector(ROWS)
+    page.page.click(f"{ROWS} button")
+    page.page.get_by_text("The list could not be read").wait_for(timeout=10_000)
+    page.page.unroute("**/rapid/learned**")
+    page.page.keyboard.press("Escape")
+
+
 @pytest.fixture
 def calibration(workflow):
     """RAPID Calibrate in the place of RAPID Accelerate and the sampler, with a preview of its plot."""

@@ -41,6 +41,29 @@ TWO_SAMPLERS = f"""() => {{ {FIND} app.graph.remove(f("RAPID_Report"));
     const l = app.graph.getLink(s.inputs[s.findInputSlot(name)].link);
     app.graph.getNodeById(l.origin_id).connect(l.origin_slot, t, name) }} }}"""
 
+# A second sampler on the loader's model, with a report of its own; nothing of RAPID's before it.
+OTHER_RUN = f"""() => {{ {FIND} const [u, s] = ["UNETLoader", "KSampler"].map(f);
+  const [t, r] = ["KSampler", "RAPID_Report"].map(kind => LiteGraph.createNode(kind));
+  for (const n of [t, r]) app.graph.add(n);
+  [t.title, r.title] = ["other", "other report"]; t.pos = [1800, 900]; r.pos = [2300, 900];
+  u.connect(0, t, 0); u.connect(0, r, 0); t.connect(0, r, "latent") }}"""
+# The seed comes over a link, and all from the loaders to the picture is a subgraph, which is opened.
+INSIDE = f"""kinds => {{ {FIND} const seed = LiteGraph.createNode("PrimitiveInt"), s = f("KSampler");
+  app.graph.add(seed); seed.pos = [-900, -600]; seed.widgets[0].value = 7; seed.widgets[1].value = "fixed";
+  seed.connect(0, s, s.findInputSlot("seed"));
+  const some = app.graph._nodes.filter(n => kinds.includes(n.type));
+  app.canvas.selectItems(some);
+  const {{ node, subgraph }} = app.graph.convertToSubgraph(new Set(some));
+  app.canvas.openSubgraph(subgraph, node) }}"""
+INNER_TITLE = """kind => { const c = app.canvas, r = c.canvas.getBoundingClientRect();
+  const n = c.graph._nodes.find(n => n.type === kind), [x, y] = [n.pos[0] + 60, n.pos[1] - 14];
+  return [(x + c.ds.offset[0]) * c.ds.scale + r.left, (y + c.ds.offset[1]) * c.ds.scale + r.top] }"""
+# Links of the open subgraph; "in" and "out" for its own inputs and outputs.
+INNER_LINKS = """() => [...app.canvas.graph._links.values()].map(l => { const g = app.canvas.graph;
+  const [from, to] = [g.getNodeById(l.origin_id), g.getNodeById(l.target_id)];
+  return [from?.title ?? "in", to?.title ?? "out",
+    to?.inputs[l.target_slot].name ?? g.outputs[l.target_slot].name] })"""
+
 
 def choose(page, entry):
     """Choose an entry of the menu that a right click has opened."""
@@ -231,3 +254,103 @@ def test_compare_with_full_copies_every_sampler_on_the_way_and_says_what_it_need
     choose(page, "Compare with full")
     page.page.get_by_text("Compare with full needs a sampler and a VAE Decode").first.wait_for()
     assert not page.do("() => app.graph._nodes.some(n => n.type === 'RAPID_Compare')")
+
+
+@BOTH
+def test_a_report_of_another_sampler_stays_where_it_is(graph, vue):
+    """It tells the time of that one's full run."""
+    page = graph(**{"Comfy.VueNodes.Enabled": vue})
+    page.load(examples.opened("demo_flux"))
+    page.do(PLAIN)
+    page.do(OTHER_RUN)
+    right_click(page, "KSampler")
+    choose(page, "Insert RAPID Accelerate")
+    links = page.do(LINKS)
+    for link in (
+        ["RAPID Accelerate", "KSampler", "model"],
+        ["RAPID Accelerate", "RAPID Report", "model"],
+        ["Load Diffusion Model", "other", "model"],
+        ["Load Diffusion Model", "other report", "model"],
+    ):
+        assert link in links
+    assert mine(page) == []
+
+
+@BOTH
+def test_compare_with_full_inside_a_subgraph_takes_what_comes_from_outside(graph, vue):
+    """Without it both pictures would have seeds of their own, and the copy no prompt."""
+    page = graph(**{"Comfy.VueNodes.Enabled": vue})
+    workflow = examples.opened("demo_flux")
+    for node in workflow["nodes"]:
+        if node["type"] == "KSampler":
+            node["widgets_values"][:3] = [1, "randomize", 8]
+        if node["type"] == "EmptySD3LatentImage":
+            node["widgets_values"][:2] = [128, 128]
+    page.load(workflow)
+    page.do(
+        f"() => {{ {FIND} app.graph.remove(f('RAPID_Report')); f('KSampler').connect(0, f('VAEDecode'), 0) }}"
+    )
+    page.do(INSIDE, ["RAPID_Accelerate", "KSampler", "VAEDecode"])
+    page.look_at("RAPID_Accelerate")
+    page.page.wait_for_timeout(500)
+    page.page.mouse.click(*page.do(INNER_TITLE, "RAPID_Accelerate"), button="right")
+    choose(page, "Compare with full")
+    links = page.do(INNER_LINKS)
+    for name in ("model", "seed", "positive", "negative", "latent_image"):
+        assert ["in", "KSampler · full", name] in links
+    assert ["in", "VAE Decode · full", "vae"] in links
+    assert len([link for link in links if link[2] in ("record_a", "record_b")]) == 2
+    page.page.wait_for_timeout(1000)
+    page.run()
+    about = page.outputs("RAPID_Compare")["rapid_compare"][0]
+    assert about["record_a"]["full"] and about["record_b"]["skipped"] > 0
+    assert 30 < about["psnr"] < 90
+    assert mine(page) == []
+
+
+def test_a_report_is_put_before_the_output_of_a_subgraph(graph):
+    page = graph()
+    page.load(examples.opened("demo_flux"))
+    page.do(
+        f"() => {{ {FIND} app.graph.remove(f('RAPID_Report')); f('KSampler').connect(0, f('VAEDecode'), 0) }}"
+    )
+    page.do(INSIDE, ["UNETLoader", "RAPID_Accelerate", "KSampler"])
+    page.look_at("RAPID_Accelerate")
+    page.page.wait_for_timeout(500)
+    page.page.mouse.click(*page.do(INNER_TITLE, "RAPID_Accelerate"), button="right")
+    choose(page, "Add RAPID Report")
+    links = page.do(INNER_LINKS)
+    assert ["KSampler", "RAPID Report", "latent"] in links
+    assert [(a, b) for a, b, _ in links if b == "out"] == [("RAPID Report", "out")]
+    assert mine(page) == []
+
+
+@BOTH
+def test_reroute_nodes_are_part_of_the_way(graph, vue):
+    """The page's own ones, which have an input of any type and are no nodes of the server's."""
+    page = graph(**{"Comfy.VueNodes.Enabled": vue})
+    page.load(examples.opened("demo_flux"))
+    page.do(
+        f"""() => {{ {FIND} const [a, s, d] = ["RAPID_Accelerate", "KSampler", "VAEDecode"].map(f);
+        app.graph.remove(f("RAPID_Report"));
+        for (const [from, to, input] of [[a, s, "model"], [s, d, "samples"]]) {{
+          const r = LiteGraph.createNode("Reroute"); app.graph.add(r); r.title = input; r.pos = [to.pos[0], -600];
+          from.connect(0, r, 0); r.connect(0, to, input) }} }}"""
+    )
+    right_click(page, "KSampler")
+    page.page.get_by_text("Clone", exact=True).filter(visible=True).first.wait_for()
+    entry = page.page.get_by_text("Insert RAPID Accelerate", exact=True).filter(visible=True)
+    assert not entry.count()  # there is one before it
+    page.page.keyboard.press("Escape")
+    page.page.mouse.click(800, 850)
+    right_click(page, "RAPID_Accelerate")
+    choose(page, "Compare with full")
+    links = page.do(LINKS)
+    for link in (
+        ["Load Diffusion Model", "model · full", ""],
+        ["model · full", "KSampler · full", "model"],
+        ["KSampler · full", "RAPID Report", "latent"],
+        ["samples · full", "VAE Decode · full", "samples"],
+    ):
+        assert link in links
+    assert mine(page) == []

@@ -422,6 +422,43 @@ def test_the_published_sizes_are_read_off_the_shapes(comfy_host):
     assert {name: t.shape for name, t in ours.items()} == {n: t.shape for n, t in theirs.items()}
 
 
+def test_a_file_that_comfyui_saved_is_read_again(tiny, models, load):
+    """By its node Save Diffusion Model, as after merging a LoRA."""
+    from comfy_extras.nodes_model_merging import ModelSave
+
+    saver = ModelSave()
+    saver.output_dir = str(models)
+    saver.save(tiny, "lumina-saved")
+    (path,) = models.glob("lumina-saved*.safetensors")
+    kept = load(path.name).model.diffusion_model.state_dict()
+    path.unlink()
+    whole = tiny.model.diffusion_model.state_dict()
+    assert kept.keys() == whole.keys()
+    assert all(torch.equal(kept[name], value) for name, value in whole.items())
+
+
+def test_a_file_in_8_bits_without_scales_draws_what_its_values_say(files, folder, load):
+    weights = load_file(folder / "diffusion_pytorch_model.safetensors")
+    few = {name: tensor.to(torch.float8_e4m3fn) for name, tensor in weights.items()}
+    save_file(few, files / "fp8.safetensors")
+    save_file({name: tensor.float() for name, tensor in few.items()}, files / "fp32.safetensors")
+    settings = {**SETTINGS, **conditionings(), "steps": 2}
+    wanted = sample(load("lumina-test/fp32.safetensors"), **settings)
+    assert difference(wanted, sample(load("lumina-test/fp8.safetensors"), **settings)) < 1e-3
+
+
+@pytest.mark.parametrize("mark", ["scale_weight", "weight_scale", "comfy_quant"])
+def test_a_file_in_8_bits_with_scales_is_refused(files, folder, load, mark):
+    """Without its scales its weights are others."""
+    weights = load_file(folder / "diffusion_pytorch_model.safetensors")
+    layer = "layers.0.attn1.to_q"
+    weights[f"{layer}.weight"] = weights[f"{layer}.weight"].to(torch.float8_e4m3fn)
+    weights[f"{layer}.{mark}"] = torch.tensor([0.5])
+    save_file(weights, files / "scaled.safetensors")
+    with pytest.raises(ValueError, match=f"scaled.safetensors.*{layer}.{mark}"):
+        load("lumina-test/scaled.safetensors")
+
+
 OTHERS = {
     "Lumina-Next in its authors' own layout": {"layers.0.attention.wk_y.weight": (4, 4)},
     "Lumina Image 2.0 in diffusers' layout": {"context_refiner.0.attn.to_q.weight": (4, 4)},
@@ -511,8 +548,7 @@ def gemma():
     return model
 
 
-@pytest.fixture(scope="module")
-def spiece():
+def tokenizer(size):
     """A tokenizer with Gemma's special tokens, learned of a few words."""
     words = "a red cat sits on the blue mat under green trees while big round dogs run over walls"
     chosen = random.Random(0)
@@ -521,7 +557,7 @@ def spiece():
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(lines),
         model_writer=out,
-        vocab_size=200,
+        vocab_size=size,
         model_type="bpe",
         pad_id=0,
         eos_id=1,
@@ -534,6 +570,11 @@ def spiece():
         minloglevel=2,
     )
     return out.getvalue()
+
+
+@pytest.fixture(scope="module")
+def spiece():
+    return tokenizer(200)
 
 
 @pytest.fixture
@@ -593,6 +634,88 @@ def test_a_file_with_a_head_and_a_tokenizer_inside_is_read(encoders, gemma, spie
 def test_a_missing_tokenizer_is_named(encoders, gemma, load_text):
     saved(encoders, gemma, None)
     with pytest.raises(ValueError, match=r"no tokenizer\.model for model\.safetensors"):
+        load_text("gemma/model.safetensors")
+
+
+def test_an_encoder_that_lacks_tensors_is_refused(encoders, gemma, spiece, load_text):
+    saved(encoders, gemma, spiece)
+    weights = load_file(encoders / "model.safetensors")
+    del weights["layers.2.mlp.up_proj.weight"]
+    save_file(weights, encoders / "model.safetensors")
+    with pytest.raises(ValueError, match=r"lacks 1 of the \d+ tensors.*layers\.2\.mlp\.up_proj"):
+        load_text("gemma/model.safetensors")
+
+
+def test_an_encoder_in_8_bits_with_scales_is_refused(encoders, gemma, spiece, load_text):
+    saved(encoders, gemma, spiece)
+    weights = load_file(encoders / "model.safetensors")
+    weights["layers.1.mlp.up_proj.scale_weight"] = torch.tensor([0.5])
+    save_file(weights, encoders / "model.safetensors")
+    with pytest.raises(ValueError, match="layers.1.mlp.up_proj.scale_weight"):
+        load_text("gemma/model.safetensors")
+
+
+def test_a_config_of_another_encoder_beside_changes_nothing(encoders, gemma, spiece, load_text):
+    """As where several encoders lie in one folder."""
+    saved(encoders, gemma, spiece)
+    first = load_text("gemma/model.safetensors")
+    config = json.loads((encoders / "config.json").read_text())
+    other = {**config, "model_type": "gemma2", "num_key_value_heads": 4}
+    (encoders / "config.json").write_text(json.dumps(other))
+    second = load_text("gemma/model.safetensors")
+    tokens = first.tokenize("a red cat")
+    wanted, found = first.encode_from_tokens(tokens), second.encode_from_tokens(tokens)
+    assert difference(wanted, found) < 1e-6
+
+
+def test_an_encoder_that_comfyui_saved_is_read_again(encoders, gemma, spiece, load_text):
+    """By its node CLIP Save, which puts the tokenizer into the file."""
+    from comfy_extras.nodes_model_merging import CLIPSave
+
+    saved(encoders, gemma, spiece)
+    first = load_text("gemma/model.safetensors")
+    (encoders / "tokenizer.model").unlink()
+    saver = CLIPSave()
+    saver.output_dir = str(encoders)
+    saver.save(first, "again")
+    (path,) = encoders.glob("again*.safetensors")
+    second = load_text(f"gemma/{path.name}")
+    tokens = first.tokenize("a red cat")
+    assert second.tokenize("a red cat") == tokens
+    assert torch.equal(first.encode_from_tokens(tokens), second.encode_from_tokens(tokens))
+
+
+def test_the_host_can_load_an_encoder_once_more(encoders, gemma, spiece, load_text):
+    """It does so for hooks on a CLIP, and for a second device."""
+    saved(encoders, gemma, spiece)
+    clip = load_text("gemma/model.safetensors")
+    reload, given = clip.patcher.cached_patcher_init
+    again = reload(*given, disable_dynamic=True)
+    assert again.model is not clip.patcher.model and again.is_clip
+    wanted, kept = clip.patcher.model.state_dict(), again.model.state_dict()
+    assert wanted.keys() == kept.keys()
+    assert all(torch.equal(kept[name], value) for name, value in wanted.items())
+
+
+def test_an_embedding_whose_name_has_capitals_is_found(encoders, gemma, spiece, load_text):
+    import folder_paths
+
+    saved(encoders, gemma, spiece)
+    folder = Path(folder_paths.get_folder_paths("embeddings")[0])
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({"gemma_2b": torch.randn(2, 48)}, folder / "MyStyle.safetensors")
+    clip = load_text("gemma/model.safetensors")
+    texts = ("A red embedding:MyStyle Cat", "a red embedding:MyStyle cat")
+    first, second = (clip.tokenize(text)["gemma_2b"][0] for text in texts)
+    (folder / "MyStyle.safetensors").unlink()
+    assert sum(torch.is_tensor(token) for token, _ in first) == 2
+    words = [[token for token, _ in tokens if isinstance(token, int)] for tokens in (first, second)]
+    assert words[0] == words[1]
+
+
+def test_a_tokenizer_of_another_encoder_is_refused(encoders, gemma, load_text):
+    saved(encoders, gemma, tokenizer(80))
+    with pytest.raises(ValueError, match=r"has 80 tokens, the encoder 200: .* another encoder"):
         load_text("gemma/model.safetensors")
 
 

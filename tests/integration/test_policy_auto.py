@@ -278,6 +278,28 @@ def test_the_node_runs_again_when_a_file_of_some_model_comes_or_changes(
         assert node.fingerprint_inputs(**given) == given.get("policy_file", "auto")
 
 
+@pytest.mark.parametrize("over_a_link", ["mode", "policy_file"])
+def test_the_node_runs_again_for_a_file_where_a_choice_comes_over_a_link(
+    comfy_host, saved, tiny_flux, weights_of, over_a_link
+):
+    """The host gives None for it; what comes may be auto, or the file's name."""
+    node = comfy_host.nodes.NODE_CLASS_MAPPINGS["RAPID_Accelerate"]
+    before = node.fingerprint_inputs(**{over_a_link: None})
+    path = saved(weights=weights_of(tiny_flux), age=10)
+    came = node.fingerprint_inputs(**{over_a_link: None})
+    os.utime(path)
+    changed = node.fingerprint_inputs(**{over_a_link: None})
+    assert before != came != changed == node.fingerprint_inputs(**{over_a_link: None})
+
+
+def test_load_policy_reads_a_file_again_whose_name_comes_over_a_link(comfy_host, saved):
+    node = comfy_host.nodes.NODE_CLASS_MAPPINGS["RAPID_LoadPolicy"]
+    path = saved(age=10)
+    before = node.fingerprint_inputs(policy=None)
+    os.utime(path)
+    assert node.fingerprint_inputs(policy=None) != before
+
+
 def test_a_name_that_is_not_there_is_refused_before_anything_runs(comfy_host, saved):
     node = comfy_host.nodes.NODE_CLASS_MAPPINGS["RAPID_Accelerate"]
     saved()

@@ -33,6 +33,7 @@ OTHERS = {
     "decoder.conv_in.weight": "a VAE",
     "first_stage_model.decoder.conv_in.weight": "a checkpoint of another model",
 }
+SAVED = "model.diffusion_model."  # in front of names in a file that the host has saved
 HOSTS_NAMES = {"Lumina2": "Lumina Image 2.0", "ZImage": "Z-Image"}
 
 
@@ -65,12 +66,19 @@ def read(path: Path) -> dict[str, Tensor]:
     return weights
 
 
+def inside(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin so, without that; all where none does."""
+    found = {n.removeprefix(prefix): value for n, value in weights.items() if n.startswith(prefix)}
+    return found or dict(weights)
+
+
 def read_network(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors of a Lumina-Next network and its config.json, empty where there is none beside it.
     Raises ValueError for another model, and where shards are missing."""
-    weights = read(path)
+    whole = read(path)
+    weights = inside(whole, SAVED)
     if any(name not in weights for name in OURS):
-        what = what_it_is(weights)
+        what = what_it_is(whole)
         raise ValueError(
             f"{path.name} is {what}. RAPID Load Lumina-Next takes Lumina-Next-T2I or "
             f"Lumina-Next-SFT in diffusers' layout: the files in the folder transformer of "
@@ -87,6 +95,34 @@ def config_beside(path: Path) -> dict[str, Any]:
         return _json(file) if file.is_file() else {}
     except ValueError:
         return {}
+
+
+def check_tensors(
+    expected: Mapping[str, Tensor], weights: Mapping[str, Tensor], name: str, what: str
+) -> None:
+    """Raise ValueError for a file whose tensors are not those of its model. expected: the model's, by
+    name; name: of the file; what: the model, with its layout."""
+    missing = [key for key in expected if key not in weights]
+    if missing:
+        raise ValueError(
+            f"{name} lacks {len(missing)} of the {len(expected)} tensors of a {what}, {missing[0]} "
+            f"among them: the file is incomplete. Download it again, with all its parts."
+        )
+    for key, value in expected.items():
+        if weights[key].shape != value.shape:
+            raise ValueError(
+                f"{name} has {key} of shape {tuple(weights[key].shape)}, where {tuple(value.shape)} "
+                f"fits its other tensors: this is no {what}."
+            )
+    # Without its scales, say, a layer would compute something else.
+    layers = {key.rpartition(".")[0] for key in expected} - {""}
+    more = [key for key in weights if key not in expected and key.rpartition(".")[0] in layers]
+    if more:
+        raise ValueError(
+            f"{name} has {more[0]}, which a {what} does not have: its weights are kept in a way that "
+            f"is not read here, as in 8 bits with scales. Take the file in 16 bits, or in 8 bits "
+            f"without scales."
+        )
 
 
 def what_it_is(weights: Mapping[str, Tensor]) -> str:

@@ -19,10 +19,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from .config import LuminaNextConfig, config_of
-from .files import read_network
+from .files import check_tensors, read_network
 from .network import LuminaNextDiT
 
 GUIDED_CHANNELS = 3  # of the latent, as published
+LAYOUT = "Lumina-Next model in diffusers' layout"
 
 
 class LuminaNextModel(BaseModel):
@@ -124,7 +125,7 @@ def build(
     cast = management.unet_manual_cast(dtype, device, supported)
     settings.set_inference_dtype(dtype, cast)
     model = settings.get_model({}, "")
-    _check_shapes(model.diffusion_model, weights, name)
+    check_tensors(model.diffusion_model.state_dict(), weights, name, LAYOUT)
     kind = comfy.model_patcher.ModelPatcher
     if not disable_dynamic:
         kind = getattr(comfy.model_patcher, "CoreModelPatcher", kind)  # older hosts have one kind
@@ -134,22 +135,6 @@ def build(
     dynamic = hasattr(patcher, "is_dynamic") and patcher.is_dynamic()
     model.load_model_weights(dict(weights), "", **({"assign": True} if dynamic else {}))
     return patcher
-
-
-def _check_shapes(network: Any, weights: Mapping[str, Tensor], name: str) -> None:
-    expected = {key: tuple(value.shape) for key, value in network.state_dict().items()}
-    missing = [key for key in expected if key not in weights]
-    if missing:
-        raise ValueError(
-            f"{name} lacks {len(missing)} of the {len(expected)} tensors of a Lumina-Next model, "
-            f"{missing[0]} among them: the file is incomplete. Download it again, with all its parts."
-        )
-    for key, shape in expected.items():
-        if tuple(weights[key].shape) != shape:
-            raise ValueError(
-                f"{name} has {key} of shape {tuple(weights[key].shape)}, where {shape} fits its "
-                f"other tensors: this is no Lumina-Next model in diffusers' layout."
-            )
 
 
 def guide_first_channels(patcher: Any) -> Any:

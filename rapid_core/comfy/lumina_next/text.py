@@ -5,6 +5,7 @@ cut after 256 tokens, as in the published pipeline."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy
 import torch
 from comfy.ldm.common_dit import rms_norm
 from comfy.model_management import cast_to
+from comfy.ops import disable_weight_init
 from comfy.sd1_clip import SD1ClipModel, SD1Tokenizer, SDClipModel, SDTokenizer
 from comfy.supported_models_base import ClipTarget
 from comfy.text_encoders.llama import BaseLlama, Gemma2_2B_Config, Llama2_, RMSNorm
@@ -24,11 +26,14 @@ from comfy.utils import calculate_parameters
 from torch import Tensor, nn
 
 from .config import BLOCK
-from .files import config_beside, read, what_it_is
+from .files import check_tensors, config_beside, inside, read, what_it_is
 
 MAX_TOKENS = 256
+MODEL_TYPE = "gemma"  # in a published config.json
 NAME = "gemma_2b"
 PREFIX = "model."  # of names in a file with the language model's head, and of the host's
+SAVED = f"{NAME}.transformer."  # in front of names in a file that the host has saved
+LAYOUT = "Gemma of version 1 in transformers' layout"
 TOKENIZER = "tokenizer.model"
 IN_FILE = "spiece_model"  # the host's name of a tokenizer inside a file of weights
 # Tensors that Gemma has none of, and what they tell.
@@ -114,7 +119,11 @@ class GemmaTokenizer(SDTokenizer):
 
     def tokenize_with_weights(self, text: str, *args: Any, **named: Any) -> list:
         """Tokens of one prompt."""
-        batches = super().tokenize_with_weights(text.lower().strip(), *args, **named)
+        parts = re.split(rf"({self.embedding_identifier}\S+)", text)
+        lowered = "".join(
+            p if i % 2 else p.lower() for i, p in enumerate(parts)
+        )  # no names of files
+        batches = super().tokenize_with_weights(lowered.strip(), *args, **named)
         return [batch[:MAX_TOKENS] for batch in batches]
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -168,31 +177,48 @@ def target(sizes: Mapping[str, int]) -> ClipTarget:
     return ClipTarget(Tokenizer, Text)
 
 
-def load(path: Path) -> Any:
+def load(path: Path, disable_dynamic: bool = False) -> Any:
     """CLIP of a file, or of all shards that belong to it. Raises ValueError where it is no Gemma of
-    version 1, where shards are missing, or where there is no tokenizer."""
+    version 1, where shards or tensors are missing, or where there is no tokenizer that fits.
+    disable_dynamic: the host asks for it when it loads an encoder once more."""
     weights = read(path)
-    inside = weights.pop(IN_FILE, None)
+    tokenizer = weights.pop(IN_FILE, None)
+    weights = inside(weights, SAVED)
     weights = {name.removeprefix(PREFIX): value for name, value in weights.items()}
     _check(weights, path.name)
     sizes = sizes_of(weights, config_beside(path))
-    tokenizer = _tokenizer_beside(path) if inside is None else inside
-    return comfy.sd.CLIP(
+    network = Gemma(sizes, torch.float16, "meta", disable_weight_init)  # only for its shapes
+    expected = {n.removeprefix(PREFIX): value for n, value in network.state_dict().items()}
+    check_tensors(expected, weights, path.name, LAYOUT)
+    if tokenizer is None:
+        tokenizer = _tokenizer_beside(path)
+    _check_tokenizer(tokenizer, sizes["vocab_size"], path.name)
+    clip = comfy.sd.CLIP(
         target(sizes),
         embedding_directory=folder_paths.get_folder_paths("embeddings"),
         parameters=calculate_parameters(weights),
         tokenizer_data={IN_FILE: tokenizer, "width": sizes["hidden_size"]},
         state_dict=[{PREFIX + name: value for name, value in weights.items()}],
+        **({"disable_dynamic": True} if disable_dynamic else {}),  # older hosts have one kind
     )
+    clip.patcher.cached_patcher_init = (load_patcher, (path,))
+    return clip
+
+
+def load_patcher(path: Path, disable_dynamic: bool = False) -> Any:
+    """What the host loads where it needs an encoder's weights once more: for hooks on a CLIP, and for
+    another device. Raises ValueError as `load`."""
+    return load(path, disable_dynamic).patcher
 
 
 def sizes_of(weights: Mapping[str, Tensor], beside: Mapping[str, Any]) -> dict[str, int]:
-    """Sizes of an encoder by its weights, as in `GemmaConfig`. beside: its config.json, or nothing;
-    without it the one head of keys and values of Gemma 2B is taken."""
+    """Sizes of an encoder by its weights, as in `GemmaConfig`. beside: the config.json in its folder,
+    or nothing; without one of a Gemma the one head of keys and values of Gemma 2B is taken."""
     vocabulary, hidden = weights["embed_tokens.weight"].shape
     queries = weights["layers.0.self_attn.q_proj.weight"].shape[0]
     keys = weights["layers.0.self_attn.k_proj.weight"].shape[0]
-    kv_heads = int(beside.get("num_key_value_heads") or 1)
+    own = beside.get("model_type") == MODEL_TYPE
+    kv_heads = int((own and beside.get("num_key_value_heads")) or 1)
     return {
         "vocab_size": vocabulary,
         "hidden_size": hidden,
@@ -216,6 +242,17 @@ def _check(weights: Mapping[str, Tensor], name: str) -> None:
             f"{name} is {other}. RAPID Load Lumina-Next Text Encoder takes Gemma 2B of version 1 in "
             f"transformers' layout: google/gemma-2b, or the folder text_encoder of "
             f"Alpha-VLLM/Lumina-Next-SFT-diffusers."
+        )
+
+
+def _check_tokenizer(data: Tensor, vocabulary: int, name: str) -> None:
+    """Raise ValueError for the tokenizer of another encoder. vocabulary: tokens that have embeddings,
+    some of which may be reserved."""
+    pieces = SPieceTokenizer(data).tokenizer.get_piece_size()
+    if not vocabulary // 2 < pieces <= vocabulary:
+        raise ValueError(
+            f"The {TOKENIZER} for {name} has {pieces} tokens, the encoder {vocabulary}: it is of another "
+            f"encoder. Put Gemma's {TOKENIZER} and the encoder into a folder of their own."
         )
 
 
