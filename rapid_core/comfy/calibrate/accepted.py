@@ -34,8 +34,8 @@ def checked_name(name: str) -> str:
         return plain
     raise ValueError(
         f"{NAME}: name = {name!r} was given; accepted is the name of a file without a folder: up to "
-        "80 letters, digits, spaces and . _ - + ( ), the first one a letter or a digit. It will lie in "
-        f"models/{FOLDER}."
+        "80 letters (63 Chinese ones), digits, spaces and . _ - + ( ), the first one a letter or a digit. "
+        f"It will lie in models/{FOLDER}."
     )
 
 
