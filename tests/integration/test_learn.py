@@ -22,6 +22,7 @@ def folder(learning, tmp_path, monkeypatch):
     library = learning.Library(tmp_path / "learned")
     monkeypatch.setattr(learning, "library", lambda: library)
     monkeypatch.setattr(learning, "_SHOW_NOTHING", set())
+    monkeypatch.setattr(learning, "_TRIED", set())
     monkeypatch.setattr(learning, "ENOUGH", 1)  # one test has the real number
     return tmp_path / "learned"
 
@@ -123,10 +124,14 @@ def test_few_pictures_of_other_settings_do_not_stand_in_for_enough(
     learn, learning, folder, tiny_flux, monkeypatch, change
 ):
     """One changes no steps: where it stood in, settings that are changed after the first picture would
-    never be learned."""
+    never be learned. Only who comes back to settings has them drawn in full."""
     monkeypatch.setattr(learning, "ENOUGH", 2)
     learn(tiny_flux)
+    change = dict(change)
     model = with_lora(tiny_flux) if change.pop("lora", False) else tiny_flux
+    for cfg in (5.0, 5.5, 6.0):  # all others at every picture
+        assert learn(tiny_flux, cfg=cfg)[2]["learned_nearby"]["pictures"] == 1
+    assert learn(model, **change)[2]["learned_nearby"]["pictures"] == 1
     for picture in (1, 2):
         _, strip, notes = learn(model, seed=picture, **change)
         assert strip == ALL and notes["learns_now"] == {"picture": picture, "of": 2}
