@@ -72,6 +72,7 @@ def test_a_family_that_is_marked_as_unverified_is_its_family():
     [
         ("save_no_record", "nonsense"),
         ("save_no_record", {"format": "rapid-record", "version": 2}),
+        ("save_no_record", with_evaluation(3, modes=[])),
         ("save_version", record(version=1)),
         ("save_version", record(version=3)),
         ("save_unfinished", record(status="interrupted")),
