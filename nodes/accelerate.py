@@ -197,8 +197,10 @@ class Accelerate(RapidNode):
             said: list[Reason] = []
             if file is not None:
                 check_base(file, model.model)
+                if full:  # its lowest speed-up would be taken, and nothing is learned beside a file
+                    return io.NodeOutput(model)
                 technique = policy_of(file, values["speedup"])
-            elif policy_file == AUTO and values["mode"] == SPEED:
+            elif policy_file == AUTO and values["mode"] == SPEED and not full:
                 technique, said = found_policy(model, values["speedup"])
         if technique is None:
             learn = values["learn"] and values["mode"] == SPEED

@@ -2,7 +2,7 @@
 
 Several servers may use one folder. Who writes holds a lock file, reads what others have written
 meanwhile and adds to it. Whoever only reads needs none: files are replaced whole. Where nothing can
-be written, what is learned is used for as long as the process runs, and written with the next
+be written, what is learned is used for as long as the process runs, and written with a later
 picture if it can be then."""
 
 from __future__ import annotations
@@ -140,6 +140,15 @@ class Library:
             except (OSError, SafetensorError, PolicyError) as error:
                 return Reason(ReasonCode.LEARNED_NOT_KEPT, error=_words(error))
         return None
+
+    def keep(self) -> None:
+        """Write what could not be written so far, where it can be by now."""
+        with self._lock:
+            if self.folder is None:
+                return
+            for name in list(self._unkept):
+                with contextlib.suppress(OSError, SafetensorError, PolicyError):  # it was said
+                    self._keep(self.folder / f"{name}{ENDING}")
 
     def entries(self) -> list[Entry]:
         """All files, damaged ones among them, and what is in no file, by name."""
@@ -354,6 +363,7 @@ def _locked(path: Path) -> Iterator[Callable[[], None]]:
 def _take(lock: Path, own: str) -> None:
     """Make a lock file, when nobody else has one. Raises OSError."""
     deadline = time.monotonic() + PATIENCE
+    ahead: float | None = None
     while True:
         try:
             handle = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
@@ -361,9 +371,11 @@ def _take(lock: Path, own: str) -> None:
         except FileExistsError:
             if time.monotonic() > deadline:
                 raise TimeoutError("another process is writing") from None
+        if ahead is None:
+            ahead = _ahead(lock.with_name(f"{own}.part"))
         with contextlib.suppress(FileNotFoundError):
-            # Either way: clocks of servers differ, and one may have been set back.
-            if abs(time.time() - lock.stat().st_mtime) > STALE:
+            # Either way: the clock may have been set back.
+            if abs(time.monotonic() + ahead - lock.stat().st_mtime) > STALE:
                 lock.unlink()
         time.sleep(POLL)
     try:
@@ -372,3 +384,14 @@ def _take(lock: Path, own: str) -> None:
     except OSError:
         lock.unlink()
         raise
+
+
+def _ahead(probe: Path) -> float:
+    """Seconds by which the clock that dates a folder's files is ahead of this process's monotonic one:
+    clocks of servers that share a folder differ, and a lock that was just made would pass for an old
+    one. probe: a file that may be made to see it. Raises OSError."""
+    probe.touch()
+    try:
+        return probe.stat().st_mtime - time.monotonic()
+    finally:
+        probe.unlink(missing_ok=True)

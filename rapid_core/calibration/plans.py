@@ -162,6 +162,11 @@ class Calibration:
         computed = sum(sum(plan) * len(numbers) for plan, numbers in self._asked.items())
         return self.figures.again + len(self.numbers) + computed / self.steps
 
+    @property
+    def left_over(self) -> bool:
+        """Whether one of a longer effort has drawn more before: it begins with more full pictures."""
+        return not self.figures.tables.keys() <= set(self.numbers)
+
     def run(self) -> list[Chosen]:
         """The best plans that the effort finds, one a speed-up, by rising speed-up. Raises ValueError
         where pictures show numbers that are not finite."""

@@ -61,6 +61,16 @@ class State:
             if name.startswith(prefix)
         }
 
+    def check(self) -> None:
+        """Raise OSError where nothing can be kept. What another calibration of this name has kept stays
+        until the first picture of this one."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        part = _part_of(self.path)
+        try:
+            part.write_bytes(b"can this be written?")
+        finally:
+            part.unlink(missing_ok=True)
+
     def write(self, figures: Figures) -> None:
         """Keep figures. Raises OSError."""
         kept = {"version": VERSION, "inputs": self.inputs, "figures": figures.to_json()}
@@ -80,9 +90,14 @@ class State:
 def _replace(path: Path, content: bytes) -> None:
     """A file that is there whole or as it was before. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
+    part = _part_of(path)
     try:
         part.write_bytes(content)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _part_of(path: Path) -> Path:
+    """A name beside a file that nobody else has."""
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")

@@ -11,10 +11,11 @@ from typing import Any
 
 import folder_paths
 
-from ..calibration.library import Library
+from ..calibration.library import Learned, Library
 from ..calibration.model_key import ModelKey
 from ..engine.plan import HostFacts, unsafe
 from ..engine.run import Run
+from ..policy_file.gaps import sigmas_problem
 from ..reasons import ReasonCode
 from ..techniques.step_skip.schedule import SchedulePolicy
 from ..types import Policy, Reason
@@ -26,9 +27,13 @@ LEARNED = "learned"  # in it
 # and single ones have led to plans that were 3 dB farther (docs/lab.md).
 ENOUGH = 4
 
-# Names of keys whose runs were watched and showed nothing (a sampler with sigmas of its own, sigmas that
-# stand still): they are not watched again, or they would be computed in full for ever.
+# Names of keys whose runs were watched and showed nothing (a sampler with sigmas of its own): they are
+# not watched again, or they would be computed in full for ever.
 _SHOW_NOTHING: set[str] = set()
+# Names of keys of which a run has been planned while nothing was known but too few pictures of others
+# nearby: the next run is watched. So settings that stay are learned, and who tries others with every
+# picture does not have all of them drawn in full.
+_TRIED: set[str] = set()
 
 
 @functools.cache
@@ -59,7 +64,8 @@ class Lesson:
         try:
             tables = run.gap_errors()
             if not tables:
-                _SHOW_NOTHING.add(self.key.name)
+                if not run.watched:  # and not a picture of NaN, which says nothing of the next
+                    _SHOW_NOTHING.add(self.key.name)
                 return [Reason(ReasonCode.NOTHING_LEARNED)]
             failed = library().add(self.key, tables)
             return [] if failed is None else [failed]
@@ -72,8 +78,8 @@ class Lesson:
 
 def lesson_for(policies: Sequence[Policy], guider: Any, facts: HostFacts) -> Lesson:
     """The policies of a run with what is known of its model in those that learn. Until ENOUGH of its
-    pictures were watched, they compute everything and the run is watched; where that cannot be found
-    out, or a run would show nothing, they are as they were."""
+    pictures were watched, or of one nearby, they compute everything and the run is watched; where that
+    cannot be found out, or a run would show nothing, they are as they were."""
     learns = [p for p in policies if isinstance(p, SchedulePolicy) and p.learn]
     if not learns or unsafe(facts) is not None:
         return Lesson(tuple(policies))
@@ -82,16 +88,17 @@ def lesson_for(policies: Sequence[Policy], guider: Any, facts: HostFacts) -> Les
         return Lesson(tuple(policies), (key,))
     try:
         known = library().find(key)
+        library().keep()  # what could not be written before, as on a disk that was full
         notes = tuple(library().notes())
     except Exception as error:
         logging.exception("RAPID: what was learned could not be read")
         why = f"{type(error).__name__}: {error}"
         return Lesson(tuple(policies), (Reason(ReasonCode.NOT_LEARNED, why=why),))
     pictures = 0 if known is None else len(known.tables)
-    enough = known is not None and (pictures >= ENOUGH or bool(known.differs))
-    if not enough and len(policies) == 1 and key.name not in _SHOW_NOTHING:
+    if len(policies) == 1 and _shows(guider, key) and _is_asked(key, known):
+        own = 0 if known is None or known.differs else pictures
         watching = tuple(replace(p, watch=True) if p in learns else p for p in policies)
-        said = Reason(ReasonCode.LEARNS_NOW, picture=pictures + 1, of=ENOUGH)
+        said = Reason(ReasonCode.LEARNS_NOW, picture=own + 1, of=ENOUGH)
         return Lesson(watching, (*notes, said), key)
     if known is None:
         return Lesson(tuple(policies), (*notes, Reason(ReasonCode.NOTHING_LEARNED)))
@@ -101,3 +108,19 @@ def lesson_for(policies: Sequence[Policy], guider: Any, facts: HostFacts) -> Les
         said = Reason(ReasonCode.LEARNED_NEARBY, pictures=pictures, differs=differs)
     knowing = tuple(replace(p, costs=known.costs) if p in learns else p for p in policies)
     return Lesson(knowing, (*notes, said))
+
+
+def _shows(guider: Any, key: ModelKey) -> bool:
+    """Whether a full run would show what gaps cost: not where ComfyUI's own EasyCache or LazyCache skips
+    steps of it, nor where sigmas stand still."""
+    other = "easycache" in guider.model_options.get("transformer_options", {})
+    return not other and not sigmas_problem(key.sigmas) and key.name not in _SHOW_NOTHING
+
+
+def _is_asked(key: ModelKey, known: Learned | None) -> bool:
+    """Whether more pictures of a key are to be watched, by what is known of it, or of one nearby."""
+    if known is None or not known.differs:
+        return known is None or len(known.tables) < ENOUGH
+    tried = key.name in _TRIED
+    _TRIED.add(key.name)
+    return tried and len(known.tables) < ENOUGH

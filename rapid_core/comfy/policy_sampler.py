@@ -8,6 +8,7 @@ sampler. Images of a batch are sampled together, each at sigmas of its own."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -284,6 +285,11 @@ def check_run(
         raise ValueError(
             f"{NAME}: a latent of shape {tuple(x.shape)} was given; accepted are pictures and "
             "videos."
+        )
+    if not all(map(math.isfinite, ends)):  # an image at NaN would never arrive
+        raise ValueError(
+            f"{NAME}: sigmas go from {ends[0]:g} to {ends[1]:g}; accepted are finite numbers. Look at "
+            "the node that they come from."
         )
     if ends[0] < ends[1]:
         raise ValueError(

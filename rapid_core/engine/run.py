@@ -276,6 +276,11 @@ class Run:
         tables = [image.watcher.errors() for image in self.images if image.watcher is not None]
         return [table for table in tables if table is not None]
 
+    @property
+    def watched(self) -> bool:
+        """Whether an image was watched from its first step to its last, whatever it showed."""
+        return any(image.watcher is not None and image.watcher.whole for image in self.images)
+
     def finish(self) -> None:
         """Fetch what was measured last; called once when the run has ended."""
         measured = [image.unfetched() for image in self.images]

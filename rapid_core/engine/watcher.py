@@ -55,15 +55,19 @@ class Watcher:
     def errors(self) -> dict[Gap, float] | None:
         """Of every gap, as a share of the latent's mean square; None where a step was not computed,
         or numbers are not finite. Fetches from the device."""
-        steps = len(self.sigmas) - 1
-        if self.picture is None or any(step not in self.rows for step in range(steps)):
+        if self.picture is None or not self.whole:
             return None
-        rows = torch.stack([self.rows[step] for step in range(steps)]).cpu().double()
+        rows = torch.stack([self.rows[step] for step in sorted(self.rows)]).cpu().double()
         size = self.picture.cpu().double().square().mean()
         products = rows @ rows.T / rows.shape[1] / size
         if not products.isfinite().all():
             return None
         return errors_of(products.numpy(), self.sigmas)
+
+    @property
+    def whole(self) -> bool:
+        """Whether all steps were seen."""
+        return len(self.rows) == len(self.sigmas) - 1
 
     @property
     def bytes(self) -> int:

@@ -26,11 +26,25 @@ ID = re.compile(r"[0-9a-f]{32}")
 MAX_ERROR = 1e30
 
 
+def sigmas_problem(sigmas: Sequence[float]) -> str:
+    """What keeps gaps on these sigmas (N + 1,) from having a cost; nothing where all have one."""
+    sigmas = torch.tensor(sigmas, dtype=torch.float32).tolist()  # as a file has them
+    steps = len(sigmas) - 1
+    if not 2 < steps <= MAX_STEPS:
+        return f"are those of {steps} steps; accepted is 3 to {MAX_STEPS}"
+    if not all(a > b >= 0 for a, b in itertools.pairwise(sigmas)):
+        return "do not fall from step to step; accepted are values that do and end at 0 or above"
+    formula = Spacing(sigmas)
+    if not all(formula.cost(i, i + 2) for i in range(steps - 1)):
+        return "are too near each other to tell what lies between them"
+    return ""
+
+
 def errors_tensor(table: Mapping[Gap, float], sigmas: Sequence[float]) -> Tensor:
     """The errors of a picture as a file has them. sigmas (N + 1,), falling. Raises ValueError where
     the table has other gaps than the run, an error that is none, or the run none at all."""
     steps = len(sigmas) - 1
-    problem = _sigmas_problem(torch.tensor(sigmas, dtype=torch.float32).tolist())
+    problem = sigmas_problem(sigmas)
     if problem:
         raise ValueError(f"sigmas of a watched picture {problem}")
     if table.keys() != set(gaps_of(steps)):
@@ -73,7 +87,7 @@ def pictures_of(file: PolicyFile) -> dict[str, Tensor]:
     if file.kind != "gaps":
         raise file.refusal("kind", file.kind, "gaps")
     sigmas = sigmas_of(file)
-    problem = _sigmas_problem(sigmas)
+    problem = sigmas_problem(sigmas)
     if problem:
         raise file.field_error("sigmas", problem)
     names = file.json("pictures")
@@ -92,19 +106,6 @@ def _errors(file: PolicyFile, field: str, steps: int) -> Tensor:
         values = shown(lowest if lowest < 0 else highest)
         raise file.field_error(field, f"holds {values}; accepted is 0 to {MAX_ERROR:g}")
     return errors
-
-
-def _sigmas_problem(sigmas: Sequence[float]) -> str:
-    """What keeps gaps on these sigmas from having a cost; nothing where all have one."""
-    steps = len(sigmas) - 1
-    if not 2 < steps <= MAX_STEPS:
-        return f"are those of {steps} steps; accepted is 3 to {MAX_STEPS}"
-    if not all(a > b >= 0 for a, b in itertools.pairwise(sigmas)):
-        return "do not fall from step to step; accepted are values that do and end at 0 or above"
-    formula = Spacing(sigmas)
-    if not all(formula.cost(i, i + 2) for i in range(steps - 1)):
-        return "are too near each other to tell what lies between them"
-    return ""
 
 
 def costs_of(file: PolicyFile) -> GapCosts:

@@ -85,7 +85,7 @@ def schedule_of(record: Any) -> tuple[Schedule, str]:
         raise NotSaved(Reason(ReasonCode.SAVE_VERSION, version=version, accepted=VERSION))
     try:
         return _schedule_of(record)
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         if isinstance(error, NotSaved):
             raise
         raise NotSaved(Reason(ReasonCode.SAVE_NO_RECORD)) from error

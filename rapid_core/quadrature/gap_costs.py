@@ -160,6 +160,8 @@ class GapCosts:
         disagree about a plan, what they show says little of how it ends (docs/lab.md), and one alone
         does not say how far they disagree."""
         _, *each = self._spacings(tuple(sigmas))
+        if not all(one.total(usual) for one in each):  # it skips only where sigmas stand still
+            return False
         gains = [10 * math.log10(one.total(usual) / one.total(plan)) for one in each]
         return mean(gains) >= WORTH and surely_above_zero(gains, SURE, of_next=True)
 

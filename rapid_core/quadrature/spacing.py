@@ -97,8 +97,12 @@ class Spacing:
         if self._measured is None:
             return self._length(step, following) ** POWER
         known = min(following, self._longest[step])
-        farther = self._length(step, following) / self._length(step, known)
-        return self._measured[step, known] * farther**POWER
+        if following == known:
+            return self._measured[step, known]
+        length = self._length(step, known)
+        if not length:  # sigmas stand still there: nothing was measured
+            return self._length(step, following) ** POWER
+        return self._measured[step, known] * (self._length(step, following) / length) ** POWER
 
     def _length(self, step: int, following: int) -> float:
         return abs(self._at[following] - self._at[step])

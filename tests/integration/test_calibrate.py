@@ -12,6 +12,8 @@ from rapid_testing.loras import with_lora
 from rapid_testing.sampling import empty_latent, make_conditioning, sample
 
 STEPS = 12
+# In float64 they fall, and as a file has them they do not.
+TOO_NEAR = torch.tensor([1.0, 0.9, 0.8, 0.8 - 1e-10, 0.6, 0.5, 0.4, 0.2, 0.0], dtype=torch.float64)
 
 
 @pytest.fixture
@@ -225,6 +227,84 @@ def test_other_inputs_start_anew_and_lost_latents_are_drawn_again(
     assert "of 10 at the most" in about and float(about.split("as long as ")[1].split()[0]) <= 10
 
 
+def test_a_short_one_leaves_what_a_longer_one_has_drawn(
+    calibrate, folder, drawn, interrupt, tiny_flux
+):
+    """Who is content with few for now loses nothing of the long one that was cancelled."""
+    import comfy.model_management
+
+    interrupt(14)
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        calibrate(tiny_flux, effort="normal")
+    interrupt(None)
+    before = list(drawn)
+    calibrate(tiny_flux, effort="few")
+    assert (folder / "mine.safetensors").exists()
+    drawn.clear()
+    interrupt(2)
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        calibrate(tiny_flux, effort="normal")
+    assert len(before) == 14 and len(drawn) == 2
+    assert not {(number, plan) for number, plan, _ in drawn} & {(n, plan) for n, plan, _ in before}
+
+
+def test_other_inputs_that_are_cancelled_at_once_leave_what_was_drawn(
+    calibrate, folder, drawn, interrupt, tiny_flux
+):
+    import comfy.model_management
+
+    for number, change in ((3, {}), (0, dict(cfg=2.0)), (0, {})):
+        interrupt(number)
+        with pytest.raises(comfy.model_management.InterruptProcessingException):
+            calibrate(tiny_flux, **change)
+    interrupt(None)
+    assert [number for number, *_ in drawn] == [0, 1, 2]
+    calibrate(tiny_flux)
+    assert [number for number, plan, _ in drawn if plan is None] == [0, 1, 2, 3]
+
+
+def test_inputs_are_told_by_what_other_nodes_do_to_guidance(
+    room, inputs, folder, comfy_host, tiny_flux
+):
+    """Else a finished file would pass for one of the workflow as it is now."""
+    workflow_of = room("workflow")
+    for name in ("nodes_model_advanced.py", "nodes_slg.py", "nodes_apg.py"):
+        comfy_host.load_core_nodes(name)
+
+    def told(model):
+        values = inputs(model, cfg=2.5)
+        values["latent"] = values.pop("latent_image")
+        values["positives"] = [values.pop("positive")]
+        workflow = workflow_of.Workflow(
+            **{name: v for name, v in values.items() if name not in ("name", "effort")}
+        )
+        return workflow_of.inputs_of(workflow, room("accepted").check(workflow)[0])
+
+    def with_node(node, **given):
+        return comfy_host.run_node(node, model=tiny_flux, **given)[0]
+
+    def skipping(layers, scale=3.0):
+        given = dict(start_percent=0.01, end_percent=0.15, double_layers=layers)
+        return with_node("SkipLayerGuidanceDiT", scale=scale, single_layers="", **given)
+
+    apg = dict(eta=1.0, norm_threshold=5.0, momentum=0.5)
+    models = [
+        tiny_flux,
+        with_node("RescaleCFG", multiplier=0.7),
+        with_node("RescaleCFG", multiplier=0.3),
+        skipping("0"),
+        skipping("0, 1"),
+        skipping("0", scale=2.0),
+        with_node("APG", **apg),
+        with_node("APG", **{**apg, "eta": 0.5}),
+    ]
+    different = [told(model) for model in models]
+    assert len(set(different)) == len(different)
+    assert told(with_node("RescaleCFG", multiplier=0.7)) == different[1]
+    sample(models[6], steps=STEPS, cfg=2.5)  # its running mean is another now
+    assert told(models[6]) == told(with_node("APG", **apg)) == different[6]
+
+
 def test_inputs_are_told_by_what_decides_pictures(room, inputs, folder, tiny_flux):
     workflow_of = room("workflow")
 
@@ -296,6 +376,7 @@ def test_a_mask_is_kept(calibrate, folder, tiny_flux):
         (dict(steps=6), "6 steps"),
         (dict(sigmas=torch.linspace(0, 1, 11)), "sigmas that rise"),
         (dict(sigmas=torch.tensor([1.0, 0.8, 0.8, 0.6, 0.5, 0.4, 0.3, 0.2, 0.0])), "do not fall"),
+        (dict(sigmas=TOO_NEAR), "do not fall"),
         (dict(sigmas=torch.tensor([])), "of no step"),
     ],
 )

@@ -22,6 +22,7 @@ def folder(learning, tmp_path, monkeypatch):
     library = learning.Library(tmp_path / "learned")
     monkeypatch.setattr(learning, "library", lambda: library)
     monkeypatch.setattr(learning, "_SHOW_NOTHING", set())
+    monkeypatch.setattr(learning, "_TRIED", set())
     monkeypatch.setattr(learning, "ENOUGH", 1)  # one test has the real number
     return tmp_path / "learned"
 
@@ -118,6 +119,28 @@ def test_a_lora_between_two_pictures_is_another_model_nearby(learn, folder, tiny
     assert learn(tiny_flux, positive=hooked())[2]["learned_nearby"]["differs"] == "patches"
 
 
+@pytest.mark.parametrize("change", [dict(cfg=4.0), dict(lora=True)])
+def test_few_pictures_of_other_settings_do_not_stand_in_for_enough(
+    learn, learning, folder, tiny_flux, monkeypatch, change
+):
+    """One changes no steps: where it stood in, settings that are changed after the first picture would
+    never be learned. Only who comes back to settings has them drawn in full."""
+    monkeypatch.setattr(learning, "ENOUGH", 2)
+    learn(tiny_flux)
+    change = dict(change)
+    model = with_lora(tiny_flux) if change.pop("lora", False) else tiny_flux
+    for cfg in (5.0, 5.5, 6.0):  # all others at every picture
+        assert learn(tiny_flux, cfg=cfg)[2]["learned_nearby"]["pictures"] == 1
+    assert learn(model, **change)[2]["learned_nearby"]["pictures"] == 1
+    for picture in (1, 2):
+        _, strip, notes = learn(model, seed=picture, **change)
+        assert strip == ALL and notes["learns_now"] == {"picture": picture, "of": 2}
+    assert learn(model, **change)[2]["learned"] == {"pictures": 2}
+    # The other settings have more to show now, and go on where they were.
+    assert learn(tiny_flux, seed=5)[2]["learns_now"] == {"picture": 2, "of": 2}
+    assert learn(tiny_flux, sampler="dpmpp_2m")[2]["learned_nearby"]["pictures"] == 2
+
+
 def test_two_models_in_one_graph_have_their_own(learn, folder, tiny_flux, tiny_sd3, load_tiny):
     other = load_tiny("flux", seed=11)
     for model in (tiny_flux, tiny_sd3, other):
@@ -167,6 +190,8 @@ def test_numbers_that_are_none_teach_nothing(learn, folder, tiny_flux):
         )
     )
     assert "nothing_learned" in learn(broken)[2] and not folder.exists()
+    # Nor do they say that this model never shows anything.
+    assert "learns_now" in learn(tiny_flux)[2] and learn(tiny_flux)[2]["learned"]
 
 
 def test_beside_other_nodes_nothing_is_watched(
@@ -177,6 +202,44 @@ def test_beside_other_nodes_nothing_is_watched(
     assert "nothing_learned" in notes and strip != ALL and not folder.exists()
     learn(tiny_flux)
     assert learn(region)[2]["learned"] == {"pictures": 1}
+
+
+@pytest.mark.parametrize("node", ["EasyCache", "LazyCache"])
+def test_a_cache_that_skips_by_itself_teaches_nothing(
+    learn, accelerate, record_of, comfy_host, folder, tiny_flux, node
+):
+    """What it predicts would pass for what the model does, also once it is gone."""
+    comfy_host.load_core_nodes("nodes_easycache.py")
+    settings = dict(reuse_threshold=0.2, start_percent=0.15, end_percent=0.95, verbose=False)
+    (cached,) = comfy_host.run_node(node, model=tiny_flux, **settings)
+    _, strip, notes = learn(cached)
+    assert "nothing_learned" in notes and "." in strip and not folder.exists()
+    (cached,) = comfy_host.run_node(node, model=accelerate(tiny_flux, learn=True), **settings)
+    sample(cached, steps=STEPS, cfg=2.5)  # in the other order
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("equal", [2, 3])
+def test_sigmas_that_stand_still_are_not_watched_in_vain(learn, folder, tiny_flux, equal):
+    learn(tiny_flux)  # what is near is gone by there, too
+    sigmas = torch.cat([torch.linspace(1, 0.5, 7), torch.full((equal - 1,), 0.5)])
+    sigmas = torch.cat([sigmas, torch.linspace(0.5, 0, 7)[1:]])
+    latent, strip, notes = learn(tiny_flux, sigmas=sigmas)
+    assert latent.isfinite().all() and "." in strip
+    assert notes["learned_nearby"]["differs"] == "sigmas" and "learned_not_kept" not in notes
+    for file in folder.iterdir():
+        file.unlink()
+    _, strip, notes = learn(tiny_flux, sigmas=sigmas)
+    assert "." in strip and "nothing_learned" in notes and "learns_now" not in notes
+
+
+def test_what_could_not_be_written_is_once_it_can_be(learn, folder, tiny_flux):
+    """Without another picture that is watched: none is, once enough is known."""
+    folder.write_text("a file where the folder should be")
+    assert "learned_not_kept" in learn(tiny_flux)[2]
+    folder.unlink()
+    assert learn(tiny_flux)[2]["learned"] == {"pictures": 1}
+    assert len(list(folder.glob("*.safetensors"))) == 1
 
 
 def test_a_folder_that_cannot_be_written_is_said_and_it_is_known_for_now(learn, folder, tiny_flux):

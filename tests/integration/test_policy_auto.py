@@ -17,7 +17,7 @@ from rapid_testing.sampling import sample
 
 STEPS = 12
 SIGMAS = tuple(1 - i / STEPS for i in range(STEPS)) + (0.0,)
-PLANS = {"early": "######......", "late": "#......#####", "even": "#.#.#.#.#.#."}
+PLANS = {"early": "######......", "late": "#......#####", "even": "#.#.#.#.#.#.", "full": "#" * 12}
 
 
 @pytest.fixture
@@ -227,6 +227,21 @@ def test_the_socket_comes_first_and_all_files_before_what_is_learned(
         assert taken.source == "other.safetensors" and not said
     assert not policy_of(tiny_flux, learn=True)[0].learn
     assert policy_of(tiny_flux, learn=True, policy_file="none")[0].learn
+
+
+def test_at_speedup_1_no_file_skips_anything_whether_it_learns_or_not(
+    accelerate, saved, headers, tiny_flux, record_of, weights_of, comfy_host
+):
+    saved(weights=weights_of(tiny_flux), budgets=[2.0])
+    (policy, _) = comfy_host.run_node("RAPID_LoadPolicy", policy="ours.safetensors")
+    for given in (dict(policy=policy), dict(policy_file="ours.safetensors")):
+        for learn in (False, True):
+            assert accelerate(tiny_flux, 1.0, learn=learn, **given) is tiny_flux
+    saved(weights=weights_of(tiny_flux), budgets=[1.0], plan="full")
+    learning = accelerate(tiny_flux, 1.0, learn=True)  # where auto finds one, too
+    sample(learning, steps=STEPS)
+    assert record_of(learning).strip(0) == "#" * STEPS
+    assert not record_of(learning).policies[0]["source"]
 
 
 def test_in_quality_and_off_no_file_is_looked_for(

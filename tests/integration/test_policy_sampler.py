@@ -567,6 +567,18 @@ class TestErrors:
         with pytest.raises(ValueError, match="sigmas rise from 0 to 1; accepted are falling ones"):
             draw(tiny_sd3, sampler, sigmas_of(tiny_sd3).flip(0))
 
+    @pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+    @pytest.mark.parametrize("place", [0, -1])
+    def test_sigmas_that_are_no_numbers_are_refused(
+        self, load_policy, jumper, tiny_sd3, wrong, place
+    ):
+        """An image at NaN never arrives, and the run would have no end."""
+        sampler = jumper(load_policy("sd3", tiny_sd3, step=[0.0, 0.0]))
+        sigmas = sigmas_of(tiny_sd3).clone()
+        sigmas[place] = wrong
+        with pytest.raises(ValueError, match="accepted are finite numbers"):
+            draw(tiny_sd3, sampler, sigmas)
+
     def test_a_policy_without_a_step_head_is_refused_by_the_node(
         self, load_policy, jumper, tiny_sd3
     ):

@@ -60,6 +60,7 @@ def sampled(policy, sigmas=SIGMAS, batch=1, broken=None):
         ran += [i] if evaluation.actions[0].mode is Mode.RUN else []
         evaluation.cond_keys.add("all")
         given = run.end(evaluation, x, x - sigma * found)
+        run.counter.passed(i)  # the sampler's callback
         x = x + (sigmas[i + 1] - sigma) * (x - given) / sigma
     run.finish()
     return x, ran, run
@@ -95,7 +96,14 @@ def test_a_run_that_was_not_computed_from_end_to_end_shows_nothing():
     assert run.gap_errors() == []
     watcher = Watcher(SIGMAS)
     watcher.add(0, derivative(1.0), derivative(1.0))
-    assert watcher.errors() is None
+    assert watcher.errors() is None and not watcher.whole
+
+
+def test_a_picture_of_nan_was_watched_all_the_same():
+    """It says nothing of the next one, where a run that was not looked at step by step does."""
+    _, _, run = sampled(SchedulePolicy(watch=True), broken=4)
+    assert run.watched and run.gap_errors() == []
+    assert not sampled(SchedulePolicy(speedup=2.0))[2].watched
 
 
 def test_a_watched_run_is_the_full_run_whatever_it_aims_at():
@@ -214,6 +222,18 @@ def test_costs_are_asked_on_rising_sigmas_and_short_runs_too():
     assert costs.best(1, (1.0, 0.0)) == (True,)
     assert sum(costs.best(2, (1.0, 0.6, 0.3, 0.0))) == 2
     assert GapCosts.seen([], SIGMAS).best(5, SIGMAS) == best_spaced(5, SIGMAS)
+
+
+@pytest.mark.parametrize("equal", [2, 3, 11])
+def test_costs_are_gone_by_where_sigmas_stand_still(equal):
+    """More of them than the longest gap has steps, too: nothing may divide by a gap's length."""
+    costs = GapCosts.seen([table(lambda sigma: 1e6 if sigma < 0.5 else 1.0)] * 2, SIGMAS)
+    sigmas = (*SIGMAS[:5], *SIGMAS[5:6] * equal, *SIGMAS[6:])
+    steps = len(sigmas) - 1
+    for count in range(2, steps + 1):
+        assert sum(costs.best(count, sigmas)) == count
+    _, ran, _ = sampled(SchedulePolicy(speedup=2.0, costs=costs), sigmas)
+    assert 2 <= len(ran) <= steps // 2
 
 
 def test_products_that_are_not_quite_positive_give_no_negative_error():

@@ -289,6 +289,26 @@ def test_a_folder_that_cannot_be_made_loses_nothing(folder):
     assert errors(Library(folder).find(KEY)) == errors(library.find(KEY)) == [0, 1, 2]
 
 
+def test_what_could_not_be_kept_is_written_without_another_picture(folder):
+    """Once enough is known, none is watched any more."""
+    folder.parent.mkdir()
+    folder.write_bytes(b"a file in its place")
+    library = Library(folder)
+    other = replace(KEY, sampler="heun")
+    for key in (KEY, other):
+        assert library.add(key, [table(1), table(2)]) is not None
+    library.keep()  # not yet
+    assert errors(library.find(KEY)) == [1, 2] and folder.is_file()
+    folder.unlink()
+    library.keep()
+    again = Library(folder)
+    assert errors(again.find(KEY)) == errors(again.find(other)) == [1, 2]
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    library.keep()  # nothing is left to write
+    Library(None).keep()
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
 @pytest.mark.parametrize(
     "error", [OSError(28, "No space left on device"), SafetensorError("No space left on device")]
 )
@@ -351,6 +371,29 @@ def test_a_lock_is_waited_for_until_it_is_stale(library, folder, file, monkeypat
     file.with_suffix(".lock").write_text("whoever")
     assert library.add(KEY, [table(2)]) is None
     assert errors(Library(folder).find(KEY)) == [1, 2]
+
+
+@pytest.mark.parametrize("ahead", [60.0, -60.0])
+def test_a_server_whose_clock_differs_takes_no_lock_that_is_held(folder, monkeypatch, ahead):
+    """Or what one of them adds, between the look of the other and its writing, would be lost."""
+    one, two = Library(folder), Library(folder)
+    now, write_file = time.time, module.write
+    monkeypatch.setattr(module, "PATIENCE", 0.1)
+    said = []
+
+    def write_late(*arguments):
+        monkeypatch.setattr(module, "write", write_file)
+        with monkeypatch.context() as other:
+            other.setattr(time, "time", lambda: now() + ahead)
+            said.append(two.add(KEY, [table(2)]))
+        return write_file(*arguments)
+
+    monkeypatch.setattr(module, "write", write_late)
+    assert one.add(KEY, [table(1)]) is None
+    assert "another process is writing" in text(said[0])
+    two.keep()
+    assert errors(Library(folder).find(KEY)) == [1, 2]
+    assert names(folder) == [f"{KEY.name}.safetensors"]
 
 
 def test_who_lost_its_lock_writes_nothing(library, folder, file, monkeypatch):

@@ -191,6 +191,18 @@ def test_one_that_was_interrupted_anywhere_goes_on_and_draws_nothing_twice(effor
         assert second.spent == pytest.approx(first.spent)
 
 
+def test_what_a_longer_one_drew_is_left_over_by_a_shorter_one():
+    """And not by one that was interrupted itself, or that asks for all of it."""
+    for stop, left_over in ((30, True), (3, False)):
+        figures = Figures()
+        with pytest.raises(Interrupted):
+            calibrate(Toy(easy_beginning, stop=stop), "long", figures)
+        short, _ = calibrate(Toy(easy_beginning), "few", figures)
+        assert short.left_over == left_over
+    whole, _ = calibrate(Toy(easy_beginning), "long", figures)
+    assert not whole.left_over
+
+
 def test_a_full_picture_that_was_lost_is_drawn_again_and_counted():
     figures = Figures()
     toy = Toy(easy_beginning, stop=20)

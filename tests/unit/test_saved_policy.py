@@ -2,6 +2,8 @@
 
 import pytest
 
+from rapid_core.calibration.plans import Figures
+from rapid_core.calibration.state import State
 from rapid_core.policy_file.format import read
 from rapid_core.policy_file.policies import policy_of
 from rapid_core.policy_file.saved import COMMAND, NotSaved, save, schedule_of
@@ -70,6 +72,7 @@ def test_a_family_that_is_marked_as_unverified_is_its_family():
     [
         ("save_no_record", "nonsense"),
         ("save_no_record", {"format": "rapid-record", "version": 2}),
+        ("save_no_record", with_evaluation(3, modes=[])),
         ("save_version", record(version=1)),
         ("save_version", record(version=3)),
         ("save_unfinished", record(status="interrupted")),
@@ -100,6 +103,17 @@ def test_a_name_that_is_no_file_name_is_refused(tmp_path, name):
     with pytest.raises(NotSaved, match="the name .* was given; accepted are"):
         save(tmp_path / "policies", name, record())
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("letter", "most"), [("a", 80), ("é", 80), ("模", 63), ("𝒜", 47)])
+def test_the_longest_name_fits_while_its_file_is_written(tmp_path, letter, most):
+    """Systems bound the bytes of a name, and letters have up to four."""
+    file, _ = save(tmp_path, letter * most, record())
+    state = State(tmp_path, file.path.stem, "0" * 32, 8)  # RAPID Calibrate's, beside it
+    state.write(Figures())
+    state.write_latents({})
+    with pytest.raises(NotSaved, match="the name .* was given; accepted are"):
+        save(tmp_path, letter * (most + 1), record())
 
 
 def test_a_name_that_exists_is_replaced_only_on_request_and_only_if_it_was_saved_so(tmp_path):

@@ -10,6 +10,7 @@ from ...architectures import describe
 from ...calibration.model_key import ModelKey
 from ...engine.plan import FEW_STEPS, HostFacts, unsafe
 from ...policy_file.format import PolicyError, read
+from ...policy_file.gaps import sigmas_problem
 from ...policy_file.names import plain_name
 from ...reasons import text
 from ...types import Reason, SamplerKind
@@ -34,8 +35,8 @@ def checked_name(name: str) -> str:
         return plain
     raise ValueError(
         f"{NAME}: name = {name!r} was given; accepted is the name of a file without a folder: up to "
-        "80 letters, digits, spaces and . _ - + ( ), the first one a letter or a digit. It will lie in "
-        f"models/{FOLDER}."
+        "80 letters (63 Chinese ones), digits, spaces and . _ - + ( ), the first one a letter or a digit. "
+        f"It will lie in models/{FOLDER}."
     )
 
 
@@ -79,8 +80,9 @@ def check(workflow: Workflow) -> tuple[ModelKey, HostFacts]:
         raise ValueError(
             f"{NAME}: the sampler {facts.sampler} chooses sigmas of its own. {ACCEPTED}"
         )
-    if any(b >= a for a, b in zip(facts.sigmas, facts.sigmas[1:], strict=False)):
-        raise ValueError(f"{NAME}: sigmas do not fall from step to step. {ACCEPTED}")
+    problem = sigmas_problem(facts.sigmas)
+    if problem:
+        raise ValueError(f"{NAME}: sigmas {problem}. {ACCEPTED}")
     key = key_of(guider, facts)
     if isinstance(key, Reason):
         raise ValueError(f"{NAME}: {text(key)}")

@@ -39,7 +39,7 @@ def calibrate(workflow: Workflow, name: str, effort: str, node: str = "") -> Cal
     state = State(folder, path.stem, inputs, steps)
     figures, latents = state.read()
     try:
-        state.write(figures)  # now, and not after the first picture
+        state.check()  # now, and not after the first picture
     except OSError as error:
         raise ValueError(f"{NAME}: nothing can be written into {folder} ({error}).") from error
     progress = Progress(workflow.model, node, EFFORTS[effort].budget, steps)
@@ -52,11 +52,7 @@ def calibrate(workflow: Workflow, name: str, effort: str, node: str = "") -> Cal
     prompts = len(workflow.positives)
     calibration = Calibration(key.sigmas, EFFORTS[effort], pictures, figures, kept, prompts)
     progress.spent = lambda: calibration.spent
-    try:
-        chosen = calibration.run()
-    finally:
-        if not figures.tables:  # nothing to go on with
-            forget(state)
+    chosen = calibration.run()
     progress.end()
     numbers = len(calibration.numbers)
     result = {"inputs": inputs, "effort": effort, "seeds": numbers, "cost": calibration.spent}
@@ -69,7 +65,8 @@ def calibrate(workflow: Workflow, name: str, effort: str, node: str = "") -> Cal
             f"{NAME}: {path} cannot be written ({error}). All that was drawn is kept beside it as far "
             "as there was room: make room and queue again, and only the file is written."
         ) from error
-    forget(state)
+    if not calibration.left_over:  # by a longer one that was interrupted, and may go on yet
+        forget(state)
     return Calibrated(file, chosen, numbers, calibration.spent, EFFORTS[effort].budget)
 
 

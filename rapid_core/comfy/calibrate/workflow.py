@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import hashlib
 import inspect
 import numbers
@@ -53,13 +54,29 @@ def inputs_of(workflow: Workflow, key: ModelKey) -> str:
     digest = hashlib.sha256()
     options = getattr(workflow.sampler, "extra_options", None)
     given = [key.to_json(), workflow.noise_seed, workflow.positives, workflow.negative, options]
-    _add(digest, [*given, dict(workflow.latent)])
+    given.append(dict(workflow.latent))
+    # Guidance of other nodes (RescaleCFG, SkipLayerGuidance) and how the model is sampled. A model that
+    # nothing was done to is told as it was before there was this.
+    changed = _filled([workflow.model.model_options, workflow.model.object_patches])
+    _add(digest, [*given, *(changed or ())])
     return digest.hexdigest()[:32]
 
 
+def _filled(value: Any) -> Any:
+    """Options without what is empty in them."""
+    if isinstance(value, Mapping):
+        return {
+            name: inner for name, one in value.items() if (inner := _filled(one)) is not None
+        } or None
+    if isinstance(value, (list, tuple)):
+        return [inner for one in value if (inner := _filled(one)) is not None] or None
+    return value
+
+
 def _add(digest: Any, value: Any) -> None:
-    """Add a value's content to a digest: tensors whole, objects by their class and what a ControlNet
-    is told; what else they hold changes while they are used."""
+    """Add a value's content to a digest: tensors whole, functions by their name and what they were
+    made with, other objects by their class and what a ControlNet is told; what else they hold changes
+    while they are used."""
     if isinstance(value, Tensor):
         digest.update(f"{value.dtype} {tuple(value.shape)}".encode())
         data = value.detach().cpu().contiguous().flatten()
@@ -77,3 +94,29 @@ def _add(digest: Any, value: Any) -> None:
     else:
         digest.update(getattr(value, "__qualname__", type(value).__qualname__).encode())
         _add(digest, [getattr(value, name, None) for name in TOLD])
+        _add(digest, _made_with(value))
+
+
+def _made_with(function: Any) -> dict[str, Any]:
+    """Settings of the node that made a function, by name: numbers, texts, tensors and lists of them; not
+    what the function itself changes from step to step, as a running mean."""
+    code, cells = (getattr(function, name, None) for name in ("__code__", "__closure__"))
+    if code is None or not cells:
+        return {}
+    changed = {i.argval for i in dis.get_instructions(code) if i.opname == "STORE_DEREF"}
+    settings = {}
+    for name, cell in zip(code.co_freevars, cells, strict=True):
+        try:
+            value = cell.cell_contents
+        except ValueError:  # it was never set
+            continue
+        if name not in changed and _is_setting(value):
+            settings[name] = value
+    return settings
+
+
+def _is_setting(value: Any) -> bool:
+    """Whether a value is a number, a text, a tensor or a list of these."""
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_setting, value))
+    return isinstance(value, (numbers.Number, str, Tensor))
