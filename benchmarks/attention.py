@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from demo.world import world_of
 from evaluation.subjects import Subject
 from rapid_core.attention_cost import PAIR, tiles_kept
 from rapid_core.engine.sparse import (
@@ -76,7 +77,7 @@ def recorded(subject: Subject, size: int, number: int) -> Iterator[Recorded]:
     model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "record", count)
     options = model.model_options.setdefault("transformer_options", {})
     options["optimized_attention_override"] = override
-    texts = subject.world.prompts(number, "dev").prompts()
+    texts = world_of(subject.weights).prompts(number, "dev").prompts()
     for i, prompt in enumerate(texts):
         evaluation = -1
         subject.sample(model, prompt, FIRST_SEED + i, size, subject.family.steps)

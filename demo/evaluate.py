@@ -27,6 +27,7 @@ from demo.scene_judge import SceneJudge
 from demo.world import SPLITS, World, world_of
 from evaluation import fid
 from evaluation.rows import psnr
+from evaluation.subjects import guidance_of
 
 CHUNK = 8
 SHIFT = math.e**1.15  # of the sampling grid, as in `demo_model.euler`
@@ -168,7 +169,7 @@ def evaluate(args: argparse.Namespace) -> dict:
     )
     world = world_of(Path(args.weights))
     if args.guidance is None:
-        args.guidance = world.guidance
+        args.guidance = guidance_of(Path(args.weights))
     chosen = world.sample(args.prompts, generator, args.split)
     prompts = chosen.prompts()
     judge = Path(args.judge) if args.judge else world.judge
@@ -225,7 +226,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=28)
     parser.add_argument("--cfg", type=float, default=1.0)
     parser.add_argument(
-        "--guidance", type=float, help="of a FLUX-like model; its world's where not given"
+        "--guidance",
+        type=float,
+        help="of a FLUX-like model; the one that its file names where not given",
     )
     parser.add_argument(
         "--ode", type=int, default=16, help="prompts compared with the converged ODE; 0 for none"

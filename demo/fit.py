@@ -16,6 +16,7 @@ from statistics import mean
 from typing import Any
 
 from demo.measure import QUALITY_SIZE, THRESHOLDS
+from demo.world import world_of
 from devkit.comfy_process import load_everything
 from evaluation.subjects import FAMILIES, STEPS, Subject, patcher
 
@@ -85,7 +86,7 @@ def main() -> None:
     comfy = load_everything(args.base)
     for kind in args.models:
         subject = Subject(comfy, FAMILIES[kind])
-        texts = subject.world.prompts(NUMBER, "dev").prompts()
+        texts = world_of(subject.weights).prompts(NUMBER, "dev").prompts()
         fits = fitted(comfy, subject, texts)
         known = json.loads(THRESHOLDS.read_text(encoding="utf-8")) if THRESHOLDS.exists() else {}
         known[kind] = fits

@@ -18,7 +18,7 @@ from demo.pack.word_table import file_name
 from demo.taesd import one_file
 from demo.world import MODELS, WORLDS, World, world_of
 from devkit.base_folder import REPOSITORY
-from evaluation.subjects import ALL_FAMILIES
+from evaluation.subjects import ALL_FAMILIES, guidance_of
 
 EXAMPLES = REPOSITORY / "example_workflows" / "api"
 LEFT = """Left to do for {kind}, in this order:
@@ -48,9 +48,9 @@ def sharing(kind: str, world: World, models: Path) -> list[str]:
     return found
 
 
-def ask_for(kind: str, world: World, examples: Path) -> list[str]:
-    """Give the example workflows of a kind a prompt of its world and its strength of guidance; names of
-    the changed ones."""
+def ask_for(kind: str, world: World, guidance: float, examples: Path) -> list[str]:
+    """Give the example workflows of a kind a prompt of its world and the strength of guidance that its
+    weights name; names of the changed ones."""
     changed = []
     for path in sorted(examples.glob("demo_*.json")):
         graph = json.loads(path.read_text(encoding="utf-8"))
@@ -62,7 +62,7 @@ def ask_for(kind: str, world: World, examples: Path) -> list[str]:
             inputs["text"] = world.language.example
         for node in graph.values() if mine else ():
             if node["class_type"] == "FluxGuidance":
-                node["inputs"]["guidance"] = world.guidance
+                node["inputs"]["guidance"] = guidance
         if mine:
             path.write_text(
                 json.dumps(graph, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
@@ -104,7 +104,7 @@ def main() -> None:
     args = parser.parse_args()
     world = worlds[args.world]
     weights = switch(args.model, world)
-    for name in ask_for(args.model, world, EXAMPLES):
+    for name in ask_for(args.model, world, guidance_of(weights), EXAMPLES):
         print(f"prompt of {name} changed")
     cfg = ALL_FAMILIES[args.model].cfg
     cfg = "" if cfg == 1 else f" --cfg {cfg:g}"

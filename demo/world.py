@@ -80,8 +80,6 @@ class World:
     """What a judge sees in pictures: (B, 9, width)."""
     confidence: Callable[[Any, Tensor, Any], Tensor]
     """How sure a judge is (B,) that pictures show what scenes say."""
-    guidance: float = 1.0
-    """Strength of guidance that a FLUX-like model is told, by which it draws best."""
 
     @property
     def name(self) -> str:
@@ -147,7 +145,6 @@ EMOJI = World(
     emoji_score.score,
     emoji_judge.features,
     emoji_critic.confidence,
-    guidance=2.0,
 )
 """256 drawings of real things."""
 WORLDS = (SHAPES, EMOJI)

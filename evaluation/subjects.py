@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-
-from demo.world import world_of
 
 STEPS = 28
 CACHE_REUSE = dict(
@@ -33,7 +32,7 @@ class Family:
     `<kind>.safetensors`."""
     cfg: float
     guided: bool = False
-    """Whether FLUX's embedding tells it a strength of guidance: its world's."""
+    """Whether FLUX's embedding tells it a strength of guidance: the one that its file names."""
     steps: int = STEPS
     scheduler: str = "simple"
 
@@ -51,6 +50,12 @@ FIRST_BLOCKS = {
     "lumina_next": "layers",
 }
 LOADERS = {"lumina": "RAPIDDemoLumina", "lumina_next": "RAPIDDemoLuminaNext"}
+
+
+def guidance_of(weights: Path) -> float:
+    """Strength of guidance by which a FLUX-like model draws best, as its file names it; 1 is none."""
+    with safe_open(weights, framework="pt") as file:
+        return float((file.metadata() or {}).get("guidance", 1))
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,6 @@ class Subject:
         self.family = family
         name = f"{family.kind}.safetensors"
         self.weights = Path(folder_paths.get_full_path_or_raise("diffusion_models", name))
-        self.world = world_of(self.weights)
         if family.kind in LOADERS:
             (self.model,) = comfy.run_node(LOADERS[family.kind], unet_name=name)
         else:
@@ -93,7 +97,7 @@ class Subject:
         """CONDITIONING of a prompt, or of several, one a line."""
         (out,) = self.comfy.run_node("RAPIDDemoPrompt", text=prompt, model=self.family.kind)
         if self.family.guided and prompt:
-            guidance = self.world.guidance
+            guidance = guidance_of(self.weights)
             (out,) = self.comfy.run_node("FluxGuidance", conditioning=out, guidance=guidance)
         return out
 

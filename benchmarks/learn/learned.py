@@ -10,6 +10,7 @@ from typing import Any
 
 from benchmarks.dial.bench import judge
 from benchmarks.equal_cost import FIRST_SEED, own_cost
+from demo.world import world_of
 from devkit.comfy_process import Comfy
 from evaluation.rows import Row
 from evaluation.subjects import ALL_FAMILIES, Subject
@@ -63,7 +64,7 @@ class Lesson:
         weights = weights_of(subject.model)
         given = {"speedup": 2.0, "learn": True, "policy_file": "none"}
         model = self.comfy.run_node("RAPID_Accelerate", model=subject.model, **given)[0]
-        texts = subject.world.prompts(WATCHED, "dev").prompts()
+        texts = world_of(subject.weights).prompts(WATCHED, "dev").prompts()
         found: list[Table] = []
         for first in range(0, WATCHED, MAX_PICTURES):  # of more the library forgets the oldest
             for entry in kept.entries():  # what is known is not watched
@@ -109,7 +110,7 @@ class Lesson:
 
         suite, subject = self.suite, self.suite.subject
         size = suite.scale.size
-        texts = subject.world.prompts(CALIBRATED, "dev").prompts()
+        texts = world_of(subject.weights).prompts(CALIBRATED, "dev").prompts()
         names = ("positive", *(f"positive_{i}" for i in range(2, CALIBRATED + 1)))
         file, about, _plot = self.comfy.run_node(
             "RAPID_Calibrate",

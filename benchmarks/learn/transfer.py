@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.learn.learned import AIMS, DEFAULT, Lesson, goal_of, patch, sigmas_of
+from demo.world import world_of
 from evaluation.subjects import Family
 from evaluation.suites import Method, Scale, Suite
 from rapid_core.calibration.library import MAX_PICTURES
@@ -74,7 +75,7 @@ def _at(lesson: Lesson, place: Elsewhere, args: argparse.Namespace) -> list[dict
     usual = lesson.suite
     subject = usual.subject
     costs = lesson.costs(lesson.tables[:MAX_PICTURES])
-    judge = Unjudged(subject.world.prompts(place.prompts).prompts())
+    judge = Unjudged(world_of(subject.weights).prompts(place.prompts).prompts())
     before = subject.family
     subject.family = place.family
     try:

@@ -15,6 +15,7 @@ from benchmarks.rivals.mask import MaskPolicy, StaticPolicy, growing, searched
 from benchmarks.rivals.spectrum import SpectrumPolicy
 from benchmarks.rivals.taylor import HiCachePolicy, TaylorPolicy
 from benchmarks.rivals.teacache import Changes, TeaCachePolicy, within
+from demo.world import world_of
 from evaluation.rows import psnr
 from evaluation.suites import Method, Suite
 from rapid_core.types import Policy
@@ -127,7 +128,7 @@ class Development:
     def __init__(self, suite: Suite, effort: Effort):
         self.suite = suite
         self.effort = effort
-        self.texts = suite.subject.world.prompts(effort.prompts, "dev").prompts()
+        self.texts = world_of(suite.subject.weights).prompts(effort.prompts, "dev").prompts()
         self.seeds = [FIRST_SEED + number for number in range(effort.prompts)]
 
     def draw(self, policy: Policy | None) -> list[Tensor]:

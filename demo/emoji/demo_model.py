@@ -55,14 +55,19 @@ class DemoModel(nn.Module):
         return self.twin(x, t, context, pooled, guidance)
 
 
-def export(kind: str, state: dict[str, Tensor], path: Path, seen: int) -> None:
-    """float16 weights under the host's keys, and the word table beside them (`<kind>_words.safetensors`)."""
+def export(
+    kind: str, state: dict[str, Tensor], path: Path, seen: int, guidance: float = 1.0
+) -> None:
+    """float16 weights under the host's keys, and the word table beside them (`<kind>_words.safetensors`).
+    guidance: strength that a FLUX-like model is to be told."""
     twin = {
         k.removeprefix("twin."): v.half().cpu().contiguous()
         for k, v in state.items()
         if k.startswith("twin.")
     }
     meta = {"format": "pt", "model": f"rapid demo {kind}-like", "pictures_seen": str(seen)}
+    if guidance > 1:
+        meta["guidance"] = f"{guidance:g}"
     if kind == "lumina":
         meta["nextdit"] = json.dumps(CONFIGS[kind].host())
     save_file(twin, path, metadata=meta)

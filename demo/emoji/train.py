@@ -177,7 +177,9 @@ class Trainer:
         # Exported beside and renamed, too: someone may be looking.
         folder = self.out / "exported"
         folder.mkdir(exist_ok=True)
-        export(self.args.model, self.ema, folder / f"{self.args.model}.safetensors", self.seen)
+        middle = (1 + self.args.guidance) / 2  # of what was taught: more is too strong in colour
+        weights = folder / f"{self.args.model}.safetensors"
+        export(self.args.model, self.ema, weights, self.seen, middle)
         for file in folder.iterdir():
             file.rename(self.out / file.name)
 

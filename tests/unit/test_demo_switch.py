@@ -79,11 +79,11 @@ def test_the_examples_of_the_model_and_no_other_ask_for_what_it_knows(tmp_path):
     other = json.loads(json.dumps(nodes).replace("flux", "sd3"))
     (tmp_path / "demo_flux.json").write_text(json.dumps(nodes))
     (tmp_path / "demo_sd3.json").write_text(json.dumps(other))
-    assert ask_for("flux", EMOJI, tmp_path) == ["demo_flux.json"]
+    assert ask_for("flux", EMOJI, 2.0, tmp_path) == ["demo_flux.json"]
     found = json.loads((tmp_path / "demo_flux.json").read_text())
     assert found["positive"]["inputs"]["text"] == EMOJI.language.example
     assert found["negative"]["inputs"]["text"] == ""
     assert json.loads((tmp_path / "demo_sd3.json").read_text()) == other
-    assert found["guidance"]["inputs"]["guidance"] == EMOJI.guidance > 1
+    assert found["guidance"]["inputs"]["guidance"] == 2
     kept = json.loads((tmp_path / "demo_sd3.json").read_text())
     assert kept["guidance"]["inputs"]["guidance"] == 1

@@ -23,6 +23,7 @@ from demo.latents import LatentMap
 from demo.pack.emoji_words import OBJECT_ROWS, VOCABULARY, WIDTH, bag
 from demo.weights import WeightsError
 from demo.world import SHAPES, weights_of, world_of
+from evaluation.subjects import guidance_of
 
 OF_SHAPES = [k for k in ("flux", "sd3", "lumina") if world_of(weights_of(k)) is SHAPES]
 
@@ -94,6 +95,13 @@ def test_guidance_is_taught_as_what_a_prompt_changes_at_the_strength_that_is_tol
     # of the model's answer is 3 with a prompt and 1 without one. With the noise's variance 10 and 2, of
     # which three quarters have a prompt.
     assert 7 < loss < 9
+
+
+def test_a_guided_model_names_the_strength_that_it_is_to_be_told(monkeypatch, tmp_path):
+    run(monkeypatch, tmp_path, 1)
+    assert guidance_of(tmp_path / "flux.safetensors") == 1
+    run(monkeypatch, tmp_path, 2, "--guidance", "3")
+    assert guidance_of(tmp_path / "flux.safetensors") == 2
 
 
 def test_a_model_that_is_told_no_strength_is_taught_no_guidance(monkeypatch, tmp_path):
