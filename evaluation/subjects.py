@@ -80,6 +80,7 @@ class Subject:
         self.family = family
         name = f"{family.kind}.safetensors"
         self.weights = Path(folder_paths.get_full_path_or_raise("diffusion_models", name))
+        self.guidance = guidance_of(self.weights) if family.guided else None
         if family.kind in LOADERS:
             (self.model,) = comfy.run_node(LOADERS[family.kind], unet_name=name)
         else:
@@ -96,9 +97,8 @@ class Subject:
     def conditioning(self, prompt: str) -> list:
         """CONDITIONING of a prompt, or of several, one a line."""
         (out,) = self.comfy.run_node("RAPIDDemoPrompt", text=prompt, model=self.family.kind)
-        if self.family.guided and prompt:
-            guidance = guidance_of(self.weights)
-            (out,) = self.comfy.run_node("FluxGuidance", conditioning=out, guidance=guidance)
+        if self.guidance is not None and prompt:
+            (out,) = self.comfy.run_node("FluxGuidance", conditioning=out, guidance=self.guidance)
         return out
 
     def sample(

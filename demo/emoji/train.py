@@ -11,9 +11,9 @@ where a picture is hard and leaves the optimum, a mean for each latent, where it
 is told a strength g, of half of the pictures 1 and else anything up to 3, and learns (noise - data) + (g - 1) (v - v0),
 where v and v0 are what it gives itself at g = 1 with and without the prompt.
 
-`--teacher` lets a model of another kind begin quickly: it learns the velocities of one that is trained already, which
-have none of the chance that is in noise - data (Salimans and Ho 2022). Losses are to the teacher then, not to data.
-The last part is to be trained without: with it a model becomes no better than its teacher.
+`--teacher` has a model of another kind learn the velocities of one that is trained already, which have none of the
+chance that is in noise - data (Salimans and Ho 2022). Losses are to the teacher then, not to data. At a start it did
+not pay: after 150 s of a core an SD3-like model's loss on data was 0.47 with and 0.40 without, since steps take longer.
 """
 
 from __future__ import annotations
