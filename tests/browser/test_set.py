@@ -11,6 +11,9 @@ ALL = pytest.mark.parametrize(
     ids=["litegraph-dark", "litegraph-light", "nodes2-dark", "nodes2-light"],
 )
 FIND = "const f = kind => app.graph._nodes.find(n => n.type === kind);"
+# The sampler's latent goes to the decoder itself.
+NO_REPORT = f"""() => {{ {FIND} app.graph.remove(f("RAPID_Report"));
+  f("KSampler").connect(0, f("VAEDecode"), 0) }}"""
 # Loader, sampler and report alone on a wire, far apart, so that nothing lies over it.
 PLAIN = f"""() => {{ {FIND} const [u, s, r] = ["UNETLoader", "KSampler", "RAPID_Report"].map(f);
   app.graph.remove(f("RAPID_Accelerate")); u.connect(0, s, 0); u.connect(0, r, 0); s.pos = [1800, -600];
@@ -71,11 +74,11 @@ def choose(page, entry):
     page.page.wait_for_timeout(500)
 
 
-def right_click(page, kind):
-    """On the title of the first node of a kind."""
+def right_click(page, kind, title=TITLE):
+    """On the title of the first node of a kind; title: the script that finds it."""
     page.look_at(kind)
     page.page.wait_for_timeout(500)
-    page.page.mouse.click(*page.do(TITLE, kind), button="right")
+    page.page.mouse.click(*page.do(title, kind), button="right")
 
 
 def mine(page):
@@ -202,9 +205,7 @@ def test_a_right_click_on_a_rapid_node_adds_a_report_and_compares_with_full(grap
         if node["type"] == "EmptySD3LatentImage":
             node["widgets_values"][:2] = [128, 128]
     page.load(workflow)
-    page.do(
-        f"() => {{ {FIND} app.graph.remove(f('RAPID_Report')); f('KSampler').connect(0, f('VAEDecode'), 0) }}"
-    )
+    page.do(NO_REPORT)
     right_click(page, "RAPID_Accelerate")
     choose(page, "Add RAPID Report")
     links = page.do(LINKS)
@@ -287,13 +288,9 @@ def test_compare_with_full_inside_a_subgraph_takes_what_comes_from_outside(graph
         if node["type"] == "EmptySD3LatentImage":
             node["widgets_values"][:2] = [128, 128]
     page.load(workflow)
-    page.do(
-        f"() => {{ {FIND} app.graph.remove(f('RAPID_Report')); f('KSampler').connect(0, f('VAEDecode'), 0) }}"
-    )
+    page.do(NO_REPORT)
     page.do(INSIDE, ["RAPID_Accelerate", "KSampler", "VAEDecode"])
-    page.look_at("RAPID_Accelerate")
-    page.page.wait_for_timeout(500)
-    page.page.mouse.click(*page.do(INNER_TITLE, "RAPID_Accelerate"), button="right")
+    right_click(page, "RAPID_Accelerate", INNER_TITLE)
     choose(page, "Compare with full")
     links = page.do(INNER_LINKS)
     for name in ("model", "seed", "positive", "negative", "latent_image"):
@@ -311,13 +308,9 @@ def test_compare_with_full_inside_a_subgraph_takes_what_comes_from_outside(graph
 def test_a_report_is_put_before_the_output_of_a_subgraph(graph):
     page = graph()
     page.load(examples.opened("demo_flux"))
-    page.do(
-        f"() => {{ {FIND} app.graph.remove(f('RAPID_Report')); f('KSampler').connect(0, f('VAEDecode'), 0) }}"
-    )
+    page.do(NO_REPORT)
     page.do(INSIDE, ["UNETLoader", "RAPID_Accelerate", "KSampler"])
-    page.look_at("RAPID_Accelerate")
-    page.page.wait_for_timeout(500)
-    page.page.mouse.click(*page.do(INNER_TITLE, "RAPID_Accelerate"), button="right")
+    right_click(page, "RAPID_Accelerate", INNER_TITLE)
     choose(page, "Add RAPID Report")
     links = page.do(INNER_LINKS)
     assert ["KSampler", "RAPID Report", "latent"] in links
