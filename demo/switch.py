@@ -1,10 +1,9 @@
-"""Put a demo model of another world in the place of the one that is there: its weights, word table, VAE
+"""Put a demo model of real drawings in the place of the one of drawn shapes: its weights, word table, VAE
 and the prompts of its examples.
 
-    python -m demo.switch flux --world emoji
+    python -m demo.switch sd3
 
-Models that share the VAE's name and stay in their world get one of their own, `vae/<model>.safetensors`,
-which `evaluation.subjects` then takes. What is left to do is printed.
+What is left to do is printed. The Lumina-like models have a VAE of their own and stay as they are.
 """
 
 from __future__ import annotations
@@ -15,10 +14,9 @@ import shutil
 from pathlib import Path
 
 from demo.pack.word_table import file_name
-from demo.taesd import one_file
-from demo.world import MODELS, WORLDS, World, world_of
+from demo.world import EMOJI, MODELS, World
 from devkit.base_folder import REPOSITORY
-from evaluation.subjects import ALL_FAMILIES, guidance_of
+from evaluation.subjects import FAMILIES, guidance_of
 
 EXAMPLES = REPOSITORY / "example_workflows" / "api"
 LEFT = """Left to do for {kind}, in this order:
@@ -28,24 +26,6 @@ LEFT = """Left to do for {kind}, in this order:
 - policies/demo-{kind}-* and benchmarks/policies: fitted on the old weights, to be made anew or taken away
 - python -m devkit.templates, then dev.py test tests/browser/test_examples.py --pictures .
 - docs/demo_{kind}.png, docs/comparison.png (dev.py demo), docs/results (python -m benchmarks.results)"""
-
-
-def keep_vae(vae: str, kinds: list[str], models: Path) -> None:
-    """Write a VAE of their own, as it is now, for models of these kinds."""
-    for kind in kinds:
-        one_file(vae, models / "vae_approx", models / "vae" / f"{kind}.safetensors")
-
-
-def sharing(kind: str, world: World, models: Path) -> list[str]:
-    """Kinds of models that have the VAE's name in common with one that changes to `world`, and stay in
-    another."""
-    found = []
-    for other, family in ALL_FAMILIES.items():
-        weights = models / "diffusion_models" / f"{other}.safetensors"
-        own = (models / "vae" / f"{other}.safetensors").exists()
-        if other != kind and family.vae == ALL_FAMILIES[kind].vae and weights.exists() and not own:
-            found += [other] if world_of(weights) is not world else []
-    return found
 
 
 def ask_for(kind: str, world: World, guidance: float, examples: Path) -> list[str]:
@@ -76,21 +56,20 @@ def switch(kind: str, world: World, models: Path = MODELS) -> Path:
     FileNotFoundError before anything is changed."""
     source = world.folder / "diffusion_models" / f"{kind}.safetensors"
     target = models / "diffusion_models" / source.name
-    vae = ALL_FAMILIES[kind].vae
     world.load_model(source)
     files = {source: target, source.with_name(file_name(kind)): target.with_name(file_name(kind))}
     for part in ("decoder", "encoder"):
-        name = f"{vae}_{part}.safetensors"
-        files[world.folder / "vae_approx" / name] = models / "vae_approx" / name
+        name = f"{FAMILIES[kind].vae}_{part}.safetensors"
+        own = world.decoder.with_name(world.decoder.name.replace("decoder", part))
+        files[own] = models / "vae_approx" / name
     missing = [str(path) for path in files if not path.exists()]
     if missing:
         raise FileNotFoundError(
             f"{', '.join(missing)}: not there; the world has no {kind} to show yet"
         )
-    keep_vae(vae, sharing(kind, world, models), models)
     for old, new in files.items():
-        shutil.copyfile(old, new)
-    (models / "vae" / source.name).unlink(missing_ok=True)
+        if old != new:
+            shutil.copyfile(old, new)
     return target
 
 
@@ -98,15 +77,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    worlds = {world.name: world for world in WORLDS}
-    parser.add_argument("model", choices=sorted(ALL_FAMILIES))
-    parser.add_argument("--world", choices=sorted(worlds), default="emoji")
+    parser.add_argument("model", choices=sorted(FAMILIES))
     args = parser.parse_args()
-    world = worlds[args.world]
-    weights = switch(args.model, world)
-    for name in ask_for(args.model, world, guidance_of(weights), EXAMPLES):
+    weights = switch(args.model, EMOJI)
+    for name in ask_for(args.model, EMOJI, guidance_of(weights), EXAMPLES):
         print(f"prompt of {name} changed")
-    cfg = ALL_FAMILIES[args.model].cfg
+    cfg = FAMILIES[args.model].cfg
     cfg = "" if cfg == 1 else f" --cfg {cfg:g}"
     print(LEFT.format(kind=args.model, weights=weights.relative_to(REPOSITORY), cfg=cfg))
 

@@ -1,6 +1,6 @@
 """TAESD with 16 channels: structure and state-dict keys of the host's `comfy.taesd.taesd`.
 
-Both model families use the same files: VAELoader gives `taef1` and `taesd3` the shift and scale of
+All model families of a world use the same weights: VAELoader gives `taef1` and `taesd3` the shift and scale of
 their latent formats, and the host's latents are x / scale + shift of the transformer's own x. So
 TAESD.decode's (latent - shift) * scale is x again, and the h / scale + shift of TAESD.encode
 becomes h in the transformer: what the networks here see and give is the transformer's latent
@@ -9,20 +9,19 @@ itself.
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from demo import weights
 from demo.latents import CHANNELS, LatentMap
 
-FOLDER = Path(__file__).parent / "models" / "vae_approx"
-FAMILIES = ("taef1", "taesd3")
-DECODER = FOLDER / "taesd3_decoder.safetensors"  # of the drawn shapes' world
+MODELS = Path(__file__).parent / "models"
+FOLDER = MODELS / "vae_approx"
+DECODER = MODELS / "vae" / "shapes.safetensors"  # of the drawn shapes' world, encoder in it
 SCALES = {"taef1": (0.3611, 0.1159), "taesd3": (1.5305, 0.0609)}  # scale and shift of latents
 WIDTH = 64
 
@@ -113,31 +112,40 @@ def exact_encoder(latents: LatentMap) -> Encoder:
 
 
 def load_decoder(path: Path = DECODER) -> Decoder:
-    """The shipped decoder, in float32. Raises `weights.WeightsError`."""
+    """A decoder of a file of its own or of one that holds both parts, in float32. Raises
+    `weights.WeightsError`."""
     decoder = Decoder()
     what = f"a TAESD decoder of {CHANNELS} channels"
-    weights.fill(decoder, weights.read(path, what)[1], path, what)
+    tensors = weights.read(path, what)[1]
+    mark = "taesd_decoder."
+    if any(key.startswith(mark) for key in tensors):
+        tensors = {k.removeprefix(mark): v for k, v in tensors.items() if k.startswith(mark)}
+    weights.fill(decoder, tensors, path, what)
     return decoder.requires_grad_(False)
 
 
-def export(decoder: Decoder, encoder: Encoder, folder: Path, note: dict[str, str]) -> None:
-    """The four float16 files that VAELoader's `taef1` and `taesd3` are made of."""
+def _float16(network: nn.Module) -> dict[str, Tensor]:
+    return {k: v.detach().half().contiguous() for k, v in network.state_dict().items()}
+
+
+def save_pair(
+    decoder: Decoder, encoder: Encoder, name: str, folder: Path, note: dict[str, str]
+) -> None:
+    """The two float16 files in `models/vae_approx` that VAELoader's `taef1` or `taesd3` is made of."""
     folder.mkdir(parents=True, exist_ok=True)
     for part, network in (("decoder", decoder), ("encoder", encoder)):
-        tensors = {k: v.detach().half().contiguous() for k, v in network.state_dict().items()}
-        files = [folder / f"{family}_{part}.safetensors" for family in FAMILIES]
-        save_file(tensors, files[0], metadata={"format": "pt", **note})
-        for file in files[1:]:  # the same bytes, so that the repository holds them once
-            shutil.copyfile(files[0], file)
+        path = folder / f"{name}_{part}.safetensors"
+        save_file(_float16(network), path, metadata={"format": "pt", **note})
 
 
-def one_file(family: str, folder: Path, path: Path) -> None:
-    """Both parts of a family in one file, as VAELoader reads it from `models/vae`, with the family's own
-    scale and shift."""
+def save_one_file(
+    decoder: Decoder, encoder: Encoder, family: str, path: Path, note: dict[str, str]
+) -> None:
+    """Both parts in one float16 file, as VAELoader reads it from `models/vae`, with a family's scale and
+    shift."""
     scale, shift = SCALES[family]
     tensors = {"vae_scale": torch.tensor(scale), "vae_shift": torch.tensor(shift)}
-    for part in ("decoder", "encoder"):
-        for key, value in load_file(folder / f"{family}_{part}.safetensors").items():
-            tensors[f"taesd_{part}.{key}"] = value
+    for part, network in (("decoder", decoder), ("encoder", encoder)):
+        tensors |= {f"taesd_{part}.{key}": value for key, value in _float16(network).items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, path, metadata={"format": "pt"})
+    save_file(tensors, path, metadata={"format": "pt", **note})

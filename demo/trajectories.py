@@ -1,7 +1,6 @@
 """What sampling is like on demo models: how smooth it is, and how much work each picture needs.
 
     python -m demo.trajectories --weights demo/models/diffusion_models/flux.safetensors --prompts 16
-    python -m demo.trajectories --weights demo/models/emoji/diffusion_models/flux.safetensors --prompts 16
 
 Smooth: the relative change of the velocity from step to step of Euler's method. Work: the fewest evaluations
 with which a second-order solver comes within 40 dB of the ODE's solution. Policies that look at the picture
@@ -27,6 +26,7 @@ from tqdm import tqdm
 
 from demo.evaluate import Velocity
 from demo.world import SPLITS, World, world_of
+from evaluation.subjects import guidance_of
 
 SHIFT = math.e**1.15  # of the grid, as the hosts' model families have it
 LEAST, MOST = 3, 40  # evaluations tried
@@ -124,7 +124,7 @@ def prompts_of(world: World, number: int, split: str) -> list[str]:
 def picture(args: argparse.Namespace, world: World, model: Any, number: int, prompt: str) -> dict:
     """Figures of one prompt."""
     counts = world.bag([prompt])
-    velocity = Velocity(model, counts, args.cfg, 1.0)
+    velocity = Velocity(model, counts, args.cfg, guidance_of(args.weights))
 
     def slope(x: Tensor, sigma: float) -> Tensor:
         return velocity(x, torch.full((1,), sigma))
@@ -160,6 +160,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "model": model.kind,
         "world": world.name,
         "weights": hashlib.sha256(args.weights.read_bytes()).hexdigest(),
+        "guidance": guidance_of(args.weights),
         **{name: getattr(args, name) for name in names},
     }
     pictures: list[dict] = []

@@ -59,7 +59,7 @@ class World:
     folder: Path
     """With latent_map.safetensors, judge.safetensors and judge_training.safetensors."""
     decoder: Path
-    """TAESD's decoder."""
+    """File with TAESD's decoder."""
     sample: Callable[[int, torch.Generator, str], Any]
     """So many scenes of a split."""
     joined: Callable[[Sequence[Any]], Any]
@@ -134,7 +134,7 @@ SHAPES = World(
 EMOJI = World(
     EMOJI_LANGUAGE,
     MODELS / "emoji",
-    MODELS / "emoji" / "vae_approx" / "taesd3_decoder.safetensors",
+    MODELS / "vae_approx" / "taef1_decoder.safetensors",
     emoji_scenes.sample,
     emoji_scenes.Scenes.joined,
     emoji_scenes.draw,

@@ -28,8 +28,7 @@ class Family:
     kind: str
     """flux, sd3, lumina or lumina_next."""
     vae: str
-    """Name by which the host's VAELoader knows its decoder, where there is none of the model's own,
-    `<kind>.safetensors`."""
+    """Name by which the host's VAELoader knows its decoder."""
     cfg: float
     guided: bool = False
     """Whether FLUX's embedding tells it a strength of guidance: the one that its file names."""
@@ -39,9 +38,9 @@ class Family:
 
 FAMILIES = {"flux": Family("flux", "taef1", 1.0, guided=True), "sd3": Family("sd3", "taesd3", 2.5)}
 # As in the paper's table; never tuned on, only reported.
-LUMINA = Family("lumina", "taef1", 2.5, steps=30)
+LUMINA = Family("lumina", "shapes.safetensors", 2.5, steps=30)
 # With the sigmas of the published pipeline, which are not shifted.
-LUMINA_NEXT = Family("lumina_next", "taef1", 2.5, steps=30, scheduler="normal")
+LUMINA_NEXT = Family("lumina_next", "shapes.safetensors", 2.5, steps=30, scheduler="normal")
 ALL_FAMILIES = {**FAMILIES, "lumina": LUMINA, "lumina_next": LUMINA_NEXT}
 FIRST_BLOCKS = {
     "flux": "double_blocks",
@@ -85,8 +84,7 @@ class Subject:
             (self.model,) = comfy.run_node(LOADERS[family.kind], unet_name=name)
         else:
             (self.model,) = comfy.run_node("UNETLoader", unet_name=name, weight_dtype="default")
-        own = name if name in folder_paths.get_filename_list("vae") else family.vae
-        (self.vae,) = comfy.run_node("VAELoader", vae_name=own)
+        (self.vae,) = comfy.run_node("VAELoader", vae_name=family.vae)
         self.rows = 0  # that passed the blocks in the latest run
         blocks = getattr(self.model.model.diffusion_model, FIRST_BLOCKS[family.kind])
         blocks[0].register_forward_hook(self._count)

@@ -1,7 +1,7 @@
 """Train the emoji world's TAESD decoder to invert its latent map; the encoder is the map itself, by construction.
 
     python -m demo.emoji.autoencoder --construct
-    python -m demo.emoji.autoencoder --out RUN --steps 3000 --start demo/models/vae_approx/taef1_decoder.safetensors
+    python -m demo.emoji.autoencoder --out RUN --steps 3000 --start demo/models/vae/shapes.safetensors
     python -m demo.emoji.autoencoder --out RUN --steps 3000 --export
 
 The first command is what the shipped files are made by: a decoder that equals the map's inverse (`linear_decoder`),
@@ -18,7 +18,6 @@ import time
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -30,9 +29,9 @@ from demo.emoji.train import faster_dtype
 from demo.latents import BLOCK, LatentMap
 from demo.latents import MAP_FILE as OLD_MAP
 from demo.linear_decoder import linear_decoder
-from demo.taesd import Decoder, exact_encoder, export
+from demo.taesd import FOLDER, Decoder, exact_encoder, load_decoder, save_pair
 
-FOLDER = MODELS / "vae_approx"
+NAME = "taef1"  # of the files
 SIZES = shapes.SIZES
 MEASURED = {128: 16, 256: 16, 512: 2}  # scenes by pixels, of a decoder that is constructed
 
@@ -61,7 +60,7 @@ class Crops(shapes.Crops):
 
 def turned(path: Path, old: LatentMap, new: LatentMap) -> dict[str, Tensor]:
     """Weights of a decoder of another latent map, the first layer turned to the channels of `new`."""
-    weights = {k: v.float() for k, v in load_file(path).items()}
+    weights = load_decoder(path).state_dict()
     first = weights["1.weight"]  # (64, 16, 3, 3); what the soft limit before it bends is small
     weights["1.weight"] = torch.einsum("ocyx,cd->odyx", first, old.forward @ new.backward)
     weights["1.bias"] = weights["1.bias"] + first.sum((2, 3)) @ (
@@ -216,7 +215,7 @@ def construct() -> None:
         figures[str(size)] = round(psnr(decoder, latents, size, number), 2)
         print(f"{size} px: {figures[str(size)]} dB, {number} scenes", flush=True)
     note = {"psnr_dev": json.dumps(figures), "made_by": "demo.linear_decoder"}
-    export(decoder, exact_encoder(latents), FOLDER, note)
+    save_pair(decoder, exact_encoder(latents), NAME, FOLDER, note)
     print(json.dumps({"psnr_dev": figures}))
 
 
@@ -241,9 +240,7 @@ def main() -> None:
     parser.add_argument("--reuse", type=float, default=3.0, help="times a crop is used")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument(
-        "--export", action="store_true", help="measure, then write demo/models/emoji"
-    )
+    parser.add_argument("--export", action="store_true", help="measure, then write demo/models")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.construct:
@@ -258,9 +255,8 @@ def main() -> None:
         figures = {str(size): round(psnr(decoder, trainer.map, size), 2) for size in SIZES}
         row = {"psnr_dev": figures, "settings": trainer.settings()}
         trainer.log(row)
-        export(
-            decoder, exact_encoder(trainer.map), FOLDER, {k: json.dumps(v) for k, v in row.items()}
-        )
+        note = {k: json.dumps(v) for k, v in row.items()}
+        save_pair(decoder, exact_encoder(trainer.map), NAME, FOLDER, note)
         (MODELS / "logs").mkdir(exist_ok=True)
         shutil.copyfile(trainer.out / "autoencoder.jsonl", MODELS / "logs" / "autoencoder.jsonl")
         print(json.dumps(row))

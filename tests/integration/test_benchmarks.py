@@ -84,7 +84,9 @@ def test_the_cost_of_the_published_preset_is_what_it_comes_to(ready, kind):
     for share in (0.5, 0.19):
         model = region.region(ready, share, preset="paper")(subject.model)
         with torch.inference_mode():
-            drawn = subject.sample_many(model, [text("striped")], [0], 128, subject.family.steps)
+            drawn = subject.sample_many(
+                model, [text("striped", kind)], [0], 128, subject.family.steps
+            )
         made = decisions(model, 0, round(drawn.computed))
         came = equal_cost.own_cost(subject, 128)(made) / subject.family.steps
         assert region.paper_cost(subject, 128, share) == pytest.approx(came)

@@ -2,7 +2,6 @@
 FLUX-like model in the place of that of drawn shapes, by the host's own loaders."""
 
 import importlib
-import shutil
 
 import folder_paths
 import pytest
@@ -14,9 +13,10 @@ from demo.emoji.demo_model import DemoModel, export
 from demo.pack.emoji_words import WIDTH
 from demo.scene_judge import SceneJudge
 from demo.switch import switch
-from demo.world import EMOJI, MODELS, SHAPES
+from demo.world import EMOJI, SHAPES
 from evaluation.rows import psnr
 from evaluation.subjects import FAMILIES, LUMINA, Subject
+from rapid_testing.worlds import emoji_world
 
 BATCH, TOKENS = 2, 6
 
@@ -54,7 +54,7 @@ def test_an_exported_model_gives_the_twins_velocity_in_the_host(
     assert (wanted - got).abs().max() < 1e-4 * wanted.abs().max()
 
 
-FOLDERS = ("diffusion_models", "vae_approx", "vae")
+FOLDERS = ("diffusion_models", "vae_approx")
 
 
 @pytest.fixture
@@ -63,11 +63,9 @@ def switched(comfy_host, demo_pack, tmp_path):
     comfy_host.load_core_nodes("nodes_flux.py")
     for name in FOLDERS:
         (tmp_path / name).mkdir()
-    for file in (MODELS / "vae_approx").iterdir():
-        shutil.copyfile(file, tmp_path / "vae_approx" / file.name)
     path = tmp_path / "diffusion_models" / "lumina.safetensors"
     export_shapes("lumina", ShapesModel("lumina").state_dict(), path, 0)
-    switch("flux", EMOJI, tmp_path)
+    switch("flux", emoji_world(tmp_path / "emoji"), tmp_path)
     for name in FOLDERS:
         folder_paths.add_model_folder_path(name, str(tmp_path / name), is_default=True)
     yield comfy_host

@@ -93,7 +93,8 @@ def test_a_workflow_draws_what_it_draws_in_the_host(host, changes):
     run = host.run_node
     (model,) = run("UNETLoader", unet_name="flux.safetensors", weight_dtype="default")
     (positive,) = run("RAPIDDemoPrompt", text=PROMPTS[1], model="flux")
-    (positive,) = run("FluxGuidance", conditioning=positive, guidance=1.0)
+    strength = workflow()["guidance"]["inputs"]["guidance"]
+    (positive,) = run("FluxGuidance", conditioning=positive, guidance=strength)
     (negative,) = run("RAPIDDemoPrompt", text="", model="flux")
     (latent,) = run("EmptySD3LatentImage", width=128, height=128, batch_size=1)
     (wanted,) = run(

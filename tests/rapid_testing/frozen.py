@@ -80,10 +80,6 @@ SAMPLERS = (
     "heunpp2",
     "exp_heun_2_x0",
 )
-PROMPTS = (
-    "grid blue background, big red striped circle top left, small white plain ring bottom right",
-    "noise green background, huge orange dotted square center",
-)
 
 
 class Frozen:
@@ -280,7 +276,10 @@ def _special(frozen: Frozen, tiny: Callable) -> Iterator[tuple[str, Callable]]:
 
 def _demo(frozen: Frozen) -> Iterator[tuple[str, Callable]]:
     """The demo models, with their prompts, and with policy files."""
+    from demo.world import weights_of
+    from evaluation.subjects import ALL_FAMILIES, guidance_of
     from rapid_testing.sampling import sample
+    from rapid_testing.texts import text
 
     def drawn(
         kind: str,
@@ -292,21 +291,22 @@ def _demo(frozen: Frozen) -> Iterator[tuple[str, Callable]]:
     ):
         def run() -> tuple[Any, torch.Tensor]:
             name = kind.removeprefix("demo ")
-            text = "\n".join(PROMPTS[:batch])
-            (positive,) = frozen.host.run_node("RAPIDDemoPrompt", text=text, model=name)
+            prompts = "\n".join([text("grid", name), text("green", name)][:batch])
+            (positive,) = frozen.host.run_node("RAPIDDemoPrompt", text=prompts, model=name)
             (negative,) = frozen.host.run_node("RAPIDDemoPrompt", text="", model=name)
-            if name == "flux":
+            family = ALL_FAMILIES[name]
+            if family.guided:
+                guidance = guidance_of(weights_of(name))
                 (positive,) = frozen.host.run_node(
-                    "FluxGuidance", conditioning=positive, guidance=1.0
+                    "FluxGuidance", conditioning=positive, guidance=guidance
                 )
             model = patch(frozen.demo(kind))
             latent = torch.zeros(batch, 16, size, size)
-            cfg = 1.0 if name == "flux" else 2.5
             return model, sample(
                 model,
                 latent=latent,
                 steps=steps,
-                cfg=cfg,
+                cfg=family.cfg,
                 positive=positive,
                 negative=negative,
                 sampler=sampler,

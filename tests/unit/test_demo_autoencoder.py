@@ -7,7 +7,16 @@ from safetensors.torch import load_file
 from demo import scenes
 from demo.autoencoder import Crops, psnr
 from demo.latents import LatentMap
-from demo.taesd import DECODER, SCALES, Decoder, Encoder, exact_encoder, load_decoder, one_file
+from demo.taesd import (
+    DECODER,
+    SCALES,
+    Decoder,
+    Encoder,
+    exact_encoder,
+    load_decoder,
+    save_one_file,
+    save_pair,
+)
 from demo.world import weights_of, world_of
 from evaluation.subjects import ALL_FAMILIES
 
@@ -43,33 +52,47 @@ def test_the_constructed_encoder_equals_the_latent_map(latents):
 
 
 @pytest.mark.parametrize("kind", [*ALL_FAMILIES])
-def test_the_host_decodes_a_model_by_its_worlds_vae_in_float16(kind, tmp_path):
+def test_the_host_decodes_a_model_by_its_worlds_vae_in_float16(kind):
     weights = weights_of(kind)
     if not weights.exists():
         pytest.skip(f"there is no {kind}-like model yet")
-    own = weights.parents[1] / "vae" / weights.name
-    if not own.exists():
-        own = tmp_path / "vae.safetensors"
-        one_file(ALL_FAMILIES[kind].vae, weights.parents[1] / "vae_approx", own)
-    found, world = load_file(own), world_of(weights)
-    assert found.pop("vae_scale").item() == pytest.approx(SCALES[ALL_FAMILIES[kind].vae][0])
-    assert found.pop("vae_shift").item() == pytest.approx(SCALES[ALL_FAMILIES[kind].vae][1])
-    assert len(found) == len(Encoder().state_dict()) + len(Decoder().state_dict())
-    for part, network in (("decoder", Decoder()), ("encoder", Encoder())):
-        file = world.decoder.with_name(world.decoder.name.replace("decoder", part))
-        for key, value in load_file(file).items():
-            assert value.dtype == torch.float16 and value.shape == network.state_dict()[key].shape
-            assert torch.equal(value, found[f"taesd_{part}.{key}"])
+    name, folder = ALL_FAMILIES[kind].vae, weights.parents[1]
+    if name in SCALES:
+        found = load_file(folder / "vae_approx" / f"{name}_decoder.safetensors")
+        encoder = load_file(folder / "vae_approx" / f"{name}_encoder.safetensors")
+    else:
+        parts = load_file(folder / "vae" / name)
+        assert parts["vae_scale"].item() == pytest.approx(SCALES["taef1"][0])
+        assert parts["vae_shift"].item() == pytest.approx(SCALES["taef1"][1])
+        found, encoder = (
+            {k.removeprefix(mark): v for k, v in parts.items() if k.startswith(mark)}
+            for mark in ("taesd_decoder.", "taesd_encoder.")
+        )
+    wanted = world_of(weights).load_decoder().state_dict()
+    assert found.keys() == wanted.keys() and encoder.keys() == Encoder().state_dict().keys()
+    for key, value in found.items():
+        assert value.dtype == torch.float16 and torch.equal(value.float(), wanted[key])
+
+
+def test_a_decoder_is_read_again_from_a_file_of_its_own_and_from_one_of_both_parts(tmp_path):
+    torch.manual_seed(0)
+    decoder, encoder = Decoder(), Encoder()
+    save_pair(decoder, encoder, "taef1", tmp_path, {})
+    save_one_file(decoder, encoder, "taesd3", tmp_path / "vae" / "both.safetensors", {})
+    for path in (tmp_path / "taef1_decoder.safetensors", tmp_path / "vae" / "both.safetensors"):
+        for key, value in load_decoder(path).state_dict().items():
+            assert torch.equal(value, decoder.state_dict()[key].half().float())
+    parts = load_file(tmp_path / "vae" / "both.safetensors")
+    pair = load_file(tmp_path / "taef1_encoder.safetensors")
+    assert all(torch.equal(parts[f"taesd_encoder.{key}"], pair[key]) for key in pair)
+    assert float(parts["vae_scale"]) == pytest.approx(SCALES["taesd3"][0])
 
 
 def test_the_shipped_encoder_imitates_the_latent_map(latents):
     encoder = Encoder()
-    encoder.load_state_dict(
-        {
-            k: v.float()
-            for k, v in load_file(DECODER.with_name("taesd3_encoder.safetensors")).items()
-        }
-    )
+    mark = "taesd_encoder."
+    parts = load_file(DECODER).items()
+    encoder.load_state_dict({k.removeprefix(mark): v for k, v in parts if k.startswith(mark)})
     chosen = scenes.sample(2, torch.Generator().manual_seed(0))
     pictures = scenes.draw(chosen, 64, 64, torch.Generator().manual_seed(0))
     with torch.no_grad():

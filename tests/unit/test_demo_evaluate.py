@@ -8,11 +8,10 @@ import pytest
 from demo import evaluate
 from demo.world import EMOJI, SHAPES, weights_of, world_of
 
-LEFT = next(k for k in ("flux", "sd3", "lumina") if world_of(weights_of(k)) is SHAPES)
-CASES = {
-    "shapes": (SHAPES, LEFT, weights_of(LEFT)),
-    "emoji": (EMOJI, "flux", EMOJI.folder / "diffusion_models" / "flux.safetensors"),
-}
+CASES = {}
+for kind in ("flux", "sd3", "lumina"):
+    world = world_of(weights_of(kind))
+    CASES.setdefault(world.name, (world, kind, weights_of(kind)))
 
 
 def run(monkeypatch, out, *flags):

@@ -418,9 +418,9 @@ def test_files_of_this_repository_load():
     paths = [*root.glob("policies/*.safetensors"), *root.glob("benchmarks/policies/*.safetensors")]
     policies = {path.name: policy_of(read(path), 2.0) for path in paths}
     assert len(policies) >= 2
-    schedule = policies["demo-flux-solution.safetensors"]
+    schedule = policies["demo-sd3-solution.safetensors"]
     assert isinstance(schedule, SchedulePolicy) and schedule.schedule.gram is not None
-    assert schedule.source == "demo-flux-solution.safetensors"
+    assert schedule.source == "demo-sd3-solution.safetensors"
     assert set(schedule_tensors([schedule.schedule])) == {
         "sigmas",
         "plan.0.computed",

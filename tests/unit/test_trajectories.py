@@ -71,3 +71,22 @@ def test_figures_of_a_model_of_either_world_are_kept_and_gone_on_from(
     )
     with pytest.raises(SystemExit, match="of other weights or settings"):
         trajectories.measure(trajectories.parser().parse_args([*flags, "--goal", "30"]))
+
+
+def test_a_model_is_told_the_guidance_that_its_file_names(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    made = emoji_model.DemoModel("flux")
+    with torch.no_grad():
+        for p in made.parameters():
+            p.add_(0.02 * torch.randn_like(p))
+    monkeypatch.setattr(trajectories, "MOST", 3)
+    changes = []
+    for guidance in (1.0, 3.0):
+        weights = tmp_path / f"{guidance:g}" / "flux.safetensors"
+        weights.parent.mkdir()
+        emoji_model.export("flux", made.state_dict(), weights, 0, guidance)
+        flags = ["--weights", str(weights), "--size", "32", "--truth", "3", "--prompts", "1"]
+        found = trajectories.measure(trajectories.parser().parse_args(flags))
+        assert found["settings"]["guidance"] == guidance
+        changes.append(found["velocity_change"])
+    assert changes[0] != changes[1]
