@@ -32,7 +32,7 @@ from devkit.hosts import (
 )
 from devkit.server import DEFAULT_PORT
 
-SUITES = ("region", "clock", "sparse", "policy", "dial", "learn", "models", "gpu", "hosts")
+SUITES = ("region", "clock", "sparse", "policy", "dial", "learn", "headroom", "models", "gpu", "hosts")
 
 
 @dataclass(frozen=True)

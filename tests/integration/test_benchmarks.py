@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import attention, dial, equal_cost, learn, policy, region, sparse
+from benchmarks import attention, dial, equal_cost, headroom, learn, policy, region, sparse
 from benchmarks.dial import samplers as dial_samplers
 from demo import measure
 from evaluation.decisions import decisions
@@ -258,6 +258,21 @@ def test_the_learn_bench_draws_by_what_full_pictures_and_calibrations_have_shown
     found = json.loads((tmp_path / "learn_differences.json").read_text())["rows"]
     assert {r["suite"] for r in found} == {"learn", "wide", "large", "beta"}
     assert all(r["against"] == "learned_0" for r in found)
+
+
+def test_the_headroom_suite_finds_no_more_than_the_best_of_each(ready, tmp_path):
+    flags = ("--counts", "7", "14", "--plans", "2")
+    text = headroom.run(ready, quick(headroom, tmp_path, *flags))
+    found = json.loads((tmp_path / "headroom.json").read_text())["models"]["flux"]
+    assert found["prompts"] == 2
+    for goal in ("full", "converged"):
+        for row in found[goal]["plans"].values():
+            assert row["own"] <= row["best_for_all"] <= row["best_for_each"]
+        assert all(row["gain"] > -0.01 for row in found[goal]["budgets"])
+        assert [row["evaluations"] for row in found[goal]["budgets"]][-1] <= 14
+    assert "flux, 7 evaluations, to the full picture" in text
+    computed = (tmp_path / "headroom-flux.jsonl").read_text(encoding="utf-8").count("plan_1/7")
+    assert computed == 2
 
 
 def test_a_sampler_that_fails_beside_the_node_is_said_to(ready):
