@@ -24,7 +24,7 @@ FIVE = (
     ),
     (
         "ComfyUI's EasyCache (FLUX-like), LazyCache (SD3-like)",
-        ("policy_flux", "easycache"),
+        ("dial", "easycache"),
         ("policy_sd3", "lazycache"),
     ),
 )
