@@ -39,16 +39,26 @@ def demo_models() -> str:
         for title, file in files.items()
         if file.is_file()  # a model's whose weights are there
     ]
+
+    def title(row: Row) -> str:
+        cfg, guidance = row["settings"]["cfg"], row["settings"]["guidance"]
+        told = f"guidance {guidance:g}" if guidance > 1 else f"cfg {cfg:g}"
+        return f"{row['title']}, {told}"
+
     columns = [
-        Column("model", lambda row: f"{row['title']}, cfg {row['settings']['cfg']:g}"),
+        Column("model", title),
         Column("prompts", lambda row: str(row["settings"]["prompts"])),
         Column("object colour", lambda row: number(row["model"].get("object_colour"), 3)),
         Column("background", lambda row: number(row["model"]["background"], 3)),
         # Of the emoji world: the object itself.
-        Column("shape", lambda row: number(row["model"].get("shape", row["model"]["object"]), 3)),
+        Column(
+            "shape or object",
+            lambda row: number(row["model"].get("shape", row["model"]["object"]), 3),
+        ),
         Column("to the converged picture", lambda row: number(row["psnr_to_ode"]["mean"])),
         Column("worst", lambda row: number(row["psnr_to_ode"]["worst"])),
         Column("of prompts", lambda row: str(row["psnr_to_ode"]["prompts"])),
+        Column("FID", lambda row: number(row.get("fid"), 3)),
     ]
     return table(columns, rows)
 
