@@ -27,7 +27,7 @@ import torch
 from benchmarks.command import run_suite, suite_flags
 from benchmarks.costs import PUBLISHED, published
 from benchmarks.equal_cost import COLUMNS, fewer_steps, own_cost, threshold_at
-from benchmarks.replay import at_random, predictions_of, replayed
+from benchmarks.replay import at_random, replayed
 from demo.scene_judge import SceneJudge
 from devkit.base_folder import REPOSITORY
 from evaluation.batches import BATCH
@@ -37,6 +37,7 @@ from evaluation.rows import markdown, write
 from evaluation.subjects import ALL_FAMILIES, Subject, patcher
 from evaluation.suites import QUICK, Method, Scale, Suite, picked
 from rapid_core.policy_file.format import PolicyFile, read
+from rapid_core.policy_file.heads import heads_policy
 from rapid_core.quadrature.spacing import max_evaluations
 from rapid_core.techniques.step_skip.schedule import SchedulePolicy
 from rapid_core.types import Mode
@@ -101,7 +102,7 @@ def shuffled(
             )
         return made[other]
 
-    return replayed(predictions_of(file, speedup), decisions_of)
+    return replayed(heads_policy(file, speedup), decisions_of)
 
 
 def at_cost(comfy: Any, suite: Suite, cache: str, speedup: float, number: int) -> Method | None:
