@@ -22,6 +22,7 @@ from rapid_core.policy_file.format import MAX_SPEEDUP
 from rapid_core.policy_file.heads import PLUS
 from rapid_core.techniques.heads.rapid3 import HEADS, OUTPUTS
 from rapid_core.techniques.heads.rapid_plus import MODES
+from rapid_core.types import Aim
 from training.features import FEATURES
 from training.rewards import REWARDS, parsed
 
@@ -32,6 +33,7 @@ TARGETS = {
     "full": "the full run of the same seed",
     "solution": "the run of the same seed with {parts} times the steps",
 }
+AIMS = {"full": Aim.FULL_PICTURE, "solution": Aim.BEST_PICTURE}  # by target
 REFINED = 8  # Euler steps in each of the workflow's, for references near the solution
 
 LR = {"rapid3": 1e-3, PLUS: 2e-4}  # learning rate unless given; 2e-3 saturates rapid+ in 5 updates
@@ -174,6 +176,11 @@ class TrainConfig:
     def refined(self) -> int:
         """Into how many equal ones the steps of references are cut."""
         return REFINED if self.target == "solution" else 1
+
+    @property
+    def aim(self) -> Aim:
+        """Which picture gaps are corrected towards, so that runs come near the target."""
+        return AIMS[self.target]
 
     @property
     def target_in_words(self) -> str:

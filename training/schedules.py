@@ -36,8 +36,6 @@ from training.references import Reference
 from training.scalars import TensorBoardLog
 from training.state import JsonCache
 
-AIMS = {"full": Aim.FULL_PICTURE, "solution": Aim.BEST_PICTURE}  # by target
-
 
 class Rollouts:
     """Scores of schedules: PSNR of each reference's latent under a schedule, kept in a file."""
@@ -97,7 +95,7 @@ def train_schedules(job: Job) -> tuple[PolicyFile, str]:
         for speedup in config.speedups
     ]
     board.close()
-    aim = AIMS[config.target]
+    aim = config.aim
     text = table(results, len(held_out))
     if config.refined > 1:
         full = Schedule((True,) * (len(sigmas) - 1), sigmas)
@@ -146,7 +144,7 @@ def search_one(
 ) -> Searched:
     """The best schedule of one speed-up, and what it is worth."""
     config = job.config
-    aim = AIMS[config.target]
+    aim = config.aim
     sigmas = held_out[0].sigmas
     name = f"{speedup:g}"
     score = Rollouts(job.graph, calibration, aim, job.state / f"schedules-{name}.json")

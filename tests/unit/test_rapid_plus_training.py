@@ -1,19 +1,20 @@
 """How training sees heads that begin with a schedule: chances of what was drawn, and prices."""
 
-from argparse import Namespace
-
 import pytest
 import torch
 
 from rapid_core.policy_file.format import PolicyError, write
+from rapid_core.policy_file.policies import policy_of
 from rapid_core.policy_file.schedules import schedule_tensors
 from rapid_core.quadrature.spacing import evenly_spaced
 from rapid_core.techniques.heads.prior import RUNGS
 from rapid_core.techniques.heads.rapid3 import Heads
 from rapid_core.techniques.heads.rapid_plus import NUMBERS, RapidPlusActor, RapidPlusPolicy
 from rapid_core.techniques.step_skip.schedule import Schedule
+from rapid_core.types import Aim
 from rapid_testing.actors import METADATA
 from rapid_testing.heads import falling, run_heads
+from rapid_testing.trainings import config_of
 from training.grpo import RolloutBuffer, departures, log_probability
 from training.methods import PRICE, SILENT_ROLLOUTS, RapidPlus
 
@@ -39,13 +40,13 @@ def drawn(made, seed=5):
     return rollout.steps[0]
 
 
-def method_of(path, speedups, counts, steps=STEPS, mode="cap", heads=("pace",)):
+def method_of(path, speedups, counts, steps=STEPS, mode="cap", heads="pace", target="full"):
     """The method that begins with evenly spaced schedules of these counts."""
     schedules = [Schedule(evenly_spaced(count, steps), falling(steps)) for count in counts]
     about = {**METADATA, "budgets": speedups}
     file = write(path / "a.safetensors", "schedule", about, schedule_tensors(schedules))
-    config = Namespace(speedups=tuple(speedups), mode=mode, sparse_backend="auto", heads=heads)
-    return RapidPlus(config, file)
+    flags = f"--start a --heads {heads} --mode {mode} --target {target} --speedups"
+    return RapidPlus(config_of(f"--kind rapid+ {flags} {' '.join(map(str, speedups))}"), file)
 
 
 def test_the_probability_of_a_pace_is_that_of_the_distribution_it_was_drawn_from(monkeypatch):
@@ -86,7 +87,7 @@ def test_what_leaves_heads_nothing_to_choose_is_refused(tmp_path):
         method_of(tmp_path, [2.0], [14])
     with pytest.raises(PolicyError, match="the pace head chooses among"):
         method_of(tmp_path, [2.0, 2.01], [13, 13])
-    assert method_of(tmp_path, [2.0], [14], heads=("pace", "cache")).speedups == [2.0]
+    assert method_of(tmp_path, [2.0], [14], heads="pace cache").speedups == [2.0]
     with pytest.raises(
         ValueError, match="of 4 steps 4x leaves one evaluation, and nothing to choose"
     ):
@@ -108,3 +109,17 @@ def test_a_price_follows_what_is_spent_beyond_what_silent_heads_spend(tmp_path):
         assert method.learn([(4.0, 0.1)])["price/4"] >= 0
     cheap, dear = method.rewards([0.5, 0.5], [6.0, 8.0], 2.0)
     assert cheap - dear == pytest.approx(PRICE * 2 / 14)
+
+
+@pytest.mark.parametrize(
+    "target, aim", [("full", Aim.FULL_PICTURE), ("solution", Aim.BEST_PICTURE)]
+)
+def test_heads_learn_with_gaps_corrected_towards_the_target_and_so_does_the_file(
+    tmp_path, target, aim
+):
+    method = method_of(tmp_path, [2.0, 4.0], [14, 7], target=target)
+    made = heads()
+    assert method.policy(made, 2.0).requirements.aim is aim
+    about = {**METADATA, **method.metadata(made, "likeness")}
+    file = write(tmp_path / "b.safetensors", "heads", about, method.tensors(made))
+    assert policy_of(file, 2.0).requirements.aim is aim
