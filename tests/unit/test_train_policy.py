@@ -9,6 +9,8 @@ import pytest
 
 from rapid_core.calibration.search import clearly_better
 from training.config import TrainConfig, field_docs, parse, parser
+from training.graph import Graph
+from training.job import Job
 from training.state import open_state
 from training.train_policy import host_flags, read_prompts
 
@@ -133,6 +135,52 @@ def test_the_state_of_an_older_script_is_not_gone_on_with(tmp_path):
     path.write_text(json.dumps(settings))
     with pytest.raises(ValueError, match="by another version of this script.*delete it"):
         open_state(tmp_path, {}, [], {"seed": 0})
+
+
+class OneModel:
+    """A workflow of which nothing is looked at but its model."""
+
+    model = "flux"
+
+    def own_nodes(self, pictures):
+        return {}
+
+
+def test_the_state_of_other_weights_in_the_same_file_is_not_gone_on_with(tmp_path, monkeypatch):
+    """A model that was trained further and saved again draws other pictures."""
+    job = Job(OneModel(), ["a"], parse(BASE), tmp_path, tmp_path / "a.safetensors")
+    weights = {"weights": "0" * 16}
+    monkeypatch.setattr("training.job.weights_of", lambda model: weights)
+    job.open_state(["a"])
+    job.open_state(["a"])
+    weights = {"weights": "f" * 16}
+    with pytest.raises(ValueError, match="training with other weights; give another --state"):
+        job.open_state(["a"])
+
+
+def lumina_next(folder):
+    """A workflow whose model is loaded by a node of this pack, in API form."""
+    return {
+        "load": {"class_type": "RAPID_LoadLuminaNext", "inputs": {"model": folder}},
+        "speed": {"class_type": "RAPID_Accelerate", "inputs": {"model": ["load", 0], "speedup": 2}},
+        "text": {"class_type": "CLIPTextEncode", "inputs": {"text": "a cat", "clip": ["clip", 0]}},
+        "clip": {"class_type": "CLIPLoader", "inputs": {}},
+        "latent": {"class_type": "EmptySD3LatentImage", "inputs": {"width": 512}},
+        "sample": {
+            "class_type": "KSampler",
+            "inputs": {
+                "model": ["speed", 0],
+                "positive": ["text", 0],
+                "latent_image": ["latent", 0],
+                "seed": 1,
+            },
+        },
+    }
+
+
+def test_a_node_of_this_pack_that_loads_a_model_decides_what_is_drawn():
+    one, other = (Graph(lumina_next(folder)).own_nodes() for folder in ("2b", "tuned"))
+    assert one != other and "load" in one and "speed" not in one
 
 
 def test_prompts_that_are_there_twice_count_once(tmp_path, capsys):
