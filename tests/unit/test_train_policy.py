@@ -2,15 +2,18 @@
 ComfyUI starts."""
 
 import json
+import math
 import shlex
 from dataclasses import FrozenInstanceError, fields
 
 import pytest
+import torch
 
 from rapid_core.calibration.search import clearly_better
 from training.config import TrainConfig, field_docs, parse, parser
 from training.graph import Graph
 from training.job import Job
+from training.references import reference
 from training.state import open_state
 from training.train_policy import host_flags, read_prompts
 
@@ -156,6 +159,19 @@ def test_the_state_of_other_weights_in_the_same_file_is_not_gone_on_with(tmp_pat
     weights = {"weights": "f" * 16}
     with pytest.raises(ValueError, match="training with other weights; give another --state"):
         job.open_state(["a"])
+
+
+class Overflowing:
+    """A workflow whose model gives no numbers."""
+
+    def sample(self, prompt, seed, patch):
+        return torch.full((1, 4, 2, 2), math.nan)
+
+
+def test_a_reference_that_overflowed_is_named_and_nothing_is_compared_with_it(tmp_path):
+    with pytest.raises(ValueError, match="'a cat' .* not finite"):
+        reference(Overflowing(), "a cat", 5, tmp_path, euler=False)
+    assert list(tmp_path.iterdir()) == []
 
 
 def lumina_next(folder):
