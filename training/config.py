@@ -168,9 +168,10 @@ class TrainConfig:
     @property
     def prompts_needed(self) -> int:
         """Prompts that the file must have."""
-        if self.searches:
-            return self.calibration + 2 * self.held_out
-        return (1 if self.kind in METHODS else self.calibration) + self.held_out
+        if self.kind not in METHODS:
+            return self.calibration + self.held_out
+        searched_on = self.calibration + self.held_out if self.searches else 1
+        return max(searched_on, self.train_prompts or 1) + self.held_out
 
     @property
     def refined(self) -> int:
@@ -271,8 +272,10 @@ class TrainConfig:
                 "--group must be 2 or more, --discount between 0 and 1, --lr and --patience above 0, "
                 "--plans 0 or more"
             )
-        if self.kind == "schedule" and self.start is not None:
-            raise ValueError("--start is what rapid+ begins with; a search of schedules needs none")
+        if self.kind != PLUS and self.start is not None:
+            raise ValueError(f"--start is what rapid+ begins with; --kind {self.kind} needs none")
+        if self.kind == "rapid3" and self.mode != "cap":
+            raise ValueError(f"--mode {self.mode} is of rapid+; --kind rapid3 has no budgets")
 
     def _check_heads(self) -> None:
         foreign = "step" if self.kind == PLUS else "pace"

@@ -64,7 +64,12 @@ def test_prompts_that_are_not_there_or_no_text_are_named(tmp_path):
         ("--calibration 0", "--calibration 0: give 1 or more"),
         ("--longest-gap 0", "--longest-gap 0: give 1 or more"),
         ("--plans -1", "--plans 0 or more"),
-        ("--start a.safetensors", "--start is what rapid. begins with"),
+        ("--start a.safetensors", "--start is what rapid. begins with; --kind schedule needs none"),
+        ("--kind rapid3 --start a.safetensors", "begins with; --kind rapid3 needs none"),
+        (
+            "--kind rapid3 --mode average",
+            "--mode average is of rapid.; --kind rapid3 has no budgets",
+        ),
         ("--kind rapid3 --heads pace", "rapid3 has step, cache and sparse"),
         ("--kind rapid+ --heads cache", "name pace, too"),
         (
@@ -81,6 +86,21 @@ def test_prompts_that_are_not_there_or_no_text_are_named(tmp_path):
 def test_flags_that_make_no_sense_are_refused(flags, said):
     with pytest.raises(SystemExit, match=said):
         parse([*BASE, *flags.split()])
+
+
+@pytest.mark.parametrize(
+    "flags, needed",
+    [
+        ("--kind rapid3 --held-out 8", 9),
+        ("--kind rapid3 --held-out 8 --train-prompts 24", 32),
+        ("--kind rapid+ --held-out 8 --calibration 16", 32),
+        ("--kind rapid+ --held-out 8 --calibration 16 --train-prompts 30", 38),
+        ("--kind rapid+ --held-out 8 --train-prompts 30 --start a.safetensors", 38),
+        ("--kind schedule --held-out 8 --calibration 16 --train-prompts 30", 24),
+    ],
+)
+def test_as_many_prompts_are_needed_as_are_learned_and_measured_on(flags, needed):
+    assert parse([*BASE, *flags.split()]).prompts_needed == needed
 
 
 def test_quick_is_a_few_of_everything():
