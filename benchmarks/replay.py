@@ -88,9 +88,10 @@ def replayed(
 ) -> Callable[[Any, list[int]], Any]:
     """A patch for each group of pictures: the decisions that `decisions_of` names for each of
     them, in runs as they are with `policy`."""
-    from rapid_core.comfy.chain import attach  # here: this module is imported before the host is
 
     def each(model: Any, numbers: list[int]) -> Any:
+        from rapid_core.comfy.chain import attach  # here: the host is imported after this module
+
         decisions = tuple(tuple(decisions_of(n)) for n in numbers)
         return attach(model, ReplayPolicy(decisions=decisions, policy=policy))
 
