@@ -36,7 +36,10 @@ TARGETS = {
 AIMS = {"full": Aim.FULL_PICTURE, "solution": Aim.BEST_PICTURE}  # by target
 REFINED = 8  # Euler steps in each of the workflow's, for references near the solution
 
-LR = {"rapid3": 1e-3, PLUS: 2e-4}  # learning rate unless given; 2e-3 saturates rapid+ in 5 updates
+LR = {"rapid3": 1e-3, PLUS: 2e-3}  # learning rate unless given
+# Weight of the pace head's divergence from heads that say nothing, unless given. Without it a head
+# is sure before it has looked, and learns no rule that it could see (docs/lab.md).
+KL = {PLUS: 0.3}
 OMEGA = {"rapid3": 1.0, PLUS: 0.0}  # weight of the discriminator unless given
 MORE_SCHEDULES = "give --speedups two or more, or --start with a schedule for several"
 
@@ -132,7 +135,10 @@ class TrainConfig:
     group: int = setting(8, decides=METHODS, fixes=METHODS, heads=True)
     """rollouts of a prompt, from the same noise"""
     lr: float | None = setting(None, decides=METHODS, fixes=METHODS, heads=True)
-    """learning rate (default: rapid3 0.001, rapid+ 0.0002)"""
+    """learning rate (default: rapid3 0.001, rapid+ 0.002)"""
+    kl: float | None = setting(None, decides=(PLUS,), fixes=(PLUS,), heads=True)
+    """rapid+: weight of the pace head's divergence from heads that say nothing, which follow their
+    schedule; 0 for none (default: 0.3)"""
     reward: tuple[str, ...] = setting(
         ("psnr",), decides=METHODS, heads=True, metavar="NAME[:WEIGHT]"
     )
@@ -217,6 +223,7 @@ class TrainConfig:
             heads=config.heads or default_heads,
             advantages=config.advantages or ("ranks" if config.kind == PLUS else "values"),
             lr=LR.get(config.kind, 1.0) if config.lr is None else config.lr,
+            kl=KL.get(config.kind, 0.0) if config.kl is None else config.kl,
             omega=OMEGA.get(config.kind, 0.0) if config.omega is None else config.omega,
         )
         config._check_numbers()
@@ -259,7 +266,7 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{_flag(name)} {value}: give 1 or more")
-        assert self.omega is not None and self.lr is not None
+        assert self.omega is not None and self.lr is not None and self.kl is not None
         if not 0 <= self.omega < math.inf or self.discriminator_warm_up < 0:
             raise ValueError("--omega and --discriminator-warm-up must be 0 or more")
         try:
@@ -274,6 +281,8 @@ class TrainConfig:
             )
         if self.kind != PLUS and self.start is not None:
             raise ValueError(f"--start is what rapid+ begins with; --kind {self.kind} needs none")
+        if not 0 <= self.kl < math.inf or (self.kl and self.kind != PLUS):
+            raise ValueError(f"--kl {self.kl:g}: give 0 or more, and that with --kind rapid+ alone")
         if self.kind == "rapid3" and self.mode != "cap":
             raise ValueError(f"--mode {self.mode} is of rapid+; --kind rapid3 has no budgets")
 

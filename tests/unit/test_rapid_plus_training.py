@@ -1,5 +1,7 @@
 """How training sees heads that begin with a schedule: chances of what was drawn, and prices."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -7,15 +9,26 @@ from rapid_core.policy_file.format import PolicyError, write
 from rapid_core.policy_file.policies import policy_of
 from rapid_core.policy_file.schedules import schedule_tensors
 from rapid_core.quadrature.spacing import evenly_spaced
-from rapid_core.techniques.heads.prior import RUNGS
+from rapid_core.techniques.heads.prior import OWN, RUNGS, explore_rate, mixture, prior_logits
 from rapid_core.techniques.heads.rapid3 import Heads
 from rapid_core.techniques.heads.rapid_plus import NUMBERS, RapidPlusActor, RapidPlusPolicy
+from rapid_core.techniques.heads.rollout import Decision
 from rapid_core.techniques.step_skip.schedule import Schedule
 from rapid_core.types import Aim
 from rapid_testing.actors import METADATA
 from rapid_testing.heads import falling, run_heads
 from rapid_testing.trainings import config_of
-from training.grpo import RolloutBuffer, departures, log_probability
+from training.config import KL, LR, PLUS
+from training.grpo import (
+    GRPOConfig,
+    Learner,
+    RolloutBuffer,
+    Step,
+    Trajectory,
+    departures,
+    log_probability,
+    trajectory_log_p,
+)
 from training.methods import PRICE, SILENT_ROLLOUTS, RapidPlus
 
 CHANNELS, STEPS = 4, 28
@@ -62,13 +75,82 @@ def test_the_probability_of_a_pace_is_that_of_the_distribution_it_was_drawn_from
     paced = [step for step in steps if step.choice.pace is not None]
     assert all(len(step.choice.prior_logits) == len(RUNGS) for step in paced)
     with torch.no_grad():
-        log_p, _ = log_probability(made, steps)
+        log_p = log_probability(made, steps).log_p
     values = [
         value for step, value in zip(steps, log_p, strict=True) if step.choice.pace is not None
     ]
     assert len(paced) == len(picked) > 3
     for step, value, chances in zip(paced, values, picked, strict=True):
         assert float(value) == pytest.approx(float(chances[step.choice.pace].log()), rel=1e-4)
+
+
+PRIOR = prior_logits((5, 6, 7, 8, 9), explore_rate(14))
+ROUGH = 0.6  # error estimate above which a sparser schedule pays
+SPARSER = OWN - 1
+
+
+def situations(make, number):
+    """Decisions yet to be made, before numbers of which one is the error estimate."""
+    return [
+        Step({"pace": torch.zeros(4 * CHANNELS, 2, 2)}, numbers, torch.zeros(24), Decision())
+        for numbers in torch.rand(number, NUMBERS, generator=make)
+    ]
+
+
+def paced(step, pace):
+    return replace(step, choice=Decision(pace=pace, prior_logits=PRIOR))
+
+
+def worth(steps):
+    """What leaving the schedule gains, in a trajectory."""
+    left = [step for step in steps if step.choice.pace != OWN]
+    good = sum(step.choice.pace == SPARSER and step.numbers[-1] > ROUGH for step in left)
+    return float(2 * good - len(left))
+
+
+def taught(tmp_path, updates):
+    """Heads that have learned where leaving the schedule pays, which it does not in the mean."""
+    torch.manual_seed(0)
+    made = Heads(CHANNELS, 24, ("pace",), NUMBERS, 16)
+    method_of(tmp_path, [2.0, 4.0], [14, 7]).begin(made)
+    learner = Learner(made, GRPOConfig(lr=LR[PLUS], kl=KL[PLUS], ranks=True))
+    make = torch.Generator().manual_seed(1)
+    for _ in range(updates):
+        groups = []
+        for _ in range(4):
+            seen = situations(make, 8)
+            with torch.no_grad():
+                logits = logits_of(made, seen)
+            chances = mixture(logits, torch.tensor(PRIOR))
+            drawn = torch.multinomial(chances, 8, replacement=True, generator=make).T.tolist()
+            runs = [
+                [paced(step, pace) for step, pace in zip(seen, row, strict=True)] for row in drawn
+            ]
+            with torch.no_grad():
+                old = trajectory_log_p(made, runs).log_p
+            groups.append(
+                [Trajectory(run, worth(run), p) for run, p in zip(runs, old, strict=True)]
+            )
+        learner.update(groups)
+    return made
+
+
+def logits_of(made, steps):
+    inputs = {"pace": torch.stack([step.inputs["pace"] for step in steps])}
+    numbers = torch.stack([step.numbers for step in steps])
+    return made(inputs, numbers, torch.stack([step.pooled for step in steps]))["pace"]
+
+
+def test_a_rule_that_heads_can_see_is_learned_where_leaving_the_schedule_costs_in_the_mean(
+    tmp_path,
+):
+    made = taught(tmp_path, 60)
+    steps = situations(torch.Generator().manual_seed(2), 400)
+    with torch.no_grad():
+        likeliest = (logits_of(made, steps) + torch.tensor(PRIOR)).argmax(1)
+    rough = torch.stack([step.numbers[-1] for step in steps]) > ROUGH
+    assert (likeliest[rough] == SPARSER).float().mean() > 0.7
+    assert (likeliest[~rough] == OWN).float().mean() > 0.95
 
 
 def test_how_often_heads_would_leave_the_schedule_is_counted():

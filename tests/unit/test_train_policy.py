@@ -22,7 +22,7 @@ BASE = ["--workflow", "a.json", "--prompts", "p.txt", "--out", "name"]
 FLAGS = """
     --workflow --prompts --out --policies --state --comfyui --host-arguments --sampler --text --kind
     --speedups --calibration --held-out --longest-gap --plans --start --oracle --target --heads
-    --sparse-backend --mode --advantages --train-prompts --iterations --prompts-per-update --group --lr --reward
+    --sparse-backend --mode --advantages --train-prompts --iterations --prompts-per-update --group --lr --kl --reward
     --omega --discriminator-warm-up --features --discount --width --seed --patience --licence
     --quick
 """.split()
