@@ -1,6 +1,7 @@
 """How training sees heads that begin with a schedule: chances of what was drawn, and prices."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -30,6 +31,7 @@ from training.grpo import (
     trajectory_log_p,
 )
 from training.methods import PRICE, SILENT_ROLLOUTS, RapidPlus
+from training.schedules import read_schedules
 
 CHANNELS, STEPS = 4, 28
 LADDER = tuple(Schedule(evenly_spaced(count, STEPS), falling(STEPS)) for count in (7, 8, 9, 10, 12))
@@ -84,6 +86,7 @@ def test_the_probability_of_a_pace_is_that_of_the_distribution_it_was_drawn_from
         assert float(value) == pytest.approx(float(chances[step.choice.pace].log()), rel=1e-4)
 
 
+READ = "training.schedules"
 PRIOR = prior_logits((5, 6, 7, 8, 9), explore_rate(14))
 ROUGH = 0.6  # error estimate above which a sparser schedule pays
 SPARSER = OWN - 1
@@ -205,3 +208,16 @@ def test_heads_learn_with_gaps_corrected_towards_the_target_and_so_does_the_file
     about = {**METADATA, **method.metadata(made, "likeness")}
     file = write(tmp_path / "b.safetensors", "heads", about, method.tensors(made))
     assert policy_of(file, 2.0).requirements.aim is aim
+
+
+def test_a_schedule_of_other_weights_is_said_to_be_one(tmp_path, monkeypatch, capsys):
+    schedules = [Schedule(evenly_spaced(14, STEPS), falling(STEPS))]
+    about = {**METADATA, "budgets": [2.0], "weights": "0" * 16}
+    write(tmp_path / "a.safetensors", "schedule", about, schedule_tensors(schedules))
+    graph = SimpleNamespace(model=None)
+    monkeypatch.setattr(f"{READ}.family_of", lambda _: SimpleNamespace(family="flux"))
+    monkeypatch.setattr(f"{READ}.size_of", lambda _: {"hidden": 24})
+    for own, said in (("0" * 16, False), ("f" * 16, True)):
+        monkeypatch.setattr(f"{READ}.weights_of", lambda _, own=own: {"weights": own})
+        read_schedules(tmp_path / "a.safetensors", graph)
+        assert ("a.safetensors was made for other weights" in capsys.readouterr().out) == said
