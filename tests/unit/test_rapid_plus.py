@@ -121,6 +121,17 @@ def test_the_next_step_is_the_schedules_as_long_as_it_can_be_paid():
     assert next_in_schedule(marks, 1, 2, 2) == 4
 
 
+@pytest.mark.parametrize("early", range(1, 6))
+def test_what_was_spent_early_is_saved_bit_by_bit_and_not_in_one_hole(early):
+    marks = evenly_spaced(10, STEPS)  # every third
+    computed = list(range(early))  # without a gap
+    while len(computed) < 10:
+        left = 10 - len(computed)
+        computed.append(next_in_schedule(marks, computed[-1], len(computed), left))
+    gaps = [b - a for a, b in zip(computed, computed[1:], strict=False)]
+    assert computed[-1] == STEPS - 1 and max(gaps) <= 6
+
+
 @given(st.integers(2, STEPS), st.randoms())
 def test_heads_that_say_nothing_are_the_schedule(count, random):
     computed = {0, STEPS - 1, *random.sample(range(1, STEPS - 1), count - 2)}
