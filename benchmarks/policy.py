@@ -6,10 +6,11 @@ at equal cost.
 
 Every policy file demo-<model>-<name> of the folder is a method: "schedule_<name>" of a schedule,
 "<name>" of heads. Of heads there is "<name>_shuffled", too: each picture is drawn with the
-decisions that were made for another one. "random" are as many evaluations as the budget allows,
-anywhere; "full_noise<k>" are full pictures from other noise. Thresholds of caches are the
-smallest that cost no more on 8 development prompts; "cache_reuse_unguarded" stands for
-"cache_reuse" where its safety check computes more than that.
+decisions that were made for another one. Of heads that begin with a schedule there is
+"<name>_untrained", this schedule with the heads' aim, whichever other schedules have. "random" are
+as many evaluations as the budget allows, anywhere; "full_noise<k>" are full pictures from other
+noise. Thresholds of caches are the smallest that cost no more on 8 development prompts;
+"cache_reuse_unguarded" stands for "cache_reuse" where its safety check computes more than that.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import torch
 from benchmarks.command import run_suite, suite_flags
 from benchmarks.costs import PUBLISHED, published
 from benchmarks.equal_cost import COLUMNS, fewer_steps, own_cost, threshold_at
-from benchmarks.replay import at_random, predictions_of, replayed
+from benchmarks.replay import at_random, replayed
 from demo.scene_judge import SceneJudge
 from devkit.base_folder import REPOSITORY
 from evaluation.batches import BATCH
@@ -37,9 +38,11 @@ from evaluation.rows import markdown, write
 from evaluation.subjects import ALL_FAMILIES, Subject, patcher
 from evaluation.suites import QUICK, Method, Scale, Suite, picked
 from rapid_core.policy_file.format import PolicyFile, read
+from rapid_core.policy_file.heads import heads_policy
 from rapid_core.quadrature.spacing import max_evaluations
+from rapid_core.techniques.heads.rapid_plus import RapidPlusPolicy
 from rapid_core.techniques.step_skip.schedule import SchedulePolicy
-from rapid_core.types import Mode
+from rapid_core.types import Mode, Policy
 
 SHIPPED = REPOSITORY / "policies"
 CACHES = ("cache_reuse", "easycache", "lazycache")
@@ -59,7 +62,8 @@ def accelerate(comfy: Any, speedup: float, file: Path | None = None) -> Callable
 
 
 def trained(comfy: Any, suite: Suite, speedup: float, folder: Path) -> list[Method]:
-    """Policy files of a model at a speed-up, and heads with other pictures' decisions."""
+    """Policy files of a model at a speed-up; heads with other pictures' decisions, too, and the
+    schedules that they begin with."""
     out = []
     target = f"{speedup:g}x"
     for path in sorted(folder.glob(f"demo-{suite.kind}-*.safetensors")):
@@ -81,7 +85,18 @@ def trained(comfy: Any, suite: Suite, speedup: float, folder: Path) -> list[Meth
                     late=True,
                 )
             )
+            policy = heads_policy(file, speedup)
+            if isinstance(policy, RapidPlusPolicy):
+                patch = attached(policy.schedule_policy)
+                out.append(Method(f"{name}_untrained", target, patch))
     return out
+
+
+def attached(policy: Policy) -> Callable[[Any], Any]:
+    """The patch with a policy as it is."""
+    from rapid_core.comfy.chain import attach  # here: the host is imported after this module
+
+    return partial(attach, policy=policy)
 
 
 def shuffled(
@@ -101,7 +116,7 @@ def shuffled(
             )
         return made[other]
 
-    return replayed(predictions_of(file, speedup), decisions_of)
+    return replayed(heads_policy(file, speedup), decisions_of)
 
 
 def at_cost(comfy: Any, suite: Suite, cache: str, speedup: float, number: int) -> Method | None:

@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from evaluation.decisions import Decision
-from rapid_core.policy_file.format import PolicyFile
-from rapid_core.policy_file.heads import heads_policy
 from rapid_core.quadrature.spacing import max_evaluations
+from rapid_core.techniques.heads.rapid3 import Rapid3Policy
 from rapid_core.techniques.heads.rapid_plus import RapidPlusPolicy
 from rapid_core.techniques.step_skip.schedule import SchedulePolicy
 from rapid_core.types import (
@@ -22,11 +21,8 @@ from rapid_core.types import (
     Observation,
     Policy,
     Requirements,
-    Sparsity,
     Window,
 )
-
-ATTENTION = Sparsity(compensation="means")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,25 +33,27 @@ class ReplayPolicy(Policy):
 
     decisions: tuple[tuple[Decision, ...], ...] = field(repr=False)
     """Of every evaluation, for every image."""
-    schedule: SchedulePolicy
-    """What is skipped is predicted as it would."""
+    policy: Policy
+    """What stands for the rest of an evaluation, and what corrects it, is what it has: the one that
+    made the decisions, or might have."""
 
     @property
     def requirements(self) -> Requirements:
         """Whatever decisions may be about."""
+        needs = self.policy.requirements
         sparse = any(d.density < 1 for image in self.decisions for d in image)
-        predicted = self.schedule.requirements
         return Requirements(
             modes=frozenset(Mode),
-            prediction_order=predicted.prediction_order,
-            history=predicted.history,
-            attention=ATTENTION if sparse else None,
+            prediction_order=needs.prediction_order,
+            history=needs.history,
+            attention=needs.attention if sparse else None,
+            aim=needs.aim,
             decides_schedule=True,
         )
 
     def start(self, window: Window, image: int = 0) -> ReplayActor:
         """An actor for one image."""
-        return ReplayActor(self.decisions[image], self.schedule, window)
+        return ReplayActor(self.decisions[image], predictions_of(self.policy), window)
 
     def to_record(self) -> dict[str, Any]:
         """Its technique; decisions are in the record anyway."""
@@ -86,25 +84,28 @@ class ReplayActor(Actor):
 
 
 def replayed(
-    schedule: SchedulePolicy, decisions_of: Callable[[int], Sequence[Decision]]
+    policy: Policy, decisions_of: Callable[[int], Sequence[Decision]]
 ) -> Callable[[Any, list[int]], Any]:
     """A patch for each group of pictures: the decisions that `decisions_of` names for each of
-    them; what is skipped is predicted as `schedule` would."""
-    from rapid_core.comfy.chain import attach  # here: this module is imported before the host is
+    them, in runs as they are with `policy`."""
 
     def each(model: Any, numbers: list[int]) -> Any:
+        from rapid_core.comfy.chain import attach  # here: the host is imported after this module
+
         decisions = tuple(tuple(decisions_of(n)) for n in numbers)
-        return attach(model, ReplayPolicy(decisions=decisions, schedule=schedule))
+        return attach(model, ReplayPolicy(decisions=decisions, policy=policy))
 
     return each
 
 
-def predictions_of(file: PolicyFile, speedup: float) -> SchedulePolicy:
-    """A schedule that predicts what is skipped as a heads file's policy does."""
-    policy = heads_policy(file, speedup)
+def predictions_of(policy: Policy) -> SchedulePolicy:
+    """A schedule that predicts what is skipped as a schedule or heads do."""
+    if isinstance(policy, SchedulePolicy):
+        return policy
     if isinstance(policy, RapidPlusPolicy):
         return policy.schedule_policy
-    return SchedulePolicy(speedup=speedup, prediction_order=policy.prediction_order)
+    assert isinstance(policy, Rapid3Policy)
+    return SchedulePolicy(speedup=policy.speedup, prediction_order=policy.prediction_order)
 
 
 def at_random(steps: int, speedup: float, number: int) -> list[Decision]:

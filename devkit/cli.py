@@ -32,7 +32,18 @@ from devkit.hosts import (
 )
 from devkit.server import DEFAULT_PORT
 
-SUITES = ("region", "clock", "sparse", "policy", "dial", "learn", "headroom", "models", "gpu", "hosts")
+SUITES = (
+    "region",
+    "clock",
+    "sparse",
+    "policy",
+    "dial",
+    "learn",
+    "headroom",
+    "models",
+    "gpu",
+    "hosts",
+)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from rapid_core.policy_file.format import MAX_SPEEDUP
 from rapid_core.policy_file.heads import PLUS
 from rapid_core.techniques.heads.rapid3 import HEADS, OUTPUTS
 from rapid_core.techniques.heads.rapid_plus import MODES
+from rapid_core.types import Aim
 from training.features import FEATURES
 from training.rewards import REWARDS, parsed
 
@@ -32,9 +33,13 @@ TARGETS = {
     "full": "the full run of the same seed",
     "solution": "the run of the same seed with {parts} times the steps",
 }
+AIMS = {"full": Aim.FULL_PICTURE, "solution": Aim.BEST_PICTURE}  # by target
 REFINED = 8  # Euler steps in each of the workflow's, for references near the solution
 
-LR = {"rapid3": 1e-3, PLUS: 2e-4}  # learning rate unless given; 2e-3 saturates rapid+ in 5 updates
+LR = {"rapid3": 1e-3, PLUS: 2e-3}  # learning rate unless given
+# Weight of the pace head's divergence from heads that say nothing, unless given. Without it a head
+# is sure before it has looked, and learns no rule that it could see (docs/lab.md).
+KL = {PLUS: 0.3}
 OMEGA = {"rapid3": 1.0, PLUS: 0.0}  # weight of the discriminator unless given
 MORE_SCHEDULES = "give --speedups two or more, or --start with a schedule for several"
 
@@ -130,7 +135,10 @@ class TrainConfig:
     group: int = setting(8, decides=METHODS, fixes=METHODS, heads=True)
     """rollouts of a prompt, from the same noise"""
     lr: float | None = setting(None, decides=METHODS, fixes=METHODS, heads=True)
-    """learning rate (default: rapid3 0.001, rapid+ 0.0002)"""
+    """learning rate (default: rapid3 0.001, rapid+ 0.002)"""
+    kl: float | None = setting(None, decides=(PLUS,), fixes=(PLUS,), heads=True)
+    """rapid+: weight of the pace head's divergence from heads that say nothing, which follow their
+    schedule; 0 for none (default: 0.3)"""
     reward: tuple[str, ...] = setting(
         ("psnr",), decides=METHODS, heads=True, metavar="NAME[:WEIGHT]"
     )
@@ -166,14 +174,20 @@ class TrainConfig:
     @property
     def prompts_needed(self) -> int:
         """Prompts that the file must have."""
-        if self.searches:
-            return self.calibration + 2 * self.held_out
-        return (1 if self.kind in METHODS else self.calibration) + self.held_out
+        if self.kind not in METHODS:
+            return self.calibration + self.held_out
+        searched_on = self.calibration + self.held_out if self.searches else 1
+        return max(searched_on, self.train_prompts or 1) + self.held_out
 
     @property
     def refined(self) -> int:
         """Into how many equal ones the steps of references are cut."""
         return REFINED if self.target == "solution" else 1
+
+    @property
+    def aim(self) -> Aim:
+        """Which picture gaps are corrected towards, so that runs come near the target."""
+        return AIMS[self.target]
 
     @property
     def target_in_words(self) -> str:
@@ -209,6 +223,7 @@ class TrainConfig:
             heads=config.heads or default_heads,
             advantages=config.advantages or ("ranks" if config.kind == PLUS else "values"),
             lr=LR.get(config.kind, 1.0) if config.lr is None else config.lr,
+            kl=KL.get(config.kind, 0.0) if config.kl is None else config.kl,
             omega=OMEGA.get(config.kind, 0.0) if config.omega is None else config.omega,
         )
         config._check_numbers()
@@ -251,7 +266,7 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{_flag(name)} {value}: give 1 or more")
-        assert self.omega is not None and self.lr is not None
+        assert self.omega is not None and self.lr is not None and self.kl is not None
         if not 0 <= self.omega < math.inf or self.discriminator_warm_up < 0:
             raise ValueError("--omega and --discriminator-warm-up must be 0 or more")
         try:
@@ -264,8 +279,12 @@ class TrainConfig:
                 "--group must be 2 or more, --discount between 0 and 1, --lr and --patience above 0, "
                 "--plans 0 or more"
             )
-        if self.kind == "schedule" and self.start is not None:
-            raise ValueError("--start is what rapid+ begins with; a search of schedules needs none")
+        if self.kind != PLUS and self.start is not None:
+            raise ValueError(f"--start is what rapid+ begins with; --kind {self.kind} needs none")
+        if not 0 <= self.kl < math.inf or (self.kl and self.kind != PLUS):
+            raise ValueError(f"--kl {self.kl:g}: give 0 or more, and that with --kind rapid+ alone")
+        if self.kind == "rapid3" and self.mode != "cap":
+            raise ValueError(f"--mode {self.mode} is of rapid+; --kind rapid3 has no budgets")
 
     def _check_heads(self) -> None:
         foreign = "step" if self.kind == PLUS else "pace"

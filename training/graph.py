@@ -229,21 +229,20 @@ class Graph:
         return min(own, key=lambda i: len(decoders[i]))
 
     def own_nodes(self, pictures: bool = False) -> dict:
-        """What decides the latents, or the pictures: all nodes before, without this pack's, and
-        without titles."""
+        """What decides the latents, or the pictures: all nodes before, without those of this pack
+        that are passed by, and without titles."""
         upstream = self._upstream(self.decoder if pictures else self.site.sampler)
         free = {*self.site.texts, self.site.seed}
         out = {}
         for i in sorted(upstream):
             node = self.nodes[i]
-            if not node["class_type"].startswith(OWN):
-                links = self._links(i)
-                inputs = {
-                    name: links.get(name, value)
-                    for name, value in node.get("inputs", {}).items()
-                    if (i, name) not in free
-                }
-                out[i] = [node["class_type"], inputs]
+            links = self._links(i)
+            inputs = {
+                name: links.get(name, value)
+                for name, value in node.get("inputs", {}).items()
+                if (i, name) not in free
+            }
+            out[i] = [node["class_type"], inputs]
         return out
 
     @property

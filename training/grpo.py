@@ -1,14 +1,16 @@
 """Group relative policy optimisation (GRPO) of heads on rollouts of a workflow, in one file.
 
 Implements GRPO (Shao et al. 2024, arXiv 2402.03300) as RAPID3 (Zhao et al. 2025) uses it: outcome
-rewards, no reference model, and one ratio a trajectory. For a group of images i = 1 .. G of one
+rewards, no reference model, and one ratio a trajectory. The pace head of `rapid+`, which RAPID3 does
+not have, is held to a reference, heads that say nothing. For a group of images i = 1 .. G of one
 prompt from one initial noise, which differ by what the heads drew,
 
     A_i   = (r_i - mean r) / std r                                        `advantages`
     phi_i = pi(I_i) / pi_old(I_i),  log pi(I) = sum over decisions of log pi(decision)
                                                                           `trajectory_log_p`
     loss  = - mean_i min(phi_i A_i, clip(phi_i, 1 - eps, 1 + eps) A_i)
-            - beta mean entropy of the categorical heads                  `Learner.gradient`
+            - entropy mean entropy of the categorical heads
+            + kl mean KL(heads that say nothing || pace head)             `Learner.gradient`
 
 Groups whose rewards are equal say nothing: they are dropped and counted.
 
@@ -28,7 +30,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from statistics import mean
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -64,6 +66,9 @@ class GRPOConfig:
     """Updates on the same rollouts."""
     entropy: float = 1e-3
     """Weight of the categorical heads' entropy."""
+    kl: float = 0.0
+    """Weight of KL(prior || pace head), the prior being heads that say nothing. GRPO's divergence
+    has them the other way about, and hardly a gradient once a head is sure of something."""
     max_grad_norm: float = 1.0
     ranks: bool = False
     """Whether a group's rewards count by their order only, so that a few very bad rollouts do not
@@ -118,16 +123,27 @@ class Trajectory:
 # --------------------------------------------------------------------------- probabilities
 
 
-def log_probability(heads: Heads, steps: Sequence[Step]) -> tuple[Tensor, Tensor]:
-    """log p (n,) of what was chosen at each step, a head that is absent or void counting nothing,
-    and the entropy (n,) of the categorical heads. The same sums in the rollout and in the
-    update."""
+class Likelihood(NamedTuple):
+    """Of decisions, by the heads as they are."""
+
+    log_p: Tensor
+    """(n,) of what was chosen at each step, or in each trajectory."""
+    entropy: Tensor
+    """Of the categorical heads: (n,) at each step, or 0-d of all together."""
+    kl: Tensor
+    """KL(prior || pace head), likewise."""
+
+
+def log_probability(heads: Heads, steps: Sequence[Step]) -> Likelihood:
+    """Of each step, a head that is absent or void counting nothing. The same sums in the rollout
+    and in the update."""
     inputs = {name: torch.stack([step.inputs[name] for step in steps]) for name in heads.heads}
     numbers = torch.stack([step.numbers for step in steps])
     pooled = torch.stack([step.pooled for step in steps])
     logits = heads(inputs, numbers, pooled)
     log_p = torch.zeros(len(steps))
     entropy = torch.zeros(len(steps))
+    kl = torch.zeros(len(steps))
     if "step" in logits:
         jumps = [step.choice.jump for step in steps]
         values = torch.tensor([0.5 if jump is None else jump for jump in jumps])
@@ -137,13 +153,17 @@ def log_probability(heads: Heads, steps: Sequence[Step]) -> tuple[Tensor, Tensor
             choices = [getattr(step.choice, name) for step in steps]
             mask = made(choices)
             if name == "pace":
-                log_ps = mixture(logits[name], prior_of(steps)).clamp_min(1e-30).log()
+                prior = prior_of(steps)
+                log_ps = mixture(logits[name], prior).clamp_min(1e-30).log()
+                log_prior = prior.log_softmax(1)
+                log_ratio = log_prior - (logits[name] + prior).log_softmax(1)
+                kl = kl + (log_prior.exp() * log_ratio).sum(1) * mask
             else:
                 log_ps = logits[name].log_softmax(1)
             picked = torch.tensor([choice or 0 for choice in choices])
             log_p = log_p + log_ps.gather(1, picked[:, None])[:, 0] * mask
             entropy = entropy - (log_ps.exp() * log_ps).sum(1) * mask
-    return log_p, entropy
+    return Likelihood(log_p, entropy, kl)
 
 
 def prior_of(steps: Sequence[Step]) -> Tensor:
@@ -157,14 +177,15 @@ def made(choices: Sequence[float | None]) -> Tensor:
     return torch.tensor([choice is not None for choice in choices], dtype=torch.float32)
 
 
-def trajectory_log_p(heads: Heads, trajectories: Sequence[Sequence[Step]]) -> tuple[Tensor, Tensor]:
-    """log p (n,) of whole trajectories, and the sum of all their entropies (0-d)."""
+def trajectory_log_p(heads: Heads, trajectories: Sequence[Sequence[Step]]) -> Likelihood:
+    """Of whole trajectories, with the sums of all their entropies and divergences."""
     flat = [step for steps in trajectories for step in steps]
-    log_p, entropy = log_probability(heads, flat)
+    of_steps = log_probability(heads, flat)
     owner = torch.tensor(
         [i for i, steps in enumerate(trajectories) for _ in steps], dtype=torch.long
     )
-    return torch.zeros(len(trajectories)).index_add(0, owner, log_p), entropy.sum()
+    log_p = torch.zeros(len(trajectories)).index_add(0, owner, of_steps.log_p)
+    return Likelihood(log_p, of_steps.entropy.sum(), of_steps.kl.sum())
 
 
 def departures(heads: Heads, steps: Sequence[Step]) -> tuple[int, int]:
@@ -261,38 +282,40 @@ class Learner:
             norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
             self.optimiser.step()
 
-            objective, ratio, clipped, kl, entropy = reduce(torch.add, sums).tolist()
+            objective, ratio, clipped, kl, entropy, prior_kl = reduce(torch.add, sums).tolist()
             entropy /= steps
+            prior_kl /= steps
             if epoch == 0:
                 scalars["first_ratio"] = ratio / images
             scalars |= {
-                "loss": -objective / images - config.entropy * entropy,
+                "loss": -objective / images - config.entropy * entropy + config.kl * prior_kl,
                 "ratio": ratio / images,
                 "clip_fraction": clipped / images,
                 "approx_kl_k3": kl / images,
                 "entropy": entropy,
+                "prior_kl": prior_kl,
                 "grad_norm": float(norm),
             }
         return scalars
 
     def gradient(self, batch: GroupBatch, images: int, steps: int) -> tuple[Tensor, Tensor]:
-        """Gradient (parameters,) of one group's part of the loss, and sums (5,) of what is
+        """Gradient (parameters,) of one group's part of the loss, and sums (6,) of what is
         reported, float64. images, steps: of all groups of all processes."""
         config = self.config
-        new_log_p, entropy = trajectory_log_p(self.heads, batch.steps)
+        new_log_p, entropy, prior_kl = trajectory_log_p(self.heads, batch.steps)
         old_log_p = torch.stack([t.log_p for t in batch.trajectories])
         log_ratio = (new_log_p - old_log_p).clamp(-20, 20)
         ratio = log_ratio.exp()
         clipped = ratio.clamp(1 - config.clip, 1 + config.clip)
         objective = torch.minimum(ratio * batch.advantages, clipped * batch.advantages).sum()
-        loss = -objective / images - config.entropy * entropy / steps
+        loss = -objective / images + (config.kl * prior_kl - config.entropy * entropy) / steps
         self.optimiser.zero_grad()
         loss.backward()
         gradient = [
             torch.zeros_like(p) if p.grad is None else p.grad for p in self.heads.parameters()
         ]
         approx_kl = ((ratio - 1) - log_ratio).sum()
-        sums = (objective, ratio.sum(), (ratio != clipped).sum(), approx_kl, entropy)
+        sums = (objective, ratio.sum(), (ratio != clipped).sum(), approx_kl, entropy, prior_kl)
         return (
             torch.cat([part.flatten() for part in gradient]),
             torch.stack([value.detach().double() for value in sums]),
@@ -335,8 +358,9 @@ class Trainer:
         self.heads = Heads(channels, hidden, self.config.heads, method.numbers, self.config.width)
         method.begin(self.heads)
         ranks = self.config.advantages == "ranks"
-        assert self.config.lr is not None
-        self.learner = Learner(self.heads, GRPOConfig(lr=self.config.lr, ranks=ranks))
+        assert self.config.lr is not None and self.config.kl is not None
+        settings = GRPOConfig(lr=self.config.lr, kl=self.config.kl, ranks=ranks)
+        self.learner = Learner(self.heads, settings)
         self.fresh = copy.deepcopy(self.heads)  # as they begin
         self.iteration = 0
         self.log: list[dict] = []
@@ -398,7 +422,7 @@ class Trainer:
         log_p = torch.zeros(images)
         if any(decisions):
             with torch.no_grad():
-                log_p, _ = trajectory_log_p(self.heads, decisions)
+                log_p = trajectory_log_p(self.heads, decisions).log_p
         psnr = [latent_psnr(latent[None], target.latent) for latent in latents]
         outcomes = [(p, k, speedup) for p, k in zip(psnr, steps, strict=True)]
         group = [Trajectory(*one) for one in zip(decisions, rewards, log_p, strict=True)]

@@ -42,7 +42,7 @@ class Job:
             self.state,
             self.graph.own_nodes(pictures),
             prompts,
-            {**self.config.state_settings, **settings},
+            {**self.config.state_settings, **weights_of(self.graph.model), **settings},
         )
 
     def references(self, first: int, stop: int, euler: bool = True) -> list[Reference]:

@@ -146,6 +146,7 @@ class RapidPlus(Method):
         self.file = file
         self.speedups = list(config.speedups)
         self.mode = config.mode
+        self.aim = config.aim
         if not set(self.speedups) <= set(file.budgets):
             budgets = ", ".join(f"{budget:g}" for budget in file.budgets)
             raise file.field_error("budgets", f"= {budgets}; --speedups must be some of them")
@@ -205,6 +206,7 @@ class RapidPlus(Method):
             schedule=self.schedules[self.speedups.index(speedup)],
             ladder=tuple(reversed(self.ladder)),
             mode=self.mode,
+            learned_aim=self.aim,
         )
 
     def rewards(
@@ -249,6 +251,7 @@ class RapidPlus(Method):
             "learned_at": self.speedups,
             "structure": PLUS,
             "mode": self.mode,
+            "aim": self.aim.value,
             "plan": f"{self.file.name}: {self.file.metadata.get('reward', '')}",
             **head_metadata(heads, 1, DENSITIES, self.backend),
         }

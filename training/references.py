@@ -87,7 +87,7 @@ def reference(
     graph: Graph, prompt: str, seed: int, folder: Path, parts: int = 1, euler: bool = True
 ) -> Reference:
     """The reference of a prompt and seed, every step cut into `parts`; drawn once. euler: raise
-    ValueError for any other sampler."""
+    ValueError for any other sampler. Raises ValueError for one that overflowed, too."""
     path = folder / f"{file_name(prompt, seed, parts)}.pt"
     if path.is_file():
         return Reference(**torch.load(path, weights_only=True))
@@ -98,6 +98,12 @@ def reference(
         raise ValueError(
             "the sampler euler is needed (thresholds with --target full work with all); this "
             f"workflow samples with {recorder.sampler}"
+        )
+    if not torch.isfinite(latent).all():
+        raise ValueError(
+            f"the full run of prompt {prompt!r} (seed {seed}) ends in values that are not finite, and "
+            "nothing can be near them; run the model at a higher precision "
+            '(--host-arguments="--force-fp32"), or take the prompt out'
         )
     drawn = Reference(
         prompt,

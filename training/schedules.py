@@ -29,14 +29,12 @@ from rapid_core.techniques.step_skip.schedule import Schedule, SchedulePolicy
 from rapid_core.types import Aim
 from training.gaps import measured_costs
 from training.graph import Graph
-from training.host import attach, family_of, size_of
+from training.host import attach, family_of, size_of, weights_of
 from training.job import Job, Result
 from training.processes import all_gather, rank, shard
 from training.references import Reference
 from training.scalars import TensorBoardLog
 from training.state import JsonCache
-
-AIMS = {"full": Aim.FULL_PICTURE, "solution": Aim.BEST_PICTURE}  # by target
 
 
 class Rollouts:
@@ -97,7 +95,7 @@ def train_schedules(job: Job) -> tuple[PolicyFile, str]:
         for speedup in config.speedups
     ]
     board.close()
-    aim = AIMS[config.target]
+    aim = config.aim
     text = table(results, len(held_out))
     if config.refined > 1:
         full = Schedule((True,) * (len(sigmas) - 1), sigmas)
@@ -127,12 +125,20 @@ def train_schedules(job: Job) -> tuple[PolicyFile, str]:
 
 
 def read_schedules(path: Path, graph: Graph) -> PolicyFile:
-    """A schedule file that a training begins with. Raises PolicyError."""
+    """A schedule file that a training begins with; of one for other weights it is said, since their
+    schedules may do. Raises PolicyError."""
     file = read(path)
     if file.kind != "schedule":
         raise file.field_error("kind", f"= {file.kind!r}; --start is a schedule")
     check_family(file, family_of(graph.model).family)
     check_model(file, None, size_of(graph.model)["hidden"])
+    made_for = file.metadata.get("weights")
+    if made_for and made_for != weights_of(graph.model).get("weights", made_for) and rank() == 0:
+        print(
+            f"--start: {file.name} was made for other weights than this workflow's, where other steps "
+            "may be the best; --kind schedule searches anew",
+            flush=True,
+        )
     return file
 
 
@@ -146,7 +152,7 @@ def search_one(
 ) -> Searched:
     """The best schedule of one speed-up, and what it is worth."""
     config = job.config
-    aim = AIMS[config.target]
+    aim = config.aim
     sigmas = held_out[0].sigmas
     name = f"{speedup:g}"
     score = Rollouts(job.graph, calibration, aim, job.state / f"schedules-{name}.json")

@@ -71,9 +71,7 @@ class Scorer:
     def scores(self, latents: Tensor, reference: Reference) -> list[float]:
         """One figure an image of latents (B, ...), 0 for one that overflowed. What was seen is
         remembered until `learn`."""
-        finite = torch.isfinite(latents.flatten(1)).all(1).cpu()
-        mask = finite.to(latents.device).view(-1, *[1] * (latents.dim() - 1))
-        sound = torch.where(mask, latents, reference.latent.to(latents))
+        sound, finite = _sound(latents, reference)
         drawn = Drawn(sound, reference, self.pictures)
         quality, columns = self.rewards(drawn)
         features = None
@@ -85,9 +83,7 @@ class Scorer:
                 (q + self.omega * d) / (1 + self.omega)
                 for q, d in zip(quality, likeness, strict=True)
             ]
-            frames = len(of_drawn) // len(finite)  # of videos; 1 of images
-            learned = finite.repeat_interleave(frames).to(of_drawn.device)
-            features = of_reference, of_drawn[learned]
+            features = of_reference, _of_images(of_drawn, finite)
         self.seen.append((columns, features))
         return [q if ok else 0.0 for q, ok in zip(quality, finite.tolist(), strict=True)]
 
@@ -128,11 +124,15 @@ class Scorer:
         for number in bar:
             path = folder / f"{number}.safetensors"
             if not path.is_file():
-                of_reference, of_drawn = self._features(Drawn(*draw(number), self.pictures))
-                save({"full": of_reference, "drawn": of_drawn}, path)
+                latents, reference = draw(number)
+                sound, finite = _sound(latents, reference)
+                of_reference, of_drawn = self._features(Drawn(sound, reference, self.pictures))
+                save({"full": of_reference, "drawn": _of_images(of_drawn, finite)}, path)
             own.append(load_file(path))
         for features in all_gather(own):
             self.discriminator.remember(features["full"], features["drawn"])
+        if not self.discriminator.ready:
+            return []
         bar = tqdm(
             range(self.warm_up_steps),
             desc="discriminator: warm-up",
@@ -153,6 +153,21 @@ class Scorer:
         """Go on from a state."""
         if self.discriminator:
             self.discriminator.load(state)
+
+
+def _sound(latents: Tensor, reference: Reference) -> tuple[Tensor, Tensor]:
+    """Latents (B, ...) with the reference's in place of those that overflowed, and which did not,
+    (B,) on the CPU."""
+    finite = torch.isfinite(latents.flatten(1)).all(1).cpu()
+    mask = finite.to(latents.device).view(-1, *[1] * (latents.dim() - 1))
+    return torch.where(mask, latents, reference.latent.to(latents)), finite
+
+
+def _of_images(features: Tensor, chosen: Tensor) -> Tensor:
+    """Features (n, width) of the pictures of some images. chosen (B,); of videos n is a multiple of
+    B."""
+    frames = len(features) // len(chosen)
+    return features[chosen.repeat_interleave(frames).to(features.device)]
 
 
 def scorer_for(job: Job) -> Scorer:

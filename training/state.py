@@ -1,5 +1,5 @@
-"""The folder that training keeps its state in: it belongs to one workflow, its prompts and its
-settings."""
+"""The folder that training keeps its state in: it belongs to one workflow, the weights of its
+model, its prompts and its settings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from evaluation.files import write_text
 from training.processes import broadcast_from_rank0, rank
 
-VERSION = 3  # of what such a folder holds
+VERSION = 4  # of what such a folder holds
 
 
 def open_state(

@@ -67,7 +67,8 @@ def read_prompts(path: Path, needed: int) -> list[str]:
     if len(prompts) < needed:
         raise SystemExit(
             f"{path} has {len(prompts)} prompts; {needed} are needed: --calibration, where a schedule "
-            "or thresholds are searched, and --held-out, twice where heads follow a search"
+            "or thresholds are searched, or --train-prompts, and --held-out, twice where heads follow "
+            "a search"
         )
     return prompts
 

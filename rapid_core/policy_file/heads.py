@@ -16,7 +16,7 @@ from ..techniques.heads.network import Module
 from ..techniques.heads.rapid3 import OUTPUTS, Heads, Rapid3Policy
 from ..techniques.heads.rapid_plus import MODES, NUMBERS, RapidPlusPolicy
 from ..techniques.heads.tpdm import FAMILY, KIND, TPDMHeads, TPDMPolicy
-from ..types import Sparsity
+from ..types import Aim, Sparsity
 from .format import PolicyFile, is_number
 from .schedules import TENSORS, nearest_schedule, schedules_of
 
@@ -144,6 +144,7 @@ def heads_policy(file: PolicyFile, speedup: float) -> Rapid3Policy:
         return RapidPlusPolicy(
             **settings,
             mode=_mode(file),
+            learned_aim=_aim(file),
             schedule=nearest_schedule(file, speedup),
             ladder=tuple(reversed(schedules_of(file))),
         )
@@ -185,6 +186,15 @@ def _mode(file: PolicyFile) -> str:
     if mode not in MODES:
         raise file.refusal("mode", mode, f"one of {', '.join(MODES)}")
     return mode
+
+
+def _aim(file: PolicyFile) -> Aim:
+    """Which picture `rapid+` learned to come near; of older files the full one."""
+    aim = file.metadata.get("aim", Aim.FULL_PICTURE.value)
+    names = [one.value for one in Aim]
+    if aim not in names:
+        raise file.refusal("aim", aim, f"one of {', '.join(names)}")
+    return Aim(aim)
 
 
 def jumps_policy(file: PolicyFile, speedup: float) -> Rapid3Policy:

@@ -12,9 +12,11 @@ from benchmarks.dial import samplers as dial_samplers
 from demo import measure
 from evaluation.decisions import decisions
 from evaluation.subjects import FAMILIES, Subject
-from rapid_core.policy_file.format import write
+from rapid_core.policy_file.format import read, write
 from rapid_core.policy_file.heads import head_metadata, head_tensors
+from rapid_core.policy_file.schedules import schedule_tensors, schedules_of
 from rapid_core.techniques.heads.rapid3 import Heads
+from rapid_core.techniques.heads.rapid_plus import NUMBERS
 from rapid_testing.actors import METADATA
 from rapid_testing.texts import text
 
@@ -143,10 +145,27 @@ def heads_file(path, hidden):
     )
 
 
+def silent_heads_file(path, hidden, schedules):
+    """Heads that begin with the schedules of a file, and have learned nothing."""
+    heads = Heads(16, hidden, ("pace",), NUMBERS, width=8)
+    heads.heads["pace"].fc2.weight.data.zero_()
+    about = {
+        **METADATA,
+        **head_metadata(heads, 1, (0.5, 0.25, 0.125)),
+        "structure": "rapid+",
+        "budgets": list(schedules.budgets),
+    }
+    tensors = {**head_tensors(heads), **schedule_tensors(schedules_of(schedules))}
+    return write(path, "heads", about, tensors)
+
+
 def test_the_policy_suite_compares_policies_at_the_cost_of_a_speed_up(ready, tmp_path):
     shutil.copy(policy.SHIPPED / "demo-flux-gaps.safetensors", tmp_path)
     hidden = Subject(ready, FAMILIES["flux"]).model.model.diffusion_model.hidden_size
     heads_file(tmp_path / "demo-flux-some-heads.safetensors", hidden)
+    gaps = read(tmp_path / "demo-flux-gaps.safetensors")
+    silent_heads_file(tmp_path / "demo-flux-silent.safetensors", hidden, gaps)
+    silent = ("silent", "silent_shuffled", "silent_untrained")
     methods = (
         "default_schedule",
         "cache_reuse",
@@ -156,6 +175,7 @@ def test_the_policy_suite_compares_policies_at_the_cost_of_a_speed_up(ready, tmp
         "random",
         "some_heads",
         "some_heads_shuffled",
+        *silent,
         "full_noise1",
     )
     flags = ("--speedups", "2", "--policies", str(tmp_path), "--methods", *methods)
@@ -176,9 +196,11 @@ def test_the_policy_suite_compares_policies_at_the_cost_of_a_speed_up(ready, tmp
         and rows["random", "2x"]["psnr"] < rows["default_schedule", "2x"]["psnr"]
     )
     assert rows["schedule_gaps", "2x"]["computed"] == 14 and rows["easycache", "2x"]["cost"] < 1
+    # Corrected like the schedule, in RAPID Accelerate and with the decisions of other pictures.
+    assert {rows[name, "2x"]["psnr"] for name in silent} == {rows["schedule_gaps", "2x"]["psnr"]}
     assert rows["full_noise1", "1.0"]["psnr"] is rows["full_noise1", "1.0"]["psnr_ode"] is None
     assert rows["full_noise1", "1.0"]["fid"] != rows["full", "1.0"]["fid"]
-    assert "flux: some_heads/2x computes by objects in the scene: " in text
+    assert "/2x computes by objects in the scene: " in text
     own, other = (rows[name, "2x"] for name in ("some_heads", "some_heads_shuffled"))
     assert own["cost"] == pytest.approx(other["cost"]) and own["psnr"] != other["psnr"]
     log = [json.loads(line) for line in (tmp_path / "policy-flux.jsonl").read_text().splitlines()]

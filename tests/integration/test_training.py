@@ -17,6 +17,7 @@ from devkit.base_folder import REPOSITORY, make_base_folder, remove_base_folder
 from rapid_core.calibration.gaps import costs_of, latent_error
 from rapid_core.calibration.search import clearly_better, key_of
 from rapid_core.policy_file.format import read, write
+from rapid_core.policy_file.policies import policy_of
 from rapid_core.policy_file.schedules import schedules_of
 from rapid_core.quadrature.spacing import Spacing, best_spaced
 from rapid_core.techniques.step_skip.schedule import Schedule, SchedulePolicy
@@ -25,7 +26,7 @@ from training.gaps import Deviations
 from training.graph import Graph, WorkflowError
 from training.grpo import GroupBatch, Trainer, log_probability
 from training.heads import method_of, train_heads
-from training.host import attach
+from training.host import attach, last_record
 from training.methods import PRICE, RapidPlus
 from training.references import reference
 from training.schedules import train_schedules
@@ -275,15 +276,15 @@ def train(graph, folder, **changes):
 
 
 LEARN = (
-    "--calibration 2 --held-out 1 --speedups 1.5 2 --plans 3 --longest-gap 2 --mode average --group 3 "
+    "--calibration 2 --held-out 1 --speedups 1.5 2 --plans 3 --longest-gap 2 --group 3 "
     "--lr 0.01 --features judge --advantages values --discriminator-warm-up 3 --discount 0.9 "
     "--sparse-backend gather --width 16 --iterations 3 --omega 0"
 )
 
 
 def learn(graph, folder, kind="rapid+", groups=2, **changes):
-    leap = "pace" if kind == "rapid+" else "step"
-    heads = f"--kind {kind} --heads {leap} cache sparse --prompts-per-update {groups}"
+    leap = "--mode average --heads pace" if kind == "rapid+" else "--heads step"
+    heads = f"--kind {kind} {leap} cache sparse --prompts-per-update {groups}"
     job = job_of(graph, folder, f"{LEARN} {heads}")
     return train_heads(replace(job, config=replace(job.config, **changes)))
 
@@ -669,6 +670,10 @@ def test_trained_heads_run_in_accelerate(graph, host, done, tmp_path, pack_modul
 
     found = graph.sample(PROMPTS[0], 0, patch=patch)
     assert torch.isfinite(found).all() and not torch.equal(found, graph.sample(PROMPTS[0], 0))
+    # As in training, and with gaps corrected where a schedule without weights is gone by.
+    model = attach(graph.model, policy_of(read(file.path), 2.0))
+    assert torch.equal(found, graph.sample(PROMPTS[0], 0, model))
+    assert (last_record(model).closeness[0] is not None) == (kind == "rapid+")
 
 
 def leaves(node, seen):
@@ -696,7 +701,8 @@ def test_no_gradient_reaches_the_transformer(graph, tmp_path):
     assert len(steps) > 3 and not any(x.requires_grad or x.grad_fn is not None for x in kept)
     own = {id(p) for p in trainer.heads.parameters()}
     assert {
-        id(leaf) for leaf in leaves(log_probability(trainer.heads, steps)[0].sum().grad_fn, set())
+        id(leaf)
+        for leaf in leaves(log_probability(trainer.heads, steps).log_p.sum().grad_fn, set())
     } == own
     assert trainer.learner.update([group])["dropped_groups"] == 0
     assert all(p.grad is None for p in network.parameters())

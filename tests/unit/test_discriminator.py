@@ -131,8 +131,9 @@ def reference(prompt, seed):
     return Reference(prompt, 0, sharp(1, seed), (1.0, 0.0), "euler", 1)
 
 
-def scored(folder, omega):
-    """A scorer after its warm-up, a reference, and the prompts that were drawn for it."""
+def scored(folder, omega, broken=0):
+    """A scorer after its warm-up, a reference, and the prompts that were drawn for it. broken: of
+    the four images of a prompt, those that overflowed."""
     scorer = Scorer(
         Mixture(parsed("ssim"), ["p"]),
         Pictures(Shown(), folder / "pictures"),
@@ -144,7 +145,9 @@ def scored(folder, omega):
 
     def draw(number):
         drawn.append(number)
-        return blurred(4, 10 + number), reference(str(number), 20 + number)
+        latents = blurred(4, 10 + number)
+        latents[:broken, 0, 0, 0] = math.inf
+        return latents, reference(str(number), 20 + number)
 
     scorer.warm_up(draw, PROMPTS, folder / "warm_up")
     return scorer, reference("p", 1), drawn
@@ -203,6 +206,16 @@ def test_without_a_discriminator_the_score_is_the_quality(tmp_path):
     assert scorer.learn(0).keys() == {"reward/psnr"} and scorer.state() == {}
     scorer.warm_up(lambda number: pytest.fail("nothing is to be drawn"), 3, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("broken", [1, 4])
+def test_the_warm_up_learns_nothing_from_images_that_overflowed(tmp_path, broken):
+    scorer, wanted, _ = scored(tmp_path, 1.0, broken)
+    discriminator = scorer.discriminator
+    assert len(discriminator.full.rows) == PROMPTS
+    assert len(discriminator.drawn.rows) == (4 - broken) * PROMPTS
+    assert all(torch.isfinite(p).all() for p in discriminator.adapter.parameters())
+    assert all(map(math.isfinite, scorer.scores(blurred(2, 5), wanted)))
 
 
 @pytest.mark.parametrize("reward", ["psnr", "ssim"])

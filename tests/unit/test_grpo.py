@@ -66,7 +66,7 @@ def drawn_groups(of, number=2, images=4):
     for group in range(number):
         runs = [rollout(of, 10 * group + i) for i in range(images)]
         with torch.no_grad():
-            old, _ = trajectory_log_p(of, runs)
+            old = trajectory_log_p(of, runs).log_p
         groups.append([Trajectory(steps, float(i), old[i]) for i, steps in enumerate(runs)])
     return groups
 
@@ -76,7 +76,9 @@ def test_stored_and_recomputed_log_probabilities_are_equal_and_the_first_ratio_i
     groups = drawn_groups(ours)
     # Step by step, as they were drawn, from what the buffer kept in half precision.
     for trajectory in groups[0]:
-        one_by_one = sum(trajectory_log_p(ours, [[one]])[0][0].detach() for one in trajectory.steps)
+        one_by_one = sum(
+            trajectory_log_p(ours, [[one]]).log_p[0].detach() for one in trajectory.steps
+        )
         assert float(trajectory.log_p) == pytest.approx(float(one_by_one), abs=1e-3)
     scalars = Learner(ours, GRPOConfig(epochs=2)).update(groups)
     assert scalars["first_ratio"] == 1.0
@@ -94,7 +96,7 @@ def test_gradients_of_groups_add_up_to_that_of_the_whole_objective():
     advantage = torch.cat(
         [advantages([t.reward for t in groups[0]])[:3], advantages([t.reward for t in groups[2]])]
     )
-    new, entropy = trajectory_log_p(ours, [t.steps for t in kept])
+    new, entropy, _ = trajectory_log_p(ours, [t.steps for t in kept])
     ratio = (new - torch.stack([t.log_p for t in kept])).exp()
     objective = torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage).mean()
     loss = -objective - 0.5 * entropy / sum(len(t.steps) for t in kept)
@@ -124,15 +126,15 @@ def step_of(choice):
 def test_absent_and_void_choices_are_not_in_the_probability():
     ours = heads()
     with torch.no_grad():
-        full, _ = log_probability(
+        full = log_probability(
             ours,
             [
                 step_of(Decision(0.5, 1, None)),
                 step_of(Decision(None, 1, None)),
                 step_of(Decision()),
             ],
-        )
-        jump, _ = log_probability(ours, [step_of(Decision(0.5, None, None))])
+        ).log_p
+        jump = log_probability(ours, [step_of(Decision(0.5, None, None))]).log_p
     assert float(full[2]) == 0.0
     assert float(full[0] - full[1]) == pytest.approx(float(jump[0]), abs=1e-5)
     # Fresh heads hardly prefer anything.
@@ -148,7 +150,7 @@ def test_a_two_armed_bandit_is_learned():
 
     def chance():
         with torch.no_grad():
-            return float(log_probability(ours, [step_of(Decision(None, 1, None))])[0].exp())
+            return float(log_probability(ours, [step_of(Decision(None, 1, None))]).log_p.exp())
 
     assert chance() == pytest.approx(0.5, abs=0.1)
     for _ in range(40):
@@ -158,7 +160,7 @@ def test_a_two_armed_bandit_is_learned():
             for c in drawn
         ]
         with torch.no_grad():
-            old, _ = trajectory_log_p(ours, runs)
+            old = trajectory_log_p(ours, runs).log_p
         group = [Trajectory(s, float(c), p) for s, c, p in zip(runs, drawn, old, strict=True)]
         learner.update([group])
     assert chance() > 0.95
@@ -214,7 +216,7 @@ def test_the_buffer_gives_back_the_probabilities_that_choices_were_drawn_by():
             decide(actor, seen, i, sigmas, history, 0, image=image)
     for image, actor in enumerate(actors):
         with torch.no_grad():
-            log_p, _ = log_probability(ours, buffer.steps[image])
+            log_p = log_probability(ours, buffer.steps[image]).log_p
         assert len(log_p) >= 9
         assert torch.allclose(log_p, torch.tensor(actor.drawn), atol=1e-3)
 
@@ -227,12 +229,12 @@ def test_the_reported_kl_is_never_negative_and_zero_where_nothing_changed():
         Trajectory([step_of(Decision(None, c, None))], float(c), torch.tensor(0.0)) for c in (0, 1)
     ]
     with torch.no_grad():
-        old, _ = trajectory_log_p(ours, [t.steps for t in group])
+        old = trajectory_log_p(ours, [t.steps for t in group]).log_p
     same = [Trajectory(t.steps, t.reward, p) for t, p in zip(group, old, strict=True)]
     assert learner.update([same])["approx_kl_k3"] == 0.0
     likelier = [Trajectory(t.steps, t.reward, t.log_p - 2) for t in group]
     with torch.no_grad():
-        new, _ = trajectory_log_p(ours, [t.steps for t in group])
+        new = trajectory_log_p(ours, [t.steps for t in group]).log_p
     assert float((torch.full((2,), -2.0) - new).mean()) < 0
     ratio = (new + 2).exp()
     expected = float(((ratio - 1) - (new + 2)).mean())

@@ -14,7 +14,7 @@ from rapid_core.reasons import ReasonCode
 from rapid_core.techniques.heads.jumps import LEAST, Evaluated, StepHead, descend, next_sigma
 from rapid_core.techniques.heads.rapid3 import CLIP, Heads, Rapid3Policy
 from rapid_core.techniques.step_skip.schedule import Schedule
-from rapid_core.types import Reason
+from rapid_core.types import HeadInput, Reason, Window
 from rapid_testing.actors import METADATA
 
 CHANNELS, HIDDEN = 4, 24
@@ -209,14 +209,14 @@ def test_the_latents_precision_is_kept():
     assert out.dtype == torch.float16 and seen[0] == (torch.float16, torch.float16)
 
 
-def step_head(logits=None, numbers=1, speedup=2.0, pooled=None):
+def step_head(logits=None, numbers=1, speedup=2.0, pooled=None, scale=1.0):
     torch.manual_seed(0)
     heads = Heads(CHANNELS, HIDDEN, ("step", "cache"), numbers, width=16).requires_grad_(False)
     if logits:
         heads.heads["step"].fc2.weight.data.zero_()
         heads.heads["step"].fc2.bias.data.copy_(torch.tensor(logits))
     policy = Rapid3Policy(heads=heads, speedup=speedup, source="file")
-    return StepHead(policy, 20, 0.0, 1.0, lambda image: pooled), heads
+    return StepHead(policy, 20, 0.0, scale, lambda image: pooled), heads
 
 
 def choice(head, sigma, made=0, image=0, derivative=PICTURE):
@@ -242,6 +242,17 @@ def test_the_head_sees_derivative_sigma_budget_and_pooled_vector():
     assert torch.allclose(numbers, torch.tensor([[0.5, 10 / 20]]))
     assert torch.allclose(later[0, 1], torch.tensor(0.3))
     assert torch.equal(vector[0], pooled) and not head.notes
+
+
+def test_the_head_is_told_sigmas_as_training_tells_them_where_they_are_above_1():
+    """Cosmos samples from a sigma of 80; heads learn on the sampler's own sigmas."""
+    head, heads = step_head(scale=80.0)
+    asked = []
+    heads.register_forward_pre_hook(lambda module, given: asked.append(given[1]))
+    choice(head, 40.0)
+    actor = head.policy.start(Window(80.0, 0.0))
+    actor.logits(HeadInput(*torch.randn(3, CHANNELS, 8, 8)), torch.tensor(40.0))
+    assert torch.equal(*asked)
 
 
 def test_the_head_decides_on_each_image_by_itself_and_fetches_their_jumps_at_once(monkeypatch):

@@ -1,5 +1,7 @@
 """Heads that begin with a schedule."""
 
+from dataclasses import fields, replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -26,9 +28,10 @@ from rapid_core.techniques.heads.prior import (
 from rapid_core.techniques.heads.rapid3 import OUTPUTS, Heads, Rapid3Policy
 from rapid_core.techniques.heads.rapid_plus import NUMBERS, RapidPlusPolicy
 from rapid_core.techniques.heads.rollout import Decision
-from rapid_core.techniques.step_skip.schedule import Schedule
-from rapid_core.types import HeadInput, Mode
+from rapid_core.techniques.step_skip.schedule import Schedule, SchedulePolicy
+from rapid_core.types import Aim, HeadInput, Mode
 from rapid_testing.actors import METADATA, text
+from rapid_testing.euler import sampled
 from rapid_testing.heads import WINDOW, decide, falling, run_heads
 from rapid_testing.runs import bending, products_of, weights_by_hand
 
@@ -118,6 +121,17 @@ def test_the_next_step_is_the_schedules_as_long_as_it_can_be_paid():
     assert next_in_schedule(marks, 1, 2, 2) == 4
 
 
+@pytest.mark.parametrize("early", range(1, 6))
+def test_what_was_spent_early_is_saved_bit_by_bit_and_not_in_one_hole(early):
+    marks = evenly_spaced(10, STEPS)  # every third
+    computed = list(range(early))  # without a gap
+    while len(computed) < 10:
+        left = 10 - len(computed)
+        computed.append(next_in_schedule(marks, computed[-1], len(computed), left))
+    gaps = [b - a for a, b in zip(computed, computed[1:], strict=False)]
+    assert computed[-1] == STEPS - 1 and max(gaps) <= 6
+
+
 @given(st.integers(2, STEPS), st.randoms())
 def test_heads_that_say_nothing_are_the_schedule(count, random):
     computed = {0, STEPS - 1, *random.sample(range(1, STEPS - 1), count - 2)}
@@ -133,6 +147,20 @@ def test_where_the_schedule_is_followed_weights_fitted_to_it_fill_the_gaps():
     actions, _, _ = run_heads(policy, STEPS, CHANNELS, euler=True)
     assert text(actions) == "".join("#" if on else "." for on in own.computed)
     assert [a.prediction_weights for a in actions] == weights_by_hand(own)
+
+
+@pytest.mark.parametrize("aim", Aim)
+def test_without_fitted_weights_gaps_are_corrected_as_those_of_the_schedule_are(aim):
+    own = schedule(evenly_spaced(9, STEPS))
+    alone = SchedulePolicy(schedule=own, aim=aim, safe=False)
+    policy = RapidPlusPolicy(
+        heads=heads(), speedup=3.0, prediction_order=1, schedule=own, learned_aim=aim
+    )
+    latents, decisions = sampled(policy, SIGMAS)
+    assert torch.equal(latents, sampled(alone, SIGMAS)[0])
+    assert policy.requirements.aim is aim and decisions == sampled(alone, SIGMAS)[1]
+    other = next(one for one in Aim if one is not aim)
+    assert not torch.equal(latents, sampled(replace(policy, learned_aim=other), SIGMAS)[0])
 
 
 def test_where_it_is_left_weights_are_fitted_to_what_was_computed_instead():
@@ -271,6 +299,7 @@ def test_a_file_keeps_heads_and_schedules(tmp_path):
         "heads": ["pace"],
         "source": "a.safetensors",
         "mode": "average",
+        "aim": "full picture",
     }
     with pytest.raises(PolicyError, match="mode = 'mean'.*cap, average"):
         policy_of(file_of(tmp_path, mode="mean"), 2.0)
@@ -278,3 +307,14 @@ def test_a_file_keeps_heads_and_schedules(tmp_path):
         PolicyError, match="from step to step of a schedule; connect it to RAPID Accelerate"
     ):
         jumps_policy(file, 2.0)
+
+
+def test_a_file_says_which_picture_its_heads_learned_to_come_near(tmp_path):
+    assert policy_of(file_of(tmp_path), 2.0).requirements.aim is Aim.FULL_PICTURE
+    best = policy_of(file_of(tmp_path, aim="best picture"), 2.0)
+    assert best.requirements.aim is Aim.BEST_PICTURE
+    with pytest.raises(PolicyError, match="aim = 'nice'; accepted is one of full picture, best"):
+        policy_of(file_of(tmp_path, aim="nice"), 2.0)
+    # RAPID Accelerate gives a policy those of its settings that it has a field for.
+    names = {field.name for field in fields(RapidPlusPolicy)}
+    assert names.isdisjoint({"aim", "start_percent", "end_percent", "safe"})

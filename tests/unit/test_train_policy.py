@@ -2,13 +2,18 @@
 ComfyUI starts."""
 
 import json
+import math
 import shlex
 from dataclasses import FrozenInstanceError, fields
 
 import pytest
+import torch
 
 from rapid_core.calibration.search import clearly_better
 from training.config import TrainConfig, field_docs, parse, parser
+from training.graph import Graph
+from training.job import Job
+from training.references import reference
 from training.state import open_state
 from training.train_policy import host_flags, read_prompts
 
@@ -17,7 +22,7 @@ BASE = ["--workflow", "a.json", "--prompts", "p.txt", "--out", "name"]
 FLAGS = """
     --workflow --prompts --out --policies --state --comfyui --host-arguments --sampler --text --kind
     --speedups --calibration --held-out --longest-gap --plans --start --oracle --target --heads
-    --sparse-backend --mode --advantages --train-prompts --iterations --prompts-per-update --group --lr --reward
+    --sparse-backend --mode --advantages --train-prompts --iterations --prompts-per-update --group --lr --kl --reward
     --omega --discriminator-warm-up --features --discount --width --seed --patience --licence
     --quick
 """.split()
@@ -59,7 +64,12 @@ def test_prompts_that_are_not_there_or_no_text_are_named(tmp_path):
         ("--calibration 0", "--calibration 0: give 1 or more"),
         ("--longest-gap 0", "--longest-gap 0: give 1 or more"),
         ("--plans -1", "--plans 0 or more"),
-        ("--start a.safetensors", "--start is what rapid. begins with"),
+        ("--start a.safetensors", "--start is what rapid. begins with; --kind schedule needs none"),
+        ("--kind rapid3 --start a.safetensors", "begins with; --kind rapid3 needs none"),
+        (
+            "--kind rapid3 --mode average",
+            "--mode average is of rapid.; --kind rapid3 has no budgets",
+        ),
         ("--kind rapid3 --heads pace", "rapid3 has step, cache and sparse"),
         ("--kind rapid+ --heads cache", "name pace, too"),
         (
@@ -76,6 +86,21 @@ def test_prompts_that_are_not_there_or_no_text_are_named(tmp_path):
 def test_flags_that_make_no_sense_are_refused(flags, said):
     with pytest.raises(SystemExit, match=said):
         parse([*BASE, *flags.split()])
+
+
+@pytest.mark.parametrize(
+    "flags, needed",
+    [
+        ("--kind rapid3 --held-out 8", 9),
+        ("--kind rapid3 --held-out 8 --train-prompts 24", 32),
+        ("--kind rapid+ --held-out 8 --calibration 16", 32),
+        ("--kind rapid+ --held-out 8 --calibration 16 --train-prompts 30", 38),
+        ("--kind rapid+ --held-out 8 --train-prompts 30 --start a.safetensors", 38),
+        ("--kind schedule --held-out 8 --calibration 16 --train-prompts 30", 24),
+    ],
+)
+def test_as_many_prompts_are_needed_as_are_learned_and_measured_on(flags, needed):
+    assert parse([*BASE, *flags.split()]).prompts_needed == needed
 
 
 def test_quick_is_a_few_of_everything():
@@ -133,6 +158,65 @@ def test_the_state_of_an_older_script_is_not_gone_on_with(tmp_path):
     path.write_text(json.dumps(settings))
     with pytest.raises(ValueError, match="by another version of this script.*delete it"):
         open_state(tmp_path, {}, [], {"seed": 0})
+
+
+class OneModel:
+    """A workflow of which nothing is looked at but its model."""
+
+    model = "flux"
+
+    def own_nodes(self, pictures):
+        return {}
+
+
+def test_the_state_of_other_weights_in_the_same_file_is_not_gone_on_with(tmp_path, monkeypatch):
+    """A model that was trained further and saved again draws other pictures."""
+    job = Job(OneModel(), ["a"], parse(BASE), tmp_path, tmp_path / "a.safetensors")
+    weights = {"weights": "0" * 16}
+    monkeypatch.setattr("training.job.weights_of", lambda model: weights)
+    job.open_state(["a"])
+    job.open_state(["a"])
+    weights = {"weights": "f" * 16}
+    with pytest.raises(ValueError, match="training with other weights; give another --state"):
+        job.open_state(["a"])
+
+
+class Overflowing:
+    """A workflow whose model gives no numbers."""
+
+    def sample(self, prompt, seed, patch):
+        return torch.full((1, 4, 2, 2), math.nan)
+
+
+def test_a_reference_that_overflowed_is_named_and_nothing_is_compared_with_it(tmp_path):
+    with pytest.raises(ValueError, match="'a cat' .* not finite"):
+        reference(Overflowing(), "a cat", 5, tmp_path, euler=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def lumina_next(folder):
+    """A workflow whose model is loaded by a node of this pack, in API form."""
+    return {
+        "load": {"class_type": "RAPID_LoadLuminaNext", "inputs": {"model": folder}},
+        "speed": {"class_type": "RAPID_Accelerate", "inputs": {"model": ["load", 0], "speedup": 2}},
+        "text": {"class_type": "CLIPTextEncode", "inputs": {"text": "a cat", "clip": ["clip", 0]}},
+        "clip": {"class_type": "CLIPLoader", "inputs": {}},
+        "latent": {"class_type": "EmptySD3LatentImage", "inputs": {"width": 512}},
+        "sample": {
+            "class_type": "KSampler",
+            "inputs": {
+                "model": ["speed", 0],
+                "positive": ["text", 0],
+                "latent_image": ["latent", 0],
+                "seed": 1,
+            },
+        },
+    }
+
+
+def test_a_node_of_this_pack_that_loads_a_model_decides_what_is_drawn():
+    one, other = (Graph(lumina_next(folder)).own_nodes() for folder in ("2b", "tuned"))
+    assert one != other and "load" in one and "speed" not in one
 
 
 def test_prompts_that_are_there_twice_count_once(tmp_path, capsys):

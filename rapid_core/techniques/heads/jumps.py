@@ -208,7 +208,7 @@ class StepHead:
             self.blind.discard(seen.image)
         else:
             self.blind.add(seen.image)
-        numbers = [seen.sigma / self.scale]
+        numbers = [seen.sigma]  # as it is, also where the run begins above 1
         if heads.numbers > 1:  # the share of all evaluations that may still be computed
             left = max_evaluations(self.policy.speedup, self.steps) - seen.made
             numbers.append(left / self.steps)

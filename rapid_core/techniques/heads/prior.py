@@ -24,8 +24,9 @@ CLOSED = -1e4  # added to the logit of a rung that cannot be had
 def next_in_schedule(marks: Sequence[bool], step: int, computed: int, left: int) -> int:
     """Next step to be computed after `step`, when `computed` evaluations were and `left` more are
     affordable: the schedule's next one; where heads spent an evaluation of their own, the
-    schedule's beyond the one that it took the place of; evenly spaced where a budget is smaller
-    than the schedule's. Number of steps for none."""
+    schedule's beyond the one that it took the place of, and where they spent several, these are
+    saved bit by bit and leave no hole; evenly spaced where a budget is smaller than the schedule's.
+    Number of steps for none."""
     steps = len(marks)
     if left <= 0:
         return steps
@@ -33,7 +34,7 @@ def next_in_schedule(marks: Sequence[bool], step: int, computed: int, left: int)
     if len(planned) <= left:  # an evaluation that was saved is not spent for its own sake
         return planned[0] if planned else steps
     if sum(marks) <= computed + left:
-        return planned[len(planned) - left]
+        return planned[math.ceil((len(planned) - left) / left)]
     spread = evenly_spaced(left + 1, steps - step)
     return step + next(i for i in range(1, len(spread)) if spread[i])
 

@@ -19,6 +19,7 @@ from ...quadrature.spacing import max_evaluations
 from ...types import (
     FULL,
     Action,
+    Aim,
     HeadInput,
     Observation,
     PredictionWeights,
@@ -50,12 +51,16 @@ class RapidPlusPolicy(Rapid3Policy):
     mode: str = "cap"
     """"cap": no image spends more than the budget. "average": images of a calibration set spent it
     in the mean, none more than half as much again."""
+    learned_aim: Aim = Aim.FULL_PICTURE
+    """Which picture gaps are corrected towards, where no weights are fitted: the one that heads
+    learned to come near, whatever a node's `aim` says."""
 
     @property
     def schedule_policy(self) -> SchedulePolicy:
         """The schedule by itself."""
         return SchedulePolicy(
             speedup=self.speedup,
+            aim=self.learned_aim,
             safe=False,  # heads go to their budget
             prediction_order=self.prediction_order,
             schedule=self.schedule,
@@ -71,7 +76,7 @@ class RapidPlusPolicy(Rapid3Policy):
         return RapidPlusActor(self, self._run_heads(image), window, image)
 
     def to_record(self) -> dict[str, Any]:
-        return {**super().to_record(), "mode": self.mode}
+        return {**super().to_record(), "mode": self.mode, "aim": self.learned_aim.value}
 
 
 class RapidPlusActor(Rapid3Actor):
