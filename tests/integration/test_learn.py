@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rapid_testing.loras import hooked, with_lora
-from rapid_testing.sampling import empty_latent, sample
+from rapid_testing.sampling import empty_latent, make_conditioning, sample, sigmas_of
 
 STEPS = 12
 ALL = "#" * STEPS
@@ -139,6 +139,52 @@ def test_few_pictures_of_other_settings_do_not_stand_in_for_enough(
     # The other settings have more to show now, and go on where they were.
     assert learn(tiny_flux, seed=5)[2]["learns_now"] == {"picture": 2, "of": 2}
     assert learn(tiny_flux, sampler="dpmpp_2m")[2]["learned_nearby"]["pictures"] == 2
+
+
+def changing_at(percent):
+    """A prompt that another one follows at a share of the schedule."""
+    return [
+        *make_conditioning(0, start_percent=0.0, end_percent=percent),
+        *make_conditioning(5, start_percent=percent, end_percent=1.0),
+    ]
+
+
+def skipping_a_layer(comfy_host, model):
+    """Skip-layer guidance, up to the middle of a run."""
+    comfy_host.load_core_nodes("nodes_slg.py")
+    given = dict(scale=3.0, start_percent=0.0, end_percent=0.5, double_layers="0")
+    return comfy_host.run_node("SkipLayerGuidanceDiT", model=model, single_layers="", **given)[0]
+
+
+@pytest.mark.parametrize("kind", ["a prompt that changes", "skip-layer guidance"])
+def test_a_run_that_is_another_one_on_its_way_is_learned_by_itself(
+    learn, comfy_host, folder, tiny_flux, kind
+):
+    """What derivatives jump by where it changes passes for what skipping costs there: right for such
+    runs, and up to 4 dB farther for others (docs/lab.md)."""
+    given = {}
+    changing = tiny_flux
+    if kind == "a prompt that changes":
+        given["positive"] = changing_at(0.5)
+    else:
+        changing = skipping_a_layer(comfy_host, tiny_flux)
+    for model, sampling in ((changing, given), (tiny_flux, {})):
+        _, strip, notes = learn(model, **sampling)
+        assert strip == ALL and notes["learns_now"] == {"picture": 1, "of": 1}
+    for model, sampling in ((tiny_flux, {}), (changing, given)):
+        assert learn(model, **sampling)[2]["learned"] == {"pictures": 1}
+
+
+def test_a_part_of_the_sigmas_does_not_stand_in_for_all(learn, folder, tiny_flux):
+    """Image to image, and the second of two samplers: what they show of their own is no word about noisier
+    latents. But whole pictures say something of both."""
+    whole = sigmas_of(tiny_flux, STEPS)
+    for part in (dict(denoise=0.4), dict(sigmas=whole[4:])):
+        assert "learns_now" in learn(tiny_flux, **part)[2]
+    _, strip, notes = learn(tiny_flux)
+    assert strip == ALL and "learns_now" in notes
+    for part in (dict(denoise=0.5), dict(sigmas=whole[:-4])):
+        assert learn(tiny_flux, **part)[2]["learned_nearby"]["differs"] == "sigmas"
 
 
 def test_two_models_in_one_graph_have_their_own(learn, folder, tiny_flux, tiny_sd3, load_tiny):
