@@ -228,6 +228,17 @@ def test_a_run_that_shows_nothing_is_watched_once(
     assert not folder.exists()
 
 
+@pytest.mark.parametrize("sampler", ["er_sde", "exp_heun_2_x0"])
+def test_samplers_that_begin_a_little_below_pure_noise_are_learned(
+    learn, folder, tiny_flux, sampler
+):
+    """Else their first picture of every session is drawn in full, and shows nothing."""
+    _, strip, notes = learn(tiny_flux, sampler=sampler)
+    assert "." not in strip and notes.keys() == {"learns_now"}
+    _, strip, notes = learn(tiny_flux, sampler=sampler)
+    assert "." in strip and notes["learned"] == {"pictures": 1}
+
+
 def test_numbers_that_are_none_teach_nothing(learn, folder, tiny_flux):
     broken = tiny_flux.clone()
     broken.set_model_unet_function_wrapper(
