@@ -116,7 +116,8 @@ def _turns(guider: Any, conds: Mapping[str, Sequence[dict]], facts: HostFacts) -
     """What makes a run another one on its way: nodes that change guidance, which may begin and end
     within it (skip-layer guidance), and percents at which a conditioning does, a ControlNet of it, or a
     keyframe of its hooks; those alone that lie between two steps."""
-    percents = {float(p) for listed in conds.values() for cond in listed for p in _percents(cond)}
+    found = (p for listed in conds.values() for cond in listed for p in _percents(cond))
+    percents = {float(percent) for percent in found if isinstance(percent, numbers.Real)}
     turns = []
     for percent in sorted(percents):
         bound = single(facts.sigma_at(percent))
@@ -125,9 +126,10 @@ def _turns(guider: Any, conds: Mapping[str, Sequence[dict]], facts: HostFacts) -
     return " ".join([*map(maker_of, _functions(guider)), *turns])
 
 
-def _percents(cond: dict) -> Iterator[float]:
-    """Shares of the schedule at which something of a conditioning begins or ends."""
-    yield from (cond[name] for name in BOUNDS if cond.get(name) is not None)
+def _percents(cond: dict) -> Iterator[Any]:
+    """Shares of the schedule at which something of a conditioning begins or ends; what is no number
+    means none."""
+    yield from (cond.get(name) for name in BOUNDS)
     control = cond.get("control")
     while control is not None:
         yield from getattr(control, "timestep_percent_range", None) or ()

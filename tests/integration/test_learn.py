@@ -175,6 +175,15 @@ def test_a_run_that_is_another_one_on_its_way_is_learned_by_itself(
         assert learn(model, **sampling)[2]["learned"] == {"pictures": 1}
 
 
+def test_the_list_tells_such_runs_from_others(learn, learning, folder, tiny_flux, pack_module):
+    """Or nobody knew which of two alike to forget."""
+    as_json = pack_module("rapid_core.comfy.routes").as_json
+    for sampling in ({}, dict(positive=changing_at(0.5))):
+        learn(tiny_flux, **sampling)
+    shown = [as_json(entry)["turns"] for entry in learning.library().entries()]
+    assert sorted(shown) == ["", "0.5"]
+
+
 def test_a_part_of_the_sigmas_does_not_stand_in_for_all(learn, folder, tiny_flux):
     """Image to image, and the second of two samplers: what they show of their own is no word about noisier
     latents. But whole pictures say something of both."""
