@@ -12,12 +12,8 @@ from typing import Any
 
 from ..quadrature.spacing import difficulty
 
-SAME = (
-    "family",
-    "architecture",
-    "weights",
-    "turns",
-)  # of keys that may say something of each other
+# What is the same in keys that may say something of each other.
+SAME = ("family", "architecture", "weights", "turns")
 # What makes such keys differ, nearest first.
 NEAREST_FIRST = ("sigmas", "guidance", "size", "sampler", "references", "patches")
 DIGITS = 4  # of a sigma after the point that count; rounding on another device is below them

@@ -100,7 +100,7 @@ def _same(table: Mapping[Gap, float], other: Mapping[Gap, float]) -> bool:
     if table.keys() != other.keys():
         return False
     logs = [abs(math.log((table[g] + NOTHING) / (other[g] + NOTHING))) for g in table]
-    return mean(logs) < SAME_PICTURE
+    return sum(logs) <= SAME_PICTURE * len(logs)
 
 
 @dataclass(frozen=True, eq=False)
