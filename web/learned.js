@@ -16,10 +16,12 @@ function date(seconds) {
 }
 
 // What an entry is of, in a line.
-function title({ name, error, family, patched, sampler, steps, guidance }) {
+function title({ name, error, family, patched, sampler, steps, guidance, turns }) {
   if (error) return word("learned.damaged", { name, error });
-  const line = word("learned.entry", { family, sampler, steps, guidance });
-  return patched ? `${line} · ${word("learned.patched")}` : line;
+  const said = [word("learned.entry", { family, sampler, steps, guidance })];
+  if (turns) said.push(word("learned.turns", { turns }));
+  if (patched) said.push(word("learned.patched"));
+  return said.join(" · ");
 }
 
 function row(entry, again) {

@@ -25,7 +25,7 @@ from torch import Tensor
 from ..policy_file.format import PolicyError, PolicyFile, read, write
 from ..policy_file.gaps import errors_tensor, gap_metadata, gap_tensors, pictures_of, table_of
 from ..policy_file.schedules import sigmas_of
-from ..quadrature.gap_costs import Gap, GapCosts
+from ..quadrature.gap_costs import Gap, GapCosts, distinct
 from ..reasons import ReasonCode
 from ..types import Reason
 from .model_key import NEAREST_FIRST, ModelKey
@@ -59,8 +59,8 @@ class Learned:
 
     @functools.cached_property
     def costs(self) -> GapCosts:
-        """What gaps cost by these pictures."""
-        return GapCosts.seen(self.tables, self.key.sigmas)
+        """What gaps cost by these pictures, each once."""
+        return GapCosts.seen(distinct(self.tables), self.key.sigmas)
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-# What makes two keys of the same weights differ, nearest first.
+from ..quadrature.spacing import difficulty
+
+# What is the same in keys that may say something of each other.
+SAME = ("family", "architecture", "weights", "turns")
+# What makes such keys differ, nearest first.
 NEAREST_FIRST = ("sigmas", "guidance", "size", "sampler", "references", "patches")
 DIGITS = 4  # of a sigma after the point that count; rounding on another device is below them
 SIDE = 1.2  # sides of a class of sizes are less than this factor apart
 # Areas farther apart than this factor say nothing about each other: what was learned at 256 px cost
 # up to 1.7 dB at 512 px, a factor of 4, and nothing at one of 1.5 (docs/results/learning.md).
 NEAR_AREA = 2.0
+# Share of a run, in `spacing.difficulty`, that what was learned has to be of. A part of the sigmas (image
+# to image, one of two samplers) says nothing of the rest: there it cost up to 4.8 dB (docs/lab.md).
+COVERED = 0.8
 KINDS = {"references": bool, "sigmas": (list, tuple)}  # of fields that are not text
 
 
@@ -39,6 +46,9 @@ class ModelKey:
     """See `size_class`."""
     references: bool = False
     """Whether a conditioning has reference latents."""
+    turns: str = ""
+    """What makes a run another one on its way, e.g. "SkipLayerGuidanceDiT 0.5": nodes that change
+    guidance, and percents at which a conditioning or a ControlNet begins or ends; empty for nothing."""
     sigmas: tuple[float, ...]
     """(N + 1,)."""
 
@@ -50,14 +60,18 @@ class ModelKey:
         return f"{re.sub(r'[^A-Za-z0-9_]', '_', self.family)}-{digest[:12]}"
 
     def to_json(self) -> dict[str, Any]:
-        """All fields by their names."""
-        return {**asdict(self), "sigmas": list(self.sigmas)}
+        """All fields by their names, but `turns` only where there are any: older files have none."""
+        found = {**asdict(self), "sigmas": list(self.sigmas)}
+        if not self.turns:
+            del found["turns"]
+        return found
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> ModelKey:
         """What `to_json` gave. Raises ValueError where a field is missing or of another kind."""
         if not isinstance(found, Mapping):
             raise ValueError(f"a model key is {type(found).__name__}, not fields by name")
+        found = {"turns": "", **found}
         names = [field.name for field in fields(cls)]
         missing = [name for name in names if name not in found]
         if missing:
@@ -73,13 +87,13 @@ class ModelKey:
 
     def difference(self, other: ModelKey) -> tuple[str, ...] | None:
         """Fields in which another key differs, nearest first; none for the same. None where what was
-        learned of one says nothing about the other: other weights, another family, or a size that
-        is far from it."""
-        if any(
-            getattr(self, n) != getattr(other, n) for n in ("family", "architecture", "weights")
-        ):
+        learned of the other says nothing about this one: other weights, another family, a run that is
+        another one on its way, a size that is far from it, or sigmas that are hardly this one's."""
+        if any(getattr(self, name) != getattr(other, name) for name in SAME):
             return None
         if self.size != other.size and not _near(_area(self.size), _area(other.size)):
+            return None
+        if not _covers(other.sigmas, self.sigmas):
             return None
         return tuple(
             name for name in NEAREST_FIRST if self._compared(name) != other._compared(name)
@@ -111,6 +125,14 @@ def _area(size: str) -> int:
 
 def _near(area: int, other: int) -> bool:
     return max(area, other) <= NEAR_AREA * min(area, other)
+
+
+def _covers(known: Sequence[float], asked: Sequence[float]) -> bool:
+    """Whether sigmas that something was learned of are most of a run's."""
+    highest = max(known[0], asked[0])
+    spans = [[difficulty(s[i], highest) for i in (0, -1)] for s in (known, asked)]
+    (start, end), (first, last) = spans
+    return min(end, last) - max(start, first) >= COVERED * (last - first)
 
 
 def _finite(value: Any) -> bool:

@@ -7,7 +7,7 @@ import hashlib
 import inspect
 import json
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -23,11 +23,15 @@ from ..engine.plan import HostFacts
 from ..reasons import ReasonCode
 from ..types import Reason
 from .blocks import LayerHook
+from .conditions import single
 from .facts import evaluated
+from .functions import maker_of, settings_of
 
 TENSORS = 16  # of a model, whose values are looked at
 VALUES = 64  # of a tensor; neighbours, so that a file on a disk is read at one place
 HEX = 16  # digits of a fingerprint
+SHORT = 4  # of that of a node's settings, which people see
+BOUNDS = ("start_percent", "end_percent", "clip_start_percent", "clip_end_percent")
 MODEL = "diffusion_model"
 
 
@@ -44,6 +48,7 @@ def key_of(guider: Any, facts: HostFacts) -> ModelKey | Reason:
             patches=_patches(patcher, conds),
             sampler=facts.sampler,
             guidance=_guidance(guider, conds),
+            turns=_turns(guider, conds, facts),
             size=size_class(_sides(facts)),
             references=any(c.get("reference_latents") for listed in conds.values() for c in listed),
             sigmas=facts.sigmas,
@@ -66,9 +71,27 @@ def _sides(facts: HostFacts) -> Sequence[int]:
     return [part.stop - part.start for part in facts.parts] or facts.shape[2:]
 
 
+# Options of a model where nodes put functions that change guidance, or what is sampled.
+FUNCTIONS = (
+    "sampler_cfg_function",
+    "sampler_pre_cfg_function",
+    "sampler_post_cfg_function",
+    "sampler_calc_cond_batch_function",
+    "model_function_wrapper",
+    "denoise_mask_function",
+)
+
+
+def _functions(guider: Any) -> list[Any]:
+    """What is there of a guider's run."""
+    found = (guider.model_options.get(name) or () for name in FUNCTIONS)
+    return [f for some in found for f in (some if isinstance(some, (list, tuple)) else [some])]
+
+
 def _guidance(guider: Any, conds: Mapping[str, Sequence[dict]]) -> str:
     """Class of a guider and its scales: some have several, and all call them cfg or alike. Then those
-    that distilled models are told (FluxGuidance)."""
+    that distilled models are told (FluxGuidance), and nodes that change guidance, each with a
+    fingerprint of its settings."""
     scales = [
         f"{value:g}"
         for name, value in sorted(vars(guider).items())
@@ -76,7 +99,43 @@ def _guidance(guider: Any, conds: Mapping[str, Sequence[dict]]) -> str:
     ]
     told = [cond.get("guidance") for listed in conds.values() for cond in listed]
     distilled = {f"{float(value):g}" for value in told if isinstance(value, numbers.Real)}
-    return " ".join([type(guider).__name__, *scales, *(f"guidance={d}" for d in sorted(distilled))])
+    nodes = [f"{maker_of(f)}#{_fingerprint(_settings(f))[:SHORT]}" for f in _functions(guider)]
+    return " ".join(
+        [type(guider).__name__, *scales, *(f"guidance={d}" for d in sorted(distilled)), *nodes]
+    )
+
+
+def _settings(function: Any) -> Any:
+    """Settings of the node that made a function as JSON has them, without tensors, which may be of the
+    picture that is drawn."""
+    settings = settings_of(function).items()
+    return _content({name: value for name, value in settings if not isinstance(value, Tensor)})
+
+
+def _turns(guider: Any, conds: Mapping[str, Sequence[dict]], facts: HostFacts) -> str:
+    """What makes a run another one on its way: nodes that change guidance, which may begin and end
+    within it (skip-layer guidance), and percents at which a conditioning does, a ControlNet of it, or a
+    keyframe of its hooks; those alone that lie between two steps."""
+    found = (p for listed in conds.values() for cond in listed for p in _percents(cond))
+    percents = {float(percent) for percent in found if isinstance(percent, numbers.Real)}
+    turns = []
+    for percent in sorted(percents):
+        bound = single(facts.sigma_at(percent))
+        if len({sigma > bound for sigma in facts.sigmas[:-1]}) == 2:
+            turns.append(f"{percent:.3g}")
+    return " ".join([*map(maker_of, _functions(guider)), *turns])
+
+
+def _percents(cond: dict) -> Iterator[Any]:
+    """Shares of the schedule at which something of a conditioning begins or ends; what is no number
+    means none."""
+    yield from (cond.get(name) for name in BOUNDS)
+    control = cond.get("control")
+    while control is not None:
+        yield from getattr(control, "timestep_percent_range", None) or ()
+        control = getattr(control, "previous_controlnet", None)
+    for hook in getattr(cond.get("hooks"), "hooks", ()):
+        yield from (frame.start_percent for frame in hook.hook_keyframe.keyframes)
 
 
 # Weights.

@@ -93,4 +93,5 @@ def as_json(entry: Entry) -> dict[str, Any]:
         "sampler": key.sampler if key else None,
         "steps": len(key.sigmas) - 1 if key else None,
         "guidance": key.guidance.replace("CFGGuider", "cfg") if key else None,
+        "turns": key.turns if key else None,
     }

@@ -28,6 +28,7 @@ from .history import (
 )
 from .merge import CompositeActor
 from .plan import RunPlan, history_lengths
+from .step_counter import MOVED
 from .token_stats import TokenStats
 from .watcher import Watcher
 
@@ -211,7 +212,8 @@ class ImageRun:
     def watch(self, evaluation: Evaluation, derivative: Tensor, denoised: Tensor) -> None:
         """Let the watcher see an evaluation that computed all of the image, (C, ...)."""
         step = evaluation.steps[self.number]
-        at = self.plan.sigmas[step : step + 1] == (evaluation.sigmas[self.number],)
+        sigma = evaluation.sigmas[self.number]
+        at = any(abs(own - sigma) <= MOVED * own for own in self.plan.sigmas[step : step + 1])
         if self.watcher is not None and at and evaluation.actions[self.number].full:
             self.watcher.add(step, derivative, denoised)
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..quadrature.gap_costs import LONGEST, Gap, GapCosts, gaps_of
+from ..quadrature.gap_costs import LONGEST, Gap, GapCosts, distinct, gaps_of
 from ..quadrature.spacing import Spacing
 from ..techniques.step_skip.schedule import SchedulePolicy
 from .format import PolicyFile, is_number, shown
@@ -109,9 +109,9 @@ def _errors(file: PolicyFile, field: str, steps: int) -> Tensor:
 
 
 def costs_of(file: PolicyFile) -> GapCosts:
-    """What gaps cost by the pictures of a file. Raises PolicyError."""
+    """What gaps cost by the pictures of a file, each once. Raises PolicyError."""
     tables = map(table_of, pictures_of(file).values())
-    return GapCosts.seen(tables, sigmas_of(file))
+    return GapCosts.seen(distinct(tables), sigmas_of(file))
 
 
 def gap_policy(file: PolicyFile, speedup: float) -> SchedulePolicy:

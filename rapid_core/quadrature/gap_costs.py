@@ -33,6 +33,9 @@ SHARE = 0.5
 # Of the latent's mean square: below it, errors are not told from rounding, and their logarithm would
 # count for more than they do.
 NOTHING = 1e-9
+# Mean difference of the logarithms of gap errors, below which two pictures are the same one; of the demo
+# models' pictures the two that are most alike are 0.11 apart.
+SAME_PICTURE = 0.02
 # dB that a plan has to promise for the formula's to be left: costs do not quite add up, and of two
 # plans that are about as good neither is known to be the better one.
 WORTH = 0.45
@@ -79,6 +82,25 @@ def errors_of(products: np.ndarray, sigmas: Sequence[float]) -> dict[Gap, float]
         part = slice(first, first + len(weights))
         errors[gap] = max(0.0, float(weights @ products[part, part] @ weights))
     return errors
+
+
+def distinct(tables: Iterable[Mapping[Gap, float]]) -> list[Mapping[Gap, float]]:
+    """Tables without those of a picture that is there already: drawn again (a seed that was kept while a
+    speed-up was tried), it would pass for another one that agrees."""
+    found: list[Mapping[Gap, float]] = []
+    for table in tables:
+        if not any(_same(table, other) for other in found):
+            found.append(table)
+    return found
+
+
+def _same(table: Mapping[Gap, float], other: Mapping[Gap, float]) -> bool:
+    """Whether two tables are of one picture: pictures differ by a factor of 3, and one that is drawn again
+    on a device that adds up in another order by rounding."""
+    if table.keys() != other.keys():
+        return False
+    logs = [abs(math.log((table[g] + NOTHING) / (other[g] + NOTHING))) for g in table]
+    return sum(logs) <= SAME_PICTURE * len(logs)
 
 
 @dataclass(frozen=True, eq=False)

@@ -46,13 +46,16 @@ def test_it_learns_from_the_first_pictures_and_the_list_shows_and_forgets_it(gra
 def test_an_entry_stays_usable_where_the_server_does_not_answer(graph):
     page = graph()
     entry = dict(name="a.safetensors", size=2048, modified=0, pictures=4, error=None)
-    entry |= dict(family="Flux", patched=False, sampler="euler", steps=12, guidance="cfg 1")
+    entry |= dict(family="Flux", patched=True, sampler="euler", steps=12, guidance="cfg 1")
+    entry["turns"] = "0.5"
     answers = [lambda route: route.fulfill(json=[entry])]
     gone = lambda route: route.abort()  # noqa: E731
     page.page.route("**/rapid/learned**", lambda r: (answers.pop() if answers else gone)(r))
     page.do("() => app.extensionManager.command.execute('Comfy.ShowSettingsDialog')")
     page.page.get_by_text("RAPID", exact=True).first.click()
     page.page.wait_for_selector(ROWS)
+    row = page.page.text_content(ROWS)
+    assert "cfg 1 · changes on its way: 0.5 · with LoRAs or other patches" in row
     page.page.click(f"{ROWS} button")
     page.page.get_by_text("The list could not be read").wait_for(timeout=10_000)
     page.page.unroute("**/rapid/learned**")

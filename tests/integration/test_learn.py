@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rapid_testing.loras import hooked, with_lora
-from rapid_testing.sampling import empty_latent, sample
+from rapid_testing.sampling import empty_latent, make_conditioning, sample, sigmas_of
 
 STEPS = 12
 ALL = "#" * STEPS
@@ -141,6 +141,61 @@ def test_few_pictures_of_other_settings_do_not_stand_in_for_enough(
     assert learn(tiny_flux, sampler="dpmpp_2m")[2]["learned_nearby"]["pictures"] == 2
 
 
+def changing_at(percent):
+    """A prompt that another one follows at a share of the schedule."""
+    return [
+        *make_conditioning(0, start_percent=0.0, end_percent=percent),
+        *make_conditioning(5, start_percent=percent, end_percent=1.0),
+    ]
+
+
+def skipping_a_layer(comfy_host, model):
+    """Skip-layer guidance, up to the middle of a run."""
+    comfy_host.load_core_nodes("nodes_slg.py")
+    given = dict(scale=3.0, start_percent=0.0, end_percent=0.5, double_layers="0")
+    return comfy_host.run_node("SkipLayerGuidanceDiT", model=model, single_layers="", **given)[0]
+
+
+@pytest.mark.parametrize("kind", ["a prompt that changes", "skip-layer guidance"])
+def test_a_run_that_is_another_one_on_its_way_is_learned_by_itself(
+    learn, comfy_host, folder, tiny_flux, kind
+):
+    """What derivatives jump by where it changes passes for what skipping costs there: right for such
+    runs, and up to 4 dB farther for others (docs/lab.md)."""
+    given = {}
+    changing = tiny_flux
+    if kind == "a prompt that changes":
+        given["positive"] = changing_at(0.5)
+    else:
+        changing = skipping_a_layer(comfy_host, tiny_flux)
+    for model, sampling in ((changing, given), (tiny_flux, {})):
+        _, strip, notes = learn(model, **sampling)
+        assert strip == ALL and notes["learns_now"] == {"picture": 1, "of": 1}
+    for model, sampling in ((tiny_flux, {}), (changing, given)):
+        assert learn(model, **sampling)[2]["learned"] == {"pictures": 1}
+
+
+def test_the_list_tells_such_runs_from_others(learn, learning, folder, tiny_flux, pack_module):
+    """Or nobody knew which of two alike to forget."""
+    as_json = pack_module("rapid_core.comfy.routes").as_json
+    for sampling in ({}, dict(positive=changing_at(0.5))):
+        learn(tiny_flux, **sampling)
+    shown = [as_json(entry)["turns"] for entry in learning.library().entries()]
+    assert sorted(shown) == ["", "0.5"]
+
+
+def test_a_part_of_the_sigmas_does_not_stand_in_for_all(learn, folder, tiny_flux):
+    """Image to image, and the second of two samplers: what they show of their own is no word about noisier
+    latents. But whole pictures say something of both."""
+    whole = sigmas_of(tiny_flux, STEPS)
+    for part in (dict(denoise=0.4), dict(sigmas=whole[4:])):
+        assert "learns_now" in learn(tiny_flux, **part)[2]
+    _, strip, notes = learn(tiny_flux)
+    assert strip == ALL and "learns_now" in notes
+    for part in (dict(denoise=0.5), dict(sigmas=whole[:-4])):
+        assert learn(tiny_flux, **part)[2]["learned_nearby"]["differs"] == "sigmas"
+
+
 def test_two_models_in_one_graph_have_their_own(learn, folder, tiny_flux, tiny_sd3, load_tiny):
     other = load_tiny("flux", seed=11)
     for model in (tiny_flux, tiny_sd3, other):
@@ -180,6 +235,17 @@ def test_a_run_that_shows_nothing_is_watched_once(
     _, strip, notes = learn(tiny_flux, sampler="dpm_fast")
     assert "learns_now" not in notes and "nothing_learned" in notes
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("sampler", ["er_sde", "exp_heun_2_x0"])
+def test_samplers_that_begin_a_little_below_pure_noise_are_learned(
+    learn, folder, tiny_flux, sampler
+):
+    """Else their first picture of every session is drawn in full, and shows nothing."""
+    _, strip, notes = learn(tiny_flux, sampler=sampler)
+    assert "." not in strip and notes.keys() == {"learns_now"}
+    _, strip, notes = learn(tiny_flux, sampler=sampler)
+    assert "." in strip and notes["learned"] == {"pictures": 1}
 
 
 def test_numbers_that_are_none_teach_nothing(learn, folder, tiny_flux):

@@ -3,6 +3,7 @@ that makes its runs others."""
 
 import time
 
+import comfy.controlnet
 import pytest
 import torch
 
@@ -353,6 +354,80 @@ def test_another_run_of_a_model_is_known_by_what_differs(look, key, flux, sampli
     assert key.difference(look(flux, **sampling)) == (differs,)
 
 
+def ranged(start, end):
+    """A positive prompt from one share of the schedule to another."""
+    return make_conditioning(0, start_percent=start, end_percent=end)
+
+
+def controlled(*ranges):
+    """A positive prompt with ControlNets in a row, each with its range."""
+    control = None
+    for bounds in ranges:
+        before, control = control, comfy.controlnet.ControlBase()
+        control.timestep_percent_range = bounds
+        control.previous_controlnet = before
+    return make_conditioning(0, control=control)
+
+
+@pytest.mark.parametrize(
+    "sampling, turns",
+    [
+        (dict(positive=ranged(0.0, 0.4) + ranged(0.4, 1.0)), "0.4"),
+        (dict(positive=make_conditioning(0) + ranged(0.25, 0.75)), "0.25 0.75"),
+        (dict(negative=ranged(0.0, 0.5)), "0.5"),
+        (dict(negative=ranged(0.0, 0.5), cfg=1.0), ""),  # not evaluated
+        (dict(positive=ranged(0.0, 1.0)), ""),
+        (dict(positive=ranged(0.0, 0.2), denoise=0.5), ""),  # before the run
+        (dict(positive=ranged(0.0, 0.999)), ""),  # after its last evaluation
+        (dict(positive=controlled((0.0, 0.6))), "0.6"),
+        (dict(positive=controlled((0.0, 0.3), (0.5, 1.0))), "0.3 0.5"),
+        (dict(positive=controlled((0.0, 1.0))), ""),  # it acts from end to end: any hint will do
+        (dict(positive=hooked(keyframes=((1.0, 0.0), (0.5, 0.5)))), "0.5"),
+        (dict(positive=hooked()), ""),
+    ],
+)
+def test_a_run_that_changes_on_its_way_is_known_by_where(look, flux, sampling, turns):
+    assert look(flux, **sampling).turns == turns
+
+
+def test_guidance_of_other_nodes_is_told_by_the_node_and_its_settings(
+    look, key, flux, comfy_host, accelerate
+):
+    for name in ("nodes_model_advanced.py", "nodes_slg.py", "nodes_apg.py"):
+        comfy_host.load_core_nodes(name)
+
+    def with_node(node, **given):
+        return comfy_host.run_node(node, model=flux, **given)[0]
+
+    def skipping(scale=3.0, end=0.15):
+        given = dict(start_percent=0.01, end_percent=end, double_layers="0", single_layers="")
+        return with_node("SkipLayerGuidanceDiT", scale=scale, **given)
+
+    rescaled = look(with_node("RescaleCFG", multiplier=0.7))
+    assert rescaled.guidance.startswith("CFGGuider 2.5 RescaleCFG#")
+    assert rescaled.turns == "RescaleCFG" and key.difference(rescaled) is None
+    first = look(skipping())
+    assert first == look(skipping()) == look(accelerate(skipping()))
+    assert first.difference(look(skipping(scale=2.0))) == ("guidance",)
+    assert first.difference(look(skipping(end=0.6))) == ("guidance",)
+    averaging = with_node("APG", eta=1.0, norm_threshold=5.0, momentum=0.5)
+    assert look(averaging, run=True) == look(averaging)  # its running mean is another now
+
+
+def test_tensors_that_a_guidance_was_made_with_do_not_count(look, flux):
+    """They may be of the picture: another one would be a setting that nobody comes back to."""
+
+    def pulled(target, strength):
+        model = flux.clone()
+        model.set_model_sampler_post_cfg_function(
+            lambda given: torch.lerp(given["denoised"], target, strength)
+        )
+        return look(model)
+
+    one, other = pulled(torch.zeros(1), 0.1), pulled(torch.ones(1), 0.1)
+    assert one == other != pulled(torch.ones(1), 0.2)
+
+
 def test_a_picture_of_four_times_the_area_is_no_run_nearby(look, key, flux):
     assert key.difference(look(flux, latent=empty_latent(height=32, width=32))) is None
 
@@ -378,6 +453,7 @@ def test_all_scales_of_a_guider_count(pack_module):
     guiders = [kind.__new__(kind) for kind in (Guider_Basic, Guider_DualCFG)]
     for guider in guiders:
         guider.cfg = 1.0
+        guider.model_options = {}
     guiders[1].set_cfg(2.5, 4)
     told = {"positive": [{"guidance": 3.5}, {}]}
     assert guidance(guiders[0], told) == "Guider_Basic 1 guidance=3.5"

@@ -23,6 +23,7 @@ from rapid_core.policy_file.format import PolicyError, read, write
 from rapid_core.policy_file.gaps import costs_of, errors_tensor, pictures_of, table_of
 from rapid_core.policy_file.policies import check_family, policy_of
 from rapid_core.quadrature.gap_costs import LONGEST, GapCosts, gaps_of
+from rapid_core.quadrature.spacing import Spacing, best_spaced
 from rapid_core.reasons import ReasonCode, text
 
 STEPS = 12
@@ -122,6 +123,26 @@ def test_a_file_becomes_a_policy(file):
     policy = policy_of(read(file), 2.5)
     assert policy.speedup == 2.5 and policy.source == file.name
     assert policy.costs.pictures == 1 and policy.costs.on(SIGMAS) == costs_of(read(file)).on(SIGMAS)
+
+
+def test_a_picture_that_is_drawn_again_is_no_other_one_that_agrees(library, folder):
+    """Four of one seed would be as sure of a plan as four pictures, and one alone changes none."""
+    spacing = Spacing(SIGMAS)
+
+    def picture(late, rounding=0.0):
+        late_ones = {gap: late if gap[0] >= STEPS // 2 else 1.0 for gap in gaps_of(STEPS)}
+        return {g: f * 1e-3 * spacing.cost(*g) * (1 + rounding) for g, f in late_ones.items()}
+
+    usual = best_spaced(6, SIGMAS)
+    library.add(KEY, [picture(1e6, rounding) for rounding in (0, 1e-4, 0, -1e-4)])
+    found = library.find(KEY)
+    assert len(found.tables) == 4 and found.costs.pictures == 1
+    assert found.costs.best(6, SIGMAS) == usual
+    file = read(folder / f"{KEY.name}.safetensors")
+    assert costs_of(file).best(6, SIGMAS) == usual
+    library.add(KEY, [picture(3e5)])
+    costs = library.find(KEY).costs
+    assert costs.pictures == 2 and costs.best(6, SIGMAS) != usual
 
 
 def test_a_model_of_no_known_family_is_kept_by_its_class(library, folder):

@@ -26,6 +26,7 @@ OTHERS = {
     "guidance": "CFGGuider 4",
     "size": "32x46",
     "references": True,
+    "turns": "SkipLayerGuidanceDiT 0.5",
     "sigmas": (1.0, 0.8, 0.5, 0.2, 0.0),
 }
 
@@ -41,7 +42,9 @@ def test_every_field_makes_another_name():
 
 
 def test_a_name_is_the_same_in_another_process():
+    """And in older versions: what was learned with them goes on."""
     assert KEY.name == "Flux-f1c9bf2ae9f9"
+    assert "turns" not in KEY.to_json()
 
 
 def test_sigmas_that_differ_by_rounding_are_the_same():
@@ -73,10 +76,26 @@ def test_nothing_follows_from_sizes_that_are_far_away(size, near):
     assert KEY.difference(other) == other.difference(KEY) == (("size",) if near else None)
 
 
-@pytest.mark.parametrize("name", ["family", "architecture", "weights"])
-def test_nothing_follows_from_other_weights_or_another_family(name):
+@pytest.mark.parametrize("name", ["family", "architecture", "weights", "turns"])
+def test_nothing_follows_from_other_weights_or_another_family_or_course(name):
     assert KEY.difference(changed(name)) is None
+    assert changed(name).difference(KEY) is None
     assert KEY.difference(changed(name, "sampler")) is None
+
+
+@pytest.mark.parametrize(("highest", "power"), [(1.0, 1), (14.6, 3)], ids=["flow", "SD 1.5"])
+def test_nothing_follows_from_a_part_of_the_sigmas_for_the_rest(highest, power):
+    """As of image to image, or of one of two samplers in a row; but the whole says something of both."""
+    sigmas = tuple(highest * (1 - i / 28) ** power for i in range(29))
+    whole = dataclasses.replace(KEY, sigmas=sigmas)
+    for part in (sigmas[:15], sigmas[14:], sigmas[20:]):
+        key = dataclasses.replace(KEY, sigmas=part)
+        assert whole.difference(key) is None and key.difference(whole) == ("sigmas",)
+    first, second = (dataclasses.replace(KEY, sigmas=s) for s in (sigmas[:15], sigmas[14:]))
+    assert first.difference(second) is None and second.difference(first) is None
+    # Nearly all of it says something: a first step left out, an end that is not 0.
+    for most in (sigmas[1:], sigmas[:-1]):
+        assert whole.difference(dataclasses.replace(KEY, sigmas=most)) == ("sigmas",)
 
 
 def test_json_gives_the_key_back():
@@ -84,7 +103,7 @@ def test_json_gives_the_key_back():
         assert ModelKey.from_json(json.loads(json.dumps(key.to_json()))) == key
 
 
-@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(ModelKey)])
+@pytest.mark.parametrize("name", KEY.to_json())
 def test_a_field_that_is_missing_is_named(name):
     found = KEY.to_json()
     del found[name]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dis
 import hashlib
 import inspect
 import numbers
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ...calibration.model_key import ModelKey
+from ..functions import settings_of
 
 # What a ControlNet of a conditioning is told, beside its weights.
 TOLD = ("strength", "timestep_percent_range", "cond_hint_original", "previous_controlnet")
@@ -94,29 +94,4 @@ def _add(digest: Any, value: Any) -> None:
     else:
         digest.update(getattr(value, "__qualname__", type(value).__qualname__).encode())
         _add(digest, [getattr(value, name, None) for name in TOLD])
-        _add(digest, _made_with(value))
-
-
-def _made_with(function: Any) -> dict[str, Any]:
-    """Settings of the node that made a function, by name: numbers, texts, tensors and lists of them; not
-    what the function itself changes from step to step, as a running mean."""
-    code, cells = (getattr(function, name, None) for name in ("__code__", "__closure__"))
-    if code is None or not cells:
-        return {}
-    changed = {i.argval for i in dis.get_instructions(code) if i.opname == "STORE_DEREF"}
-    settings = {}
-    for name, cell in zip(code.co_freevars, cells, strict=True):
-        try:
-            value = cell.cell_contents
-        except ValueError:  # it was never set
-            continue
-        if name not in changed and _is_setting(value):
-            settings[name] = value
-    return settings
-
-
-def _is_setting(value: Any) -> bool:
-    """Whether a value is a number, a text, a tensor or a list of these."""
-    if isinstance(value, (list, tuple)):
-        return all(map(_is_setting, value))
-    return isinstance(value, (numbers.Number, str, Tensor))
+        _add(digest, settings_of(value))
