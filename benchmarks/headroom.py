@@ -100,21 +100,29 @@ def of_budgets(closeness: Mapping[int, Sequence[float]]) -> list[dict[str, float
     return [rows[spent] for spent in sorted(rows)]
 
 
+def nearness(picture: Picture, name: str) -> float:
+    """A picture's figure of `GOALS` in dB; 100 where it equals the full one."""
+    value = close(picture) if name == "psnr" else picture.psnr_ode
+    assert value is not None  # euler's are compared with both
+    return value
+
+
 def figures(pictures: Sequence[Picture], counts: Sequence[int]) -> dict[str, Any]:
-    """All figures of a model's pictures, to the full and to the converged one."""
-    result: dict[str, Any] = {"prompts": len({p.seed for p in pictures})}
+    """All figures of a model's pictures, to the full and to the converged one, of the prompts that were drawn
+    by every plan."""
+    drawn: dict[str, dict[int, Picture]] = {}
+    for p in pictures:
+        if not p.method.startswith("full/"):
+            drawn.setdefault(p.method, {})[p.seed] = p
+    seeds = sorted(set.intersection(*(set(of) for of in drawn.values())))
+    result: dict[str, Any] = {"prompts": len(seeds)}
     for goal, name in GOALS.items():
-        by_method: dict[str, dict[int, float]] = {}
-        for p in pictures:
-            value = close(p) if name == "psnr" else p.psnr_ode
-            if not p.method.startswith("full/") and value is not None:
-                by_method.setdefault(p.method, {})[p.seed] = value
-        in_order = {m: [v for _, v in sorted(of.items())] for m, of in by_method.items()}
+        closeness = {method: [nearness(of[n], name) for n in seeds] for method, of in drawn.items()}
         plans, budgets = {}, {}
         for count in counts:
-            of_count = {m: v for m, v in in_order.items() if m.endswith(f"/{count}")}
+            of_count = {m: v for m, v in closeness.items() if m.endswith(f"/{count}")}
             plans[str(count)] = of_plans(of_count)
-            budgets[count] = in_order[plans[str(count)]["best"]]
+            budgets[count] = closeness[plans[str(count)]["best"]]
         result[goal] = {"plans": plans, "budgets": of_budgets(budgets)}
     return result
 

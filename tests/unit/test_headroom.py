@@ -2,7 +2,8 @@
 
 import pytest
 
-from benchmarks.headroom import neighbours, of_budgets, of_plans
+from benchmarks.headroom import figures, neighbours, of_budgets, of_plans
+from evaluation.suites import Picture
 from rapid_core.quadrature.spacing import evenly_spaced
 
 
@@ -37,3 +38,17 @@ def test_budgets_go_where_evaluations_gain_most():
 def test_pictures_that_gain_the_same_leave_nothing_to_choose():
     rows = of_budgets({7: [40.0] * 3, 9: [44.0] * 3, 14: [50.0] * 3})
     assert all(row["gain"] == pytest.approx(0) for row in rows)
+
+
+def picture(method, seed, decibels):
+    """A picture of the log, as near to the full as to the converged one."""
+    return Picture(method, seed, [], 0.0, decibels, decibels, 1.0, 1, 1, False)
+
+
+def test_prompts_that_not_every_plan_has_drawn_yet_do_not_count():
+    log = [picture(f"plan_{i}/7", seed, 40.0 + i) for i in range(2) for seed in range(3)]
+    log += [picture("plan_0/9", seed, 50.0) for seed in range(2)] + [picture("full/1.0", 7, 99.0)]
+    found = figures(log, [7, 9])
+    assert found["prompts"] == 2
+    assert found["full"]["plans"]["7"]["best_for_all"] == 41
+    assert found["converged"]["plans"]["9"]["best_for_each"] == 50
