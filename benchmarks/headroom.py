@@ -11,7 +11,7 @@ or two steps a step earlier or later. Every test prompt is drawn by all of them.
 *budgets*: each picture's number of evaluations, by the best plan for all, such that the mean of the pictures'
 closeness is highest at a mean number of evaluations, beside the line between numbers for all.
 
-`<out>/headroom.json` has the figures, `<out>/headroom.md` a table."""
+`<out>/headroom.json` has the figures, `<out>/headroom.md` the most of them in lines."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from typing import Any
 import torch
 
 from benchmarks.command import run_suite, suite_flags
-from benchmarks.dial.bench import close, judge
-from benchmarks.learn.learned import patch, sigmas_of
+from benchmarks.dial.bench import Bench, close
+from benchmarks.learn.learned import sigmas_of
 from devkit.comfy_process import Comfy
 from evaluation.files import write_text
-from evaluation.subjects import FAMILIES, Subject
-from evaluation.suites import GOALS, QUICK, Method, Picture, Scale, Suite
+from evaluation.subjects import FAMILIES, attached
+from evaluation.suites import GOALS, Method, Picture
 from rapid_core.quadrature.spacing import best_spaced
 from rapid_core.techniques.step_skip.schedule import Schedule, SchedulePolicy
 
@@ -129,20 +129,18 @@ def figures(pictures: Sequence[Picture], counts: Sequence[int]) -> dict[str, Any
 
 def run(comfy: Comfy, args: argparse.Namespace) -> str:
     """The bench on all models; the whole of `<out>/headroom.md`."""
+    bench = Bench(comfy, args)
     found = {}
     with torch.inference_mode():
         for kind in args.models:
-            subject = Subject(comfy, FAMILIES[kind])
-            sigmas = tuple(sigmas_of(subject))
-            number = 2 if args.quick else args.prompts
-            scale = QUICK if args.quick else Scale(args.size)
-            suite = Suite("headroom", subject, judge(subject.weights, number), args.out, scale)
+            suite = bench.suite("headroom", kind, args.prompts)
+            sigmas = tuple(sigmas_of(suite.subject))
             methods = [Method("full", "1.0")]
             for count in args.counts:
                 plans = neighbours(best_spaced(count, sigmas), args.plans)
                 for i, plan in enumerate(plans):
                     policy = SchedulePolicy(schedule=Schedule(plan, sigmas), source=f"plan {i}")
-                    methods.append(Method(f"plan_{i}", str(count), patch(policy)))
+                    methods.append(Method(f"plan_{i}", str(count), attached(policy)))
             suite.run(methods, args.share)
             found[kind] = figures(suite.done(), args.counts)
     content = {"format": "rapid-headroom", "version": 1, "models": found}

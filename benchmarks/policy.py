@@ -35,14 +35,14 @@ from evaluation.batches import BATCH
 from evaluation.decisions import Decision
 from evaluation.files import write_text
 from evaluation.rows import markdown, write
-from evaluation.subjects import ALL_FAMILIES, Subject, patcher
+from evaluation.subjects import ALL_FAMILIES, Subject, attached, patcher
 from evaluation.suites import QUICK, Method, Scale, Suite, picked
 from rapid_core.policy_file.format import PolicyFile, read
 from rapid_core.policy_file.heads import heads_policy
 from rapid_core.quadrature.spacing import max_evaluations
 from rapid_core.techniques.heads.rapid_plus import RapidPlusPolicy
 from rapid_core.techniques.step_skip.schedule import SchedulePolicy
-from rapid_core.types import Mode, Policy
+from rapid_core.types import Mode
 
 SHIPPED = REPOSITORY / "policies"
 CACHES = ("cache_reuse", "easycache", "lazycache")
@@ -90,13 +90,6 @@ def trained(comfy: Any, suite: Suite, speedup: float, folder: Path) -> list[Meth
                 patch = attached(policy.schedule_policy)
                 out.append(Method(f"{name}_untrained", target, patch))
     return out
-
-
-def attached(policy: Policy) -> Callable[[Any], Any]:
-    """The patch with a policy as it is."""
-    from rapid_core.comfy.chain import attach  # here: the host is imported after this module
-
-    return partial(attach, policy=policy)
 
 
 def shuffled(

@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from rapid_core.types import Policy
+
 STEPS = 28
 CACHE_REUSE = dict(
     start_percent=0.0, end_percent=1.0, max_consecutive=3, forecast_order=1, level="skip", guard=0.5
@@ -171,6 +173,13 @@ def patcher(comfy: Any, method: str, threshold: float, **settings: Any) -> Calla
     return lambda model: comfy.run_node(
         node, model=with_own_input(model), reuse_threshold=threshold, **inputs
     )[0]
+
+
+def attached(policy: Policy) -> Callable[[Any], Any]:
+    """The patch that puts a policy on a model."""
+    from rapid_core.comfy.chain import attach  # here: the host is imported after this module
+
+    return lambda model: attach(model, policy)
 
 
 def with_own_input(model: Any) -> Any:

@@ -13,7 +13,7 @@ from benchmarks.equal_cost import FIRST_SEED, own_cost
 from demo.world import world_of
 from devkit.comfy_process import Comfy
 from evaluation.rows import Row
-from evaluation.subjects import ALL_FAMILIES, Subject
+from evaluation.subjects import ALL_FAMILIES, Subject, attached
 from evaluation.suites import GOALS, QUICK, Method, Scale, Suite
 from rapid_core.calibration.library import MAX_PICTURES, Table
 from rapid_core.calibration.plans import Plan
@@ -199,7 +199,7 @@ def drawn(lesson: Lesson, lessons: Mapping[str, Lesson], args: argparse.Namespac
                 same[key] = keys[aim, plan]
                 continue
             keys[aim, plan] = key
-            methods.append(Method(*key.split("/"), patch=patch(replace(policy, aim=aim))))
+            methods.append(Method(*key.split("/"), patch=attached(replace(policy, aim=aim))))
     lesson.suite.run(methods, args.share)
     return Drawn(lesson.suite, same)
 
@@ -225,10 +225,3 @@ def policies(
     for name, plan in plans.items():
         schedule = Schedule(plan, tuple(sigmas))
         yield name, plan, SchedulePolicy(schedule=schedule, source=name)
-
-
-def patch(policy: SchedulePolicy) -> Any:
-    """The patch of a policy."""
-    from rapid_core.comfy.chain import attach
-
-    return lambda model: attach(model, policy)

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.learn.learned import AIMS, DEFAULT, Lesson, goal_of, patch, sigmas_of
+from benchmarks.learn.learned import AIMS, DEFAULT, Lesson, goal_of, sigmas_of
 from demo.world import world_of
-from evaluation.subjects import Family
+from evaluation.subjects import Family, attached
 from evaluation.suites import Method, Scale, Suite
 from rapid_core.calibration.library import MAX_PICTURES
 from rapid_core.quadrature.spacing import best_spaced, max_evaluations
@@ -94,8 +94,8 @@ def _at(lesson: Lesson, place: Elsewhere, args: argparse.Namespace) -> list[dict
                     continue
                 policy = SchedulePolicy(speedup=speedup, aim=aim)
                 methods += [
-                    Method(DEFAULT, target, patch(policy)),
-                    Method(LEARNED, target, patch(replace(policy, costs=costs))),
+                    Method(DEFAULT, target, attached(policy)),
+                    Method(LEARNED, target, attached(replace(policy, costs=costs))),
                 ]
         suite.run(methods, args.share)
         rows = [

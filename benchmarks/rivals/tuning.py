@@ -17,6 +17,7 @@ from benchmarks.rivals.taylor import HiCachePolicy, TaylorPolicy
 from benchmarks.rivals.teacache import Changes, TeaCachePolicy, within
 from demo.world import world_of
 from evaluation.rows import psnr
+from evaluation.subjects import attached
 from evaluation.suites import Method, Suite
 from rapid_core.types import Policy
 
@@ -184,10 +185,3 @@ class Development:
         """Rivals as methods of the suite."""
         for name in names:
             yield Method(name, target, attached(self.policy(name, count)))
-
-
-def attached(policy: Policy) -> Callable[[Any], Any]:
-    """The patch that puts a policy on a model."""
-    from rapid_core.comfy.chain import attach  # here: this module is imported before the host is
-
-    return lambda model: attach(model, policy)

@@ -1,7 +1,7 @@
 """Train the emoji world's TAESD decoder to invert its latent map; the encoder is the map itself, by construction.
 
-    python -m demo.emoji.autoencoder --out RUN --steps 2000 --noise 0.3 --start demo/models/vae/shapes.safetensors
-    python -m demo.emoji.autoencoder --out RUN --steps 2000 --noise 0.3 --export
+    python -m demo.emoji.autoencoder --out RUN --steps 1500 --noise 0.3 --start demo/models/vae/shapes.safetensors
+    python -m demo.emoji.autoencoder --out RUN --steps 1500 --noise 0.3 --export
     python -m demo.emoji.autoencoder --construct
 
 The first command starts from the drawn shapes' decoder, its first layer turned to the new map. It and the second
