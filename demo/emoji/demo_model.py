@@ -49,10 +49,10 @@ class DemoModel(nn.Module):
             self.words[OBJECT_ROWS] = 0
             self.words[OBJECT_ROWS, OLD_WORDS:] = appearance(WIDTH - OLD_WORDS)
 
-    def forward(self, x: Tensor, t: Tensor, counts: Tensor, guidance: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, counts: Tensor, guidance: Tensor, **more) -> Tensor:
         """x (B, 16, h, w), t (B,), word counts (B, L, V), guidance (B,) -> velocity like x."""
         context, pooled = encode(counts, self.words)
-        return self.twin(x, t, context, pooled, guidance)
+        return self.twin(x, t, context, pooled, guidance, **more)
 
 
 def export(

@@ -25,6 +25,7 @@ import time
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -202,7 +203,9 @@ class Trainer:
 
     def loss(self, size: int) -> tuple[Tensor, Tensor]:
         """The weighted loss and the plain one."""
-        number = max(1, TOKENS_A_STEP * self.args.batch // 64 // (size // 16) ** 2)
+        tokens = (size // 16) ** 2
+        seen_tokens = round(self.args.tokens * tokens)
+        number = max(1, TOKENS_A_STEP * self.args.batch // 64 // seen_tokens)
         data, counts, covered = self.pool(size).batch(number)
         gen = self.generator
         drop = (torch.rand(number, generator=gen) < self.args.drop).to(self.device)
@@ -226,10 +229,25 @@ class Trainer:
         if self.teacher is not None:
             with torch.no_grad():
                 target = self.teacher(x, t, counts, strength).float()
-        velocity = self.fast(x, t, counts, strength)
-        error = (velocity.float() - target).square().mean(1)
         weight = 1 + (self.args.object_weight - 1) * covered
-        return (error * weight).sum() / weight.sum(), error.detach().mean()
+        more = {}
+        if seen_tokens < tokens:
+            more["keep"] = self.chosen_tokens(covered, seen_tokens)
+            seen = torch.zeros_like(weight[:, ::2, ::2]).flatten(1).scatter(1, more["keep"], 1.0)
+            seen = seen.view_as(weight[:, ::2, ::2])
+            weight = weight * seen.repeat_interleave(2, 1).repeat_interleave(2, 2)
+        velocity = self.fast(x, t, counts, strength, **more)
+        error = (velocity.float() - target).square().mean(1)
+        plain = error.detach()[weight > 0].mean()
+        return (error * weight).sum() / weight.sum(), plain
+
+    def chosen_tokens(self, covered: Tensor, number: int) -> Tensor:
+        """(B, number): the tokens under objects, as many as there is room for, and of the others some at random.
+
+        Where objects are is what a prompt says, so the choice gives nothing away."""
+        under = F.max_pool2d(covered[:, None].float(), 2).flatten(1)
+        chance = torch.rand(under.shape, generator=self.generator).to(under)
+        return (under + chance).topk(number, 1).indices
 
     @torch.no_grad()
     def change_by_prompt(self, x: Tensor, t: Tensor, counts: Tensor) -> Tensor:
@@ -357,6 +375,12 @@ def main() -> None:
     parser.add_argument(
         "--object-weight", type=float, default=3.0, help="of latents under objects; 1 is plain"
     )
+    parser.add_argument(
+        "--tokens",
+        type=float,
+        default=1.0,
+        help="share of a picture's tokens that an SD3-like model is trained on, those under objects first",
+    )
     parser.add_argument("--pool", type=int, default=16000, help="scenes of 128 px kept in memory")
     parser.add_argument("--reuse", type=float, default=3.0, help="times a drawn scene is used")
     parser.add_argument("--seed", type=int, default=0)
@@ -375,6 +399,12 @@ def main() -> None:
             f"--guidance: {args.guidance:g} given for {args.model}; it is 1 or more, and 1 for all "
             "but flux, since no other model is told a strength"
         )
+    if not 0 < args.tokens <= 1 or (args.tokens < 1 and args.model != "sd3"):
+        raise SystemExit(
+            f"--tokens: {args.tokens:g} given for {args.model}; it is more than 0 and up to 1, and 1 for all but sd3"
+        )
+    if args.tokens < 1 and args.teacher:
+        raise SystemExit("--teacher and --tokens given; a teacher sees whole pictures, so give one of them")
     if args.guidance > 1 and args.teacher:
         raise SystemExit(
             "--teacher and --guidance given; a guided model teaches itself, so give one of them"

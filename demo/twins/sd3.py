@@ -134,15 +134,28 @@ class SD3Twin(nn.Module):
         self.final_layer = AdaLNLast(hidden, config.channels * config.patch**2)
 
     def forward(
-        self, x: Tensor, t: Tensor, context: Tensor, pooled: Tensor, guidance: Tensor | None = None
+        self,
+        x: Tensor,
+        t: Tensor,
+        context: Tensor,
+        pooled: Tensor,
+        guidance: Tensor | None = None,
+        keep: Tensor | None = None,
     ) -> Tensor:
-        """x (B, C, H, W), t (B,), context (B, L, 64), pooled (B, 64) -> (B, C, H, W)."""
+        """x (B, C, H, W), t (B,), context (B, L, 64), pooled (B, 64) -> (B, C, H, W).
+
+        keep (B, K): image tokens that the model sees, as numbers; of all others the velocity is 0."""
         p, (height, width) = self.config.patch, x.shape[-2:]
         positions = sd3_positions(self.config.hidden, height // p, width // p, x.device)
         img = self.x_embedder(x) + positions.to(x)
+        if keep is not None:
+            img = img.take_along_dim(keep[..., None], 1)
         c = self.t_embedder(sinusoid(t).to(x)) + self.y_embedder(pooled)
         txt = self.context_embedder(context)
         for block in self.joint_blocks:
             txt, img = block(txt, img, c)
         out = self.final_layer(img, c)
+        if keep is not None:
+            whole = out.new_zeros(len(out), height // p * (width // p), out.shape[-1])
+            out = whole.scatter(1, keep[..., None].expand_as(out), out)
         return rearrange(out, "b (h w) (p q c) -> b c (h p) (w q)", h=height // p, p=p, q=p)
