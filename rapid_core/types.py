@@ -289,6 +289,9 @@ class Observation:
     """What an error counts in this step, see `quadrature.sigmas.step_weights`."""
     sigmas: tuple[float, ...] = ()
     """Sigmas of the schedule."""
+    turns: tuple[int, ...] = ()
+    """Steps at which a prompt or a ControlNet begins or ends, as far as that is known before the run:
+    they are computed, and nothing from before them predicts what follows."""
     euler: bool = False
     """Whether the sampler goes on to the schedule's next sigma along the derivative that it is
     given, so that the mean derivative over a step is worth more than the one at its beginning."""

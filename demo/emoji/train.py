@@ -404,7 +404,9 @@ def main() -> None:
             f"--tokens: {args.tokens:g} given for {args.model}; it is more than 0 and up to 1, and 1 for all but sd3"
         )
     if args.tokens < 1 and args.teacher:
-        raise SystemExit("--teacher and --tokens given; a teacher sees whole pictures, so give one of them")
+        raise SystemExit(
+            "--teacher and --tokens given; a teacher sees whole pictures, so give one of them"
+        )
     if args.guidance > 1 and args.teacher:
         raise SystemExit(
             "--teacher and --guidance given; a guided model teaches itself, so give one of them"

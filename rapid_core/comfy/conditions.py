@@ -3,8 +3,9 @@ not computed."""
 
 from __future__ import annotations
 
+import numbers
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -57,6 +58,41 @@ def hook_state(cond: dict, sigma: float) -> tuple[int, ...]:
     groups = (getattr(hook, "hook_keyframe", None) for hook in hooks)
     frames = (getattr(group, "keyframes", ()) for group in groups)
     return tuple(sum(single(frame.start_t) >= sigma for frame in some[1:]) for some in frames)
+
+
+def bounds_of(cond: dict) -> Iterator[tuple[float, bool]]:
+    """Shares of the schedule at which something of a conditioning begins or ends, each with whether it
+    ends there: the conditioning itself, a ControlNet of it, or a keyframe of its hooks."""
+    start, end = cond.get("start_percent"), cond.get("end_percent")
+    if "clip_start_percent" in cond:  # as the host puts a schedule of hooks and a range together
+        start = max(cond["clip_start_percent"], start or 0.0)
+        end = min(cond["clip_end_percent"], 1.0 if end is None else end)
+    found = [(start, False), (end, True)]
+    control = cond.get("control")
+    while control is not None:
+        bounds = getattr(control, "timestep_percent_range", None) or ()
+        found += zip(bounds, (False, True), strict=False)
+        control = getattr(control, "previous_controlnet", None)
+    for hook in getattr(cond.get("hooks"), "hooks", ()):
+        frames = getattr(getattr(hook, "hook_keyframe", None), "keyframes", ())
+        found += ((frame.start_percent, False) for frame in frames)
+    for percent, ends in found:
+        if isinstance(percent, numbers.Real):
+            yield float(percent), ends
+
+
+def turns_of(
+    conds: Iterable[dict], sigmas: Sequence[float], sigma_at: Callable[[float], float]
+) -> tuple[int, ...]:
+    """Steps of a run on `sigmas` (N + 1,) at which something of its conditionings begins or ends, so that
+    there is no history yet of what is evaluated there."""
+    turns = set()
+    for percent, ends in (bound for cond in conds for bound in bounds_of(cond)):
+        bound = single(sigma_at(percent))
+        passed = [sigma < bound if ends else sigma <= bound for sigma in sigmas[:-1]]
+        if any(passed) and not passed[0]:
+            turns.add(passed.index(True))
+    return tuple(sorted(turns))
 
 
 def cond_key(place: int, conds: list | None, sigma: float, x: Tensor) -> CondKey | None:

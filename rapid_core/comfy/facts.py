@@ -17,6 +17,7 @@ from ..reasons import ReasonCode
 from ..types import Reason
 from . import blocks
 from .block_table import block_table
+from .conditions import turns_of
 from .features import why_blind
 from .sampler_facts import is_sensitive, sampler_kind, sampler_name
 
@@ -46,9 +47,14 @@ def host_facts(
         cast = patcher.get_model_object("manual_cast_dtype")  # patches of it are not applied yet
     schedule = tuple(sigmas.tolist())
     sampling = patcher.get_model_object("model_sampling")  # patches of it are not applied yet
+
+    def sigma_at(percent: float) -> float:
+        return float(sampling.percent_to_sigma(percent))
+
     return HostFacts(
         shape=shape,
         sigmas=schedule,
+        turns=turns_of(conds, schedule, sigma_at),
         sampler=name,
         sampler_kind=sampler_kind(sampler, schedule),
         sampler_sensitive=is_sensitive(sampler),
@@ -58,7 +64,7 @@ def host_facts(
         element=(cast or patcher.model.get_dtype()).itemsize,
         device_memory=comfy.model_management.get_total_memory(patcher.load_device),
         device_type=patcher.load_device.type,
-        sigma_at=lambda percent: float(sampling.percent_to_sigma(percent)),
+        sigma_at=sigma_at,
         parts=parts,
         features_refused=partial(
             why_blind, architecture=architecture, model=model, shape=shape, guider=guider

@@ -79,10 +79,13 @@ class Lesson:
 def lesson_for(policies: Sequence[Policy], guider: Any, facts: HostFacts) -> Lesson:
     """The policies of a run with what is known of its model in those that learn. Until ENOUGH of its
     pictures were watched, or of one nearby, they compute everything and the run is watched; where that
-    cannot be found out, or a run would show nothing, they are as they were."""
+    cannot be found out, a run would show nothing, or it changes at known steps, by which it is planned
+    anyway, they are as they were."""
     learns = [p for p in policies if isinstance(p, SchedulePolicy) and p.learn]
     if not learns or unsafe(facts) is not None:
         return Lesson(tuple(policies))
+    if facts.turns:
+        return Lesson(tuple(policies), (Reason(ReasonCode.TURNS_NOT_LEARNED),))
     key = key_of(guider, facts)
     if isinstance(key, Reason):
         return Lesson(tuple(policies), (key,))

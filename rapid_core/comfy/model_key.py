@@ -7,7 +7,7 @@ import hashlib
 import inspect
 import json
 import numbers
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -23,7 +23,7 @@ from ..engine.plan import HostFacts
 from ..reasons import ReasonCode
 from ..types import Reason
 from .blocks import LayerHook
-from .conditions import single
+from .conditions import bounds_of, single
 from .facts import evaluated
 from .functions import maker_of, settings_of
 
@@ -31,7 +31,6 @@ TENSORS = 16  # of a model, whose values are looked at
 VALUES = 64  # of a tensor; neighbours, so that a file on a disk is read at one place
 HEX = 16  # digits of a fingerprint
 SHORT = 4  # of that of a node's settings, which people see
-BOUNDS = ("start_percent", "end_percent", "clip_start_percent", "clip_end_percent")
 MODEL = "diffusion_model"
 
 
@@ -116,26 +115,14 @@ def _turns(guider: Any, conds: Mapping[str, Sequence[dict]], facts: HostFacts) -
     """What makes a run another one on its way: nodes that change guidance, which may begin and end
     within it (skip-layer guidance), and percents at which a conditioning does, a ControlNet of it, or a
     keyframe of its hooks; those alone that lie between two steps."""
-    found = (p for listed in conds.values() for cond in listed for p in _percents(cond))
-    percents = {float(percent) for percent in found if isinstance(percent, numbers.Real)}
+    every = (cond for listed in conds.values() for cond in listed)
+    percents = {percent for cond in every for percent, _ in bounds_of(cond)}
     turns = []
     for percent in sorted(percents):
         bound = single(facts.sigma_at(percent))
         if len({sigma > bound for sigma in facts.sigmas[:-1]}) == 2:
             turns.append(f"{percent:.3g}")
     return " ".join([*map(maker_of, _functions(guider)), *turns])
-
-
-def _percents(cond: dict) -> Iterator[Any]:
-    """Shares of the schedule at which something of a conditioning begins or ends; what is no number
-    means none."""
-    yield from (cond.get(name) for name in BOUNDS)
-    control = cond.get("control")
-    while control is not None:
-        yield from getattr(control, "timestep_percent_range", None) or ()
-        control = getattr(control, "previous_controlnet", None)
-    for hook in getattr(cond.get("hooks"), "hooks", ()):
-        yield from (frame.start_percent for frame in hook.hook_keyframe.keyframes)
 
 
 # Weights.

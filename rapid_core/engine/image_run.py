@@ -159,6 +159,7 @@ class ImageRun:
             image=self.number,
             steps=max(1, len(self.plan.sigmas) - 1),
             sigmas=self.plan.sigmas,
+            turns=self.plan.turns,
             euler=self.plan.euler,
             aim=self.plan.aim,
             computed=self.computed,

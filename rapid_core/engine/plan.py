@@ -57,6 +57,8 @@ class HostFacts:
     shape: tuple[int, ...]
     """Of the batch of latents, (B, C, ...)."""
     sigmas: tuple[float, ...]
+    turns: tuple[int, ...] = ()
+    """Steps at which a conditioning begins or ends, or something of one."""
     sampler: str = "euler"
     sampler_kind: SamplerKind = SamplerKind.EULER
     sampler_sensitive: bool = False
@@ -103,6 +105,8 @@ class RunPlan:
     batch: int = 1
     shape: tuple[int, ...] = ()
     sigmas: tuple[float, ...] = ()
+    turns: tuple[int, ...] = ()
+    """See `HostFacts`."""
     sampler: str = "euler"
     sampler_kind: SamplerKind = SamplerKind.EULER
     family: str = ""
@@ -214,6 +218,7 @@ def plan_run(policies: Sequence[Policy], facts: HostFacts) -> RunPlan:
         batch=facts.shape[0],
         shape=facts.shape,
         sigmas=facts.sigmas,
+        turns=facts.turns,
         sampler=facts.sampler,
         sampler_kind=facts.sampler_kind,
         family=family,

@@ -24,6 +24,10 @@ CLEAN_FLOOR = 0.02
 NOISY_FLOOR = 0.11
 HIGHEST_OF_OTHERS = 14.6  # sigma of pure noise in models that are no flows (SD 1.5, SDXL)
 LONGEST = 12  # steps of a gap that are looked at, more where a budget needs longer ones
+# Multiples of a gap's cost where it ends at a turn, over which nothing can be corrected, and where it
+# begins at one, from which a single derivative predicts (docs/lab.md).
+ENDS_AT_TURN = 2.0
+BEGINS_AT_TURN = 8.0
 
 
 def evenly_spaced(count: int, steps: int, few: bool = False) -> tuple[bool, ...]:
@@ -72,12 +76,18 @@ class Spacing:
 
     measured: what gaps cost by the two computed steps they lie between, in any one unit; the formula
     for None. Of each step the shortest gaps are there, up to some length; longer ones go on with the
-    formula's power."""
+    formula's power. turns: steps from which on the derivative is another one (a prompt or a ControlNet
+    begins or ends), so that no gap leads over them."""
 
     def __init__(
-        self, sigmas: Sequence[float], measured: Mapping[tuple[int, int], float] | None = None
+        self,
+        sigmas: Sequence[float],
+        measured: Mapping[tuple[int, int], float] | None = None,
+        turns: Sequence[int] = (),
     ):
         self.steps = len(sigmas) - 1
+        self.turns = frozenset(turns)
+        self._sigmas = sigmas
         self._at = [difficulty(sigma, sigmas[0]) for sigma in sigmas]
         self._measured = measured
         self._longest: dict[int, int] = {}  # the end of the longest gap that was measured, by step
@@ -94,8 +104,10 @@ class Spacing:
         """Of the gap between two computed steps; none where there is nothing between."""
         if following == step + 1:
             return 0.0
+        if any(step < turn < following for turn in self.turns):
+            return math.inf
         if self._measured is None:
-            return self._length(step, following) ** POWER
+            return self._multiple(step, following) * self._length(step, following) ** POWER
         known = min(following, self._longest[step])
         if following == known:
             return self._measured[step, known]
@@ -103,6 +115,11 @@ class Spacing:
         if not length:  # sigmas stand still there: nothing was measured
             return self._length(step, following) ** POWER
         return self._measured[step, known] * (self._length(step, following) / length) ** POWER
+
+    def _multiple(self, step: int, following: int) -> float:
+        """Of a gap's cost at turns."""
+        multiple = ENDS_AT_TURN if following in self.turns else 1.0
+        return multiple * (BEGINS_AT_TURN if step in self.turns else 1.0)
 
     def _length(self, step: int, following: int) -> float:
         return abs(self._at[following] - self._at[step])
@@ -117,6 +134,8 @@ class Spacing:
         count = min(max(count, 1), self.steps)
         if count < 2 or (count <= FEW and 2 * count < self.steps):
             return evenly_spaced(count, self.steps, few=True)
+        if self.turns and math.isinf(self.rest(0, count - 1)):  # too few to compute all turns
+            return Spacing(self._sigmas, self._measured).best(count)
         return True, *self.after(0, count - 1)
 
     def rest(self, step: int, left: int) -> float:
@@ -157,9 +176,9 @@ class Spacing:
 
 
 @functools.lru_cache(maxsize=32)
-def spacing_of(sigmas: tuple[float, ...]) -> Spacing:
-    """The table of a run's sigmas, made once for all its images."""
-    return Spacing(sigmas)
+def spacing_of(sigmas: tuple[float, ...], turns: tuple[int, ...] = ()) -> Spacing:
+    """The table of a run's sigmas and turns, made once for all its images."""
+    return Spacing(sigmas, turns=turns)
 
 
 def falling(sigmas: Sequence[float]) -> bool:
@@ -167,8 +186,9 @@ def falling(sigmas: Sequence[float]) -> bool:
     return all(b <= a for a, b in itertools.pairwise(sigmas))
 
 
-def best_spaced(count: int, sigmas: Sequence[float]) -> tuple[bool, ...]:
-    """`count` steps of a run on `sigmas` (N + 1,), where skipping the others costs least."""
+def best_spaced(count: int, sigmas: Sequence[float], turns: Sequence[int] = ()) -> tuple[bool, ...]:
+    """`count` steps of a run on `sigmas` (N + 1,), where skipping the others costs least. turns: see
+    `Spacing`."""
     if not falling(sigmas):
         return evenly_spaced(count, len(sigmas) - 1, few=True)
-    return spacing_of(tuple(sigmas)).best(count)
+    return spacing_of(tuple(sigmas), tuple(turns)).best(count)

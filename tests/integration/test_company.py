@@ -364,6 +364,23 @@ def test_a_gap_is_not_corrected_across_the_end_of_a_prompt(tiny_sd3, patched, re
     assert torch.allclose(out, full, atol=1e-5)
 
 
+@pytest.mark.parametrize("at", [0.1, 0.3, 0.5, 0.75, 0.9])
+@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "heun"])
+@pytest.mark.parametrize("closeness", [None, 40.0])
+def test_where_a_prompt_begins_is_known_before_the_run(
+    tiny_sd3, patched, record_of, at, sampler, closeness
+):
+    """So nothing has to be computed that was to be skipped, and nothing is skipped across."""
+    more = {} if closeness is None else dict(mode="quality", decibels=closeness)
+    model = patched(tiny_sd3, "accelerate 2", **more)
+    positive = saying(0, end_percent=at) + saying(1, start_percent=at) + saying(2)
+    sample(model, steps=20, cfg=3.0, positive=positive, negative=saying(2), sampler=sampler)
+    record = record_of(model)
+    assert record.totals["skipped"]
+    codes = {reason.code for e in record.evaluations for reason in e.reasons}
+    assert "cond_without_history" not in codes
+
+
 @pytest.mark.parametrize("until", [0.9, 0.7, 0.5])
 def test_a_gap_is_not_corrected_across_the_end_of_guidance(tiny_sd3, patched, record_of, until):
     """As of nodes with a schedule of cfg, under which the positive prompt goes on."""

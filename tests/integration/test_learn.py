@@ -156,32 +156,38 @@ def skipping_a_layer(comfy_host, model):
     return comfy_host.run_node("SkipLayerGuidanceDiT", model=model, single_layers="", **given)[0]
 
 
-@pytest.mark.parametrize("kind", ["a prompt that changes", "skip-layer guidance"])
 def test_a_run_that_is_another_one_on_its_way_is_learned_by_itself(
-    learn, comfy_host, folder, tiny_flux, kind
+    learn, comfy_host, folder, tiny_flux
 ):
     """What derivatives jump by where it changes passes for what skipping costs there: right for such
     runs, and up to 4 dB farther for others (docs/lab.md)."""
-    given = {}
-    changing = tiny_flux
-    if kind == "a prompt that changes":
-        given["positive"] = changing_at(0.5)
-    else:
-        changing = skipping_a_layer(comfy_host, tiny_flux)
-    for model, sampling in ((changing, given), (tiny_flux, {})):
-        _, strip, notes = learn(model, **sampling)
+    changing = skipping_a_layer(comfy_host, tiny_flux)
+    for model in (changing, tiny_flux):
+        _, strip, notes = learn(model)
         assert strip == ALL and notes["learns_now"] == {"picture": 1, "of": 1}
-    for model, sampling in ((tiny_flux, {}), (changing, given)):
-        assert learn(model, **sampling)[2]["learned"] == {"pictures": 1}
+    for model in (tiny_flux, changing):
+        assert learn(model)[2]["learned"] == {"pictures": 1}
 
 
-def test_the_list_tells_such_runs_from_others(learn, learning, folder, tiny_flux, pack_module):
+def test_a_run_that_is_known_to_change_is_planned_by_that_and_not_learned(
+    learn, learning, folder, tiny_flux
+):
+    _, strip, notes = learn(tiny_flux, positive=changing_at(0.5))
+    assert strip.count("#") == STEPS // 2 and "turns_not_learned" in notes
+    assert not list(learning.library().entries())
+    learn(tiny_flux)
+    assert "turns_not_learned" in learn(tiny_flux, positive=changing_at(0.5))[2]
+
+
+def test_the_list_tells_such_runs_from_others(
+    learn, learning, folder, tiny_flux, comfy_host, pack_module
+):
     """Or nobody knew which of two alike to forget."""
     as_json = pack_module("rapid_core.comfy.routes").as_json
-    for sampling in ({}, dict(positive=changing_at(0.5))):
-        learn(tiny_flux, **sampling)
+    for model in (tiny_flux, skipping_a_layer(comfy_host, tiny_flux)):
+        learn(model)
     shown = [as_json(entry)["turns"] for entry in learning.library().entries()]
-    assert sorted(shown) == ["", "0.5"]
+    assert sorted(shown) == ["", "SkipLayerGuidanceDiT"]
 
 
 def test_a_part_of_the_sigmas_does_not_stand_in_for_all(learn, folder, tiny_flux):

@@ -73,7 +73,8 @@ class Told(torch.nn.Module):
 
 def trainer_of(model: torch.nn.Module, **more) -> train.Trainer:
     """A trainer of 64 grey pictures with one prompt."""
-    arguments = {"guidance": 1.0, "drop": 0.25, "batch": 64, "object_weight": 1.0, **more}
+    arguments = {"guidance": 1.0, "drop": 0.25, "batch": 64, "object_weight": 1.0, "tokens": 1.0}
+    arguments |= more
     trainer = object.__new__(train.Trainer)
     trainer.args, trainer.device = SimpleNamespace(**arguments), torch.device("cpu")
     trainer.fast, trainer.dtype, trainer.seen = model, torch.float32, 0
@@ -107,6 +108,66 @@ def test_a_guided_model_names_the_strength_that_it_is_to_be_told(monkeypatch, tm
 def test_a_model_that_is_told_no_strength_is_taught_no_guidance(monkeypatch, tmp_path):
     with pytest.raises(SystemExit, match="--guidance: 3 given for sd3; it is 1"):
         run(monkeypatch, tmp_path, 1, "--model", "sd3", "--guidance", "3")
+
+
+def test_tokens_that_are_not_seen_change_nothing_and_have_no_velocity():
+    model = DemoModel("sd3")
+    torch.nn.init.normal_(model.twin.final_layer.linear.weight)
+    x, t = torch.randn(2, 16, 16, 16), torch.tensor([0.3, 0.8])
+    counts = bag(["grid blue background, big lobster left", "flat red background, small pizza top"])
+    told = torch.ones(2)
+    order = torch.randperm(64).expand(2, -1)
+    whole = model(x, t, counts, told)
+    torch.testing.assert_close(model(x, t, counts, told, keep=order), whole, atol=1e-4, rtol=1e-4)
+    keep = torch.stack([torch.arange(20), torch.arange(40, 60)])
+    seen = torch.zeros(2, 64).scatter(1, keep, 1.0).view(2, 1, 8, 8)
+    seen = seen.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    part = model(x, t, counts, told, keep=keep)
+    assert ((part != 0) == (seen > 0)).all()
+    elsewhere = model(x + (1 - seen) * torch.randn_like(x), t, counts, told, keep=keep)
+    torch.testing.assert_close(elsewhere, part)
+
+
+class Unseen(torch.nn.Module):
+    """Velocity 0; remembers what it was shown."""
+
+    def forward(self, x, t, counts, guidance, keep):
+        self.keep = keep
+        return torch.zeros_like(x)
+
+
+def test_a_part_of_the_tokens_holds_all_objects_and_more_pictures_fit_into_a_step():
+    trainer = trainer_of(Unseen(), tokens=0.5, object_weight=3.0, batch=32)
+    covered = torch.zeros(64, 16, 16, dtype=torch.bool)
+    covered[:, 3:9, 5:11] = True  # 4 x 4 tokens, some in part
+    batch = trainer.pool(128).batch(64)[:2]
+    asked = []
+
+    def asked_for(number):
+        asked.append(number)
+        return *batch, covered
+
+    trainer.pool = lambda size: SimpleNamespace(batch=asked_for)
+    loss, plain = trainer.loss(128)
+    keep = trainer.fast.keep
+    assert asked == [64] and keep.shape == (64, 32)
+    inside = {8 * row + column for row in range(1, 5) for column in range(2, 6)}
+    assert all(inside <= set(tokens) for tokens in keep.tolist())
+    assert all(len(set(tokens)) == 32 for tokens in keep.tolist())
+    assert len({frozenset(tokens) for tokens in keep.tolist()}) > 32  # the others are at random
+    assert (
+        0.9 < plain < 1.1 and 0.9 < loss < 1.1
+    )  # of noise on grey; nothing counts that was not seen
+
+
+def test_only_an_sd3_like_model_is_trained_on_part_of_the_tokens(monkeypatch, tmp_path):
+    run(monkeypatch, tmp_path, 2, "--model", "sd3", "--tokens", "0.5")
+    with pytest.raises(SystemExit, match="--tokens: 0.5 given for flux"):
+        run(monkeypatch, tmp_path, 3, "--tokens", "0.5")
+    with pytest.raises(SystemExit, match="--tokens: 0 given for sd3; it is more than 0"):
+        run(monkeypatch, tmp_path, 3, "--model", "sd3", "--tokens", "0")
+    with pytest.raises(SystemExit, match="--teacher and --tokens given"):
+        run(monkeypatch, tmp_path, 3, "--model", "sd3", "--tokens", "0.5", "--teacher", "x")
 
 
 def test_a_teacher_is_asked_the_same_and_without_chance():

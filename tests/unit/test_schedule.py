@@ -20,7 +20,7 @@ from rapid_core.reasons import ReasonCode
 from rapid_core.techniques.step_skip.schedule import Schedule, SchedulePolicy
 from rapid_core.techniques.step_skip.schedule_actor import SAFE_ERROR
 from rapid_core.types import FULL, Action, Mode, Observation, Reason, Window
-from rapid_testing.actors import marks_of, text
+from rapid_testing.actors import WHOLE, marks_of, text
 from rapid_testing.runs import bending, products_of, weights_by_hand
 
 SIGMAS = st.lists(st.floats(0.01, 1.0), min_size=3, max_size=3, unique=True).filter(
@@ -333,3 +333,38 @@ def test_a_schedule_of_a_longer_run_does_not_skip_more_of_a_short_one():
     assert text(actions).count("#") == 6
     assert [note.code for note in actor.notes] == ["schedule_too_short", "short_run"]
     assert text(marks_of(policy, 8, safe=False)[0]).count("#") == 4
+
+
+@pytest.mark.parametrize("turns", [(5,), (12,), (5, 12), (20,)])
+@pytest.mark.parametrize("window", [WHOLE, Window(0.9, 0.1)])
+def test_where_a_prompt_begins_is_planned_and_not_paid_for(turns, window):
+    """It is computed anyway. What it would cost later, if nobody had known, is what others need."""
+    policy = SchedulePolicy(speedup=2.0)
+    planned, _ = marks_of(policy, 24, forced=turns, turns=turns, window=window)
+    assert all(planned[turn] == FULL for turn in turns)
+    assert text(planned).count("#") == 12
+
+
+def test_what_had_to_be_computed_is_paid_for_where_no_turn_needs_it():
+    marks = text(marks_of(SchedulePolicy(speedup=3.0), 24, forced=(3, 5), turns=(14,))[0])
+    assert marks[14] == "#"
+
+
+@pytest.mark.parametrize("closeness", [30.0, 45.0, 60.0])
+def test_mode_quality_computes_turns_and_more_steps_for_them(closeness):
+    policy = SchedulePolicy(closeness=closeness, safe=False)
+    usual = text(marks_of(policy, 28)[0])
+    turned = text(marks_of(policy, 28, turns=(8, 19))[0])
+    assert turned[8] == turned[19] == "#"
+    assert turned.count("#") >= usual.count("#")
+
+
+def test_a_searched_schedule_that_skips_a_turn_is_not_gone_by():
+    plan = Schedule(evenly_spaced(14, 28), tuple(1 - i / 28 for i in range(29)))
+    policy = SchedulePolicy(speedup=2.0, schedule=plan, source="a.safetensors")
+    on, off = (plan.computed.index(state, 5) for state in (True, False))
+    kept, actor = marks_of(policy, 28, turns=(on,))
+    assert text(kept) == "".join("#" if c else "." for c in plan.computed) and not actor.notes
+    own, actor = marks_of(policy, 28, turns=(off,))
+    assert text(own) == text(marks_of(SchedulePolicy(speedup=2.0), 28, turns=(off,))[0])
+    assert [*actor.notes] == [Reason(ReasonCode.SCHEDULE_TURNS, file="a.safetensors")]

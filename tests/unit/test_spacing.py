@@ -40,6 +40,31 @@ def test_no_other_choice_of_as_many_steps_costs_less(count):
     assert spacing_of(SHIFTED).rest(0, count - 1) == pytest.approx(least)
 
 
+@given(st.sets(st.integers(1, 11), max_size=3), st.integers(2, 12))
+def test_no_gap_leads_over_a_turn_where_there_are_enough(turns, count):
+    spacing = Spacing(SHIFTED, turns=tuple(turns))
+    best = best_spaced(count, SHIFTED, tuple(turns))
+    assert sum(best) == count and best[0]
+    if count < 2 + len(turns - {11}):  # the first, the last, and the turns
+        assert best == best_spaced(count, SHIFTED)
+        return
+    if count > 3:
+        assert all(best[turn] for turn in turns)
+        between = range(1, 11)
+        others = (
+            tuple(i in (0, *some, 11) for i in range(12))
+            for some in itertools.combinations(between, count - 2)
+        )
+        assert spacing.total(best) == pytest.approx(min(spacing.total(o) for o in others))
+
+
+def test_more_is_computed_after_a_turn_than_there_would_be_without():
+    sigmas = [3 * t / (1 + 2 * t) for t in (1 - i / 28 for i in range(29))]
+    for turn in (6, 12, 17):
+        usual, turned = best_spaced(14, sigmas), best_spaced(14, sigmas, (turn,))
+        assert sum(turned[turn:]) >= sum(usual[turn:]) and turned[turn]
+
+
 @given(st.integers(2, 60), st.floats(0.5, 12.0))
 def test_one_evaluation_more_never_costs_more(steps, shift):
     sigmas = [shift * t / (1 + (shift - 1) * t) for t in (1 - i / steps for i in range(steps + 1))]

@@ -50,7 +50,9 @@ def calibrate(workflow: Workflow, name: str, effort: str, node: str = "") -> Cal
         progress.tell()
 
     prompts = len(workflow.positives)
-    calibration = Calibration(key.sigmas, EFFORTS[effort], pictures, figures, kept, prompts)
+    calibration = Calibration(
+        key.sigmas, EFFORTS[effort], pictures, figures, kept, prompts, facts.turns
+    )
     progress.spent = lambda: calibration.spent
     chosen = calibration.run()
     progress.end()

@@ -60,7 +60,7 @@ class ClosenessActor(ScheduleActor):
         """Go on after a computed step as the plan would that has the error asked for at what gaps do
         to this image, as far as it is known now. What was spent so far has no say: an error that is
         left over would be spent where it buys least."""
-        spacing = spacing_of(observation.sigmas)
+        spacing = spacing_of(observation.sigmas, observation.turns)
         self._learn(observation, spacing)
         steps = observation.steps
         scale = math.exp(sum(self._logs) / len(self._logs))
@@ -71,6 +71,8 @@ class ClosenessActor(ScheduleActor):
         )
         # What the last of so many evaluations gains is what each is worth.
         price = spacing.rest(0, count - 2) - spacing.rest(0, count - 1) if count < steps else 0.0
+        if math.isinf(price):  # with one less the turns could not all be computed
+            price = spacing.rest(0, count - 1)
         rest = range(1, steps - step)
         left = min(rest, key=lambda n: spacing.rest(step, n) + price * n, default=0)
         left = left if price else steps - 1 - step
@@ -88,5 +90,5 @@ class ClosenessActor(ScheduleActor):
         self._gap = None
         if not math.isfinite(error):
             self._logs = [math.inf]
-        elif error > 0 and cost > 0:
+        elif error > 0 and 0 < cost < math.inf:
             self._logs.append(math.log(error / cost))

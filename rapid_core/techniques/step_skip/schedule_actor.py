@@ -23,8 +23,8 @@ SAFE_ERROR = 1.0
 TRUSTED_ERROR = 0.5
 # Of runs with steps as long as those of so many a quarter is skipped at most (docs/lab.md).
 SHORT_RUN = 10
-# (number of steps to compute, sigmas (N + 1,)) -> whether each of N steps is.
-Choose = Callable[[int, Sequence[float]], tuple[bool, ...]]
+# (number of steps to compute, sigmas (N + 1,), turns among the steps) -> whether each of N steps is.
+Choose = Callable[[int, Sequence[float], Sequence[int]], tuple[bool, ...]]
 
 
 class ScheduleActor(Actor):
@@ -54,9 +54,9 @@ class ScheduleActor(Actor):
         computed = self.settle(observation)
         step = observation.step
         if self._unplanned_step is not None and self._unplanned_step < step:
-            self._pay(step, observation.sigmas)
+            self._pay(observation)
         if self._overspent(observation):
-            self._pay(step, observation.sigmas)
+            self._pay(observation)
         if self._off(observation) and not computed[step]:
             computed[step] = True  # beside the budget: nothing is computed less instead
         if computed[step] or not observation.computed:
@@ -101,16 +101,18 @@ class ScheduleActor(Actor):
         planned = sum(self.computed[:step]) + self._paid
         return observation.index == step and observation.computed > planned
 
-    def _pay(self, step: int, sigmas: Sequence[float]) -> None:
+    def _pay(self, observation: Observation) -> None:
         """Compute one evaluation less from here on, of those in the window."""
         self._paid += 1
         self._unplanned_step = None
-        inside = [i for i in range(step, len(sigmas) - 1) if sigmas[i] in self.window]
+        sigmas = observation.sigmas
+        inside = [i for i in range(observation.step, observation.steps) if sigmas[i] in self.window]
         if not inside:
             return
         first, end = inside[0], inside[-1] + 1
         left = max(0, sum(self.computed[first:end]) - 1)
-        self.computed[first:end] = best_spaced(left + 1, sigmas[first - 1 : end + 1])[1:]
+        turns = _turns_within(first - 1, end, observation.turns)
+        self.computed[first:end] = best_spaced(left + 1, sigmas[first - 1 : end + 1], turns)[1:]
 
     def settle(self, observation: Observation) -> list[bool]:
         """Which steps are computed, as far as that can be settled before the run; settled once."""
@@ -135,32 +137,41 @@ class ScheduleActor(Actor):
         if steps > 1 and count < 2:
             self._note(ReasonCode.ONE_EVALUATION, steps=steps, speedup=policy.speedup)
         if schedule is None or count < 2:
-            return self._in_window(count, observation.sigmas, self._best)
+            return self._in_window(count, observation, self._best)
+        searched = schedule.computed_on
+        planned = self._in_window(count, observation, lambda n, sigmas, _turns: searched(n, sigmas))
+        if not all(planned[turn] for turn in observation.turns):
+            self._note(ReasonCode.SCHEDULE_TURNS, file=policy.source)
+            return self._in_window(sum(planned), observation, self._best)
         fits = schedule.fits(observation.sigmas)
         if count <= FEW and not fits:  # where the last one lies decides the picture
             self._note(ReasonCode.SCHEDULE_TOO_SHORT, file=policy.source)
-            return self._in_window(count, observation.sigmas, best_spaced)
+            return self._in_window(count, observation, best_spaced)
         if not fits or (schedule.gram is not None and not observation.euler):
             self._note(ReasonCode.SCHEDULE_MOVED, file=policy.source)
         elif schedule.gram is not None:
             self._predictor = GramPredictor(schedule.gram, schedule.sigmas)
-        return self._in_window(count, observation.sigmas, schedule.computed_on)
+        return planned
 
-    def _in_window(self, count: int, sigmas: Sequence[float], choose: Choose) -> tuple[bool, ...]:
+    def _in_window(self, count: int, observation: Observation, choose: Choose) -> tuple[bool, ...]:
         """The `count` steps that are chosen; those outside of the window are computed beside."""
+        sigmas, steps = observation.sigmas, observation.steps
         inside = [i for i, sigma in enumerate(sigmas[:-1]) if sigma in self.window]
-        steps = len(sigmas) - 1
         if len(inside) == steps or not inside:
-            return choose(count, sigmas) if inside else (True,) * steps
+            return choose(count, sigmas, observation.turns) if inside else (True,) * steps
         first, last = inside[0], inside[-1]
         few = max(2, count - steps + len(inside))
-        within = choose(few, sigmas[first : last + 2])
+        turns = _turns_within(first, last + 1, observation.turns)
+        within = choose(few, sigmas[first : last + 2], turns)
         return (*(True,) * first, *within, *(True,) * (steps - 1 - last))
 
-    def _best(self, count: int, sigmas: Sequence[float]) -> tuple[bool, ...]:
-        """The best `count` steps by what is known of the model."""
+    def _best(self, count: int, sigmas: Sequence[float], turns: Sequence[int]) -> tuple[bool, ...]:
+        """The best `count` steps by what is known of the model. What that is was seen in runs that do not
+        change on their way."""
         costs = self.policy.costs
-        return best_spaced(count, sigmas) if costs is None else costs.best(count, sigmas)
+        if costs is None or turns:
+            return best_spaced(count, sigmas, turns)
+        return costs.best(count, sigmas)
 
     def weights(self, observation: Observation) -> PredictionWeights | None:
         """Prediction weights for a step that is skipped: fitted ones where the schedule's sigmas
@@ -178,3 +189,8 @@ class ScheduleActor(Actor):
 
     def _note(self, code: ReasonCode, **params: Any) -> None:
         self._notes.append(Reason(code, **params))
+
+
+def _turns_within(first: int, end: int, turns: Sequence[int]) -> tuple[int, ...]:
+    """Turns between two steps, counted from the first of them, which is computed anyway."""
+    return tuple(turn - first for turn in turns if first < turn < end)
