@@ -50,7 +50,8 @@ def cells(architecture: Architecture) -> tuple[str, str]:
     tokens = f"exact; all tokens for {', '.join(full)}" if full else "exact"
     if architecture.all_tokens is not None:
         tokens = "exact, but always on all tokens"
-    return tokens, "**measured** on a demo model" if architecture.measured else "not measured"
+    measured = "**measured** on a small model of this architecture"
+    return tokens, measured if architecture.measured else "not measured"
 
 
 def row(families: list[Architecture], tokens: str, quality: str) -> str:

@@ -15,8 +15,8 @@ from .base import RapidNode, words_first
 from .load_policy import Policy
 
 ANOTHER = (
-    "Another such prompt; the seeds are drawn with all of them in turn. With three and more, plans "
-    "that follow the pictures more closely are tried, too."
+    "Another such prompt; the seeds are drawn with all of them in turn. With three and more, "
+    "schedules that follow the pictures more closely are tried, too."
 )
 POSITIVES = ("positive", "positive_2", "positive_3", "positive_4")
 
@@ -77,7 +77,7 @@ class Calibrate(RapidNode):
                 ),
                 io.Sigmas.Input(
                     "sigmas",
-                    tooltip="The schedule that you use, of 7 steps and more. On others the file's plans "
+                    tooltip="The sigmas that you use, of 7 steps and more. On others the file's schedules "
                     "are moved to where they fit.",
                 ),
                 io.Latent.Input(
@@ -97,7 +97,8 @@ class Calibrate(RapidNode):
                     default="normal",
                     optional=True,
                     tooltip="How long it takes at the most: few as long as 10 full pictures, normal 40, long "
-                    "150. few takes the plans unseen, normal compares them, long looks for better ones.",
+                    "150. few takes its schedules unseen, normal compares them, long looks for better "
+                    "ones.",
                 ),
             ],
             outputs=[

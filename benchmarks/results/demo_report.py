@@ -83,7 +83,7 @@ def trajectories() -> str:
         Column("in the middle", change(4, -4)),
         Column("in the last step", change(-1, None)),
         Column("evaluations for 40 dB", lambda row: number(row["needed_mean"])),
-        Column("their deviation", lambda row: number(row["needed_deviation"])),
+        Column("standard deviation", lambda row: number(row["needed_deviation"])),
         Column(
             "10 %, 50 %, 90 %", lambda row: ", ".join(number(n) for n in row["needed_10_50_90"])
         ),
