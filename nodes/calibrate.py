@@ -94,7 +94,7 @@ class Calibrate(RapidNode):
                 io.Combo.Input(
                     "effort",
                     options=list(EFFORTS),
-                    default="normal",
+                    default="few",
                     optional=True,
                     tooltip="How long it takes at the most: few as long as 10 full pictures, normal 40, long "
                     "150. few takes its schedules unseen, normal compares them, long looks for better "

@@ -46,6 +46,7 @@ class ReasonCode(Enum):
     LEARNED_NEARBY = "learned_nearby"
     NOTHING_LEARNED = "nothing_learned"
     TURNS_NOT_LEARNED = "turns_not_learned"
+    CLOSENESS_UNKNOWN = "closeness_unknown"
     POLICY_FOUND = "policy_found"
     AR_VIDEO = "ar_video"
     FOREIGN_COND_BATCH = "foreign_cond_batch"

@@ -11,8 +11,9 @@ from typing import Any
 from torch import Tensor
 
 from ..advice import advice
+from ..reasons import ReasonCode
 from ..record import EvaluationRecord, RunRecord, fingerprint, pack
-from ..types import Action, Mode, Reason
+from ..types import Action, Aim, Mode, Reason
 from .evaluation import Evaluation
 from .run import Run
 
@@ -94,6 +95,8 @@ class RunRecorder:
         self.add_notes(self.run.notes)
         if plan.residual_note is not None and any(e.sparse for e in self.evaluations):
             self.add_notes([plan.residual_note])
+        if finished and self._would_tell() and self.run.turned:
+            self.add_notes([Reason(ReasonCode.CLOSENESS_UNKNOWN)])
         if finished and plan.advice is not None and self._saved_no_token():
             self.add_notes([plan.advice])
         evaluations = tuple(
@@ -117,6 +120,12 @@ class RunRecorder:
             closeness=tuple(map(finite, self.run.closeness())) if finished else (),
         )
         return replace(record, notes=(*record.notes, *advice(record))) if finished else record
+
+    def _would_tell(self) -> bool:
+        """Whether steps were skipped under a policy that has its closeness predicted."""
+        plan = self.run.plan
+        tells = plan.aim is Aim.FULL_PICTURE and plan.tokens is None
+        return tells and any(Mode.SKIP.value in e.modes for e in self.evaluations)
 
     def _saved_no_token(self) -> bool:
         """Whether every evaluation computed every token without a reason given."""

@@ -55,6 +55,7 @@ class Run:
         self.step_weights = step_weights(plan.sigmas)
         self.evaluations = 0
         self.ended: frozenset[int] = frozenset()  # images of which nothing is wanted any more
+        self.turned = False  # whether a prompt, a ControlNet or guidance has begun or ended
         self.images = [self._image(number, mask) for number in range(plan.batch)]
         if plan.tokens is not None and plan.grid is not None:
             stats = stats_of_run(
@@ -229,6 +230,7 @@ class Run:
         ended, with its correction."""
         self.evaluations += 1
         turned = self._turned(evaluation)
+        self.turned = self.turned or turned
         given = denoised
         for image in self.images:
             i = image.number
@@ -259,9 +261,10 @@ class Run:
         return before is not None and before != self._asked
 
     def closeness(self) -> list[float | None]:
-        """Predicted PSNR in dB of each image to its full picture; None where nothing is known, as
-        where tokens have gaps of their own."""
-        if self.plan.aim is not Aim.FULL_PICTURE or self.plan.tokens is not None:
+        """Predicted PSNR in dB of each image to its full picture; None where nothing is known: where
+        tokens have gaps of their own, and where something turned, since what was off before is off by
+        another measure after (up to 14 dB, docs/lab.md)."""
+        if self.plan.aim is not Aim.FULL_PICTURE or self.plan.tokens is not None or self.turned:
             return [None] * self.plan.batch
         return [
             closeness(
