@@ -91,6 +91,40 @@ def test_the_switched_model_draws_what_it_is_asked_for_and_its_judge_says_so(swi
     assert sum(right for right, _ in swapped) < sum(right for right, _ in found)
 
 
+def test_a_prompt_that_another_one_follows_is_planned_for(switched, pack_module, monkeypatch):
+    """Planned without, the gap that leads over the change costs 5 dB and more (docs/lab.md)."""
+    import comfy.sample
+    import node_helpers
+
+    subject = Subject(switched, FAMILIES["flux"])
+    prompts = EMOJI.prompts(4, "dev", 3).prompts()
+    search = pack_module("rapid_core.calibration.search")
+    facts = pack_module("rapid_core.comfy.facts")
+
+    def draw(model, first: str, second: str):
+        ranges = ((first, 0.0, 0.5), (second, 0.5, 1.0))
+        positive = [
+            cond
+            for prompt, start, end in ranges
+            for cond in node_helpers.conditioning_set_values(
+                subject.conditioning(prompt), {"start_percent": start, "end_percent": end}
+            )
+        ]
+        noise = comfy.sample.prepare_noise(torch.zeros(1, 16, 16, 16), 5)
+        given = (1.0, "euler", "simple", positive, subject.conditioning(""), torch.zeros_like(noise))
+        return comfy.sample.sample(model, noise, 28, *given, disable_pbar=True)
+
+    def closeness() -> float:
+        (model,) = switched.run_node("RAPID_Accelerate", model=subject.model, speedup=3.0)
+        pairs = ((draw(model, *p), draw(subject.model, *p)) for p in (prompts[:2], prompts[2:]))
+        return sum(search.latent_psnr(*pair) for pair in pairs) / 2
+
+    with torch.inference_mode():
+        planned = closeness()
+        monkeypatch.setattr(facts, "turns_of", lambda *_: ())
+        assert planned > closeness() + 3
+
+
 def test_a_model_that_stays_in_its_world_keeps_its_decoder(switched):
     with torch.inference_mode():
         subject = Subject(switched, LUMINA)
