@@ -204,7 +204,7 @@ class Trainer:
     def loss(self, size: int) -> tuple[Tensor, Tensor]:
         """The weighted loss and the plain one."""
         tokens = (size // 16) ** 2
-        seen_tokens = round(self.args.tokens * tokens)
+        seen_tokens = max(1, round(self.args.tokens * tokens))
         number = max(1, TOKENS_A_STEP * self.args.batch // 64 // seen_tokens)
         data, counts, covered = self.pool(size).batch(number)
         gen = self.generator
@@ -238,7 +238,8 @@ class Trainer:
             weight = weight * seen.repeat_interleave(2, 1).repeat_interleave(2, 2)
         velocity = self.fast(x, t, counts, strength, **more)
         error = (velocity.float() - target).square().mean(1)
-        plain = error.detach()[weight > 0].mean()
+        seen = weight > 0
+        plain = (error.detach() * seen).sum() / seen.sum()
         return (error * weight).sum() / weight.sum(), plain
 
     def chosen_tokens(self, covered: Tensor, number: int) -> Tensor:

@@ -130,8 +130,7 @@ class Calibration:
     """One calibration of a run's sigmas (N + 1,), falling.
 
     pictures: what draws; figures: what was drawn before, and where it is kept; kept: called after
-    every picture that was drawn; prompts: how many the pictures are of, in turn; turns: see
-    `quadrature.spacing.Spacing`."""
+    every picture that was drawn; prompts: how many the pictures are of, in turn."""
 
     def __init__(
         self,
@@ -141,10 +140,8 @@ class Calibration:
         figures: Figures,
         kept: Callable[[], None] = lambda: None,
         prompts: int = 1,
-        turns: Sequence[int] = (),
     ):
         self.sigmas = tuple(sigmas)
-        self.turns = tuple(turns)
         self.steps = len(sigmas) - 1
         self.effort = effort
         self.pictures = pictures
@@ -175,17 +172,15 @@ class Calibration:
         where pictures show numbers that are not finite."""
         self._watch()
         costs = self._costs(self.numbers)
-        promised = {s: self._promised(costs, s) for s in SPEEDUPS}
+        promised = {s: costs.best(self._count(s), self.sigmas) for s in SPEEDUPS}
         if not self.effort.compares:
             return self._measured(promised)
         candidates = {s: [self._formula(s), plan] for s, plan in promised.items()}
         if self.splits:
-            taught = self._costs(self.teachers).on(self.sigmas, share=1.0)
-            spacings = [
-                Spacing(self.sigmas, c, self.turns) for c in (costs.on(self.sigmas), taught)
-            ]
+            closely = Spacing(self.sigmas, self._costs(self.teachers).on(self.sigmas, share=1.0))
             for speedup, plans in candidates.items():
-                plans += [spacing.best(self._count(speedup)) for spacing in spacings]
+                count = self._count(speedup)
+                plans += [costs.cheapest(count, self.sigmas), closely.best(count)]
         candidates = {s: list(dict.fromkeys(plans)) for s, plans in candidates.items()}
         self._compare(candidates)
         best = {s: self._best_of(plans, promised[s]) for s, plans in candidates.items()}
@@ -221,14 +216,7 @@ class Calibration:
 
     def _formula(self, speedup: float) -> Plan:
         """What is computed without a policy."""
-        return best_spaced(self._count(speedup), self.sigmas, self.turns)
-
-    def _promised(self, costs: GapCosts, speedup: float) -> Plan:
-        """The plan that costs promise to be worth it; the formula's where something turns, over which they
-        say nothing."""
-        if self.turns:
-            return self._formula(speedup)
-        return costs.best(self._count(speedup), self.sigmas)
+        return best_spaced(self._count(speedup), self.sigmas)
 
     # Drawing.
 
@@ -350,8 +338,6 @@ class Calibration:
         while improved:
             improved = False
             for neighbour in neighbours(plan, generator):
-                if not all(neighbour[turn] for turn in self.turns if plan[turn]):
-                    continue  # it would be computed anyway
                 better = self._beats(neighbour, plan, most)
                 if better is None:
                     return self._judged(plan, start)

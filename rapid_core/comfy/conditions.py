@@ -6,6 +6,7 @@ from __future__ import annotations
 import numbers
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -60,39 +61,55 @@ def hook_state(cond: dict, sigma: float) -> tuple[int, ...]:
     return tuple(sum(single(frame.start_t) >= sigma for frame in some[1:]) for some in frames)
 
 
-def bounds_of(cond: dict) -> Iterator[tuple[float, bool]]:
-    """Shares of the schedule at which something of a conditioning begins or ends, each with whether it
-    ends there: the conditioning itself, a ControlNet of it, or a keyframe of its hooks."""
-    start, end = cond.get("start_percent"), cond.get("end_percent")
-    if "clip_start_percent" in cond:  # as the host puts a schedule of hooks and a range together
-        start = max(cond["clip_start_percent"], start or 0.0)
-        end = min(cond["clip_end_percent"], 1.0 if end is None else end)
-    found = [(start, False), (end, True)]
-    control = cond.get("control")
-    while control is not None:
-        bounds = getattr(control, "timestep_percent_range", None) or ()
-        found += zip(bounds, (False, True), strict=False)
-        control = getattr(control, "previous_controlnet", None)
-    for hook in getattr(cond.get("hooks"), "hooks", ()):
-        frames = getattr(getattr(hook, "hook_keyframe", None), "keyframes", ())
-        found += ((frame.start_percent, False) for frame in frames)
-    for percent, ends in found:
-        if isinstance(percent, numbers.Real):
-            yield float(percent), ends
-
-
 def turns_of(
     conds: Iterable[dict], sigmas: Sequence[float], sigma_at: Callable[[float], float]
 ) -> tuple[int, ...]:
     """Steps of a run on `sigmas` (N + 1,) at which something of its conditionings begins or ends, so that
-    there is no history yet of what is evaluated there."""
+    there is no history yet of what is evaluated there. conds: as they are before the host has made
+    sigmas of their percents."""
     turns = set()
-    for percent, ends in (bound for cond in conds for bound in bounds_of(cond)):
-        bound = single(sigma_at(percent))
-        passed = [sigma < bound if ends else sigma <= bound for sigma in sigmas[:-1]]
-        if any(passed) and not passed[0]:
-            turns.add(passed.index(True))
+    for cond in (_with_sigmas(cond, sigma_at) for cond in conds):
+        states = [_state(cond, sigma) for sigma in sigmas[:-1]]
+        turns |= {i for i in range(1, len(states)) if states[i] != states[i - 1]}
     return tuple(sorted(turns))
+
+
+def _state(cond: dict, sigma: float) -> tuple | None:
+    """What of a conditioning acts; None for nothing. As in `cond_key`."""
+    if not is_active(cond, sigma):
+        return None
+    return control_state(cond, sigma), hook_state(cond, sigma)
+
+
+def _with_sigmas(cond: dict, sigma_at: Callable[[float], float]) -> dict:
+    """What the functions above look at of a conditioning, with the sigmas that the host will give it."""
+
+    def sigma_of(percent: Any) -> float | None:
+        return sigma_at(float(percent)) if isinstance(percent, numbers.Real) else None
+
+    start, end = cond.get("start_percent"), cond.get("end_percent")
+    if "clip_start_percent" in cond:  # as the host puts a schedule of hooks and a range together
+        start = max(cond["clip_start_percent"], start or 0.0)
+        end = min(cond["clip_end_percent"], 1.0 if end is None else end)
+    chain, control = [], cond.get("control")
+    while control is not None:
+        bounds = getattr(control, "timestep_percent_range", None)
+        chain.append(None if bounds is None else tuple(map(sigma_of, bounds)))
+        control = getattr(control, "previous_controlnet", None)
+    previous = None
+    for bounds in reversed(chain):
+        previous = SimpleNamespace(timestep_range=bounds, previous_controlnet=previous)
+    hooks = []
+    for hook in getattr(cond.get("hooks"), "hooks", ()):
+        frames = getattr(getattr(hook, "hook_keyframe", None), "keyframes", ())
+        timed = [SimpleNamespace(start_t=sigma_of(frame.start_percent)) for frame in frames]
+        hooks.append(SimpleNamespace(hook_keyframe=SimpleNamespace(keyframes=timed)))
+    return {
+        "timestep_start": sigma_of(start),
+        "timestep_end": sigma_of(end),
+        "control": previous,
+        "hooks": SimpleNamespace(hooks=hooks),
+    }
 
 
 def cond_key(place: int, conds: list | None, sigma: float, x: Tensor) -> CondKey | None:

@@ -23,7 +23,6 @@ from ..engine.plan import HostFacts
 from ..reasons import ReasonCode
 from ..types import Reason
 from .blocks import LayerHook
-from .conditions import bounds_of, single
 from .facts import evaluated
 from .functions import maker_of, settings_of
 
@@ -47,7 +46,7 @@ def key_of(guider: Any, facts: HostFacts) -> ModelKey | Reason:
             patches=_patches(patcher, conds),
             sampler=facts.sampler,
             guidance=_guidance(guider, conds),
-            turns=_turns(guider, conds, facts),
+            turns=" ".join(map(maker_of, _functions(guider))),
             size=size_class(_sides(facts)),
             references=any(c.get("reference_latents") for listed in conds.values() for c in listed),
             sigmas=facts.sigmas,
@@ -109,20 +108,6 @@ def _settings(function: Any) -> Any:
     picture that is drawn."""
     settings = settings_of(function).items()
     return _content({name: value for name, value in settings if not isinstance(value, Tensor)})
-
-
-def _turns(guider: Any, conds: Mapping[str, Sequence[dict]], facts: HostFacts) -> str:
-    """What makes a run another one on its way: nodes that change guidance, which may begin and end
-    within it (skip-layer guidance), and percents at which a conditioning does, a ControlNet of it, or a
-    keyframe of its hooks; those alone that lie between two steps."""
-    every = (cond for listed in conds.values() for cond in listed)
-    percents = {percent for cond in every for percent, _ in bounds_of(cond)}
-    turns = []
-    for percent in sorted(percents):
-        bound = single(facts.sigma_at(percent))
-        if len({sigma > bound for sigma in facts.sigmas[:-1]}) == 2:
-            turns.append(f"{percent:.3g}")
-    return " ".join([*map(maker_of, _functions(guider)), *turns])
 
 
 # Weights.

@@ -55,7 +55,8 @@ class Run:
         self.step_weights = step_weights(plan.sigmas)
         self.evaluations = 0
         self.ended: frozenset[int] = frozenset()  # images of which nothing is wanted any more
-        self.turned = False  # whether a prompt, a ControlNet or guidance has begun or ended
+        # Whether a prompt, a ControlNet or guidance has begun or ended after something was skipped.
+        self.turned = False
         self.images = [self._image(number, mask) for number in range(plan.batch)]
         if plan.tokens is not None and plan.grid is not None:
             stats = stats_of_run(
@@ -230,7 +231,8 @@ class Run:
         ended, with its correction."""
         self.evaluations += 1
         turned = self._turned(evaluation)
-        self.turned = self.turned or turned
+        skipped = any(image.computed < self.evaluations - 1 for image in self.images)
+        self.turned = self.turned or (turned and skipped)
         given = denoised
         for image in self.images:
             i = image.number
@@ -262,8 +264,8 @@ class Run:
 
     def closeness(self) -> list[float | None]:
         """Predicted PSNR in dB of each image to its full picture; None where nothing is known: where
-        tokens have gaps of their own, and where something turned, since what was off before is off by
-        another measure after (up to 14 dB, docs/lab.md)."""
+        tokens have gaps of their own, and where something turned, since what was off before it is off
+        by another measure after it (docs/lab.md)."""
         if self.plan.aim is not Aim.FULL_PICTURE or self.plan.tokens is not None or self.turned:
             return [None] * self.plan.batch
         return [

@@ -87,7 +87,10 @@ class Spacing:
     ):
         self.steps = len(sigmas) - 1
         self.turns = frozenset(turns)
-        self._sigmas = sigmas
+        must = sorted({0, *turns, self.steps - 1})
+        self._fewest = len(must)
+        # Where turns lie together, the gap before them may be longer than any that is worth it otherwise.
+        self._between = max((b - a for a, b in itertools.pairwise(must)), default=0) if turns else 0
         self._at = [difficulty(sigma, sigmas[0]) for sigma in sigmas]
         self._measured = measured
         self._longest: dict[int, int] = {}  # the end of the longest gap that was measured, by step
@@ -130,12 +133,13 @@ class Spacing:
         return sum(self.cost(*gap) for gap in itertools.pairwise(chosen))
 
     def best(self, count: int) -> tuple[bool, ...]:
-        """`count` steps, the first among them, where skipping the others costs least."""
+        """`count` steps, the first among them, where skipping the others costs least; more where there are
+        as many turns, which are computed anyway."""
         count = min(max(count, 1), self.steps)
-        if count < 2 or (count <= FEW and 2 * count < self.steps):
+        if self.turns:
+            count = max(count, self._fewest)
+        elif count < 2 or (count <= FEW and 2 * count < self.steps):
             return evenly_spaced(count, self.steps, few=True)
-        if self.turns and math.isinf(self.rest(0, count - 1)):  # too few to compute all turns
-            return Spacing(self._sigmas, self._measured).best(count)
         return True, *self.after(0, count - 1)
 
     def rest(self, step: int, left: int) -> float:
@@ -167,7 +171,7 @@ class Spacing:
         then = [self.steps] * self.steps
         for step in range(self.steps - 1):
             # A longest gap that still lets `left` evaluations reach the end.
-            reach = max(LONGEST, math.ceil(1.5 * (self.steps - step) / left))
+            reach = max(LONGEST, self._between, math.ceil(1.5 * (self.steps - step) / left))
             for following in range(step + 1, min(self.steps, step + 1 + reach)):
                 cost = self.cost(step, following) + after[following]
                 if cost < least[step]:

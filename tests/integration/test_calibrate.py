@@ -396,6 +396,14 @@ def test_a_model_with_rapid_on_it_is_refused(calibrate, accelerate, comfy_host, 
     calibrate(accelerate(tiny_flux, 1.0))  # off is off
 
 
+@pytest.mark.parametrize("place", ["positive", "positive_2", "negative"])
+def test_a_run_that_changes_on_its_way_is_refused(calibrate, folder, tiny_flux, place):
+    """Plans that end gaps at its change are worse for all others, and gain nothing there."""
+    given = {place: make_conditioning(3, start_percent=0.0, end_percent=0.5)}
+    with pytest.raises(ValueError, match="begins or ends within the run.*without a file"):
+        calibrate(tiny_flux, cfg=2.5, **given)
+
+
 def test_numbers_that_are_none_are_refused(calibrate, folder, tiny_flux):
     broken = tiny_flux.clone()
     broken.set_model_unet_function_wrapper(

@@ -111,7 +111,14 @@ def test_a_prompt_that_another_one_follows_is_planned_for(switched, pack_module,
             )
         ]
         noise = comfy.sample.prepare_noise(torch.zeros(1, 16, 16, 16), 5)
-        given = (1.0, "euler", "simple", positive, subject.conditioning(""), torch.zeros_like(noise))
+        given = (
+            1.0,
+            "euler",
+            "simple",
+            positive,
+            subject.conditioning(""),
+            torch.zeros_like(noise),
+        )
         return comfy.sample.sample(model, noise, 28, *given, disable_pbar=True)
 
     def closeness() -> float:

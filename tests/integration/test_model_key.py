@@ -359,35 +359,66 @@ def ranged(start, end):
     return make_conditioning(0, start_percent=start, end_percent=end)
 
 
-def controlled(*ranges):
-    """A positive prompt with ControlNets in a row, each with its range."""
+def controlled(*ranges, end=1.0):
+    """A positive prompt with ControlNets in a row, each with its range, that add nothing."""
     control = None
     for bounds in ranges:
         before, control = control, comfy.controlnet.ControlBase()
         control.timestep_percent_range = bounds
         control.previous_controlnet = before
-    return make_conditioning(0, control=control)
+        control.get_control = lambda *_: None
+    return make_conditioning(0, control=control, start_percent=0.0, end_percent=end)
 
 
 @pytest.mark.parametrize(
     "sampling, turns",
     [
-        (dict(positive=ranged(0.0, 0.4) + ranged(0.4, 1.0)), "0.4"),
-        (dict(positive=make_conditioning(0) + ranged(0.25, 0.75)), "0.25 0.75"),
-        (dict(negative=ranged(0.0, 0.5)), "0.5"),
-        (dict(negative=ranged(0.0, 0.5), cfg=1.0), ""),  # not evaluated
-        (dict(positive=ranged(0.0, 1.0)), ""),
-        (dict(positive=ranged(0.0, 0.2), denoise=0.5), ""),  # before the run
-        (dict(positive=ranged(0.0, 0.999)), ""),  # after its last evaluation
-        (dict(positive=controlled((0.0, 0.6))), "0.6"),
-        (dict(positive=controlled((0.0, 0.3), (0.5, 1.0))), "0.3 0.5"),
-        (dict(positive=controlled((0.0, 1.0))), ""),  # it acts from end to end: any hint will do
-        (dict(positive=hooked(keyframes=((1.0, 0.0), (0.5, 0.5)))), "0.5"),
-        (dict(positive=hooked()), ""),
+        (dict(positive=ranged(0.0, 0.4) + ranged(0.4, 1.0)), 1),
+        (dict(positive=make_conditioning(0) + ranged(0.25, 0.75)), 2),
+        (dict(negative=ranged(0.0, 0.5)), 1),
+        (dict(negative=ranged(0.0, 0.5), cfg=1.0), 0),  # not evaluated
+        (dict(positive=ranged(0.0, 1.0)), 0),
+        (dict(positive=ranged(0.0, 0.2), denoise=0.5), 0),  # before the run
+        (dict(positive=ranged(0.0, 0.999)), 0),  # after its last evaluation
+        (dict(positive=make_conditioning(0) + ranged(0.5, 0.51)), 0),  # between two steps
+        (dict(positive=make_conditioning(0) + ranged(0.6, 0.3)), 0),  # never
+        (dict(positive=controlled((0.0, 0.6))), 1),
+        (dict(positive=controlled((0.0, 0.3), (0.5, 1.0))), 2),
+        (dict(positive=controlled((0.0, 1.0))), 0),
+        (dict(positive=controlled((0.0, 0.7), end=0.3) + ranged(0.3, 1.0)), 1),  # with its prompt
+        (dict(positive=hooked(keyframes=((1.0, 0.0), (0.5, 0.5)))), 1),
+        (
+            dict(positive=hooked(keyframes=((1.0, 0.3), (0.5, 0.6)))),
+            1,
+        ),  # the first is from the start
+        (dict(positive=hooked()), 0),
     ],
 )
-def test_a_run_that_changes_on_its_way_is_known_by_where(look, flux, sampling, turns):
-    assert look(flux, **sampling).turns == turns
+def test_what_begins_and_ends_in_a_run_is_known_before_it(pack_module, flux, sampling, turns):
+    """At the steps at which the host evaluates something else."""
+    from comfy.patcher_extension import WrappersMP
+
+    host_facts = pack_module("rapid_core.comfy.facts").host_facts
+    conditions = pack_module("rapid_core.comfy.conditions")
+    evaluated = pack_module("rapid_core.comfy.facts").evaluated
+    known, keys = [], []
+
+    def outer_sample(executor, noise, latent, sampler, sigmas, *rest, **named):
+        known.append(host_facts(executor.class_obj, noise, sampler, sigmas).turns)
+        return executor(noise, latent, sampler, sigmas, *rest, **named)
+
+    def predict_noise(executor, x, timestep, *rest, **named):
+        guider, sigma = executor.class_obj, timestep.flatten()[0].item()
+        lists = [guider.conds[name] for name in evaluated(guider, "euler")]
+        keys.append([conditions.cond_key(i, some, sigma, x) for i, some in enumerate(lists)])
+        return executor(x, timestep, *rest, **named)
+
+    clone = flux.clone()
+    clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "test", outer_sample)
+    clone.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "test", predict_noise)
+    sample(clone, **{"steps": STEPS, "cfg": 2.5, **sampling})
+    assert known == [tuple(i for i in range(1, len(keys)) if keys[i] != keys[i - 1])]
+    assert len(known[0]) == turns
 
 
 def test_guidance_of_other_nodes_is_told_by_the_node_and_its_settings(

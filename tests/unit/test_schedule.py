@@ -1,12 +1,14 @@
 """Schedules settled before the run: spacing, budget, and prediction weights."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rapid_core.quadrature.gap_costs import GapCosts, gaps_of
 from rapid_core.quadrature.gram import Gram
 from rapid_core.quadrature.lagrange import adams_bashforth
 from rapid_core.quadrature.multistep import (
@@ -345,9 +347,35 @@ def test_where_a_prompt_begins_is_planned_and_not_paid_for(turns, window):
     assert text(planned).count("#") == 12
 
 
-def test_what_had_to_be_computed_is_paid_for_where_no_turn_needs_it():
-    marks = text(marks_of(SchedulePolicy(speedup=3.0), 24, forced=(3, 5), turns=(14,))[0])
-    assert marks[14] == "#"
+@pytest.mark.parametrize("turn", range(8, 22))
+def test_what_is_paid_for_is_no_turn(turn):
+    """One less is computed for each step that had to be, and never the one at which a prompt begins: it would
+    be computed all the same, and had to be paid for again."""
+    plain = text(marks_of(SchedulePolicy(speedup=3.0), 24, turns=(turn,))[0])
+    forced = [step for step in range(3, 7) if plain[step] == "."][:2]
+    marks = text(
+        marks_of(SchedulePolicy(speedup=3.0), 24, forced=(*forced, turn), turns=(turn,))[0]
+    )
+    assert marks[turn] == "#" and marks.count("#") + len(forced) == plain.count("#")
+
+
+def test_a_turn_at_the_beginning_of_the_window_is_one():
+    """A single derivative predicts from there on."""
+    window = Window(1 - 9.5 / 28, 0.0)
+    policy = SchedulePolicy(speedup=1.6)
+    usual, turned = (text(marks_of(policy, 28, window=window, turns=t)[0]) for t in ((), (10,)))
+    assert usual.count("#") == turned.count("#")
+    assert len(turned[11:].split("#")[0]) < len(usual[11:].split("#")[0])
+
+
+def test_what_was_seen_of_plain_runs_says_nothing_of_one_that_turns():
+    sigmas = tuple(1 - i / 28 for i in range(29))
+    cheap_late = {gap: 1e-6 if gap[0] > 14 else 1.0 for gap in gaps_of(28)}
+    costs = GapCosts.seen([cheap_late] * 4, sigmas)
+    policy = SchedulePolicy(speedup=2.0, costs=costs)
+    usual, turned = (text(marks_of(policy, 28, turns=turns)[0]) for turns in ((), (13,)))
+    assert usual != text(marks_of(SchedulePolicy(speedup=2.0), 28)[0])
+    assert turned == text(marks_of(SchedulePolicy(speedup=2.0), 28, turns=(13,))[0])
 
 
 @pytest.mark.parametrize("closeness", [30.0, 45.0, 60.0])
@@ -365,6 +393,6 @@ def test_a_searched_schedule_that_skips_a_turn_is_not_gone_by():
     on, off = (plan.computed.index(state, 5) for state in (True, False))
     kept, actor = marks_of(policy, 28, turns=(on,))
     assert text(kept) == "".join("#" if c else "." for c in plan.computed) and not actor.notes
-    own, actor = marks_of(policy, 28, turns=(off,))
+    own, actor = marks_of(replace(policy, speedup=1.0), 28, turns=(off,))
     assert text(own) == text(marks_of(SchedulePolicy(speedup=2.0), 28, turns=(off,))[0])
     assert [*actor.notes] == [Reason(ReasonCode.SCHEDULE_TURNS, file="a.safetensors")]

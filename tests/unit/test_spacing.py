@@ -8,6 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rapid_core.quadrature.spacing import (
+    BEGINS_AT_TURN,
+    ENDS_AT_TURN,
     Spacing,
     best_spaced,
     evenly_spaced,
@@ -40,29 +42,46 @@ def test_no_other_choice_of_as_many_steps_costs_less(count):
     assert spacing_of(SHIFTED).rest(0, count - 1) == pytest.approx(least)
 
 
-@given(st.sets(st.integers(1, 11), max_size=3), st.integers(2, 12))
-def test_no_gap_leads_over_a_turn_where_there_are_enough(turns, count):
+@given(st.sets(st.integers(1, 11), min_size=1, max_size=4), st.integers(1, 12))
+def test_no_gap_leads_over_a_turn(turns, count):
+    """Turns are computed, and the others where they cost least; more than asked for where there are as many
+    turns, which are computed anyway."""
     spacing = Spacing(SHIFTED, turns=tuple(turns))
     best = best_spaced(count, SHIFTED, tuple(turns))
-    assert sum(best) == count and best[0]
-    if count < 2 + len(turns - {11}):  # the first, the last, and the turns
-        assert best == best_spaced(count, SHIFTED)
-        return
-    if count > 3:
-        assert all(best[turn] for turn in turns)
-        between = range(1, 11)
-        others = (
-            tuple(i in (0, *some, 11) for i in range(12))
-            for some in itertools.combinations(between, count - 2)
-        )
-        assert spacing.total(best) == pytest.approx(min(spacing.total(o) for o in others))
+    fewest = len({0, 11, *turns})
+    assert best[0] and best[11] and all(best[turn] for turn in turns)
+    assert sum(best) == max(count, fewest)
+    others = (
+        tuple(i in (0, *some, 11) for i in range(12))
+        for some in itertools.combinations(range(1, 11), sum(best) - 2)
+    )
+    assert spacing.total(best) == pytest.approx(min(spacing.total(other) for other in others))
 
 
-def test_more_is_computed_after_a_turn_than_there_would_be_without():
-    sigmas = [3 * t / (1 + 2 * t) for t in (1 - i / 28 for i in range(29))]
-    for turn in (6, 12, 17):
-        usual, turned = best_spaced(14, sigmas), best_spaced(14, sigmas, (turn,))
-        assert sum(turned[turn:]) >= sum(usual[turn:]) and turned[turn]
+@pytest.mark.parametrize(
+    "steps, turns, count",
+    [
+        (20, (16, 17), 4),
+        (28, (20, 21, 22), 5),
+        (40, (30, 31, 32, 33), 7),
+        (28, (6, 26), 4),
+        (28, (27,), 2),
+    ],
+)
+def test_where_turns_lie_together_the_gap_before_them_is_as_long_as_it_has_to_be(
+    steps, turns, count
+):
+    sigmas = [3 * t / (1 + 2 * t) for t in (1 - i / steps for i in range(steps + 1))]
+    best = best_spaced(count, sigmas, turns)
+    assert sum(best) == count and all(best[turn] for turn in turns)
+
+
+def test_a_gap_costs_more_where_it_ends_at_a_turn_and_most_where_it_begins_at_one():
+    usual, turned = Spacing(SHIFTED), Spacing(SHIFTED, turns=(5,))
+    assert turned.cost(1, 4) == usual.cost(1, 4)
+    assert turned.cost(3, 5) == ENDS_AT_TURN * usual.cost(3, 5) > usual.cost(3, 5)
+    assert turned.cost(5, 7) == BEGINS_AT_TURN * usual.cost(5, 7) > 2 * usual.cost(5, 7)
+    assert turned.cost(4, 6) == math.inf and turned.cost(4, 5) == turned.cost(5, 6) == 0
 
 
 @given(st.integers(2, 60), st.floats(0.5, 12.0))

@@ -66,19 +66,23 @@ def check(workflow: Workflow) -> tuple[ModelKey, HostFacts]:
         )
     if workflow.latent["samples"].is_nested:
         raise ValueError(f"{NAME}: the latent has several parts; accepted is one tensor.")
-    guider = CFGGuider(model)
-    guider.set_conds(workflow.positives[0], workflow.negative)
-    guider.set_cfg(workflow.cfg)
-    guider.conds = {name: [c.copy() for c in some] for name, some in guider.original_conds.items()}
     latent = latent_of(workflow)
     check_channels(model.model, latent)
-    facts = host_facts(guider, latent, workflow.sampler, workflow.sigmas)
+    guiders = [_guider(workflow, positive) for positive in workflow.positives]
+    every = [host_facts(g, latent, workflow.sampler, workflow.sigmas) for g in guiders]
+    guider, facts = guiders[0], every[0]
     why = unsafe(facts)
     if why is not None:
         raise ValueError(f"{NAME}: {text(why)}. {ACCEPTED}")
     if facts.sampler_kind is SamplerKind.OWN_SIGMAS:
         raise ValueError(
             f"{NAME}: the sampler {facts.sampler} chooses sigmas of its own. {ACCEPTED}"
+        )
+    if any(one.turns for one in every):
+        raise ValueError(
+            f"{NAME}: a prompt, a ControlNet or a hook begins or ends within the run. What is learned of "
+            "such a run holds for no other, and RAPID Accelerate plans around it without a file. Give "
+            "conditionings that act from the first step to the last."
         )
     problem = sigmas_problem(facts.sigmas)
     if problem:
@@ -87,6 +91,15 @@ def check(workflow: Workflow) -> tuple[ModelKey, HostFacts]:
     if isinstance(key, Reason):
         raise ValueError(f"{NAME}: {text(key)}")
     return key, facts
+
+
+def _guider(workflow: Workflow, positive: list) -> CFGGuider:
+    """What will sample with one of the prompts."""
+    guider = CFGGuider(workflow.model)
+    guider.set_conds(positive, workflow.negative)
+    guider.set_cfg(workflow.cfg)
+    guider.conds = {name: [c.copy() for c in some] for name, some in guider.original_conds.items()}
+    return guider
 
 
 def check_file(path: Path, key: ModelKey) -> None:

@@ -50,9 +50,7 @@ def calibrate(workflow: Workflow, name: str, effort: str, node: str = "") -> Cal
         progress.tell()
 
     prompts = len(workflow.positives)
-    calibration = Calibration(
-        key.sigmas, EFFORTS[effort], pictures, figures, kept, prompts, facts.turns
-    )
+    calibration = Calibration(key.sigmas, EFFORTS[effort], pictures, figures, kept, prompts)
     progress.spent = lambda: calibration.spent
     chosen = calibration.run()
     progress.end()

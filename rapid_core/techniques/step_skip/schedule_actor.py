@@ -138,19 +138,20 @@ class ScheduleActor(Actor):
             self._note(ReasonCode.ONE_EVALUATION, steps=steps, speedup=policy.speedup)
         if schedule is None or count < 2:
             return self._in_window(count, observation, self._best)
+        fits = schedule.fits(observation.sigmas)
+        fitted = schedule.gram if fits and observation.euler else None
+        if fitted is not None:  # weights are fitted to what is computed, whatever was planned
+            self._predictor = GramPredictor(fitted, schedule.sigmas)
         searched = schedule.computed_on
         planned = self._in_window(count, observation, lambda n, sigmas, _turns: searched(n, sigmas))
         if not all(planned[turn] for turn in observation.turns):
             self._note(ReasonCode.SCHEDULE_TURNS, file=policy.source)
             return self._in_window(sum(planned), observation, self._best)
-        fits = schedule.fits(observation.sigmas)
         if count <= FEW and not fits:  # where the last one lies decides the picture
             self._note(ReasonCode.SCHEDULE_TOO_SHORT, file=policy.source)
             return self._in_window(count, observation, best_spaced)
-        if not fits or (schedule.gram is not None and not observation.euler):
+        if not fits or (schedule.gram is not None and fitted is None):
             self._note(ReasonCode.SCHEDULE_MOVED, file=policy.source)
-        elif schedule.gram is not None:
-            self._predictor = GramPredictor(schedule.gram, schedule.sigmas)
         return planned
 
     def _in_window(self, count: int, observation: Observation, choose: Choose) -> tuple[bool, ...]:
@@ -192,5 +193,5 @@ class ScheduleActor(Actor):
 
 
 def _turns_within(first: int, end: int, turns: Sequence[int]) -> tuple[int, ...]:
-    """Turns between two steps, counted from the first of them, which is computed anyway."""
-    return tuple(turn - first for turn in turns if first < turn < end)
+    """Turns from a step on and before another, counted from the first of them."""
+    return tuple(turn - first for turn in turns if first <= turn < end)
