@@ -380,7 +380,7 @@ def controlled(*ranges, end=1.0):
         (dict(positive=ranged(0.0, 1.0)), 0),
         (dict(positive=ranged(0.0, 0.2), denoise=0.5), 0),  # before the run
         (dict(positive=ranged(0.0, 0.999)), 0),  # after its last evaluation
-        (dict(positive=make_conditioning(0) + ranged(0.5, 0.51)), 0),  # between two steps
+        (dict(positive=make_conditioning(0) + ranged(0.55, 0.57)), 0),  # between two steps
         (dict(positive=make_conditioning(0) + ranged(0.6, 0.3)), 0),  # never
         (dict(positive=controlled((0.0, 0.6))), 1),
         (dict(positive=controlled((0.0, 0.3), (0.5, 1.0))), 2),
