@@ -378,13 +378,14 @@ def test_what_was_seen_of_plain_runs_says_nothing_of_one_that_turns():
     assert turned == text(marks_of(SchedulePolicy(speedup=2.0), 28, turns=(13,))[0])
 
 
-@pytest.mark.parametrize("closeness", [30.0, 45.0, 60.0])
-def test_mode_quality_computes_turns_and_more_steps_for_them(closeness):
+@pytest.mark.parametrize("closeness", [20.0, 30.0, 45.0, 60.0])
+@pytest.mark.parametrize("turns", [(8, 19), (4, 8, 9, 14, 19, 22)])
+def test_mode_quality_computes_turns_and_more_steps_for_them(closeness, turns):
     policy = SchedulePolicy(closeness=closeness, safe=False)
     usual = text(marks_of(policy, 28)[0])
-    turned = text(marks_of(policy, 28, turns=(8, 19))[0])
-    assert turned[8] == turned[19] == "#"
-    assert turned.count("#") >= usual.count("#")
+    turned = text(marks_of(policy, 28, turns=turns)[0])
+    assert all(turned[turn] == "#" for turn in turns)
+    assert "." in turned and turned.count("#") >= usual.count("#")
 
 
 def test_a_searched_schedule_that_skips_a_turn_is_not_gone_by():

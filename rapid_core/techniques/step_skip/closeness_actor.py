@@ -90,5 +90,5 @@ class ClosenessActor(ScheduleActor):
         self._gap = None
         if not math.isfinite(error):
             self._logs = [math.inf]
-        elif error > 0 and 0 < cost < math.inf:
+        elif error > 0 and cost > 0:
             self._logs.append(math.log(error / cost))
