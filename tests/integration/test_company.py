@@ -554,7 +554,9 @@ def test_a_lora_hook_whose_strength_has_keyframes(tiny_flux, patched, record_of,
     record = record_of(model)
     assert out.isfinite().all() and record.status == "finished" and acts(record, name)
     if name in WHOLE:
-        assert record.strip(0)[skipped] == "#" and "cond_without_history" in codes(record)
+        planned = name == "accelerate 2"  # around it: nothing had to be computed besides
+        assert record.strip(0)[skipped] == "#"
+        assert ("cond_without_history" in codes(record)) != planned
 
 
 # Context windows.
