@@ -380,8 +380,9 @@ def test_where_a_prompt_begins_is_known_before_the_run(
     codes = {reason.code for e in record.evaluations for reason in e.reasons}
     assert "cond_without_history" not in codes
     # What was off before it is off by another measure after, by up to 14 dB (docs/lab.md).
-    assert record.totals["closeness"] is None
-    assert "closeness_unknown" in {note.code for note in record.notes}
+    unknown = "closeness_unknown" in {note.code for note in record.notes}
+    assert unknown == (record.totals["closeness"] is None)
+    assert unknown or at < 0.3  # where nothing was skipped before
 
 
 @pytest.mark.parametrize("until", [0.9, 0.7, 0.5])

@@ -509,10 +509,16 @@ def test_a_fingerprint_costs_next_to_nothing(pack_module, load_tiny):
         module._weights(model)
         return time.perf_counter() - start
 
-    # The least of several: the machine may be busy.
+    def evaluation(model):
+        start = time.perf_counter()
+        sample(model, steps=4)
+        return (time.perf_counter() - start) / 4
+
+    # The least of several, and beside an evaluation of this tiny model: the machine may be slow or busy.
     models = [load_tiny("flux", seed=7) for _ in range(3)]
-    assert min(map(seconds, models)) < 0.05
-    assert min(seconds(models[0]) for _ in range(20)) < 0.001
+    usual = min(evaluation(models[0]) for _ in range(5))
+    assert min(map(seconds, models)) < 3 * usual
+    assert min(seconds(models[0]) for _ in range(20)) < usual / 8
 
 
 def test_a_lora_is_read_once(pack_module, look, flux, monkeypatch):
