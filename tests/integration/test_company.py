@@ -381,7 +381,7 @@ def test_where_a_prompt_begins_is_known_before_the_run(
     assert "cond_without_history" not in codes
     # What was off before it is off by another measure after, by up to 14 dB (docs/lab.md).
     unknown = "closeness_unknown" in {note.code for note in record.notes}
-    assert unknown == (record.totals["closeness"] is None)
+    assert not unknown or record.totals["closeness"] is None
     assert unknown or at < 0.3  # where nothing was skipped before
 
 
