@@ -233,9 +233,9 @@ class Trainer:
         more = {}
         if seen_tokens < tokens:
             more["keep"] = self.chosen_tokens(covered, seen_tokens)
-            seen = torch.zeros_like(weight[:, ::2, ::2]).flatten(1).scatter(1, more["keep"], 1.0)
-            seen = seen.view_as(weight[:, ::2, ::2])
-            weight = weight * seen.repeat_interleave(2, 1).repeat_interleave(2, 2)
+            none = torch.zeros_like(weight[:, ::2, ::2])
+            kept = none.flatten(1).scatter(1, more["keep"], 1.0).view_as(none)
+            weight = weight * kept.repeat_interleave(2, 1).repeat_interleave(2, 2)
         velocity = self.fast(x, t, counts, strength, **more)
         error = (velocity.float() - target).square().mean(1)
         seen = weight > 0

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..advice import advice
 from ..reasons import ReasonCode
 from ..record import EvaluationRecord, RunRecord, fingerprint, pack
-from ..types import Action, Aim, Mode, Reason
+from ..types import Action, Mode, Reason
 from .evaluation import Evaluation
 from .run import Run
 
@@ -95,7 +95,7 @@ class RunRecorder:
         self.add_notes(self.run.notes)
         if plan.residual_note is not None and any(e.sparse for e in self.evaluations):
             self.add_notes([plan.residual_note])
-        if finished and self._would_tell() and self.run.turned:
+        if finished and self.run.turned and self.run.tells_closeness and self._skipped():
             self.add_notes([Reason(ReasonCode.CLOSENESS_UNKNOWN)])
         if finished and plan.advice is not None and self._saved_no_token():
             self.add_notes([plan.advice])
@@ -121,11 +121,9 @@ class RunRecorder:
         )
         return replace(record, notes=(*record.notes, *advice(record))) if finished else record
 
-    def _would_tell(self) -> bool:
-        """Whether steps were skipped under a policy that has its closeness predicted."""
-        plan = self.run.plan
-        tells = plan.aim is Aim.FULL_PICTURE and plan.tokens is None
-        return tells and any(Mode.SKIP.value in e.modes for e in self.evaluations)
+    def _skipped(self) -> bool:
+        """Whether an evaluation was skipped."""
+        return any(Mode.SKIP.value in e.modes for e in self.evaluations)
 
     def _saved_no_token(self) -> bool:
         """Whether every evaluation computed every token without a reason given."""

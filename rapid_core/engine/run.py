@@ -262,11 +262,16 @@ class Run:
         self._asked = evaluation.cond_keys, evaluation.cond_lists
         return before is not None and before != self._asked
 
+    @property
+    def tells_closeness(self) -> bool:
+        """Whether gap errors say how near the full picture a run of this plan comes."""
+        return self.plan.aim is Aim.FULL_PICTURE and self.plan.tokens is None
+
     def closeness(self) -> list[float | None]:
         """Predicted PSNR in dB of each image to its full picture; None where nothing is known: where
         tokens have gaps of their own, and where something turned, since what was off before it is off
         by another measure after it (docs/lab.md)."""
-        if self.plan.aim is not Aim.FULL_PICTURE or self.plan.tokens is not None or self.turned:
+        if not self.tells_closeness or self.turned:
             return [None] * self.plan.batch
         return [
             closeness(
