@@ -57,10 +57,14 @@ def sparse(comfy: Any, density: float, **settings: Any) -> Callable[[Any], Any]:
 
 
 def methods(
-    comfy: Any, suite: Suite, number: int, densities: Sequence[float] = DENSITIES
+    comfy: Any,
+    suite: Suite,
+    number: int,
+    densities: Sequence[float] = DENSITIES,
+    names: Sequence[str] | None = None,
 ) -> list[Method]:
     """Sparse attention, with all that may stand in for what is not attended to, and the others at
-    its cost."""
+    its cost. names: of methods that are to be drawn, see `at_cost`."""
     chosen = [Method("full", "1.0")]
     others = [kind for kind in COMPENSATIONS if kind != NODE["left_out"]]
     for density in densities:
@@ -71,7 +75,7 @@ def methods(
             name = f"sparse_{kind.replace(' ', '_')}"
             chosen.append(Method(name, target, sparse(comfy, density, left_out=kind)))
         goal = suite.once(f"cost/{target}", partial(cost_on_dev, suite, own, min(2, number), cost))
-        chosen += at_cost(comfy, suite, target, goal, number)
+        chosen += at_cost(comfy, suite, target, goal, number, names)
     return chosen
 
 
@@ -90,7 +94,7 @@ def quality(comfy: Any, args: argparse.Namespace) -> str:
     for kind in args.models:
         subject = Subject(comfy, ALL_FAMILIES[kind])
         suite = Suite("sparse", subject, SceneJudge.of(subject.weights, number), args.out, scale)
-        suite.run(picked(methods(comfy, suite, dev, densities), args.methods))
+        suite.run(picked(methods(comfy, suite, dev, densities, args.methods), args.methods))
         own = cost(suite.subject, scale.size)
         rows += suite.rows(own if args.cost_of == "demo" else published(args.cost_of))
     write(args.out / "sparse.json", rows, {"torch": torch.__version__, "cost_of": args.cost_of})

@@ -57,7 +57,9 @@ def test_the_demos_table_compares_with_as_many_steps_as_were_computed(ready, mon
 
 
 def test_the_region_suite_writes_its_rows_and_goes_on_where_it_stopped(ready, tmp_path):
-    text = region.run(ready, quick(region, tmp_path))
+    names = ("region", "region_attention", "region_random", "region_paper", "region_paper_equal")
+    flags = ("--methods", *names, "cache_reuse", "accelerate_equal", "fewer_heun")
+    text = region.run(ready, quick(region, tmp_path, *flags))
     log = (tmp_path / "region-flux.jsonl").read_text(encoding="utf-8")
     rows = {
         (r["method"], r["target"]): r
@@ -76,7 +78,7 @@ def test_the_region_suite_writes_its_rows_and_goes_on_where_it_stopped(ready, tm
     near = rows["accelerate_equal", "0.25"]
     assert found["cost"] <= near["cost"] <= found["cost"] + 1 / 28
     assert "flux: region/0.25 - fewer_heun, to the converged picture: " in text
-    region.run(ready, quick(region, tmp_path, "--cost-of", "flux-dev"))
+    region.run(ready, quick(region, tmp_path, *flags, "--cost-of", "flux-dev"))
     assert (tmp_path / "region-flux.jsonl").read_text(encoding="utf-8") == log
 
 
@@ -109,7 +111,8 @@ def test_figures_of_other_weights_are_not_mixed_in(ready, tmp_path):
 def test_the_sparse_suite_writes_what_is_kept_how_long_it_takes_and_its_rows(
     ready, tmp_path, capsys
 ):
-    sparse.run(ready, quick(sparse, tmp_path, model="sd3"))
+    methods = ("sparse", "sparse_none", "fewer_euler")
+    sparse.run(ready, quick(sparse, tmp_path, "--methods", *methods, model="sd3"))
     masses = {
         (r["selection"], r["density"]): r
         for r in json.loads((tmp_path / "sparse_mass.json").read_text())
@@ -128,6 +131,7 @@ def test_the_sparse_suite_writes_what_is_kept_how_long_it_takes_and_its_rows(
     }
     assert rows["sparse", "0.25"]["cost"] < 1.0 and rows["sparse", "0.25"]["equal"] == 0
     assert rows["sparse", "0.25"]["psnr"] > rows["sparse_none", "0.25"]["psnr"]
+    assert {name for name, _ in rows} == {"full", *methods}
 
 
 def heads_file(path, hidden):
