@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from demo import scenes
 from demo.latents import BLOCK, LatentMap
-from demo.taesd import DECODER, FOLDER, Decoder, exact_encoder, save_one_file, save_pair
+from demo.taesd import DECODER, Decoder, exact_encoder, save_one_file
 from evaluation import rows
 
 MODELS = Path(__file__).parent / "models"
@@ -278,7 +278,6 @@ def main() -> None:
         note = {k: json.dumps(v) for k, v in row.items()}
         encoder = exact_encoder(trainer.map)
         save_one_file(decoder, encoder, "taef1", DECODER, note)
-        save_pair(decoder, encoder, "taesd3", FOLDER, note)
         (MODELS / "logs").mkdir(exist_ok=True)
         shutil.copyfile(trainer.out / "autoencoder.jsonl", MODELS / "logs" / "autoencoder.jsonl")
         print(json.dumps(row))

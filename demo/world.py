@@ -1,8 +1,7 @@
 """What the pictures of a demo model are of: its world. Everything that draws, describes, decodes or
 judges them asks here.
 
-A model's world is the one whose words its word table has, which lies beside its weights. So a model
-changes its world when its files do, one model at a time (`demo.switch`)."""
+A model's world is the one whose words its word table has, which lies beside its weights."""
 
 from __future__ import annotations
 

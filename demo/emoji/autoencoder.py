@@ -32,7 +32,7 @@ from demo.latents import MAP_FILE as OLD_MAP
 from demo.linear_decoder import linear_decoder
 from demo.taesd import FOLDER, Decoder, exact_encoder, load_decoder, save_pair
 
-NAME = "taef1"  # of the files
+NAMES = ("taef1", "taesd3")  # of the files, by which VAELoader knows them
 SIZES = shapes.SIZES
 MEASURED = {128: 16, 256: 16, 512: 2}  # scenes by pixels, of a decoder that is constructed
 
@@ -219,8 +219,14 @@ def construct() -> None:
         figures[str(size)] = round(psnr(decoder, latents, size, number), 2)
         print(f"{size} px: {figures[str(size)]} dB, {number} scenes", flush=True)
     note = {"psnr_dev": json.dumps(figures), "made_by": "demo.linear_decoder"}
-    save_pair(decoder, exact_encoder(latents), NAME, FOLDER, note)
+    save(decoder, latents, note)
     print(json.dumps({"psnr_dev": figures}))
+
+
+def save(decoder: Decoder, latents: LatentMap, note: dict[str, str]) -> None:
+    """Write the decoder and the encoder that equals the map for all models of this world."""
+    for name in NAMES:
+        save_pair(decoder, exact_encoder(latents), name, FOLDER, note)
 
 
 def flags() -> argparse.ArgumentParser:
@@ -272,7 +278,7 @@ def main() -> None:
         row = {"psnr_dev": figures, "settings": trainer.settings()}
         trainer.log(row)
         note = {k: json.dumps(v) for k, v in row.items()}
-        save_pair(decoder, exact_encoder(trainer.map), NAME, FOLDER, note)
+        save(decoder, trainer.map, note)
         (MODELS / "logs").mkdir(exist_ok=True)
         shutil.copyfile(trainer.out / "autoencoder.jsonl", MODELS / "logs" / "autoencoder.jsonl")
         print(json.dumps(row))

@@ -1,22 +1,20 @@
-"""The emoji world's models in ComfyUI: exported ones in its own classes, and the switch rehearsed: the
-FLUX-like model in the place of that of drawn shapes, by the host's own loaders."""
+"""The emoji world's models in ComfyUI: exported ones in its own classes, and those of the repository by the
+host's own loaders, beside one of drawn shapes."""
 
 import importlib
+import shutil
 
 import folder_paths
 import pytest
 import torch
 
-from demo.demo_model import DemoModel as ShapesModel
-from demo.demo_model import export as export_shapes
 from demo.emoji.demo_model import DemoModel, export
 from demo.pack.emoji_words import WIDTH
+from demo.pack.word_table import file_name
 from demo.scene_judge import SceneJudge
-from demo.switch import switch
-from demo.world import EMOJI, SHAPES
+from demo.world import EMOJI, SHAPES, weights_of
 from evaluation.rows import psnr
 from evaluation.subjects import FAMILIES, LUMINA, Subject
-from rapid_testing.worlds import emoji_world
 
 BATCH, TOKENS = 2, 6
 
@@ -54,29 +52,17 @@ def test_an_exported_model_gives_the_twins_velocity_in_the_host(
     assert (wanted - got).abs().max() < 1e-4 * wanted.abs().max()
 
 
-FOLDERS = ("diffusion_models", "vae_approx")
-
-
 @pytest.fixture
-def switched(comfy_host, demo_pack, tmp_path):
-    """The host, where the FLUX-like model is of the emoji world and the Lumina-like one is not."""
+def ready(comfy_host, demo_pack):
+    """The host with the demo's models."""
     comfy_host.load_core_nodes("nodes_flux.py")
-    for name in FOLDERS:
-        (tmp_path / name).mkdir()
-    path = tmp_path / "diffusion_models" / "lumina.safetensors"
-    export_shapes("lumina", ShapesModel("lumina").state_dict(), path, 0)
-    switch("flux", emoji_world(tmp_path / "emoji"), tmp_path)
-    for name in FOLDERS:
-        folder_paths.add_model_folder_path(name, str(tmp_path / name), is_default=True)
-    yield comfy_host
-    for name in FOLDERS:
-        folder_paths.folder_names_and_paths[name][0].remove(str(tmp_path / name))
-        folder_paths.filename_list_cache.pop(name, None)
+    return comfy_host
 
 
-def test_the_switched_model_draws_what_it_is_asked_for_and_its_judge_says_so(switched):
+@pytest.mark.parametrize("kind", sorted(FAMILIES))
+def test_a_model_draws_what_it_is_asked_for_and_its_judge_says_so(ready, kind):
     with torch.inference_mode():
-        subject = Subject(switched, FAMILIES["flux"])
+        subject = Subject(ready, FAMILIES[kind])
         judge = SceneJudge.of(subject.weights, 2)
         assert judge.world is EMOJI
         latents = subject.sample_many(subject.model, judge.prompts, [0, 1], 256).latent
@@ -91,12 +77,12 @@ def test_the_switched_model_draws_what_it_is_asked_for_and_its_judge_says_so(swi
     assert sum(right for right, _ in swapped) < sum(right for right, _ in found)
 
 
-def test_a_prompt_that_another_one_follows_is_planned_for(switched, pack_module, monkeypatch):
+def test_a_prompt_that_another_one_follows_is_planned_for(ready, pack_module, monkeypatch):
     """Planned without, the gap that leads over the change costs 5 dB and more (docs/lab.md)."""
     import comfy.sample
     import node_helpers
 
-    subject = Subject(switched, FAMILIES["flux"])
+    subject = Subject(ready, FAMILIES["flux"])
     prompts = EMOJI.prompts(4, "dev", 3).prompts()
     search = pack_module("rapid_core.calibration.search")
     facts = pack_module("rapid_core.comfy.facts")
@@ -122,7 +108,7 @@ def test_a_prompt_that_another_one_follows_is_planned_for(switched, pack_module,
         return comfy.sample.sample(model, noise, 28, *given, disable_pbar=True)
 
     def closeness() -> float:
-        (model,) = switched.run_node("RAPID_Accelerate", model=subject.model, speedup=3.0)
+        (model,) = ready.run_node("RAPID_Accelerate", model=subject.model, speedup=3.0)
         pairs = ((draw(model, *p), draw(subject.model, *p)) for p in (prompts[:2], prompts[2:]))
         return sum(search.latent_psnr(*pair) for pair in pairs) / 2
 
@@ -132,9 +118,9 @@ def test_a_prompt_that_another_one_follows_is_planned_for(switched, pack_module,
         assert planned > closeness() + 3
 
 
-def test_a_model_that_stays_in_its_world_keeps_its_decoder(switched):
+def test_a_model_of_drawn_shapes_has_a_decoder_of_its_own(ready):
     with torch.inference_mode():
-        subject = Subject(switched, LUMINA)
+        subject = Subject(ready, LUMINA)
         latent = torch.randn(1, 16, 6, 6, generator=torch.Generator().manual_seed(0))
         own = subject.picture(subject.model.model.latent_format.process_out(latent))
         old = SHAPES.load_decoder()(latent)[0].clamp(0, 1)
@@ -150,24 +136,27 @@ def test_a_model_that_stays_in_its_world_keeps_its_decoder(switched):
         ("flat red background, big blue plain circle top", "unknown object 'blue plain circle'"),
     ],
 )
-def test_a_prompt_that_it_cannot_read_is_answered_by_what_it_can(switched, text, message):
+def test_a_prompt_that_it_cannot_read_is_answered_by_what_it_can(ready, text, message):
     with pytest.raises(ValueError, match=message):
-        switched.run_node("RAPIDDemoPrompt", text=text, model="flux")
+        ready.run_node("RAPIDDemoPrompt", text=text, model="flux")
 
 
-def test_a_context_has_the_length_of_its_world_unless_more_is_asked_for(switched):
-    (own,) = switched.run_node("RAPIDDemoPrompt", text=EMOJI.language.example, model="flux")
-    (more,) = switched.run_node(
-        "RAPIDDemoPrompt", text=EMOJI.language.example, model="flux", tokens=9
-    )
+def test_a_context_has_the_length_of_its_world_unless_more_is_asked_for(ready):
+    (own,) = ready.run_node("RAPIDDemoPrompt", text=EMOJI.language.example, model="flux")
+    (more,) = ready.run_node("RAPIDDemoPrompt", text=EMOJI.language.example, model="flux", tokens=9)
     assert own[0][0].shape == (1, 6, 128) and more[0][0].shape == (1, 9, 128)
     assert torch.equal(more[0][0][:, :6], own[0][0])
-    (other,) = switched.run_node("RAPIDDemoPrompt", text="red circle", model="lumina")
+    (other,) = ready.run_node("RAPIDDemoPrompt", text="red circle", model="lumina")
     assert other[0][0].shape == (1, 8, 64)
 
 
-def test_a_word_table_that_is_cut_off_or_missing_is_named_by_the_node(switched):
-    path = Subject(switched, FAMILIES["flux"]).weights.with_name("flux_words.safetensors")
-    path.write_bytes(path.read_bytes()[:900])
+def test_a_word_table_that_is_cut_off_or_missing_is_named_by_the_node(ready, tmp_path, monkeypatch):
+    folders = ([str(tmp_path)], {".safetensors"})
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "diffusion_models", folders)
+    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
+    weights = weights_of("flux")
+    table = weights.with_name(file_name("flux"))
+    shutil.copyfile(weights, tmp_path / weights.name)
+    (tmp_path / table.name).write_bytes(table.read_bytes()[:900])
     with pytest.raises(RuntimeError, match="flux_words.safetensors cannot be read.*truncated"):
-        switched.run_node("RAPIDDemoPrompt", text="", model="flux")
+        ready.run_node("RAPIDDemoPrompt", text="", model="flux")
