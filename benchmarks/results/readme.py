@@ -25,7 +25,7 @@ FIVE = (
     (
         "ComfyUI's EasyCache (FLUX-like), LazyCache (SD3-like)",
         ("dial", "easycache"),
-        ("policy_sd3", "lazycache"),
+        ("dial", "lazycache"),
     ),
 )
 
