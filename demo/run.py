@@ -139,9 +139,11 @@ def main() -> None:
     pairs = []
     print("starting ComfyUI ...", flush=True)
     with ComfyServer(args.host_tree, args.base) as server:
-        for kind in FAMILIES:
-            texts = world_of(weights_of(kind)).prompts(args.prompts).prompts()
-            pairs += draw(server.client, kind, texts[:4], args.out)
+        shown = min(args.prompts, 4)
+        # Other prompts for each model, so that nothing is seen twice.
+        for number, kind in enumerate(FAMILIES):
+            texts = world_of(weights_of(kind)).prompts((number + 1) * shown).prompts()
+            pairs += draw(server.client, kind, texts[number * shown :], args.out)
     comparison(pairs, args.out / "comparison.png")
     rows = measure(args.base, args.prompts)
     write(args.out / "report.json", rows, machine(args.host_tree))
