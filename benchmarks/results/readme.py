@@ -8,25 +8,13 @@ from benchmarks.names import MODELS
 from benchmarks.results.files import load
 from evaluation.tables import Column, Row, number, table, text
 
-# A name, and on each model the file and the method at 2x.
+# A name, and on each model the method at 2x.
 FIVE = (
-    ("**RAPID Accelerate**, `speedup` 2", ("dial", "full_picture"), ("dial", "full_picture")),
-    (
-        "**RAPID Accelerate**, `speedup` 2, `aim` best picture",
-        ("dial", "best_picture"),
-        ("dial", "best_picture"),
-    ),
-    ("no pack, half of the steps with euler", ("dial", "fewer_euler"), ("dial", "fewer_euler")),
-    (
-        "no pack, half of the steps with dpmpp_2m",
-        ("dial", "fewer_dpmpp_2m"),
-        ("dial", "fewer_dpmpp_2m"),
-    ),
-    (
-        "ComfyUI's EasyCache (FLUX-like), LazyCache (SD3-like)",
-        ("dial", "easycache"),
-        ("dial", "lazycache"),
-    ),
+    ("**RAPID Accelerate**, `speedup` 2", "full_picture", "full_picture"),
+    ("**RAPID Accelerate**, `speedup` 2, `aim` best picture", "best_picture", "best_picture"),
+    ("no pack, half of the steps with euler", "fewer_euler", "fewer_euler"),
+    ("no pack, half of the steps with dpmpp_2m", "fewer_dpmpp_2m", "fewer_dpmpp_2m"),
+    ("ComfyUI's EasyCache (FLUX-like), LazyCache (SD3-like)", "easycache", "lazycache"),
 )
 
 
@@ -35,10 +23,10 @@ def five_rows() -> str:
 
     def decibels(of: str, place: int, name: str) -> Callable[[Row], str]:
         def cell(row: Row) -> str:
-            file, method = row["methods"][place]
+            method = row["methods"][place]
             (found,) = (
                 r
-                for r in load(file)
+                for r in load("dial")
                 if (r["model"], r["method"], r["target"]) == (of, method, "2x")
             )
             return "-" if found[name] is None else f"{number(found[name])} dB"

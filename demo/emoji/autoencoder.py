@@ -225,8 +225,9 @@ def construct() -> None:
 
 def save(decoder: Decoder, latents: LatentMap, note: dict[str, str]) -> None:
     """Write the decoder and the encoder that equals the map for all models of this world."""
+    encoder = exact_encoder(latents)
     for name in NAMES:
-        save_pair(decoder, exact_encoder(latents), name, FOLDER, note)
+        save_pair(decoder, encoder, name, FOLDER, note)
 
 
 def flags() -> argparse.ArgumentParser:
