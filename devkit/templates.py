@@ -241,9 +241,12 @@ TEMPLATES: tuple[Template, ...] = (
         "demo_policy",
         "05 Demo - with a policy file",
         "RAPID Accelerate computes a quarter of the steps: those that a policy file says, which "
-        "was made for this demo model. RAPID Calibrate makes such a file for yours.",
-        "RAPID 加速只计算四分之一的步，由为该演示模型制作的策略文件指定。RAPID 校准可以为您的"
-        "模型制作这样的文件。",
+        "was made for this demo model. Up to 4x they are those that it finds without a file, so the "
+        "picture is the same here; on other models a file can bring more. RAPID Calibrate makes one "
+        "for yours.",
+        "RAPID 加速只计算四分之一的步，由为该演示模型制作的策略文件指定。在此模型上，4 倍以内"
+        "这些步与没有文件时 RAPID 加速自己找到的相同，图像也相同；在其他模型上文件可能带来更多。"
+        "RAPID 校准可以为您的模型制作这样的文件。",
         in_rows(
             note_above((("model", "policy"),), PROMPT, width=360),
             GUIDED,

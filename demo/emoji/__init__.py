@@ -1,1 +1,2 @@
-"""The emoji world: scenes of 256 real drawings. It will replace the drawn shapes of `demo.scenes`; now both live."""
+"""The emoji world: scenes of 256 real drawings. The FLUX-like and the SD3-like model draw them; the
+Lumina-like ones draw the shapes of `demo.scenes`."""

@@ -18,6 +18,7 @@ from demo.emoji.demo_model import WEIGHTS, DemoModel, load
 from demo.emoji.latents import MAP_FILE
 from demo.latents import LatentMap
 from demo.pack.emoji_words import PAD, bag
+from evaluation.subjects import guidance_of
 
 CAPTION = 66  # px below each picture
 
@@ -89,6 +90,7 @@ def main() -> None:
                 noise(args.prompts, side, args.seed)[rows],
                 counts,
                 args.steps,
+                guidance=guidance_of(args.weights),
             )
         )
     sheet(LatentMap.load(MAP_FILE).decode(torch.cat(latents)), prompts).save(args.png)

@@ -1,6 +1,6 @@
 """Train a model of the emoji world by flow matching. No ComfyUI; CPU or GPU; resumes after a kill.
 
-    python -m demo.emoji.train --out RUN --shapes demo/models/diffusion_models/flux.safetensors --stages 200k:128
+    python -m demo.emoji.train --out RUN --init demo/models/diffusion_models/flux.safetensors --stages 200k:128
 
 Flow matching (Lipman et al. 2023; Esser et al. 2024): x = (1 - t) data + t noise, the model gives noise - data;
 t is logit-normal, shifted towards noise. Matrices inside blocks are trained by Muon, everything else by AdamW; the
