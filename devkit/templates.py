@@ -482,11 +482,11 @@ TEMPLATES: tuple[Template, ...] = (
     Template(
         "calibrate",
         "31 Calibrate your model",
-        "RAPID Calibrate draws pictures of your model, as long as 40 full ones at the most, finds "
+        "RAPID Calibrate draws pictures of your model, as long as 10 full ones at the most, finds "
         "which steps matter, and writes a policy file. Put your own model, prompts and steps here "
         "and press **Run** once. You may cancel: the next run goes on from there.\n\nAfterwards "
         "RAPID Accelerate finds the file by itself, in any workflow with this model.",
-        "RAPID 校准会用您的模型画图（最多相当于 40 张完整图像的时间），找出哪些步重要，并写出"
+        "RAPID 校准会用您的模型画图（最多相当于 10 张完整图像的时间），找出哪些步重要，并写出"
         "策略文件。换上您自己的模型、提示词和步数，点击一次**运行**即可。"
         "可以随时取消：下次会接着进行。\n\n之后，在任何使用该模型的工作流中，RAPID 加速都会自"
         "动找到这个文件。",

@@ -8,6 +8,7 @@ from comfy_api.latest import io
 from ..rapid_core.comfy.chain import attach
 from ..rapid_core.policy_file.format import MAX_SPEEDUP, PolicyFile, read
 from ..rapid_core.policy_file.policies import check_base, policy_of
+from ..rapid_core.reasons import ReasonCode
 from ..rapid_core.techniques.step_skip.schedule import CLOSENESS, SchedulePolicy
 from ..rapid_core.types import Aim, Reason
 from ..rapid_core.types import Policy as Technique
@@ -163,14 +164,19 @@ class Accelerate(RapidNode):
 
     @classmethod
     def validate_inputs(
-        cls, start_percent: Any = 0.0, end_percent: Any = 1.0, policy_file: Any = AUTO
+        cls,
+        start_percent: Any = 0.0,
+        end_percent: Any = 1.0,
+        policy_file: Any = AUTO,
+        mode: Any = SPEED,
     ) -> bool | str:
         try:
             if is_name(policy_file):
                 path_of(str(policy_file), "RAPID Accelerate: policy_file")
+                refuse_beside(mode, None, policy_file)
         except ValueError as error:
             return str(error)
-        return cls.refusal(start_percent=start_percent, end_percent=end_percent)
+        return cls.refusal(start_percent=start_percent, end_percent=end_percent, mode=mode)
 
     @classmethod
     def fingerprint_inputs(cls, policy_file: Any = AUTO, mode: Any = SPEED, **_: Any) -> Any:
@@ -200,11 +206,16 @@ class Accelerate(RapidNode):
                 if full:  # its lowest speed-up would be taken, and nothing is learned beside a file
                     return io.NodeOutput(model)
                 technique = policy_of(file, values["speedup"])
+                if not isinstance(technique, SchedulePolicy):  # whose run says so itself
+                    said = [Reason(ReasonCode.POLICY_GIVEN, file=file.name)]
             elif policy_file == AUTO and values["mode"] == SPEED and not full:
                 technique, said = found_policy(model, values["speedup"])
+        learn = values["learn"] and values["mode"] == SPEED
         if technique is None:
-            learn = values["learn"] and values["mode"] == SPEED
             technique = SchedulePolicy(**dial_of(values), learn=learn)
+        elif learn:
+            source = file.name if file is not None else getattr(technique, "source", "")
+            said = [*said, Reason(ReasonCode.LEARN_BESIDE_FILE, file=source)]
         return io.NodeOutput(attach(model, with_window(technique, values), cls.hidden, said))
 
 
@@ -217,16 +228,26 @@ def is_name(policy_file: Any) -> bool:
 def chosen_file(policy: PolicyFile | None, policy_file: Any, mode: str) -> PolicyFile | None:
     """What is connected, or else the file that is named. Raises ValueError."""
     named = is_name(policy_file)
-    if mode == QUALITY and (policy is not None or named):
+    if policy is not None and not hasattr(policy, "metadata"):
+        raise ValueError(
+            f"RAPID Accelerate: policy = {policy!r} was given; accepted is what RAPID Load Policy "
+            "puts out. Connect that, or give a file's name to policy_file."
+        )
+    refuse_beside(mode, policy, policy_file)
+    if policy is None and named:
+        return read(path_of(str(policy_file), "RAPID Accelerate: policy_file"))
+    return policy
+
+
+def refuse_beside(mode: str, policy: PolicyFile | None, policy_file: Any) -> None:
+    """Raise ValueError for a policy or the name of a file in a mode that does not go by files."""
+    if mode == QUALITY and (policy is not None or is_name(policy_file)):
         given = "a policy" if policy is not None else f"policy_file = {policy_file!r}"
         instead = "connect nothing to policy" if policy is not None else "policy_file to auto"
         raise ValueError(
             f"RAPID Accelerate: mode = 'quality' was given with {given}; a policy file says what "
             f"to compute at a speedup. Set mode to speed, or {instead}."
         )
-    if policy is None and named:
-        return read(path_of(str(policy_file), "RAPID Accelerate: policy_file"))
-    return policy
 
 
 def dial_of(values: dict[str, Any]) -> dict[str, float]:

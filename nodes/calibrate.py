@@ -11,8 +11,9 @@ from ..rapid_core.comfy.calibrate.calibrate import calibrate
 from ..rapid_core.comfy.calibrate.card import about
 from ..rapid_core.comfy.calibrate.workflow import Workflow
 from ..rapid_core.comfy.chain import node_of
+from ..rapid_core.policy_file.names import SUFFIX
 from .base import RapidNode, words_first
-from .load_policy import Policy
+from .load_policy import Policy, stamp_of
 
 ANOTHER = (
     "Another such prompt; the seeds are drawn with all of them in turn. With three and more, "
@@ -128,6 +129,11 @@ class Calibrate(RapidNode):
         except ValueError as error:
             return str(error)
         return cls.refusal(effort=effort)
+
+    @classmethod
+    def fingerprint_inputs(cls, name: Any = None, **_: Any) -> Any:
+        """Changes with the file, so that one that was removed is made again. What is there is not."""
+        return name if name is None else stamp_of(f"{name}{SUFFIX}")
 
     @classmethod
     def execute(cls, model: Any, latent_image: dict[str, Any], **given: Any) -> io.NodeOutput:

@@ -20,6 +20,7 @@ NEWS = {
         ReasonCode.LEARNED,
         ReasonCode.LEARNED_NEARBY,
         ReasonCode.POLICY_FOUND,
+        ReasonCode.POLICY_GIVEN,
         ReasonCode.MASK_SCALED,
         ReasonCode.KV_MEMORY,
         ReasonCode.RESIDUAL_MEMORY,

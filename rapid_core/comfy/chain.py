@@ -24,6 +24,11 @@ from .learning import Lesson, lesson_for
 from .sampler_facts import sampler_name
 
 KEY = "rapid"
+# What the report says of a policy's file, and no longer once another policy took its place.
+OF_A_FILE = {
+    code.value
+    for code in (ReasonCode.POLICY_FOUND, ReasonCode.POLICY_GIVEN, ReasonCode.LEARN_BESIDE_FILE)
+}
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,7 @@ def attach(model: Any, policy: Policy, hidden: Any = None, said: Sequence[Reason
     others = tuple(p for p in policies if not _replaces(policy, p))
     for gone in policies:
         if _replaces(policy, gone):
-            notes = tuple(note for note in notes if note.code != ReasonCode.POLICY_FOUND.value)
+            notes = tuple(note for note in notes if note.code not in OF_A_FILE)
             notes = (*notes, _replaced(gone.technique, policy.technique))
             break
     notes = (*notes, *said)

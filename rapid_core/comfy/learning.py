@@ -16,7 +16,7 @@ from ..calibration.model_key import ModelKey
 from ..engine.plan import HostFacts, unsafe
 from ..engine.run import Run
 from ..policy_file.gaps import sigmas_problem
-from ..reasons import ReasonCode
+from ..reasons import ReasonCode, text
 from ..techniques.step_skip.schedule import SchedulePolicy
 from ..types import Policy, Reason
 from .model_key import key_of
@@ -30,6 +30,8 @@ ENOUGH = 4
 # Names of keys whose runs were watched and showed nothing (a sampler with sigmas of its own): they are
 # not watched again, or they would be computed in full for ever.
 _SHOW_NOTHING: set[str] = set()
+# Why something could not be written, as far as the log says so already.
+_NOT_KEPT: list[Reason] = []
 # Names of keys of which a run has been planned while nothing was known but too few pictures of others
 # nearby: the next run is watched. So settings that stay are learned, and who tries others with every
 # picture does not have all of them drawn in full.
@@ -68,6 +70,9 @@ class Lesson:
                     _SHOW_NOTHING.add(self.key.name)
                 return [Reason(ReasonCode.NOTHING_LEARNED)]
             failed = library().add(self.key, tables)
+            if failed is not None and failed not in _NOT_KEPT:
+                _NOT_KEPT.append(failed)  # in the log of a server, once
+                logging.warning("RAPID: %s", text(failed))
             return [] if failed is None else [failed]
         except Exception as error:
             logging.exception("RAPID: what this run has shown could not be kept")

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from ..architectures import FAMILIES
@@ -201,7 +201,10 @@ def write(
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.stem}.{uuid.uuid4().hex}.part")  # others may write it, too
     try:
-        save_file(body, part, {"format": FORMAT, "version": VERSION, "kind": kind, **texts})
+        about = {"format": FORMAT, "version": VERSION, "kind": kind, **texts}
+        part.write_bytes(
+            save(body, about)
+        )  # `save_file` makes files that only their owner can read
         file = read(part)
         part.replace(path)
     except PolicyError as error:

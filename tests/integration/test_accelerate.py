@@ -351,9 +351,10 @@ def test_a_schedule_policy_computes_its_steps(
     )[0]
     sample(patched, steps=STEPS, cfg=2.0)
     marks = "".join("#" if step else "." for step in computed)
-    assert strip(record_of(patched)) == marks and not record_of(patched).notes
+    given = ("policy_given", {"file": name})
+    assert strip(record_of(patched)) == marks and notes_of(record_of(patched)) == [given]
     sample(patched, steps=STEPS, cfg=2.0, sampler="heun")
-    assert notes_of(record_of(patched)) == [("schedule_moved", {"file": name})]
+    assert notes_of(record_of(patched)) == [given, ("schedule_moved", {"file": name})]
 
 
 def test_policies_are_listed_and_read_again_when_they_change(comfy_host, pack, saved, tiny_flux):
@@ -373,6 +374,8 @@ def test_policies_are_listed_and_read_again_when_they_change(comfy_host, pack, s
         comfy_host.run_node("RAPID_Accelerate", model=tiny_flux, speedup=2.0, policy=policy)
     with pytest.raises(ValueError, match="policy = 'none.safetensors' was given; there is"):
         load(comfy_host, "none.safetensors")
+    with pytest.raises(ValueError, match="policy = 'a.safetensors' was given; accepted is what"):
+        comfy_host.run_node("RAPID_Accelerate", model=tiny_flux, policy="a.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -580,8 +583,9 @@ def test_thresholds_out_of_a_file_are_one_schedule_among_others_and_cache_reuse_
     ):
         chain = chain_of(patched)
         assert [p.technique for p in chain.policies] == techniques
-        assert {note.code for note in chain.notes} <= {"two_schedules"}
-        assert [(n.params["first"], n.params["second"]) for n in chain.notes] == replaced
+        notes = [note for note in chain.notes if note.code != "policy_given"]
+        assert {note.code for note in notes} <= {"two_schedules"}
+        assert [(n.params["first"], n.params["second"]) for n in notes] == replaced
 
 
 def test_heads_see_the_models_pooled_vector(

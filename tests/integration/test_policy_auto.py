@@ -11,6 +11,7 @@ import torch
 from benchmarks.dial.bench import Bench
 from benchmarks.policy import accelerate as accelerated
 from demo.run import graph_for
+from rapid_core.quadrature.spacing import best_spaced
 from rapid_testing.actors import METADATA
 from rapid_testing.loras import with_lora
 from rapid_testing.sampling import sample
@@ -18,6 +19,13 @@ from rapid_testing.sampling import sample
 STEPS = 12
 SIGMAS = tuple(1 - i / STEPS for i in range(STEPS)) + (0.0,)
 PLANS = {"early": "######......", "late": "#......#####", "even": "#.#.#.#.#.#.", "full": "#" * 12}
+
+
+def simple(model, steps=STEPS):
+    """The sigmas of a model's runs with the scheduler `simple`."""
+    from comfy.samplers import calculate_sigmas
+
+    return calculate_sigmas(model.get_model_object("model_sampling"), "simple", steps).tolist()
 
 
 @pytest.fixture
@@ -49,9 +57,9 @@ def saved(pack_module, folder):
     schedule = pack_module("rapid_core.techniques.step_skip.schedule").Schedule
     write = pack_module("rapid_core.policy_file.format").write
 
-    def save(name="ours.safetensors", plan="early", age=0.0, **more):
-        computed = tuple(sign == "#" for sign in PLANS[plan])
-        tensors = schedules.schedule_tensors([schedule(computed, SIGMAS)])
+    def save(name="ours.safetensors", plan="early", age=0.0, sigmas=SIGMAS, **more):
+        computed = tuple(sign == "#" for sign in PLANS.get(plan, plan))
+        tensors = schedules.schedule_tensors([schedule(computed, tuple(sigmas))])
         path = write(
             folder / name, "schedule", {**METADATA, "budgets": [2.0], **more}, tensors
         ).path
@@ -98,14 +106,14 @@ def test_without_a_file_of_the_model_nothing_changes(
 def test_the_file_of_the_model_is_found_and_named(
     accelerate, policy_of, saved, headers, tiny_flux, record_of, weights_of
 ):
-    saved(weights=weights_of(tiny_flux))
+    saved(sigmas=simple(tiny_flux), weights=weights_of(tiny_flux))
     policy, said = policy_of(tiny_flux)
-    assert policy.source == "ours.safetensors"
-    assert said == {"policy_found": {"file": "ours.safetensors"}}
+    assert policy.source == "ours.safetensors" and policy.found and not said
     patched = accelerate(tiny_flux)
     sample(patched, steps=STEPS)
     record = record_of(patched)
     assert record.policies[0]["source"] == "ours.safetensors"
+    assert [note.code for note in record.notes] == ["policy_found"]
     assert "goes by ours.safetensors, a policy file" in record.text()
     assert policy_of(tiny_flux, policy_file="none")[0].source == ""
 
@@ -131,6 +139,44 @@ def test_of_several_the_newest_is_taken(policy_of, saved, headers, tiny_flux, we
     assert policy_of(tiny_flux)[0].source == "b.safetensors"
     os.utime(saved("a.safetensors", weights=weights))
     assert policy_of(tiny_flux)[0].source == "a.safetensors"
+
+
+@pytest.mark.parametrize("scheduler, steps", [("karras", STEPS), ("simple", 3 * STEPS)])
+def test_where_the_file_does_not_carry_over_pictures_are_those_of_no_file(
+    accelerate, saved, headers, tiny_flux, weights_of, record_of, scheduler, steps
+):
+    sigmas = simple(tiny_flux)
+    best = "".join(".#"[on] for on in best_spaced(STEPS // 2, sigmas))
+    saved(plan=best, sigmas=sigmas, weights=weights_of(tiny_flux))
+    found, none = accelerate(tiny_flux), accelerate(tiny_flux, policy_file="none")
+    pictures = [sample(m, steps=steps, scheduler=scheduler) for m in (found, none)]
+    assert torch.equal(*pictures)
+    (note,) = record_of(found).notes
+    assert note.code == "schedule_unfit" and note.params == {"file": "ours.safetensors"}
+    assert not record_of(none).notes
+
+
+def test_of_several_that_is_gone_by_which_was_searched_on_the_runs_sigmas(
+    accelerate, saved, headers, tiny_flux, weights_of, record_of
+):
+    weights = weights_of(tiny_flux)
+    saved("fits.safetensors", age=10, sigmas=simple(tiny_flux), weights=weights)
+    longer = simple(tiny_flux, STEPS + 4)
+    saved("newest.safetensors", "#." * (STEPS // 2 + 2), sigmas=longer, weights=weights)
+    patched = accelerate(tiny_flux)
+    for steps, file in ((STEPS, "fits.safetensors"), (STEPS + 4, "newest.safetensors")):
+        sample(patched, steps=steps)
+        (note,) = record_of(patched).notes
+        assert (note.code, note.params) == ("policy_found", {"file": file})
+
+
+def test_learn_beside_a_file_says_that_it_does_nothing(
+    policy_of, saved, headers, tiny_flux, weights_of
+):
+    saved(weights=weights_of(tiny_flux))
+    said = policy_of(tiny_flux, learn=True)[1]
+    assert said == {"learn_beside_file": {"file": "ours.safetensors"}}
+    assert policy_of(tiny_flux, learn=True, policy_file="none")[1] == {}
 
 
 def test_what_was_learned_is_no_policy_file_of_the_folder(
@@ -164,8 +210,7 @@ def test_a_damaged_file_is_passed_over_and_told_once(
     saved("wrong.safetensors", weights=weights, budgets=[3.0])  # its plan computes half
     policy, said = policy_of(tiny_flux)
     assert policy.source == "good.safetensors"
-    assert set(said) == {"policy_found", "policy_file_damaged"}
-    assert set(policy_of(tiny_flux)[1]) == {"policy_found"}
+    assert set(said) == {"policy_file_damaged"} and not policy_of(tiny_flux)[1]
 
 
 def test_a_file_of_another_family_or_a_folder_that_is_gone_raises_nothing(
@@ -369,5 +414,5 @@ def test_a_file_for_higher_speedups_is_not_gone_by(
     """It would compute as little as at its lowest."""
     saved(weights=weights_of(tiny_flux))
     for speedup, found in ((1.9, False), (2.0, True), (3.0, True)):
-        policy, codes = policy_of(tiny_flux, speedup=speedup)[:2]
-        assert bool(policy.source) == found == ("policy_found" in codes)
+        policy, _ = policy_of(tiny_flux, speedup=speedup)
+        assert bool(policy.source) == found == policy.found

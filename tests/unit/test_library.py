@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +19,6 @@ from rapid_core.architectures import FAMILIES
 from rapid_core.calibration import library as module
 from rapid_core.calibration.library import MAX_PICTURES, STALE, Learned, Library
 from rapid_core.calibration.model_key import ModelKey
-from rapid_core.policy_file import format as files
 from rapid_core.policy_file.format import PolicyError, read, write
 from rapid_core.policy_file.gaps import costs_of, errors_tensor, pictures_of, table_of
 from rapid_core.policy_file.policies import check_family, policy_of
@@ -334,12 +334,13 @@ def test_what_could_not_be_kept_is_written_without_another_picture(folder):
     "error", [OSError(28, "No space left on device"), SafetensorError("No space left on device")]
 )
 def test_a_full_disk_loses_nothing(library, folder, file, monkeypatch, error):
-    def save(body, path, metadata):
-        path.write_bytes(b"the first half")
+    def write_half(path, body):
+        with path.open("wb") as file:
+            file.write(body[: len(body) // 2])
         raise error
 
     with monkeypatch.context() as full:
-        full.setattr(files, "save_file", save)
+        full.setattr(Path, "write_bytes", write_half)
         failed = library.add(KEY, [table(2)])
     assert failed.code == "learned_not_kept" and failed.params["error"] == "No space left on device"
     assert errors(library.find(KEY)) == [1, 2] and errors(Library(folder).find(KEY)) == [1]

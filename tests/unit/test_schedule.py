@@ -247,7 +247,7 @@ def test_weights_that_cannot_be_computed_are_adams_bashforths_and_it_says_so(dam
     plain = SchedulePolicy(speedup=2.0, schedule=Schedule(evenly_spaced(4, 8), RUN))
     actions, actor = marks_of(policy, 8)
     assert actions == marks_of(plain, 8)[0]
-    assert actor.notes == (Reason(ReasonCode.SCHEDULE_WITHOUT_WEIGHTS, file="a.safetensors"),)
+    assert [note.code for note in actor.notes] == ["policy_given", "schedule_without_weights"]
 
 
 @pytest.mark.parametrize("forced", [(1,), (1, 3), (3, 4), (5,)])
@@ -333,7 +333,7 @@ def test_a_schedule_of_a_longer_run_does_not_skip_more_of_a_short_one():
     policy = SchedulePolicy(speedup=2.0, schedule=plan, source="a.safetensors")
     actions, actor = marks_of(policy, 8, safe=True)
     assert text(actions).count("#") == 6
-    assert [note.code for note in actor.notes] == ["schedule_too_short", "short_run"]
+    assert [note.code for note in actor.notes] == ["schedule_unfit", "short_run"]
     assert text(marks_of(policy, 8, safe=False)[0]).count("#") == 4
 
 
@@ -393,7 +393,8 @@ def test_a_searched_schedule_that_skips_a_turn_is_not_gone_by():
     policy = SchedulePolicy(speedup=2.0, schedule=plan, source="a.safetensors")
     on, off = (plan.computed.index(state, 5) for state in (True, False))
     kept, actor = marks_of(policy, 28, turns=(on,))
-    assert text(kept) == "".join("#" if c else "." for c in plan.computed) and not actor.notes
+    assert text(kept) == "".join("#" if c else "." for c in plan.computed)
+    assert [*actor.notes] == [Reason(ReasonCode.POLICY_GIVEN, file="a.safetensors")]
     own, actor = marks_of(replace(policy, speedup=1.0), 28, turns=(off,))
     assert text(own) == text(marks_of(SchedulePolicy(speedup=2.0), 28, turns=(off,))[0])
     assert [*actor.notes] == [Reason(ReasonCode.SCHEDULE_TURNS, file="a.safetensors")]

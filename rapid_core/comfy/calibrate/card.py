@@ -14,8 +14,12 @@ from ...calibration.plans import EFFORTS, Chosen
 from ...calibration.search import key_of as marks_of
 from ...engine.plan import HostFacts
 from ...policy_file.format import PolicyFile
+from ...policy_file.schedules import schedules_of
+from ...quadrature.spacing import best_spaced
 from .accepted import NAME
 from .workflow import Workflow
+
+SAME = "These are the steps that RAPID Accelerate finds without a file, too: this file changes nothing."
 
 
 @dataclass(frozen=True)
@@ -89,4 +93,7 @@ def about(result: Calibrated) -> str:
         if one.psnr_default is not None:
             line += f" ({one.psnr_default:.1f} dB without a policy)"
         lines.append(f"{line}  {marks_of(one.computed)}")
+    plans = schedules_of(file)
+    if all(plan.computed == best_spaced(sum(plan.computed), plan.sigmas) for plan in plans):
+        lines.append(SAME)
     return "\n".join(lines)

@@ -4,6 +4,7 @@ quadrature (see `quadrature.multistep` and `quadrature.gram`)."""
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -14,7 +15,7 @@ from typing_extensions import override
 from ...quadrature.gap_costs import GapCosts
 from ...quadrature.gram import Gram
 from ...quadrature.multistep import MAX_TERMS
-from ...quadrature.spacing import best_spaced
+from ...quadrature.spacing import falling, spacing_of
 from ...types import Aim, Mode, Policy, Requirements, Window
 from .closeness_actor import ClosenessActor
 from .schedule_actor import ScheduleActor
@@ -22,6 +23,9 @@ from .schedule_actor import ScheduleActor
 # Closenesses to the full picture in dB, by the names that people choose from.
 CLOSENESS = {"faithful": 45.0, "balanced": 40.0, "draft": 34.0}
 SAME_SIGMAS = 1e-3  # difference of sigmas that are the same, as a share of the highest
+# How much more a schedule may cost beside the best steps, by the formula, where it is moved to than where it
+# was searched: moved schedules that were tried lie below 1 dB or above 4 (docs/lab.md).
+CARRIES_OVER = 10**0.1
 
 
 @dataclass(frozen=True)
@@ -42,21 +46,39 @@ class Schedule:
         pairs = zip(sigmas, self.sigmas, strict=True)
         return max(abs(a - b) for a, b in pairs) <= SAME_SIGMAS * self.sigmas[0]
 
-    def computed_on(self, most: int, sigmas: Sequence[float]) -> tuple[bool, ...]:
-        """Which steps of a run on `sigmas` are computed: the same share of them, at the sigmas
-        where this schedule computes; thinned out to `most`. Placed by step instead, a schedule
-        loses up to 4 dB to even spacing on another scheduler."""
+    def computed_on(self, most: int, sigmas: Sequence[float]) -> tuple[bool, ...] | None:
+        """Which steps of a run on `sigmas` are computed, at most so many: the schedule's own, or those
+        it is moved to. None where it does not carry over: where sigmas lie elsewhere, moved steps
+        leave long gaps, which cost up to 30 dB."""
         fits = self.fits(sigmas)
         steps = len(sigmas) - 1
-        count = min(most, max(1, round(sum(self.computed) * steps / len(self.computed))))
+        share = math.ceil(sum(self.computed) * steps / len(self.computed) - 1e-9)
+        # The share of a search's steps that was computed may be rounded down.
+        count = most if not fits and most == share + 1 else min(most, share)
         if fits and count == sum(self.computed):
             return self.computed
-        places = np.arange(float(steps)) if fits else self._places(sigmas[:-1])
+        if not falling(sigmas):
+            return None
+        chosen = self.moved_to(count, sigmas)
+        if not chosen:
+            return None
+        # The last of a run with smaller steps may lie nearer to the picture than any of the schedule's.
+        ends = [chosen] if chosen[-1] == steps - 1 else [chosen, [*chosen[:-1], steps - 1]]
+        plans = [tuple(i in picked for i in range(steps)) for picked in ends]
+        excess, moved = min((_excess(plan, sigmas), plan) for plan in plans)
+        return moved if excess <= CARRIES_OVER * _excess(self.computed, self.sigmas) else None
+
+    def moved_to(self, count: int, sigmas: Sequence[float]) -> list[int]:
+        """`count` steps of a run at the sigmas where this schedule computes; none where hardly any of
+        these lie within the run. Placed by step instead, a schedule loses up to 4 dB to even spacing
+        on another scheduler."""
+        steps = len(sigmas) - 1
+        places = np.arange(float(steps)) if self.fits(sigmas) else self._places(sigmas[:-1])
         own = np.flatnonzero(self.computed)
         numbers = np.arange(float(len(own)))
         first, last = np.interp((places[0], places[-1]), own, numbers)
-        if count < 2 or last - first < 1:  # hardly any of the schedule's lie within the run
-            return best_spaced(count, sigmas)
+        if count < 2 or last - first < 1:
+            return []
         # Two in a row only where the schedule has such pairs, too, or there is no room without.
         in_a_row = any(a and b for a, b in itertools.pairwise(self.computed))
         gap = 1 if in_a_row or 2 * count > steps + 1 else 2
@@ -66,12 +88,26 @@ class Schedule:
             lowest = chosen[-1] + gap if chosen else 0
             free = range(lowest, steps - gap * (count - 1 - i))
             chosen.append(min(free, key=lambda step: abs(places[step] - target)))
-        return tuple(i in chosen for i in range(steps))
+        return chosen
 
     def _places(self, sigmas: Sequence[float]) -> np.ndarray:
         """Where sigmas lie among those of the search, in its steps."""
         known = -np.array(self.sigmas)
         return np.interp(-np.array(sigmas), known, np.arange(float(len(known))))
+
+
+def _excess(computed: Sequence[bool], sigmas: Sequence[float]) -> float:
+    """What steps cost by the formula over what the best ones would, as many on the same sigmas."""
+    spacing = spacing_of(tuple(sigmas))
+
+    def cost(plan: Sequence[bool]) -> float:
+        last = max(step for step, on in enumerate(plan) if on)
+        return spacing.total(plan) + spacing.cost(last, spacing.steps)
+
+    own, best = cost(computed), cost(spacing.best(sum(computed)))
+    if best > 0:
+        return own / best
+    return math.inf if own > 0 else 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +136,11 @@ class SchedulePolicy(Policy):
     """A searched schedule; None for the spacing of `quadrature.spacing`."""
     source: str = ""
     """File that the schedule is from."""
+    found: bool = False
+    """Whether nobody named the file: it was found by the model's weights."""
+    others: tuple[tuple[Schedule, str], ...] = field(default=(), repr=False)
+    """Schedules of other files that were made for the model, each with its file, for runs on whose sigmas
+    they were searched."""
     learn: bool = False
     """Whether it goes by what pictures of the model have shown (`comfy.learning`), as far as any
     have."""
@@ -122,14 +163,23 @@ class SchedulePolicy(Policy):
             history=MAX_TERMS,
             error_estimates=False,
             # Fitted weights make good in later predictions what earlier ones did wrong.
-            aim=None if self._fitted or self.watch else self.aim,
+            aim=None if self.fitted or self.watch else self.aim,
             decides_schedule=True,
             watch=self.watch,
             safety=self.safe,
         )
 
+    def schedule_on(self, sigmas: Sequence[float]) -> tuple[Schedule | None, str]:
+        """The schedule for a run on `sigmas` and its file: the first that was searched on these, else the
+        policy's own."""
+        if self.schedule is None:
+            return None, self.source
+        own = (self.schedule, self.source)
+        return next((pair for pair in (own, *self.others) if pair[0].fits(sigmas)), own)
+
     @property
-    def _fitted(self) -> bool:
+    def fitted(self) -> bool:
+        """Whether predictions go by weights that are fitted to what the file knows."""
         return self.schedule is not None and self.schedule.gram is not None
 
     @override

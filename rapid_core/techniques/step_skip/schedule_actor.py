@@ -23,8 +23,9 @@ SAFE_ERROR = 1.0
 TRUSTED_ERROR = 0.5
 # Of runs with steps as long as those of so many a quarter is skipped at most (docs/lab.md).
 SHORT_RUN = 10
+Plan = tuple[bool, ...]
 # (number of steps to compute, sigmas (N + 1,), turns among the steps) -> whether each of N steps is.
-Choose = Callable[[int, Sequence[float], Sequence[int]], tuple[bool, ...]]
+Choose = Callable[[int, Sequence[float], Sequence[int]], Plan]
 
 
 class ScheduleActor(Actor):
@@ -36,6 +37,7 @@ class ScheduleActor(Actor):
         self.computed: list[bool] = []
         """(N,) whether each step is computed; empty before the first evaluation."""
         self._notes: list[Reason] = []
+        self._file = policy.source
         self._predictor: GramPredictor | None = None  # where the schedule's weights hold
         self._skipped_step: int | None = None  # of the evaluation in progress, if it was to be so
         self._unplanned_step: int | None = None  # computed although it was to be skipped
@@ -120,16 +122,16 @@ class ScheduleActor(Actor):
             self.computed = list(self._settled(observation))
         return self.computed
 
-    def _settled(self, observation: Observation) -> tuple[bool, ...]:
+    def _settled(self, observation: Observation) -> Plan:
         policy = self.policy
-        schedule = policy.schedule
+        schedule, self._file = policy.schedule_on(observation.sigmas)
         steps = observation.steps
         if policy.watch:
             return (True,) * steps
         count = max_evaluations(policy.speedup, steps)
         short = policy.safe and steps_of_whole(observation.sigmas) <= SHORT_RUN
         if short and schedule is not None and not schedule.fits(observation.sigmas):
-            self._note(ReasonCode.SCHEDULE_TOO_SHORT, file=policy.source)
+            self._note(ReasonCode.SCHEDULE_UNFIT, file=self._file)
             schedule = None  # moved here it would skip what it skips of a longer run
         if short and count < steps - steps // 4:
             count = steps - steps // 4
@@ -140,33 +142,46 @@ class ScheduleActor(Actor):
             return self._in_window(count, observation, self._best)
         fits = schedule.fits(observation.sigmas)
         fitted = schedule.gram if fits and observation.euler else None
+        carries_over = fits or count > FEW  # where the last of few lies decides the picture
+
+        def searched(most: int, sigmas: Sequence[float], turns: Sequence[int]) -> Plan:
+            nonlocal carries_over
+            plan = schedule.computed_on(most, sigmas) if carries_over else None
+            carries_over = plan is not None
+            return self._best(most, sigmas, turns) if plan is None else plan
+
+        planned = self._in_window(count, observation, searched)
+        if not carries_over:
+            self._note(ReasonCode.SCHEDULE_UNFIT, file=self._file)
+            return planned
+        if not all(planned[turn] for turn in observation.turns):
+            self._note(ReasonCode.SCHEDULE_TURNS, file=self._file)
+            return self._in_window(sum(planned), observation, self._best)
         if fitted is not None:  # weights are fitted to what is computed, whatever was planned
             self._predictor = GramPredictor(fitted, schedule.sigmas)
-        searched = schedule.computed_on
-        planned = self._in_window(count, observation, lambda n, sigmas, _turns: searched(n, sigmas))
-        if not all(planned[turn] for turn in observation.turns):
-            self._note(ReasonCode.SCHEDULE_TURNS, file=policy.source)
-            return self._in_window(sum(planned), observation, self._best)
-        if count <= FEW and not fits:  # where the last one lies decides the picture
-            self._note(ReasonCode.SCHEDULE_TOO_SHORT, file=policy.source)
-            return self._in_window(count, observation, best_spaced)
+        by = ReasonCode.POLICY_FOUND if policy.found else ReasonCode.POLICY_GIVEN
+        self._note(by, file=self._file)
         if not fits or (schedule.gram is not None and fitted is None):
-            self._note(ReasonCode.SCHEDULE_MOVED, file=policy.source)
+            self._note(ReasonCode.SCHEDULE_MOVED, file=self._file)
         return planned
 
-    def _in_window(self, count: int, observation: Observation, choose: Choose) -> tuple[bool, ...]:
+    def _in_window(self, count: int, observation: Observation, choose: Choose) -> Plan:
         """The `count` steps that are chosen; those outside of the window are computed beside."""
         sigmas, steps = observation.sigmas, observation.steps
         inside = [i for i, sigma in enumerate(sigmas[:-1]) if sigma in self.window]
-        if len(inside) == steps or not inside:
-            return choose(count, sigmas, observation.turns) if inside else (True,) * steps
+        if not inside:
+            start, end = self.policy.percents
+            self._note(ReasonCode.LITTLE_WINDOW, start=start, end=end)
+            return (True,) * steps
+        if len(inside) == steps:
+            return choose(count, sigmas, observation.turns)
         first, last = inside[0], inside[-1]
         few = max(2, count - steps + len(inside))
         turns = _turns_within(first, last + 1, observation.turns)
         within = choose(few, sigmas[first : last + 2], turns)
         return (*(True,) * first, *within, *(True,) * (steps - 1 - last))
 
-    def _best(self, count: int, sigmas: Sequence[float], turns: Sequence[int]) -> tuple[bool, ...]:
+    def _best(self, count: int, sigmas: Sequence[float], turns: Sequence[int]) -> Plan:
         """The best `count` steps by what is known of the model. What that is was seen in runs that do not
         change on their way."""
         costs = self.policy.costs
@@ -183,7 +198,7 @@ class ScheduleActor(Actor):
                 weights = self._predictor.weights(observation)
             except ArithmeticError:
                 self._predictor = None
-                self._note(ReasonCode.SCHEDULE_WITHOUT_WEIGHTS, file=self.policy.source)
+                self._note(ReasonCode.SCHEDULE_WITHOUT_WEIGHTS, file=self._file)
         if weights is None:
             weights = prediction_weights(observation, self.policy.prediction_order)
         return weights
