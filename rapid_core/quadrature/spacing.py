@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import threading
 from collections.abc import Mapping, Sequence
 
 FEW = 3  # evaluations of a run, too few to have one at its very end
@@ -71,6 +72,9 @@ def gap_cost(start: float, stop: float, highest: float = 1.0) -> float:
     return abs(difficulty(stop, highest) - difficulty(start, highest)) ** POWER
 
 
+Rest = tuple[list[float], list[int]]
+
+
 class Spacing:
     """The best steps to compute on the falling sigmas of a run (N + 1,), for every number of them.
 
@@ -92,16 +96,18 @@ class Spacing:
         # Where turns lie together, the gap before them may be longer than any that is worth it otherwise.
         self._between = max((b - a for a, b in itertools.pairwise(must)), default=0) if turns else 0
         self._at = [difficulty(sigma, sigmas[0]) for sigma in sigmas]
+        self._ends = sigmas[-1] <= 0
         self._measured = measured
         self._longest: dict[int, int] = {}  # the end of the longest gap that was measured, by step
         for step, following in measured or ():
             self._longest[step] = max(following, self._longest.get(step, 0))
         # By number of evaluations still to be computed, at [i] from the computed step i on: the
         # least cost of the rest, and the step that is computed next.
-        last = self.steps - 1
-        self._rest: list[tuple[list[float], list[int]]] = [
-            ([math.inf] * last + [0.0], [self.steps] * self.steps)
-        ]
+        nothing = [self.steps] * self.steps
+        self._rest: list[Rest] = [([math.inf] * (self.steps - 1) + [0.0], nothing)]
+        # The same where the last steps need not be computed.
+        self._open: list[Rest] = [([self.tail(step) for step in range(self.steps)], nothing)]
+        self._lock = threading.Lock()  # runs of several threads share tables
 
     def cost(self, step: int, following: int) -> float:
         """Of the gap between two computed steps; none where there is nothing between."""
@@ -119,6 +125,21 @@ class Spacing:
             return self._length(step, following) ** POWER
         return self._measured[step, known] * (self._length(step, following) / length) ** POWER
 
+    def tail(self, step: int) -> float:
+        """Of what follows the last computed step, over which nothing is corrected; inf where the last step
+        has to be computed. It need not be where a run ends in the picture: the last steps of many
+        schedulers (beta, normal, karras) are next to nothing."""
+        if step == self.steps - 1:
+            return 0.0
+        if not self._ends or self.turns:
+            return math.inf
+        length = self._length(step, self.steps) ** POWER
+        near = sorted(self._longest.items(), key=lambda gap: abs(gap[0] - step))
+        known = next((gap for gap in near if self._length(*gap)), None)
+        if known is None:
+            return length
+        return length * self.cost(*known) / self._length(*known) ** POWER
+
     def _multiple(self, step: int, following: int) -> float:
         """Of a gap's cost at turns."""
         multiple = ENDS_AT_TURN if following in self.turns else 1.0
@@ -128,9 +149,10 @@ class Spacing:
         return abs(self._at[following] - self._at[step])
 
     def total(self, computed: Sequence[bool]) -> float:
-        """Of all gaps between computed steps, the last of which ends the run."""
+        """Of all gaps between computed steps, and of what follows the last one."""
         chosen = [step for step, on in enumerate(computed) if on]
-        return sum(self.cost(*gap) for gap in itertools.pairwise(chosen))
+        between = sum(self.cost(*gap) for gap in itertools.pairwise(chosen))
+        return between + self.tail(chosen[-1])
 
     def best(self, count: int) -> tuple[bool, ...]:
         """`count` steps, the first among them, where skipping the others costs least; more where there are
@@ -140,32 +162,36 @@ class Spacing:
             count = max(count, self._fewest)
         elif count < 2 or (count <= FEW and 2 * count < self.steps):
             return evenly_spaced(count, self.steps, few=True)
-        return True, *self.after(0, count - 1)
+        return True, *self._after(0, count - 1, self._open)
 
     def rest(self, step: int, left: int) -> float:
         """Least cost of what follows a computed step, with `left` more evaluations, the last step's
         among them; inf where that cannot be."""
-        return self._table(left)[0][step]
+        return self._table(left, self._rest)[0][step]
 
     def next(self, step: int, left: int) -> int:
         """The step to compute after `step`, with `left` evaluations; the number of steps for none."""
-        return self._table(left)[1][step]
+        return self._table(left, self._rest)[1][step]
 
     def after(self, step: int, left: int) -> tuple[bool, ...]:
         """Which of the steps after a computed one are computed, of `left`; the last always is."""
+        return self._after(step, left, self._rest)
+
+    def _after(self, step: int, left: int, rest: list[Rest]) -> tuple[bool, ...]:
         chosen = set()
         at = step
         for still in range(min(left, self.steps - 1 - step), 0, -1):
-            at = self.next(at, still)
+            at = self._table(still, rest)[1][at]
             chosen.add(at)
         return tuple(i in chosen for i in range(step + 1, self.steps))
 
-    def _table(self, left: int) -> tuple[list[float], list[int]]:
-        while len(self._rest) <= left:
-            self._rest.append(self._longer(self._rest[-1][0], len(self._rest)))
-        return self._rest[left]
+    def _table(self, left: int, rest: list[Rest]) -> Rest:
+        with self._lock:
+            while len(rest) <= left:
+                rest.append(self._longer(rest[-1][0], len(rest)))
+        return rest[left]
 
-    def _longer(self, after: list[float], left: int) -> tuple[list[float], list[int]]:
+    def _longer(self, after: list[float], left: int) -> Rest:
         """The table for one evaluation more than `after` is of."""
         least = [math.inf] * self.steps
         then = [self.steps] * self.steps

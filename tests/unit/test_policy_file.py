@@ -117,7 +117,7 @@ def test_on_other_steps_or_samplers_the_schedule_is_moved_and_says_so(schedule):
         assert text(actions).count("#") == steps // 2 and actor.notes == (given, moved)
 
 
-BOWED = tuple((1 - i / 20) ** 3 for i in range(21))  # as karras is
+BOWED = tuple((1 - i / 20) ** 4 for i in range(21))  # as karras is
 
 
 @pytest.mark.parametrize("sigmas", [BOWED, tuple(1 - i / 60 for i in range(61))])

@@ -200,7 +200,7 @@ def test_of_few_evaluations_the_last_comes_earlier():
         speedup: text(marks_of(SchedulePolicy(speedup=speedup), 8)[0])
         for speedup in (2.0, 2.5, 4.0)
     }
-    assert marks == {2.0: "##.#...#", 2.5: "#..#..#.", 4.0: "#....#.."}
+    assert marks == {2.0: "##.#..#.", 2.5: "#..#..#.", 4.0: "#....#.."}
 
 
 def test_a_record_has_the_settings_that_count_and_no_matrices(monkeypatch):

@@ -99,12 +99,7 @@ class Schedule:
 def _excess(computed: Sequence[bool], sigmas: Sequence[float]) -> float:
     """What steps cost by the formula over what the best ones would, as many on the same sigmas."""
     spacing = spacing_of(tuple(sigmas))
-
-    def cost(plan: Sequence[bool]) -> float:
-        last = max(step for step, on in enumerate(plan) if on)
-        return spacing.total(plan) + spacing.cost(last, spacing.steps)
-
-    own, best = cost(computed), cost(spacing.best(sum(computed)))
+    own, best = spacing.total(computed), spacing.total(spacing.best(sum(computed)))
     if best > 0:
         return own / best
     return math.inf if own > 0 else 1.0
