@@ -62,8 +62,8 @@ ALWAYS_NOISY = frozenset(("lcm", "lcm_upscale", "ddpm"))
 # does add noise, and can be predicted all the same (docs/lab.md).
 MAY_SKIP = frozenset(("res_multistep", "res_multistep_cfg_pp", "er_sde"))
 # They make small errors large, and so do all of cfg++ (docs/lab.md). dpm_adaptive chooses its steps by
-# how much two evaluations differ.
-SENSITIVE = frozenset(("dpm_fast", "dpm_adaptive", "euler_pp"))
+# how much two evaluations differ; the last three go by four derivatives in a row.
+SENSITIVE = frozenset(("dpm_fast", "dpm_adaptive", "euler_pp", "lms", "ipndm", "ipndm_v"))
 SHOWN = {
     "unipc": "uni_pc",
     "unipc_bh2": "uni_pc_bh2",

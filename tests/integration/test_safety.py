@@ -100,7 +100,8 @@ def test_every_sampler_of_the_host_is_known(facts):
 
 
 def test_samplers_that_make_small_errors_large_are_known(facts):
-    """All of cfg++, which go along another derivative than they are given, dpm_fast, and dpm_adaptive."""
+    """All of cfg++, which go along another derivative than they are given, dpm_fast, dpm_adaptive, and
+    those that go by four derivatives in a row."""
     import comfy.samplers
 
     found = {
@@ -109,7 +110,7 @@ def test_samplers_that_make_small_errors_large_are_known(facts):
         if facts.is_sensitive(comfy.samplers.sampler_object(name))
     }
     wanted = {name for name in comfy.samplers.SAMPLER_NAMES if name.endswith("_cfg_pp")}
-    assert found == wanted | {"dpm_fast", "dpm_adaptive"}
+    assert found == wanted | {"dpm_fast", "dpm_adaptive", "lms", "ipndm", "ipndm_v"}
 
 
 def test_every_sampler_of_the_host_is_said_by_its_name(facts):
