@@ -12,8 +12,9 @@ from rapid_core.engine.history import Point, predict
 from rapid_core.engine.plan import HostFacts, RunPlan, plan_run
 from rapid_core.engine.run import Run
 from rapid_core.quadrature.multistep import correction_weights, gap_moments
+from rapid_core.quadrature.spacing import max_evaluations, spacing_of
 from rapid_core.techniques.region.presets import paper, per_token_error
-from rapid_core.techniques.step_skip.schedule import SchedulePolicy
+from rapid_core.techniques.step_skip.schedule import Schedule, SchedulePolicy
 from rapid_core.token_grid import TokenGrid
 from rapid_core.types import (
     FULL,
@@ -137,12 +138,15 @@ def test_tokens_end_at_the_full_picture_whatever_their_gaps(order, seed):
 
 
 def test_evaluations_that_another_policy_skips_belong_to_every_tokens_gap():
-    x, run = sample(some_tokens(5, skips=False), 2, policies=(SchedulePolicy(speedup=1.3),))
+    last_too = (True, *spacing_of(SIGMAS).after(0, max_evaluations(1.3, STEPS) - 1))
+    schedule = Schedule(last_too, SIGMAS)
+    others = (SchedulePolicy(speedup=1.3, schedule=schedule),)
+    x, run = sample(some_tokens(5, skips=False), 2, policies=others)
     skipped = [e for e in (run.images[0],) if e.computed < STEPS]
     assert skipped
     # The schedule skips before there are three nodes, and a line is all that can be had of that gap.
     assert (x - full(2)).abs().max() < 0.02
-    x, _ = sample(some_tokens(5, skips=False), 1, policies=(SchedulePolicy(speedup=1.3),))
+    x, _ = sample(some_tokens(5, skips=False), 1, policies=others)
     assert torch.allclose(x, full(1), atol=2e-5)
 
 
