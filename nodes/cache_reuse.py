@@ -124,9 +124,8 @@ class CacheReuse(RapidNode):
                     optional=True,
                     advanced=True,
                     tooltip="Skip even where RAPID would rather compute everything: with samplers that add "
-                    "noise (ancestral, SDE but for er_sde, lcm), with cfg_pp, lms, ipndm, ipndm_v, dpm_fast and dpm_adaptive, and "
-                    "in runs of 6 steps and fewer. Pictures "
-                    "may suffer.",
+                    "noise (ancestral, SDE but for er_sde, lcm), with cfg_pp, lms, ipndm, ipndm_v, dpm_fast and "
+                    "dpm_adaptive, and in runs of 6 steps and fewer. Pictures may suffer.",
                 ),
             ],
             outputs=[
