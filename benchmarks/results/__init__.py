@@ -81,6 +81,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "host_failed": host_failed,
     "gpu_memory": gpu_memory,
     "gpu_flops": gpu_flops,
+    "heads_v2": lambda: quality("heads_v2", "flux"),
     "heads_trained": heads_trained,
     "heads_ablations": heads_ablations,
 }

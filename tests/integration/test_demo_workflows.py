@@ -60,7 +60,8 @@ def test_the_policy_example_follows_its_schedule_and_says_what_it_is(server, tmp
     (picture,) = server.client.save_images(outputs, tmp_path)
     assert picture.stat().st_size > 1000
     record = json.loads(outputs["report"]["rapid_record"][0])
-    assert record["totals"]["computed"] == 7 and not record["notes"]
+    assert record["totals"]["computed"] == 7
+    assert [note["code"] for note in record["notes"]] == ["policy_given"]
     assert record["policies"][0]["source"] == "demo-flux-gaps.safetensors"
     assert record["totals"]["speedup_theoretical"] == pytest.approx(28 / 7, rel=1e-3)
     assert "base_model: flux.safetensors" in outputs["about"]["text"][0]
