@@ -68,7 +68,7 @@ def test_a_timeline_is_saved_and_replayed_on_another_seed_and_prompt(graph, pict
     again = run(page, workflow(90 + vue, policy_file=f"{name}.safetensors", speedup=speedup))
     assert steps(again) == steps(first)
     assert again["fingerprint"] == first["fingerprint"]  # the same picture, bit for bit
-    assert again["notes"] == []
+    assert [note["code"] for note in again["notes"]] == ["policy_given"]
 
     nodes = workflow(7, speedup=speedup)
     nodes["positive"]["inputs"]["text"] = text("green")
