@@ -11,7 +11,7 @@ from ..rapid_core.comfy.calibrate.calibrate import calibrate
 from ..rapid_core.comfy.calibrate.card import about
 from ..rapid_core.comfy.calibrate.workflow import Workflow
 from ..rapid_core.comfy.chain import node_of
-from ..rapid_core.policy_file.names import SUFFIX
+from ..rapid_core.policy_file.names import SUFFIX, plain_name
 from .base import RapidNode, words_first
 from .load_policy import Policy, stamp_of
 
@@ -132,8 +132,10 @@ class Calibrate(RapidNode):
 
     @classmethod
     def fingerprint_inputs(cls, name: Any = None, **_: Any) -> Any:
-        """Changes with the file, so that one that was removed is made again. What is there is not."""
-        return name if name is None else stamp_of(f"{name}{SUFFIX}")
+        """Changes with the file, so that one that was removed is made again; one that is there is
+        only read."""
+        plain = None if name is None else plain_name(str(name))
+        return name if plain is None else stamp_of(f"{plain}{SUFFIX}")
 
     @classmethod
     def execute(cls, model: Any, latent_image: dict[str, Any], **given: Any) -> io.NodeOutput:

@@ -202,9 +202,7 @@ def write(
     part = path.with_name(f"{path.stem}.{uuid.uuid4().hex}.part")  # others may write it, too
     try:
         about = {"format": FORMAT, "version": VERSION, "kind": kind, **texts}
-        part.write_bytes(
-            save(body, about)
-        )  # `save_file` makes files that only their owner can read
+        part.write_bytes(save(body, about))  # `save_file` leaves them to their owner alone
         file = read(part)
         part.replace(path)
     except PolicyError as error:

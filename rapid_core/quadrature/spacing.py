@@ -80,8 +80,9 @@ class Spacing:
 
     measured: what gaps cost by the two computed steps they lie between, in any one unit; the formula
     for None. Of each step the shortest gaps are there, up to some length; longer ones go on with the
-    formula's power. turns: steps from which on the derivative is another one (a prompt or a ControlNet
-    begins or ends), so that no gap leads over them."""
+    formula's power. What follows the last computed step is a gap like another (`tail`). turns: steps
+    from which on the derivative is another one (a prompt or a ControlNet begins or ends), so that no
+    gap leads over them."""
 
     def __init__(
         self,
@@ -102,7 +103,7 @@ class Spacing:
         for step, following in measured or ():
             self._longest[step] = max(following, self._longest.get(step, 0))
         # By number of evaluations still to be computed, at [i] from the computed step i on: the
-        # least cost of the rest, and the step that is computed next.
+        # least cost of the rest, and the step that is computed next (the number of steps for none).
         nothing = [self.steps] * self.steps
         self._rest: list[Rest] = [([math.inf] * (self.steps - 1) + [0.0], nothing)]
         # The same where the last steps need not be computed.
@@ -168,10 +169,6 @@ class Spacing:
         """Least cost of what follows a computed step, with `left` more evaluations, the last step's
         among them; inf where that cannot be."""
         return self._table(left, self._rest)[0][step]
-
-    def next(self, step: int, left: int) -> int:
-        """The step to compute after `step`, with `left` evaluations; the number of steps for none."""
-        return self._table(left, self._rest)[1][step]
 
     def after(self, step: int, left: int) -> tuple[bool, ...]:
         """Which of the steps after a computed one are computed, of `left`; the last always is."""

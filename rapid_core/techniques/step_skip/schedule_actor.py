@@ -138,6 +138,8 @@ class ScheduleActor(Actor):
             self._note(ReasonCode.SHORT_RUN, steps=steps, skipped=steps // 4)
         if steps > 1 and count < 2:
             self._note(ReasonCode.ONE_EVALUATION, steps=steps, speedup=policy.speedup)
+        if policy.source and policy.schedule is None:  # a file of what gaps cost
+            self._goes_by_file()
         if schedule is None or count < 2:
             return self._in_window(count, observation, self._best)
         fits = schedule.fits(observation.sigmas)
@@ -159,8 +161,7 @@ class ScheduleActor(Actor):
             return self._in_window(sum(planned), observation, self._best)
         if fitted is not None:  # weights are fitted to what is computed, whatever was planned
             self._predictor = GramPredictor(fitted, schedule.sigmas)
-        by = ReasonCode.POLICY_FOUND if policy.found else ReasonCode.POLICY_GIVEN
-        self._note(by, file=self._file)
+        self._goes_by_file()
         if not fits or (schedule.gram is not None and fitted is None):
             self._note(ReasonCode.SCHEDULE_MOVED, file=self._file)
         return planned
@@ -202,6 +203,10 @@ class ScheduleActor(Actor):
         if weights is None:
             weights = prediction_weights(observation, self.policy.prediction_order)
         return weights
+
+    def _goes_by_file(self) -> None:
+        found = self.policy.found
+        self._note(ReasonCode.POLICY_FOUND if found else ReasonCode.POLICY_GIVEN, file=self._file)
 
     def _note(self, code: ReasonCode, **params: Any) -> None:
         self._notes.append(Reason(code, **params))
