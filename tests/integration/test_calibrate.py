@@ -2,12 +2,14 @@
 
 import json
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from rapid_core.calibration.plans import EFFORTS
+from rapid_core.quadrature.spacing import best_spaced, evenly_spaced
 from rapid_testing.loras import with_lora
 from rapid_testing.sampling import empty_latent, make_conditioning, sample
 
@@ -153,6 +155,39 @@ def test_what_is_finished_is_not_drawn_again(calibrate, folder, drawn, tiny_flux
     assert again[0].path == policy.path
     calibrate(tiny_flux, effort="few", noise_seed=99)
     assert len(drawn) > number
+
+
+def test_a_file_that_was_deleted_is_made_again(
+    calibrate, comfy_host, folder, tiny_flux, monkeypatch
+):
+    """The host would take what the node gave before, were its fingerprint the same."""
+    import folder_paths
+
+    known = ([str(folder)], {".safetensors"})  # where the host looks for files, as in a server
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "rapid_policies", known)
+    node = comfy_host.nodes.NODE_CLASS_MAPPINGS["RAPID_Calibrate"]
+    policy, _, _ = calibrate(tiny_flux, effort="few")
+    names = (policy.path.stem, f" {policy.path.name}")  # both are accepted for it
+    there = [node.fingerprint_inputs(name=name) for name in names]
+    assert there == [node.fingerprint_inputs(name=name, effort="few") for name in names]
+    policy.path.unlink()
+    assert all(node.fingerprint_inputs(name=n) != t for n, t in zip(names, there, strict=True))
+    assert calibrate(tiny_flux, effort="few")[0].path.is_file()
+
+
+@pytest.mark.parametrize("plan_of", [best_spaced, evenly_spaced])
+def test_a_file_that_changes_nothing_says_so(calibrate, room, folder, tiny_flux, plan_of):
+    card = room("card")
+    policy, _, _ = calibrate(tiny_flux, effort="few")
+    tensors = dict(policy.tensors)
+    sigmas = tuple(tensors["sigmas"].tolist())
+    for i, plan in enumerate(card.schedules_of(policy)):
+        where = sigmas if plan_of is best_spaced else STEPS
+        computed = plan_of(sum(plan.computed), where)
+        tensors[f"plan.{i}.computed"] = torch.tensor(computed, dtype=torch.uint8)
+    file = replace(policy, tensors=tensors)
+    said = card.about(card.Calibrated(file, [], 1, 1.0, 10.0))
+    assert said.endswith(card.SAME) == (plan_of is best_spaced)
 
 
 def test_figures_are_those_of_pictures(calibrate, accelerate, folder, inputs, tiny_flux):

@@ -290,7 +290,7 @@ def test_at_speedup_1_no_file_skips_anything_whether_it_learns_or_not(
 
 
 def test_in_quality_and_off_no_file_is_looked_for(
-    accelerate, policy_of, saved, headers, tiny_flux, weights_of, monkeypatch
+    comfy_host, accelerate, policy_of, saved, headers, tiny_flux, weights_of, monkeypatch
 ):
     saved(weights=weights_of(tiny_flux))
     monkeypatch.setattr(headers, "names", lambda: pytest.fail("looked for"))
@@ -302,6 +302,12 @@ def test_in_quality_and_off_no_file_is_looked_for(
         ValueError, match="policy_file = 'ours.safetensors'; .* policy_file to auto"
     ):
         accelerate(tiny_flux, mode="quality", policy_file="ours.safetensors")
+    node = comfy_host.nodes.NODE_CLASS_MAPPINGS[
+        "RAPID_Accelerate"
+    ]  # before anything is loaded, too
+    refused = node.validate_inputs(mode="quality", policy_file="ours.safetensors")
+    assert "policy_file = 'ours.safetensors'; " in refused
+    assert node.validate_inputs(mode="speed", policy_file="ours.safetensors") is True
 
 
 def test_the_other_settings_count_for_a_file_that_was_found(

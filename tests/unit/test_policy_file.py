@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import os
 import random
 import tempfile
 from pathlib import Path
@@ -310,6 +311,13 @@ def test_numbers_that_python_does_not_read_are_named(path, schedule):
     save_file(dict(schedule.tensors), path, {**schedule.metadata, "budgets": "9" * 5000})
     with pytest.raises(PolicyError, match=r"policy\.safetensors: budgets"):
         read(path)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="its files have no such bits")
+def test_a_file_is_as_readable_as_others_of_this_process(path, schedule):
+    """Several users may share a folder of models."""
+    (path.parent / "other").touch()
+    assert path.stat().st_mode == (path.parent / "other").stat().st_mode
 
 
 def test_a_file_that_could_not_be_read_again_leaves_the_one_before(path, schedule):

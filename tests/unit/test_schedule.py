@@ -156,6 +156,21 @@ def test_outside_of_the_window_nothing_is_skipped(speedup, searched, forced):
     assert set(marks[:5]) == set(marks[13:]) == {"#"} and "." in marks[5:13]
 
 
+def test_a_window_without_steps_is_said():
+    actions, actor = marks_of(
+        SchedulePolicy(speedup=2.0, start_percent=0.5), 12, window=Window(0, 0)
+    )
+    assert set(text(actions)) == {"#"}
+    assert [*actor.notes] == [Reason(ReasonCode.LITTLE_WINDOW, start=0.5, end=1.0)]
+
+
+@pytest.mark.parametrize("found", [False, True])
+def test_a_file_of_what_gaps_cost_is_named(found):
+    policy = SchedulePolicy(speedup=2.0, source="a.safetensors", found=found)
+    code = ReasonCode.POLICY_FOUND if found else ReasonCode.POLICY_GIVEN
+    assert [*marks_of(policy, 12)[1].notes] == [Reason(code, file="a.safetensors")]
+
+
 def test_in_its_window_a_searched_schedule_computes_where_it_would_in_all_of_the_run():
     """It has them dense at the beginning of the window and sparse at its end."""
     steps = 20

@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given
@@ -133,3 +135,41 @@ def test_a_part_of_a_run_counts_as_many_steps_as_the_whole_would_have():
     assert noisy > 10 and clean > 10 and 1 / (10 / noisy + 10 / clean) == pytest.approx(1)
     assert steps_of_whole([14.6 * (1 - i / 8) for i in range(9)]) == pytest.approx(8, abs=0.5)
     assert steps_of_whole([0.5, 0.5]) == math.inf
+
+
+TINY_LAST = (*SHIFTED[:9], 0.02, 0.005, 0.001, 0.0)  # as beta and karras end
+
+
+def test_last_steps_that_are_next_to_nothing_are_left_to_a_prediction():
+    spacing = spacing_of(TINY_LAST)
+    best = spacing.best(5)
+    ends_computed = (True, *spacing.after(0, 4))
+    assert best[0] and not best[-1] and sum(best) == 5 and ends_computed[-1]
+    assert spacing.total(best) < spacing.total(ends_computed)
+    assert best_spaced(5, TINY_LAST[:-1])[-1]  # a part of a run, from which another sampler goes on
+    assert best_spaced(5, TINY_LAST, turns=(3,))[-1]
+
+
+def test_what_follows_the_last_step_costs_as_its_measured_neighbours_do():
+    """Nothing was measured of it: nothing corrects a gap there."""
+    formula = spacing_of(SHIFTED)
+    gaps = [(a, b) for a in range(10) for b in range(a + 2, min(a + 4, 12))]
+    measured = Spacing(SHIFTED, {gap: 7 * formula.cost(*gap) for gap in gaps})
+    for step in (8, 10):
+        assert measured.tail(step) == pytest.approx(7 * formula.tail(step))
+    assert measured.tail(11) == formula.tail(11) == 0.0
+
+
+def test_threads_that_plan_on_the_same_sigmas_do_not_break_each_others_plan():
+    sigmas = tuple(1 - i / 100 for i in range(101))
+    counts = [50, 49, 50, 48]
+    wanted = [Spacing(sigmas).best(count) for count in counts]
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(5):
+            shared = Spacing(sigmas)
+            with ThreadPoolExecutor(len(counts)) as pool:
+                assert list(pool.map(shared.best, counts)) == wanted
+    finally:
+        sys.setswitchinterval(usual)
